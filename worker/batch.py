@@ -1,0 +1,196 @@
+"""The values that travel: columns, not record objects, because per-record Python work is what costs.
+
+A *slab* is what one take from Kafka produced: per partition a contiguous run of records. It is split into
+*batches* (one pipeline, at most ``max_size`` items each); the engine fills a batch's feed, runs and outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.errors import Rejection
+
+Headers = list[tuple[str, bytes | None]]
+Array = NDArray[Any]
+
+STAGES = ("broker", "queue", "decode", "wait", "infer", "encode")
+"""Stages of one result in order; their sum is ``total`` (contract section 3)."""
+
+
+class Partition(NamedTuple):
+    """One partition of one topic; the unit of order, of epochs and of commits."""
+
+    topic: str
+    number: int
+
+
+@dataclass(slots=True)
+class Span:
+    """Rows ``start..stop`` of a slab: consecutive records of one partition, all of one epoch."""
+
+    partition: Partition
+    start: int
+    stop: int
+    next_offset: int
+    """What to commit once these rows and all before them are done: last offset + 1 (offsets have gaps)."""
+    epoch: int = 0
+
+
+@dataclass(slots=True)
+class Columns:
+    """Records as aligned columns.
+
+    ``values`` holds None for a tombstone, ``headers`` None where a record has none. ``timestamps_ms`` is the
+    broker's record timestamp in Unix milliseconds (0 when unknown).
+    """
+
+    values: list[bytes | None] = field(default_factory=list)
+    keys: list[bytes | None] = field(default_factory=list)
+    headers: list[Headers | None] = field(default_factory=list)
+    timestamps_ms: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    partitions: list[Partition] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def extend(self, other: Columns) -> None:
+        self.values += other.values
+        self.keys += other.keys
+        self.headers += other.headers
+        self.timestamps_ms += other.timestamps_ms
+        self.offsets += other.offsets
+        self.partitions += other.partitions
+
+    def select(self, rows: Sequence[int]) -> Columns:
+        """These rows as columns of their own; the very same lists when ``rows`` is everything."""
+        if len(rows) == len(self.values):
+            return self
+        if isinstance(rows, range) and rows.step == 1:
+            cut = slice(rows.start, rows.stop)
+            return Columns(
+                self.values[cut],
+                self.keys[cut],
+                self.headers[cut],
+                self.timestamps_ms[cut],
+                self.offsets[cut],
+                self.partitions[cut],
+            )
+        return Columns(
+            [self.values[i] for i in rows],
+            [self.keys[i] for i in rows],
+            [self.headers[i] for i in rows],
+            [self.timestamps_ms[i] for i in rows],
+            [self.offsets[i] for i in rows],
+            [self.partitions[i] for i in rows],
+        )
+
+
+@dataclass(slots=True)
+class Request:
+    """What an Open Inference Protocol request asks of its answer."""
+
+    id: str | None = None
+    outputs: list[str] | None = None
+    """Names and order of the outputs wanted; None = all of the model's."""
+    binary: bool = False
+    """``binary_data_output`` of the request: every output binary unless it says otherwise."""
+    binary_outputs: dict[str, bool] = field(default_factory=dict)
+    """Per output ``parameters.binary_data``, where given."""
+
+
+@dataclass(slots=True)
+class Item:
+    """The decoded tensors of one record where its shape is not known beforehand.
+
+    ``arrays`` have the model's full rank, the batch dimension included; ``count`` is how many items the record
+    holds (the first dimension of a batchable model's request, else 1).
+    """
+
+    arrays: dict[str, Array]
+    count: int = 1
+    single: bool = True
+    """False when the record itself had a batch dimension: a JSON result then has ``predictions``."""
+    request: Request | None = None
+
+
+@dataclass(slots=True)
+class Feed:
+    """The input side of one batch, filled by the decoder.
+
+    Either ``arrays`` (every shape known: name -> (rows, *item), C order, a decoder writes ``arrays[name][row]``)
+    or ``items`` (one :class:`Item` per row). Rows that cannot be decoded go to ``rejected``.
+    """
+
+    arrays: dict[str, Array] | None
+    items: list[Item | None]
+    contexts: list[Any]
+    """Per row what postprocessing needs to know of the input (an image's geometry); None elsewhere."""
+    rejected: dict[int, Rejection] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """One outcome per row of a batch: a body to publish, a rejection, or nothing at all."""
+
+    bodies: list[bytes | None]
+    """Value for the output topic; None (outside ``rejected`` and ``dropped``) is a tombstone passed on."""
+    headers: list[Headers | None] | None = None
+    """Output headers per row; None when no row of the batch has any."""
+    rejected: dict[int, Rejection] = field(default_factory=dict)
+    dropped: set[int] = field(default_factory=set)
+    error_bodies: dict[int, bytes] = field(default_factory=dict)
+    """``output.errors``: what a rejected row puts on the output topic beside its dead letter."""
+
+    @classmethod
+    def empty(cls, rows: int) -> Outcomes:
+        return cls([None] * rows)
+
+
+@dataclass(slots=True)
+class Run:
+    """One model run inside a batch: some of its rows, in order, and what the model answered."""
+
+    rows: Sequence[int]
+    outputs: dict[str, Array]
+    """As the model gave them. Batchable: the first dimension is ``sum(counts)``."""
+    counts: Sequence[int] | None = None
+    """Items per row; None = one each."""
+    alone: bool = False
+    """The model is not batchable: this run is one record, the outputs are the model's own, whole."""
+    started_ns: int = 0
+    ended_ns: int = 0
+    stages_us: dict[str, int | NDArray[np.int64]] = field(default_factory=dict)
+    """Latency by stage in whole microseconds, one number for the run or one per row; with ``total``."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """A unit of work for the pool: the rows of one slab that go through one pipeline together."""
+
+    slab: Any
+    """The slab it belongs to; opaque to the engine."""
+    rows: Sequence[int]
+    """Which rows of the slab these are."""
+    columns: Columns
+    pipeline: Any
+    """The engine's pipeline, pinned when the batch is made so that a model swap never falls inside one."""
+    taken_ns: int
+    """Monotonic clock when the slab's first record was taken."""
+    taken_ms: float
+    """Unix milliseconds at the same moment: the only clock comparable with the record timestamp."""
+    feed: Feed | None = None
+    runs: list[Run] = field(default_factory=list)
+    outcomes: Outcomes | None = None
+    items: int = 0
+    decode_started_ns: int = 0
+    decode_ended_ns: int = 0
+    finished_ns: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)

@@ -1,0 +1,110 @@
+"""Errors named for what the process does about them.
+
+A :class:`Reject` costs one record. Everything else here ends the process with the exit code of its class and
+one sentence for the user; an exception that is none of these is a bug (exit 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Reason = Literal[
+    "undecodable",
+    "invalid",
+    "too_large",
+    "too_many_pixels",
+    "model_error",
+    "non_finite",
+    "too_large_output",
+    "unroutable",
+    "expired",
+    "crashed",
+]
+Stage = Literal["decode", "preprocess", "infer", "postprocess", "encode", "publish"]
+
+
+class Reject(Exception):  # noqa: N818 - own code raises it as a verdict, not as an error of its own
+    """Refuse the record at hand: it becomes one dead letter, the rest of its batch goes on.
+
+    Args:
+        message: one sentence for the person who reads the dead letter; never the payload itself.
+        reason: the machine-readable class; ``undecodable`` when the bytes are not of the format,
+            ``invalid`` when they are but do not fit the model or the configured fields.
+    """
+
+    def __init__(self, message: str, reason: Reason = "invalid") -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why one record became a dead letter: what the headers of contract section 4 say."""
+
+    reason: Reason
+    stage: Stage
+    message: str
+    class_name: str = ""
+    """Qualified name of the Python class of the stage that refused."""
+    exception_class_name: str = ""
+    attempts: int = 1
+
+    @classmethod
+    def of(cls, error: BaseException, stage: Stage, step: object, reason: Reason | None = None) -> Rejection:
+        """The rejection an exception raised in ``step`` stands for; a :class:`Reject` names its own reason."""
+        if reason is None:
+            reason = error.reason if isinstance(error, Reject) else "model_error"
+        return cls(reason, stage, str(error), class_path(step), class_path(error))
+
+
+def class_path(thing: object) -> str:
+    """``module.Class`` of an object, or of a function by its own name."""
+    kind = (
+        thing
+        if isinstance(thing, type) or callable(thing) and hasattr(thing, "__qualname__")
+        else type(thing)
+    )
+    return f"{kind.__module__}.{kind.__qualname__}"  # type: ignore[attr-defined]
+
+
+class WorkerError(Exception):
+    """Ends the process: one sentence for the user and an exit code."""
+
+    exit_code = 1
+
+
+class ConfigError(WorkerError):
+    """Usage or configuration: everything `check --offline` can see except the model."""
+
+    exit_code = 2
+
+
+class StartError(WorkerError):
+    """Cannot start: broker, topic, authorisation, model, provider, port."""
+
+    exit_code = 3
+
+
+class DeadLetterLimit(WorkerError):
+    """Too many records are bad: a bad deploy is not bad data."""
+
+    exit_code = 4
+
+
+class Stalled(WorkerError):
+    """Stalled, stuck, or a drain over its budget."""
+
+    exit_code = 5
+
+
+class ClientFatal(WorkerError):
+    """The Kafka client is fatal or fenced, or three rewinds in a row brought no commit."""
+
+    exit_code = 6
+
+
+class SickModel(WorkerError):
+    """The warm-up input no longer gives its known output: nothing more is committed or dead-lettered."""
+
+    exit_code = 7
