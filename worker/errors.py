@@ -24,7 +24,7 @@ Reason = Literal[
 Stage = Literal["decode", "preprocess", "infer", "postprocess", "encode", "publish"]
 
 
-class Reject(Exception):  # noqa: N818 - own code raises it as a verdict, not as an error of its own
+class Reject(Exception):
     """Refuse the record at hand: it becomes one dead letter, the rest of its batch goes on.
 
     Args:
@@ -60,12 +60,8 @@ class Rejection:
 
 def class_path(thing: object) -> str:
     """``module.Class`` of an object, or of a function by its own name."""
-    kind = (
-        thing
-        if isinstance(thing, type) or callable(thing) and hasattr(thing, "__qualname__")
-        else type(thing)
-    )
-    return f"{kind.__module__}.{kind.__qualname__}"  # type: ignore[attr-defined]
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{getattr(named, '__module__', '')}.{getattr(named, '__qualname__', '')}"
 
 
 class WorkerError(Exception):
