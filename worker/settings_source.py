@@ -1,0 +1,265 @@
+"""From a YAML file, ``--set`` options and the environment to one plain document; from a validation error to a sentence.
+
+Every scalar stays the text that was written (only ``null`` means something): the setting it belongs to decides what
+it is, so ``version: 1.10`` keeps its zero and a password ``no`` is not a boolean.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import ValidationError
+
+from worker.errors import ConfigError
+
+Key = tuple[str, ...]
+"""A setting by its path from the top: ``("input", "topics")``; ``*`` stands for a name of the user's choice."""
+
+_NULL = "tag:yaml.org,2002:null"
+_MERGE = "tag:yaml.org,2002:merge"
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_MORE_THAN_TEXT = re.compile(r"\s*(?:[\[{].*|~|null)\s*", re.DOTALL)
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The document in ``path`` with ``overrides`` (``a.b=yaml``) laid over it and ``${ENV}`` expanded.
+
+    Raises:
+        ConfigError: no such file, not YAML, not a mapping, a malformed override or an unset variable.
+    """
+    try:
+        document = parse(_text_of(path))
+        if not isinstance(document, dict):
+            raise ConfigError(f"expected a YAML mapping of settings, got {describe(document)}")
+        for override in overrides:
+            _override(document, override)
+        return {key: _expand(value, (key,)) for key, value in document.items()}
+    except RecursionError:
+        raise ConfigError("the YAML is nested too deeply or contains itself") from None
+
+
+def parse(text: str) -> Any:
+    """One YAML value made of dicts, lists, text and None.
+
+    Raises:
+        ConfigError: not YAML, or a mapping names the same key twice; says line and column.
+    """
+    try:
+        return yaml.load(text, _TextLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"not valid YAML: {where}{error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def sentence(error: ValidationError, document: Any, known: set[Key], hidden: Key = ()) -> str:
+    """The first mistake of a validation as ``field: got X, expected Y``; an unknown key comes before all others.
+
+    Args:
+        error: what validating ``document`` raised.
+        document: what was validated; its keys tell settings from pydantic's own markers in an error's location.
+        known: every setting there is.
+        hidden: leading keys that the user did not write (one pipeline at the top of the file).
+    """
+    details = error.errors(include_url=False)
+    first = next((detail for detail in details if detail["type"] == "extra_forbidden"), details[0])
+    place = _place(first["loc"], document, first["type"])
+    shown = place[len(hidden) :] if place[: len(hidden)] == hidden else place
+    name = dotted(shown)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {name}; the nearest known key is {_nearest(shown, known)}"
+    if first["type"] == "missing":
+        return f"{name} is required"
+    message = (
+        str(first["ctx"]["error"]) if first["type"] == "value_error" else _expected(details, first, document)
+    )
+    if message.startswith("expected "):
+        message = f"got {describe(first['input'])}, {message}"
+    return f"{name}: {message}"
+
+
+def describe(value: Any) -> str:
+    """A value as an error message shows it: short, on one line."""
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def dotted(key: Sequence[str]) -> str:
+    """``a.b.0`` as a user writes it."""
+    return ".".join(key)
+
+
+class _TextLoader(yaml.SafeLoader):
+    """YAML whose scalars are text or None and whose mappings name each key once."""
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
+        letter: [(tag, pattern) for tag, pattern in resolvers if tag in (_NULL, _MERGE)]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be text", key.start_mark)
+            if key.value in seen and key.tag != _MERGE:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError("no such file; expected a YAML configuration") from None
+    except IsADirectoryError:
+        raise ConfigError("is a directory; expected a YAML configuration file") from None
+    except UnicodeDecodeError:
+        raise ConfigError("is not UTF-8 text; expected a YAML configuration") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    """Lay one ``a.b=yaml`` over the document; behind ``kafka.`` the rest is one key."""
+    name, equals, text = override.partition("=")
+    name = name.strip()
+    if not equals or not all(name.split(".")):
+        raise ConfigError(f"--set {override}: expected key=value, such as batching.max_size=32")
+    try:
+        value = parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"--set {name}: {error}") from None
+    at = document
+    rest = name
+    while True:
+        key, rest = _split(rest, at, whole=at is document.get("kafka"))
+        if not rest:
+            at[key] = value
+            return
+        if at.get(key) is None:
+            at[key] = {}
+        if not isinstance(at[key], dict):
+            raise ConfigError(f"--set {name}: {key} is {describe(at[key])}, not a mapping")
+        at = at[key]
+
+
+def _split(name: str, mapping: Mapping[str, Any], whole: bool) -> tuple[str, str]:
+    """The first key of a dotted name and the rest; a key already there may hold dots itself (``input.1``)."""
+    if whole or name in mapping:
+        return name, ""
+    for key in sorted(mapping, key=len, reverse=True):
+        if name.startswith(f"{key}."):
+            return key, name[len(key) + 1 :]
+    key, _, rest = name.partition(".")
+    return key, rest
+
+
+def _expand(value: Any, key: Key) -> Any:
+    """``value`` with every ``${ENV}`` and ``${ENV:-default}`` in its texts replaced.
+
+    A text that is one variable and nothing else may stand for a list, a mapping or null; not under ``kafka``,
+    where a password may well begin with a bracket.
+    """
+    if isinstance(value, dict):
+        return {name: _expand(inner, (*key, str(name))) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_expand(inner, (*key, str(index))) for index, inner in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+
+    def replacement(match: re.Match[str]) -> str:
+        variable, default = match.groups()
+        found = os.environ.get(variable, default)
+        if found is None:
+            raise ConfigError(
+                f"{dotted(key)}: the environment variable {variable} is not set and has no default"
+            )
+        return found
+
+    expanded = _VARIABLE.sub(replacement, value)
+    if key[0] != "kafka" and _VARIABLE.fullmatch(value) and _MORE_THAN_TEXT.fullmatch(expanded):
+        try:
+            return parse(expanded)
+        except ConfigError:
+            return expanded
+    return expanded
+
+
+def _place(location: tuple[int | str, ...], document: Any, kind: str) -> Key:
+    """The setting an error is about: its location without pydantic's markers for branches of a union."""
+    at = document
+    place: list[str] = []
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        within = part in at if isinstance(at, dict) else isinstance(at, list) and part in range(len(at))
+        if within:
+            at = at[part]
+        elif not (last and kind == "missing"):
+            continue
+        place.append(str(part))
+    return tuple(place)
+
+
+def _nearest(key: Key, known: set[Key]) -> str:
+    """The known key most like an unknown one: a sibling if one is alike, else any setting of a like name."""
+    siblings = {name[-1]: name for name in known if len(name) == len(key) and _matches(name[:-1], key[:-1])}
+    anywhere = {name[-1]: name for name in sorted(known, reverse=True)}
+    for names, cutoff in ((siblings, 0.6), (anywhere, 0.6), (siblings, 0.0), (anywhere, 0.0)):
+        near = difflib.get_close_matches(key[-1], [name for name in names if name != "*"], n=1, cutoff=cutoff)
+        if near:
+            found = names[near[0]]
+            parent = key[:-1] if names is siblings else found[:-1]
+            return dotted((*parent, found[-1]))
+    return dotted(key)
+
+
+def _matches(pattern: Key, key: Key) -> bool:
+    return all(expected in ("*", part) for expected, part in zip(pattern, key, strict=True))
+
+
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "text",
+    "path": "a file path",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping",
+    "model": "a mapping",
+}
+
+
+def _expected(details: Sequence[Any], first: Any, document: Any) -> str:
+    """What the setting takes, from every branch that refused the same value."""
+    place = _place(first["loc"], document, first["type"])
+    same = [detail for detail in details if _place(detail["loc"], document, detail["type"]) == place]
+    return "expected " + " or ".join(dict.fromkeys(map(_expectation, same)))
+
+
+def _expectation(detail: Any) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "literal_error":
+        return str(context["expected"])
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        bound = next(context[name] for name in ("gt", "ge", "lt", "le") if name in context)
+        words = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
+        return f"a number {next(words[name] for name in words if name in context)} {bound}"
+    if kind in ("string_too_short", "too_short"):
+        return "something that is not empty"
+    return _EXPECTED.get(kind.split("_")[0], str(detail["msg"]))
