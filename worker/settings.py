@@ -59,7 +59,7 @@ def validate(document: dict[str, Any], base: Path) -> Settings:
     try:
         settings = Settings.model_validate(folded, context={"base": base.absolute()})
     except ValidationError as error:
-        raise ConfigError(sentence(error, folded, _known_keys(), hidden)) from None
+        raise ConfigError(sentence(error, folded, _known_keys(at_top=bool(hidden)), hidden)) from None
     _check(settings)
     if any(settings.own_code()):
         for folder in (str(base.absolute()), os.getcwd()):
@@ -130,10 +130,16 @@ def _host_and_port(address: str) -> str:
 def _built_in_or_own(*names: str) -> Callable[[str], str]:
     def check(name: str) -> str:
         if name not in names and not _OWN_CODE.fullmatch(name):
-            raise ValueError("expected " + " or ".join([*names, 'own code as "module:attribute"']))
+            raise ValueError("expected " + ", ".join([*names, 'or own code as "module:attribute"']))
         return name
 
     return check
+
+
+def _sha256(digest: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+        raise ValueError("expected 64 hexadecimal digits")
+    return digest.lower()
 
 
 def _distinct(values: list[str]) -> list[str]:
@@ -271,7 +277,7 @@ class ModelSettings(_Section):
     """Name in results; default: the pipeline's key under pipelines, else the top-level name, else the file's stem."""
     version: Text | None = None
     """Version in results; default: the first 8 hex digits of the SHA-256 over the file and its external data."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
+    sha256: Annotated[str, AfterValidator(_sha256)] | None = None
     """When given it must match."""
     providers: Annotated[list[Literal["cpu", "cuda", "tensorrt"]], AfterValidator(_distinct)] = ["cpu"]
     """Execution providers in order; every one named must be in use, except a trailing cpu."""
@@ -479,15 +485,16 @@ class SecuritySettings(_Section):
 
 
 def _as_properties(properties: Any) -> Any:
-    """librdkafka takes text: true -> "true"; anything that is no scalar is a mistake."""
+    """librdkafka takes text: true -> "true". Nothing = not set; a list or mapping is a mistake, never shown."""
     if not isinstance(properties, dict):
         return properties
     texts = {}
     for name, value in properties.items():
-        if value is None or isinstance(value, dict | list):
-            kind = "nothing" if value is None else "a mapping" if isinstance(value, dict) else "a list"
-            raise ValueError(f"the property {name} is {kind}, expected one value, such as group.id: digits")
-        texts[str(name)] = str(value).lower() if isinstance(value, bool) else str(value)
+        if isinstance(value, dict | list):
+            kind = "mapping" if isinstance(value, dict) else "list"
+            raise ValueError(f"the property {name} is a {kind}, expected one value, such as group.id: digits")
+        if value is not None:
+            texts[str(name)] = str(value).lower() if isinstance(value, bool) else str(value)
     return texts
 
 
@@ -839,9 +846,12 @@ def _stem(pipeline: Any) -> str:
     return Path(str(path or "")).stem or "worker"
 
 
-def _known_keys() -> set[Key]:
-    """Every setting there is, with ``*`` for a name of the user's choice; a single pipeline's keys at the top too."""
-    return set(_keys_of(Settings)) | set(_keys_of(PipelineSettings))
+def _known_keys(at_top: bool) -> set[Key]:
+    """Every setting of one form of the file, with ``*`` for a name of the user's choice."""
+    keys = set(_keys_of(Settings))
+    if not at_top:
+        return keys
+    return {key for key in keys if key[0] != "pipelines"} | set(_keys_of(PipelineSettings))
 
 
 def _keys_of(section: type[BaseModel], parent: Key = ()) -> Iterator[Key]:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -78,9 +78,7 @@ def sentence(error: ValidationError, document: Any, known: set[Key], hidden: Key
         return f"unknown key {name}; the nearest known key is {_nearest(shown, known)}"
     if first["type"] == "missing":
         return f"{name} is required"
-    message = (
-        str(first["ctx"]["error"]) if first["type"] == "value_error" else _expected(details, first, document)
-    )
+    message = _message(details, place, document)
     if message.startswith("expected "):
         message = f"got {describe(first['input'])}, {message}"
     return f"{name}: {message}"
@@ -102,7 +100,7 @@ def dotted(key: Sequence[str]) -> str:
 class _TextLoader(yaml.SafeLoader):
     """YAML whose scalars are text or None and whose mappings name each key once."""
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 - typed as an instance attribute in the base class
         letter: [(tag, pattern) for tag, pattern in resolvers if tag in (_NULL, _MERGE)]
         for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -153,7 +151,9 @@ def _override(document: dict[str, Any], override: str) -> None:
         if at.get(key) is None:
             at[key] = {}
         if not isinstance(at[key], dict):
-            raise ConfigError(f"--set {name}: {key} is {describe(at[key])}, not a mapping")
+            raise ConfigError(
+                f"--set {name}: {name.removesuffix(f'.{rest}')} is {describe(at[key])}, not a mapping"
+            )
         at = at[key]
 
 
@@ -215,20 +215,20 @@ def _place(location: tuple[int | str, ...], document: Any, kind: str) -> Key:
 
 
 def _nearest(key: Key, known: set[Key]) -> str:
-    """The known key most like an unknown one: a sibling if one is alike, else any setting of a like name."""
-    siblings = {name[-1]: name for name in known if len(name) == len(key) and _matches(name[:-1], key[:-1])}
-    anywhere = {name[-1]: name for name in sorted(known, reverse=True)}
-    for names, cutoff in ((siblings, 0.6), (anywhere, 0.6), (siblings, 0.0), (anywhere, 0.0)):
-        near = difflib.get_close_matches(key[-1], [name for name in names if name != "*"], n=1, cutoff=cutoff)
-        if near:
-            found = names[near[0]]
-            parent = key[:-1] if names is siblings else found[:-1]
-            return dotted((*parent, found[-1]))
-    return dotted(key)
+    """The known key most like an unknown one; a sibling wins over a setting elsewhere that is little more alike."""
+
+    def likeness(name: Key) -> float:
+        ratio = difflib.SequenceMatcher(None, key[-1], name[-1]).ratio()
+        return ratio + 0.2 if _is_sibling(name, key) else ratio
+
+    best = max(sorted(name for name in known if name[-1] != "*"), key=likeness)
+    return dotted((*key[:-1], best[-1])) if _is_sibling(best, key) else dotted(best).replace("*", "<name>")
 
 
-def _matches(pattern: Key, key: Key) -> bool:
-    return all(expected in ("*", part) for expected, part in zip(pattern, key, strict=True))
+def _is_sibling(pattern: Key, key: Key) -> bool:
+    return len(pattern) == len(key) and all(
+        expected in ("*", part) for expected, part in zip(pattern[:-1], key[:-1], strict=True)
+    )
 
 
 _EXPECTED = {
@@ -245,15 +245,18 @@ _EXPECTED = {
 }
 
 
-def _expected(details: Sequence[Any], first: Any, document: Any) -> str:
-    """What the setting takes, from every branch that refused the same value."""
-    place = _place(first["loc"], document, first["type"])
+def _message(details: Sequence[Any], place: Key, document: Any) -> str:
+    """What the setting takes, from every branch of its type that refused the same value."""
     same = [detail for detail in details if _place(detail["loc"], document, detail["type"]) == place]
+    if len(same) == 1 and same[0]["type"] == "value_error":
+        return str(same[0]["ctx"]["error"])
     return "expected " + " or ".join(dict.fromkeys(map(_expectation, same)))
 
 
 def _expectation(detail: Any) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"]).removeprefix("expected ")
     if kind == "literal_error":
         return str(context["expected"])
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
