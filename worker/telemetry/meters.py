@@ -1,0 +1,248 @@
+"""The counters, owned by the conductor's thread: plain numbers, no locks, one call per batch.
+
+Other threads see them only as a :class:`Snapshot`, an independent copy made between two turns of the loop, so
+``in = ok + dead_letter + dropped + in flight`` holds in every number the worker ever shows.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.batch import Batch, Partition
+from worker.telemetry.histogram import Histogram
+from worker.telemetry.names import LOOP_SECTIONS, METRIC_STAGES
+
+Microseconds = int | NDArray[np.int64]
+
+
+class ModelLabel(NamedTuple):
+    """The model behind a pipeline, as metrics name it."""
+
+    name: str
+    version: str
+    provider: str
+
+
+class PartitionState(NamedTuple):
+    """Where the worker stands in one partition, as offsets of the next record; None = not known yet."""
+
+    position: int | None
+    committed: int | None
+    end: int | None
+
+    @property
+    def lag(self) -> int | None:
+        """Records that exist and are not committed: what another owner of the partition would have to do."""
+        done = self.position if self.committed is None else self.committed
+        return None if self.end is None or done is None else max(0, self.end - done)
+
+
+@dataclass(slots=True)
+class PipelineCounts:
+    """What happened to the records of one pipeline; ``model`` is None for records that no pipeline takes."""
+
+    model: ModelLabel | None = None
+    taken: int = 0
+    ok: int = 0
+    dead_letter: int = 0
+    dropped: int = 0
+    in_flight: int = 0
+    items: int = 0
+    batches: int = 0
+    errors: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Failed records by (reason, stage)."""
+    stages_us: dict[str, Histogram] = field(
+        default_factory=lambda: {name: Histogram() for name in METRIC_STAGES}
+    )
+    batch_size: Histogram = field(default_factory=Histogram)
+
+    def copy(self) -> PipelineCounts:
+        return replace(
+            self,
+            errors=self.errors.copy(),
+            stages_us={stage: histogram.copy() for stage, histogram in self.stages_us.items()},
+            batch_size=self.batch_size.copy(),
+        )
+
+    def since(self, earlier: PipelineCounts) -> PipelineCounts:
+        """The same counters from ``earlier`` on; what is in flight is a state and stays."""
+        return replace(
+            self,
+            taken=self.taken - earlier.taken,
+            ok=self.ok - earlier.ok,
+            dead_letter=self.dead_letter - earlier.dead_letter,
+            dropped=self.dropped - earlier.dropped,
+            items=self.items - earlier.items,
+            batches=self.batches - earlier.batches,
+            errors=self.errors - earlier.errors,
+            stages_us={stage: now.since(earlier.stages_us[stage]) for stage, now in self.stages_us.items()},
+            batch_size=self.batch_size.since(earlier.batch_size),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything the worker says about itself at one moment; counters cover the last ``interval_s``."""
+
+    time_ms: int
+    """Unix milliseconds."""
+    clock_s: float
+    """The meters' monotonic clock at the same moment."""
+    interval_s: float
+    pipelines: dict[str, PipelineCounts]
+    partitions: dict[Partition, PartitionState]
+    bytes_in: int
+    bytes_out: int
+    bytes_in_flight: int
+    cpu_s: float
+    rss_bytes: int
+    rebalances: int
+    transactions: Counter[str]
+    rewinds: Counter[str]
+    loop_s: dict[str, float]
+
+    def since(self, earlier: Snapshot) -> Snapshot:
+        """The same moment with the counters from ``earlier`` on."""
+        nothing = PipelineCounts()
+        return replace(
+            self,
+            interval_s=self.clock_s - earlier.clock_s,
+            pipelines={
+                name: now.since(earlier.pipelines.get(name, nothing)) for name, now in self.pipelines.items()
+            },
+            bytes_in=self.bytes_in - earlier.bytes_in,
+            bytes_out=self.bytes_out - earlier.bytes_out,
+            cpu_s=self.cpu_s - earlier.cpu_s,
+            rebalances=self.rebalances - earlier.rebalances,
+            transactions=self.transactions - earlier.transactions,
+            rewinds=self.rewinds - earlier.rewinds,
+            loop_s={section: spent - earlier.loop_s[section] for section, spent in self.loop_s.items()},
+        )
+
+
+class Meters:
+    """The live counters. Every record is `taken` once and `settled` once; the rest is told per batch.
+
+    Args:
+        models: the pipelines in file order with their models. A name that is none of these (records that no
+            pipeline takes) is counted from its first record on.
+        clock, wall: monotonic and Unix seconds.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelLabel],
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._pipelines = {name: PipelineCounts(model) for name, model in models.items()}
+        self._clock = clock
+        self._wall = wall
+        self._started_s = clock()
+        self._bytes_in = 0
+        self._bytes_out = 0
+        self._rebalances = 0
+        self._transactions: Counter[str] = Counter()
+        self._rewinds: Counter[str] = Counter()
+        self._loop_s = dict.fromkeys(LOOP_SECTIONS, 0.0)
+
+    def taken(self, pipeline: str, records: int, nbytes: int = 0) -> None:
+        """Records came from Kafka and are in flight now; ``nbytes`` of values."""
+        counts = self._of(pipeline)
+        counts.taken += records
+        counts.in_flight += records
+        self._bytes_in += nbytes
+
+    def settled(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None:
+        """Records left: acknowledged, or without any output (``dropped``; also those given back to Kafka)."""
+        counts = self._of(pipeline)
+        counts.ok += ok
+        counts.dead_letter += dead_letter
+        counts.dropped += dropped
+        counts.in_flight -= ok + dead_letter + dropped
+
+    def sent(self, nbytes: int) -> None:
+        """Bytes of values handed to the producer, dead letters included."""
+        self._bytes_out += nbytes
+
+    def error(self, pipeline: str, reason: str, stage: str, records: int = 1) -> None:
+        self._of(pipeline).errors[reason, stage] += records
+
+    def batch(self, pipeline: str, batch: Batch) -> None:
+        """A batch is back from the engine: its runs are what the model saw as batches."""
+        counts = self._of(pipeline)
+        for run in batch.runs:
+            items = len(run.rows) if run.counts is None else sum(run.counts)
+            counts.items += items
+            counts.batches += 1
+            counts.batch_size.add(items)
+            for stage, us in run.stages_us.items():
+                counts.stages_us[stage].add(us, len(run.rows))
+
+    def hold_us(self, pipeline: str, us: Microseconds, records: int = 1) -> None:
+        """From finished to released, one number for ``records`` records or one per record."""
+        self._of(pipeline).stages_us["hold"].add(us, records)
+
+    def publish_us(self, pipeline: str, us: Microseconds, records: int = 1) -> None:
+        """From released to acknowledged, one number for ``records`` records or one per record."""
+        self._of(pipeline).stages_us["publish"].add(us, records)
+
+    def rebalance(self) -> None:
+        self._rebalances += 1
+
+    def transaction(self, result: str) -> None:
+        self._transactions[result] += 1
+
+    def rewind(self, cause: str) -> None:
+        self._rewinds[cause] += 1
+
+    def loop(self, section: str, seconds: float) -> None:
+        """Time the conductor's thread spent in one of ``LOOP_SECTIONS``."""
+        self._loop_s[section] += seconds
+
+    def snapshot(
+        self, bytes_in_flight: int = 0, partitions: Mapping[Partition, PartitionState] | None = None
+    ) -> Snapshot:
+        """An independent copy of all counters since the start, with the states only the caller knows."""
+        now = self._clock()
+        return Snapshot(
+            time_ms=int(self._wall() * 1000),
+            clock_s=now,
+            interval_s=now - self._started_s,
+            pipelines={name: counts.copy() for name, counts in self._pipelines.items()},
+            partitions=dict(partitions or {}),
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+            bytes_in_flight=bytes_in_flight,
+            cpu_s=time.process_time(),
+            rss_bytes=rss_bytes(),
+            rebalances=self._rebalances,
+            transactions=self._transactions.copy(),
+            rewinds=self._rewinds.copy(),
+            loop_s=self._loop_s.copy(),
+        )
+
+    def _of(self, pipeline: str) -> PipelineCounts:
+        counts = self._pipelines.get(pipeline)
+        return self._pipelines.setdefault(pipeline, PipelineCounts()) if counts is None else counts
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process; its peak where the system does not tell the present (no ``/proc``)."""
+    try:
+        resident_pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return resident_pages * os.sysconf("SC_PAGE_SIZE")

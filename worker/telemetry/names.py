@@ -1,0 +1,110 @@
+"""Every metric the worker has, typed and explained once; the README table comes from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from worker.batch import STAGES
+
+PREFIX = "streaminfer_"
+
+METRIC_STAGES = (*STAGES, "total", "hold", "publish")
+"""What latency is measured for: the stages of a result and their sum, then what happens after it is finished."""
+
+LOOP_SECTIONS = ("poll", "submit", "publish", "commit", "wait")
+"""What the conductor's thread spends its time on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric as Prometheus shows it; ``name`` is without the common prefix."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+RECORDS_IN = Metric("records_in_total", "counter", "records", "Records taken from Kafka.", ("pipeline",))
+RECORDS = Metric(
+    "records_total",
+    "counter",
+    "records",
+    "Records settled: ok (result acknowledged), dead_letter, or dropped (no output: configured, or given back to Kafka by a revoke or rewind).",
+    ("pipeline", "outcome"),
+)
+RECORDS_IN_FLIGHT = Metric(
+    "records_in_flight",
+    "gauge",
+    "records",
+    "Records taken and not yet settled; records_in_total is always this plus records_total.",
+    ("pipeline",),
+)
+ERRORS = Metric(
+    "errors_total",
+    "counter",
+    "records",
+    "Records that failed, by reason and by the stage that refused them.",
+    ("pipeline", "reason", "stage"),
+)
+ITEMS = Metric("items_total", "counter", "items", "Items the model answered.", ("pipeline",))
+BATCHES = Metric("batches_total", "counter", "batches", "Batches the model answered.", ("pipeline",))
+BATCH_SIZE = Metric("batch_size", "histogram", "items", "Items per batch.", ("pipeline",))
+STAGE_DURATION = Metric(
+    "stage_duration_seconds",
+    "histogram",
+    "seconds",
+    "Time per record in each stage, their total, and what follows: hold (finished to released) and publish (released to acknowledged).",
+    ("pipeline", "stage"),
+)
+IN_FLIGHT_BYTES = Metric(
+    "in_flight_bytes",
+    "gauge",
+    "bytes",
+    "Payloads, tensors and decode scratch held, of limits.in_flight_bytes.",
+)
+CONSUMER_LAG = Metric(
+    "consumer_lag_records",
+    "gauge",
+    "records",
+    "Records of an assigned partition that are not committed yet.",
+    ("topic", "partition"),
+)
+REBALANCES = Metric("rebalances_total", "counter", "rebalances", "Changes of this process's partitions.")
+TRANSACTIONS = Metric(
+    "transactions_total", "counter", "transactions", "Kafka transactions by result.", ("result",)
+)
+REWINDS = Metric(
+    "rewinds_total", "counter", "rewinds", "Returns to the committed position by cause.", ("cause",)
+)
+MODEL_INFO = Metric(
+    "model_info", "gauge", "", "Always 1: the model in use.", ("pipeline", "name", "version", "provider")
+)
+
+METRICS = (
+    RECORDS_IN,
+    RECORDS,
+    RECORDS_IN_FLIGHT,
+    ERRORS,
+    ITEMS,
+    BATCHES,
+    BATCH_SIZE,
+    STAGE_DURATION,
+    IN_FLIGHT_BYTES,
+    CONSUMER_LAG,
+    REBALANCES,
+    TRANSACTIONS,
+    REWINDS,
+    MODEL_INFO,
+)
+
+
+def markdown_table() -> str:
+    """The list as a Markdown table, for the README."""
+    rows = ["| metric | type | unit | labels | what it says |", "| --- | --- | --- | --- | --- |"]
+    for metric in METRICS:
+        labels = ", ".join(metric.labels)
+        rows.append(f"| `{PREFIX}{metric.name}` | {metric.kind} | {metric.unit} | {labels} | {metric.help} |")
+    return "\n".join(rows)

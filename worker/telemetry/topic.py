@@ -1,0 +1,108 @@
+"""The metrics record: one JSON object per process and interval, for the metrics topic and ``/progressz``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+import orjson
+
+from worker.errors import Reason
+from worker.telemetry.histogram import Histogram
+from worker.telemetry.meters import PipelineCounts, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """Which process speaks; ``id`` is its client.id, the key of its metrics records."""
+
+    id: str
+    group: str
+    host: str
+    pid: int
+    version: str
+
+
+def metrics_record(snapshot: Snapshot, worker: WorkerInfo) -> bytes:
+    """The metrics record of a snapshot as JSON; its counters cover the snapshot's ``interval_s``."""
+    interval_s = snapshot.interval_s
+    record = {
+        "type": "streaminfer.metrics",
+        "schema": 1,
+        "time_ms": snapshot.time_ms,
+        "interval_s": round(interval_s, 3),
+        "worker": asdict(worker),
+        "pipelines": {name: _pipeline(counts) for name, counts in snapshot.pipelines.items()},
+        "bytes": {"in": snapshot.bytes_in, "out": snapshot.bytes_out, "in_flight": snapshot.bytes_in_flight},
+        "process": {"cpu_s": round(snapshot.cpu_s, 3), "rss_bytes": snapshot.rss_bytes},
+        "partitions": {
+            f"{partition.topic}/{partition.number}": {**state._asdict(), "lag": state.lag}
+            for partition, state in snapshot.partitions.items()
+        },
+        "loop_ratio": {
+            section: round(spent_s / interval_s, 4) if interval_s > 0 else 0.0
+            for section, spent_s in snapshot.loop_s.items()
+        },
+    }
+    return orjson.dumps(record)
+
+
+class MetricsReporter:
+    """Sends the metrics record of each interval; the caller brings the snapshots.
+
+    Args:
+        send: takes key and value, for instance a producer's with the metrics topic bound.
+        first: the snapshot from which the first interval counts.
+    """
+
+    def __init__(
+        self, worker: WorkerInfo, interval_s: float, send: Callable[[bytes, bytes], None], first: Snapshot
+    ) -> None:
+        self._worker = worker
+        self._interval_s = interval_s
+        self._send = send
+        self._last = first
+
+    @property
+    def due_s(self) -> float:
+        """When the next record is due, on the clock of the snapshots."""
+        return self._last.clock_s + self._interval_s
+
+    def report(self, snapshot: Snapshot) -> None:
+        """Send what happened since the last report; also once at the end of a drain, due or not."""
+        self._send(self._worker.id.encode(), metrics_record(snapshot.since(self._last), self._worker))
+        self._last = snapshot
+
+
+def _pipeline(counts: PipelineCounts) -> dict[str, Any]:
+    model = counts.model._asdict() if counts.model else {"name": "", "version": "", "provider": ""}
+    errors: dict[str, int] = dict.fromkeys(get_args(Reason), 0)
+    for (reason, _stage), records in counts.errors.items():
+        errors[reason] = errors.get(reason, 0) + records
+    return {
+        "model": model,
+        "records": {
+            "in": counts.taken,
+            "out": counts.ok,
+            "dead_letter": counts.dead_letter,
+            "dropped": counts.dropped,
+        },
+        "items": counts.items,
+        "batches": counts.batches,
+        "mean_batch": round(counts.items / counts.batches, 3) if counts.batches else 0.0,
+        "latency_ms": {stage: _latency_ms(histogram) for stage, histogram in counts.stages_us.items()},
+        "errors": errors,
+    }
+
+
+def _latency_ms(us: Histogram) -> dict[str, float]:
+    p50, p90, p99, p999 = us.percentiles(0.5, 0.9, 0.99, 0.999)
+    return {
+        "count": us.count,
+        "p50": p50 / 1000,
+        "p90": p90 / 1000,
+        "p99": p99 / 1000,
+        "p999": p999 / 1000,
+        "max": us.max / 1000,
+    }
