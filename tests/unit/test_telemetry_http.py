@@ -1,0 +1,235 @@
+"""The HTTP endpoint: what each path answers, what it refuses, and that it never waits on a stuck worker."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from worker.batch import Batch, Columns, Partition, Run
+from worker.errors import ConfigError, StartError
+from worker.telemetry import names
+from worker.telemetry.exchange import SnapshotExchange
+from worker.telemetry.http import Health, HttpServer, parse_address
+from worker.telemetry.meters import Meters, ModelLabel, PartitionState, Snapshot
+from worker.telemetry.topic import WorkerInfo, metrics_record
+
+WORKER = WorkerInfo("w", "g", "h", 1, "0")
+
+
+class Provider:
+    def __init__(self) -> None:
+        self.meters = Meters({"digits": ModelLabel("digits", "3f9c2a71", "cpu")})
+        self.now = Health(alive=True, ready=True, progressing=True)
+        self.broken = False
+
+    def health(self) -> Health:
+        return self.now
+
+    def snapshot(self) -> Snapshot:
+        if self.broken:
+            raise RuntimeError("no snapshot")
+        return self.meters.snapshot(77, {Partition("digits", 3): PartitionState(1, 1, 5)})
+
+
+@pytest.fixture
+def provider() -> Provider:
+    return Provider()
+
+
+@pytest.fixture
+def server(provider: Provider) -> Iterator[HttpServer]:
+    server = HttpServer("127.0.0.1:0", provider, WORKER)
+    yield server
+    server.close()
+
+
+def ask(
+    server: HttpServer, path: str, method: str = "GET", headers: dict[str, str] | None = None
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    try:
+        connection.request(method, path, headers=headers or {})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def samples(text: bytes) -> dict[tuple[str, frozenset[str]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def test_metrics_are_those_of_the_list_and_the_process(server: HttpServer) -> None:
+    """Every metric of the one list is there with its type, and besides them only process_*."""
+    _status, text = ask(server, "/metrics")
+    kinds = dict(line.split()[2:4] for line in text.decode().splitlines() if line.startswith("# TYPE"))
+    ours = {name: kind for name, kind in kinds.items() if not name.startswith("process_")}
+    assert ours == {names.PREFIX + metric.name: metric.kind for metric in names.METRICS}
+    assert "process_cpu_seconds_total" in kinds
+
+
+def test_metrics_show_what_was_counted(server: HttpServer, provider: Provider) -> None:
+    """Counters, gauges and histograms carry the numbers of the snapshot, latencies in seconds."""
+    meters = provider.meters
+    meters.taken("digits", 10)
+    meters.settled("digits", ok=6, dead_letter=1, dropped=1)
+    meters.error("digits", "invalid", "decode", 1)
+    meters.batch(
+        "digits",
+        Batch(None, range(8), Columns(), None, 0, 0.0, runs=[Run(range(8), {}, stages_us={"infer": 1000})]),
+    )
+    meters.rebalance()
+    meters.transaction("committed")
+    meters.rewind("aborted")
+    status, text = ask(server, "/metrics")
+    found = samples(text)
+    expected = {
+        ("streaminfer_records_in_total", ("digits",)): 10,
+        ("streaminfer_records_total", ("digits", "ok")): 6,
+        ("streaminfer_records_total", ("digits", "dead_letter")): 1,
+        ("streaminfer_records_total", ("digits", "dropped")): 1,
+        ("streaminfer_records_in_flight", ("digits",)): 2,
+        ("streaminfer_errors_total", ("digits", "invalid", "decode")): 1,
+        ("streaminfer_items_total", ("digits",)): 8,
+        ("streaminfer_batches_total", ("digits",)): 1,
+        ("streaminfer_batch_size_bucket", ("digits", "4.0")): 0,
+        ("streaminfer_batch_size_bucket", ("digits", "8.0")): 1,
+        ("streaminfer_stage_duration_seconds_bucket", ("digits", "infer", "0.0005")): 0,
+        ("streaminfer_stage_duration_seconds_bucket", ("digits", "infer", "0.001")): 8,
+        ("streaminfer_stage_duration_seconds_bucket", ("digits", "infer", "+Inf")): 8,
+        ("streaminfer_stage_duration_seconds_sum", ("digits", "infer")): 0.008,
+        ("streaminfer_stage_duration_seconds_count", ("digits", "infer")): 8,
+        ("streaminfer_in_flight_bytes", ()): 77,
+        ("streaminfer_consumer_lag_records", ("digits", "3")): 4,
+        ("streaminfer_rebalances_total", ()): 1,
+        ("streaminfer_transactions_total", ("committed",)): 1,
+        ("streaminfer_rewinds_total", ("aborted",)): 1,
+        ("streaminfer_model_info", ("digits", "digits", "3f9c2a71", "cpu")): 1,
+    }
+    assert status == 200
+    assert {(name, labels): found.get((name, frozenset(labels))) for name, labels in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "answers"),
+    [
+        ("/livez", (True, False, False)),
+        ("/v2/health/live", (True, False, False)),
+        ("/readyz", (False, True, False)),
+        ("/v2/health/ready", (False, True, False)),
+        ("/progressz", (False, False, True)),
+    ],
+)
+def test_each_health_path_answers_its_own_question(
+    server: HttpServer, provider: Provider, path: str, answers: tuple[bool, bool, bool]
+) -> None:
+    """200 when its own answer is yes, whatever the others are; 503 when it is no."""
+    provider.now = Health(*answers)
+    assert ask(server, path)[0] == 200
+    provider.now = Health(*(not answer for answer in answers))
+    assert ask(server, path)[0] == 503
+
+
+def test_progress_tells_the_metrics_snapshot(server: HttpServer, provider: Provider) -> None:
+    """The body of /progressz is the metrics record, with counters since the start."""
+    provider.meters.taken("digits", 4)
+    _status, body = ask(server, "/progressz")
+    said = json.loads(body)
+    assert said.keys() == json.loads(metrics_record(provider.snapshot(), WORKER)).keys()
+    assert said["pipelines"]["digits"]["records"]["in"] == 4
+
+
+def test_a_health_answer_gives_its_reason(server: HttpServer, provider: Provider) -> None:
+    """The detail of the provider is in the body."""
+    provider.now = Health(True, False, True, {"reason": "draining"})
+    status, body = ask(server, "/readyz")
+    assert (status, json.loads(body)) == (503, {"ready": False, "reason": "draining"})
+
+
+def test_liveness_does_not_need_a_snapshot(server: HttpServer, provider: Provider) -> None:
+    """With the snapshots broken, /metrics is an error and /livez still answers."""
+    provider.broken = True
+    assert ask(server, "/metrics")[0] == 500
+    assert ask(server, "/livez")[0] == 200
+
+
+def test_what_is_not_asked_for_is_refused(server: HttpServer) -> None:
+    """Other paths, other methods and headers beyond the limit get an error, and the server goes on."""
+    assert ask(server, "/")[0] == 404
+    assert ask(server, "/metrics", "POST")[0] == 501
+    assert ask(server, "/livez", headers={"x": "a" * 20_000})[0] == 431
+    assert ask(server, "/livez?verbose")[0] == 200
+
+
+def test_a_port_in_use_is_one_sentence_naming_the_setting(server: HttpServer, provider: Provider) -> None:
+    """The second server on a port cannot start and says which setting to change."""
+    with pytest.raises(
+        StartError, match=rf"^metrics\.http: cannot listen on 127\.0\.0\.1:{server.port}: .*in use"
+    ):
+        HttpServer(f"127.0.0.1:{server.port}", provider, WORKER)
+
+
+def test_a_replica_adds_its_index_to_the_port(provider: Provider) -> None:
+    """Replica 1 of port p listens on p + 1."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    server = HttpServer(f"127.0.0.1:{free - 1}", provider, WORKER, index=1)
+    server.close()
+    assert server.port == free
+
+
+@pytest.mark.parametrize(
+    "address", ["9464", "localhost", "localhost:", "localhost:x", "::1:9464", "h:70000", ""]
+)
+def test_an_address_that_is_none_is_a_configuration_error(address: str) -> None:
+    """The sentence names the setting, what was given and what was expected."""
+    with pytest.raises(ConfigError, match=r"^metrics\.http: got .*, expected host:port"):
+        parse_address(address)
+
+
+def test_addresses_are_host_and_port() -> None:
+    """Names, IPv4, bracketed IPv6 and every interface."""
+    assert parse_address("localhost:0") == ("localhost", 0)
+    assert parse_address("[::1]:9464") == ("::1", 9464)
+    assert parse_address(":9464") == ("", 9464)
+
+
+def test_the_exchange_gives_a_snapshot_made_after_the_question() -> None:
+    """The conductor sees that someone waits and its answer is what they get."""
+    meters = Meters({})
+    exchange = SnapshotExchange(meters.snapshot(), patience_s=30)
+    told: list[Snapshot] = []
+    asking = threading.Thread(target=lambda: told.append(exchange.ask()))
+    asking.start()
+    while not exchange.wanted:
+        assert asking.is_alive()
+    answer = meters.snapshot()
+    exchange.answer(answer)
+    asking.join(10)
+    assert told == [answer]
+    assert told[0] is answer
+    assert not exchange.wanted
+
+
+def test_the_exchange_tells_the_last_snapshot_of_a_conductor_that_does_not_turn() -> None:
+    """Nobody answers in time: the last one is better than none."""
+    first = Meters({}).snapshot()
+    assert SnapshotExchange(first, patience_s=0.01).ask() is first
+
+
+def test_the_table_for_the_readme_has_a_row_for_every_metric() -> None:
+    """Names and table come from one list."""
+    table = names.markdown_table()
+    assert all(f"`streaminfer_{metric.name}`" in table for metric in names.METRICS)
+    assert len(table.splitlines()) == 2 + len(names.METRICS)

@@ -1,0 +1,144 @@
+"""Logs: one line per event on the given stream, as JSON or for people, and never a secret."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from worker.errors import ConfigError
+from worker.telemetry import logs
+
+SECRET = 'hunter2"\\é'
+
+
+@pytest.fixture(autouse=True)
+def _put_logging_back() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+    logs._redactor = logs.Redactor()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def configured(stream: io.StringIO | None = None, **environ: str) -> io.StringIO:
+    stream = stream or io.StringIO()
+    logs.configure([SECRET], stream, environ)
+    return stream
+
+
+def events(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_off_a_terminal_every_event_is_one_line_of_json() -> None:
+    """Event, level, module, time and fields; a newline or an odd value in a field does not break the line."""
+    stream = configured()
+    logs.get("worker.test").info(
+        "started", partitions=[1, 2], note="a\nb", odd={1, 2}, big=2**80, lone="\udcff"
+    )
+    (event,) = events(stream)
+    assert event.pop("timestamp").endswith("Z")
+    assert event == {
+        "event": "started",
+        "level": "info",
+        "module": "worker.test",
+        "partitions": [1, 2],
+        "note": "a\nb",
+        "odd": [1, 2],
+        "big": 2**80,
+        "lone": "\udcff",
+    }
+
+
+def test_a_terminal_gets_colour_unless_told_otherwise() -> None:
+    """Escape sequences on a terminal only, and none with NO_COLOR; LOG_FORMAT decides over the stream."""
+    for stream, environ, coloured in (
+        (Terminal(), {}, True),
+        (Terminal(), {"NO_COLOR": "1"}, False),
+        (io.StringIO(), {"LOG_FORMAT": "console"}, False),
+    ):
+        configured(stream, **environ)
+        logs.get("t").warning("look")
+        assert "look" in stream.getvalue()
+        assert ("\x1b[" in stream.getvalue()) == coloured
+        assert not stream.getvalue().startswith("{")
+    stream = configured(Terminal(), LOG_FORMAT="json")
+    logs.get("t").warning("look")
+    assert events(stream)[0]["event"] == "look"
+
+
+def test_events_below_the_level_are_left_out() -> None:
+    """LOG_LEVEL holds for our loggers and for the standard library's."""
+    stream = configured(LOG_LEVEL="WARNING")
+    logs.get("t").info("quiet")
+    logging.getLogger("librdkafka").info("quiet")
+    logs.get("t").warning("loud")
+    logging.getLogger("librdkafka").warning("loud %d", 2)
+    assert [event["event"] for event in events(stream)] == ["loud", "loud 2"]
+    assert events(stream)[1]["module"] == "librdkafka"
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_secret_is_hidden_wherever_it_occurs(log_format: str) -> None:
+    """In events, values, nested values, keys, objects, exceptions and the lines of other libraries."""
+
+    class Odd:
+        def __str__(self) -> str:
+            return f"Odd({SECRET})"
+
+    stream = configured(LOG_FORMAT=log_format)
+    log = logs.get("t")
+    log.info(
+        f"password is {SECRET}",
+        plain=SECRET,
+        deep={"a": [{"b": (f"x{SECRET}",)}]},
+        odd=Odd(),
+        raw=SECRET.encode(),
+    )
+    try:
+        local_copy = SECRET
+        raise ValueError(f"bad {local_copy}")
+    except ValueError:
+        log.exception("failed")
+        logging.getLogger("librdkafka").exception("failed too: %s", SECRET)
+    text = stream.getvalue()
+    assert "hunter2" not in text
+    assert text.count("failed") == 2
+    assert "ValueError" in text
+    assert logs.redact(f"{SECRET}!") == "***!"
+
+
+def test_a_value_is_hidden_when_its_key_names_a_secret() -> None:
+    """A secret that the configuration does not hold is still hidden by its key."""
+    stream = configured()
+    logs.get("t").info(
+        "client", kafka={"sasl.password": "unknown", "ssl.key.pem": "---", "group.id": "digits"}
+    )
+    assert events(stream)[0]["kafka"] == {"sasl.password": "***", "ssl.key.pem": "***", "group.id": "digits"}
+
+
+def test_a_secret_that_begins_like_another_leaves_nothing_of_it() -> None:
+    """The longer secret is hidden first."""
+    assert logs.Redactor(["abc", "abcdef", ""]).text("abcdef abc") == "*** ***"
+
+
+@pytest.mark.parametrize("environ", [{"LOG_FORMAT": "xml"}, {"LOG_LEVEL": "loud"}])
+def test_an_unknown_choice_is_one_sentence(environ: dict[str, str]) -> None:
+    """The sentence names the variable, what it was and what it can be."""
+    (name, value) = next(iter(environ.items()))
+    with pytest.raises(ConfigError, match=f"^{name}: got '{value}', expected one of "):
+        configured(**environ)

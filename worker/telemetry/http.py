@@ -1,0 +1,227 @@
+"""``metrics.http``: metrics, liveness, readiness and progress over HTTP, on a daemon thread.
+
+Three different questions get three different answers: *alive* (restart me if not), *ready* (the model is warm and
+the group joined) and *progressing* (records move). Only *alive* must never wait for the conductor.
+"""
+
+from __future__ import annotations
+
+import http.server
+import io
+import socket
+import socketserver
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, BinaryIO, Protocol, cast
+
+import orjson
+
+from worker.errors import ConfigError, StartError
+from worker.telemetry import logs
+from worker.telemetry.meters import Snapshot
+from worker.telemetry.prometheus import CONTENT_TYPE, Exposition
+from worker.telemetry.topic import WorkerInfo, metrics_record
+
+_MAX_REQUEST_BYTES = 16 * 1024
+_MAX_CONNECTIONS = 16
+_IDLE_S = 5.0
+_CLOSE_WITHIN_S = 0.1
+
+log = logs.get(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The three answers, and what to tell the person who asks why."""
+
+    alive: bool
+    ready: bool
+    progressing: bool
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+class Provider(Protocol):
+    """What the server shows. Both are called from request threads."""
+
+    def health(self) -> Health:
+        """From what is already known, at once: it must answer when nothing else does."""
+
+    def snapshot(self) -> Snapshot:
+        """A recent consistent snapshot since the start of the process."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: HTTPStatus
+    content_type: str
+    body: bytes
+
+
+class HttpServer:
+    """Serves from construction on, until `close`.
+
+    Args:
+        address: ``host:port``; an IPv6 host in brackets; port 0 = any free one, see `port`.
+        index: of this replica, added to a given port.
+
+    Raises:
+        ConfigError: the address is not ``host:port``.
+        StartError: it cannot be bound.
+    """
+
+    def __init__(self, address: str, provider: Provider, worker: WorkerInfo, index: int = 0) -> None:
+        host, port = parse_address(address)
+        routes = _routes(provider, worker)
+        try:
+            self._server = _Server(host, port + index if port else 0, routes)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            shown = f"{host}:{port + index if port else 0}"
+            raise StartError(f"metrics.http: cannot listen on {shown}: {reason}") from error
+        self.port: int = self._server.server_address[1]
+        serve = threading.Thread(
+            target=self._server.serve_forever, args=(_CLOSE_WITHIN_S,), name="metrics-http", daemon=True
+        )
+        serve.start()
+        log.info("serving metrics and health", host=host, port=self.port)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Split ``host:port`` or ``[v6 host]:port``; an empty host is every interface.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    host, colon, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not port.isdecimal() or int(port) > 65535 or (":" in host and not bracketed):
+        raise ConfigError(f'metrics.http: got "{address}", expected host:port such as "127.0.0.1:9464"')
+    return host.strip("[]"), int(port)
+
+
+def _routes(provider: Provider, worker: WorkerInfo) -> dict[str, Callable[[], _Answer]]:
+    exposition = Exposition(provider.snapshot)
+
+    def metrics() -> _Answer:
+        return _Answer(HTTPStatus.OK, CONTENT_TYPE, exposition.render())
+
+    def alive() -> _Answer:
+        health = provider.health()
+        return _json(health.alive, orjson.dumps({"live": health.alive, **health.detail}, default=str))
+
+    def ready() -> _Answer:
+        health = provider.health()
+        return _json(health.ready, orjson.dumps({"ready": health.ready, **health.detail}, default=str))
+
+    def progressing() -> _Answer:
+        return _json(provider.health().progressing, metrics_record(provider.snapshot(), worker))
+
+    return {
+        "/metrics": metrics,
+        "/livez": alive,
+        "/readyz": ready,
+        "/progressz": progressing,
+        "/v2/health/live": alive,
+        "/v2/health/ready": ready,
+    }
+
+
+def _json(good: bool, body: bytes) -> _Answer:
+    return _Answer(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, "application/json", body)
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """At most ``_MAX_CONNECTIONS`` threads; what comes on top is closed unanswered."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, host: str, port: int, routes: dict[str, Callable[[], _Answer]]) -> None:
+        self.routes = routes
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._free = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)  # the inherited one asks DNS for a name nobody needs
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.debug("a metrics connection broke", exc_info=True)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """One GET per connection, answered from the server's routes."""
+
+    timeout = _IDLE_S
+    server_version = "streaminfer"
+    sys_version = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self._request = _Bounded(self.rfile, _MAX_REQUEST_BYTES)
+        self.rfile = cast(io.BufferedIOBase, self._request)
+
+    def do_GET(self) -> None:
+        if not self._request.left:
+            self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            return
+        route = cast(_Server, self.server).routes.get(self.path.partition("?")[0])
+        if route is None:
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        try:
+            answer = route()
+        except Exception:
+            log.exception("an HTTP answer failed", path=self.path)
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
+            return
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.content_type)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        self.wfile.write(answer.body)
+
+    def log_message(self, *_args: Any) -> None:
+        """Probes come every few seconds: no log line for each."""
+
+
+class _Bounded:
+    """The first ``limit`` bytes of a request; the rest is as if it were not there."""
+
+    def __init__(self, stream: BinaryIO | io.BufferedIOBase, limit: int) -> None:
+        self._stream = stream
+        self.left = limit
+
+    def readline(self, size: int = -1) -> bytes:
+        line = self._stream.readline(self.left if size < 0 else min(size, self.left))
+        self.left -= len(line)
+        return line
+
+    def close(self) -> None:
+        self._stream.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._stream.closed

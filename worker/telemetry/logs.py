@@ -1,0 +1,133 @@
+"""Logs: standard error only, readable on a terminal and JSON lines otherwise, never with a secret in them.
+
+``LOG_FORMAT=json|console`` and ``LOG_LEVEL`` override; ``NO_COLOR`` is honoured. Log per batch or per event,
+never per record: a line costs as much as decoding one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, TextIO
+
+import structlog
+
+from worker.errors import ConfigError
+
+HIDDEN = "***"
+
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+_SECRET_WORDS = ("password", "passwd", "secret", "token", "credential", "private_key", "sasl.jaas", "ssl.key")
+_SHORTEST_SECRET = 3  # hiding every "a" would hide nothing and make every line unreadable
+
+
+def get(name: str) -> Any:
+    """The logger of a module: ``log.info("what happened", key=value)``."""
+    return structlog.get_logger(module=name)
+
+
+def configure(
+    secrets: Sequence[str] = (), stream: TextIO | None = None, environ: Mapping[str, str] = os.environ
+) -> None:
+    """Set up structlog and the standard library's logging (librdkafka's lines come through it).
+
+    Args:
+        secrets: the actual secret values of the configuration; wherever one occurs, it is hidden.
+        stream: where to write; default standard error.
+
+    Raises:
+        ConfigError: LOG_FORMAT or LOG_LEVEL is unknown.
+    """
+    global _redactor
+    stream = sys.stderr if stream is None else stream
+    level = getattr(logging, _choice(environ, "LOG_LEVEL", _LEVELS, "info").upper())
+    log_format = _choice(environ, "LOG_FORMAT", ("json", "console"), "console" if stream.isatty() else "json")
+    colors = stream.isatty() and not environ.get("NO_COLOR")
+    _redactor = Redactor(secrets)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper("iso", utc=True),
+            structlog.processors.format_exc_info,  # to text before redaction: tracebacks quote values
+            _redact_event,
+            structlog.dev.ConsoleRenderer(colors=colors) if log_format == "console" else _json_line,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(handlers=[_ToStructlog()], level=level, force=True)
+    logging.captureWarnings(True)
+
+
+def redact(text: str) -> str:
+    """The text without any secret value of the configuration; for what is shown elsewhere than in logs."""
+    return _redactor.text(text)
+
+
+class Redactor:
+    """Hides secrets by value wherever they occur, and by name where a key says what it holds."""
+
+    def __init__(self, secrets: Sequence[str] = ()) -> None:
+        # Longest first: one secret may be the beginning of another.
+        known = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
+        self._secrets = sorted(known, key=len, reverse=True)
+
+    def text(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return text
+
+    def value(self, value: Any) -> Any:
+        """The same value with secrets hidden at any depth; what is no plain data becomes text first."""
+        match value:
+            case None | bool() | int() | float():
+                return value
+            case str():
+                return self.text(value)
+            case Mapping():
+                return {
+                    self.text(str(key)): HIDDEN if _names_a_secret(str(key)) else self.value(item)
+                    for key, item in value.items()
+                }
+            case list() | tuple() | set() | frozenset():
+                return [self.value(item) for item in value]
+            case bytes():
+                return self.text(value.decode(errors="backslashreplace"))
+            case _:
+                return self.text(str(value))
+
+
+class _ToStructlog(logging.Handler):
+    """Hands the standard library's records to structlog, so that there is one way out."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = min(record.levelno // 10 * 10, logging.CRITICAL) or logging.DEBUG
+        get(record.name).log(level, record.getMessage(), exc_info=record.exc_info)
+
+
+_redactor = Redactor()
+
+
+def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    redacted: dict[str, Any] = _redactor.value(event)
+    return redacted
+
+
+def _json_line(_logger: Any, _method: str, event: Mapping[str, Any]) -> str:
+    return json.dumps(event, default=str)  # not orjson: it refuses big integers and lone surrogates
+
+
+def _names_a_secret(key: str) -> bool:
+    key = key.lower()
+    return any(word in key for word in _SECRET_WORDS)
+
+
+def _choice(environ: Mapping[str, str], name: str, choices: Sequence[str], default: str) -> str:
+    chosen = environ.get(name, "").lower() or default
+    if chosen not in choices:
+        raise ConfigError(f"{name}: got {environ[name]!r}, expected one of {', '.join(choices)}")
+    return chosen

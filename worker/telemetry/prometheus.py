@@ -1,0 +1,93 @@
+"""A snapshot as Prometheus text: latencies in seconds, every metric of `names.py` and nothing else of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from worker.telemetry import names
+from worker.telemetry.histogram import BATCH_EDGES, LATENCY_EDGES_US, Histogram
+from worker.telemetry.meters import Snapshot
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+Sample = tuple[names.Metric, tuple[str, ...], float | Histogram]
+
+
+class Exposition:
+    """Renders the text of ``/metrics``, each time from a fresh snapshot."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_SnapshotCollector(snapshot))
+        ProcessCollector(registry=self._registry)
+
+    def render(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class _SnapshotCollector(Collector):
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterable[Family]:
+        families: dict[names.Metric, Any] = {metric: _family(metric) for metric in names.METRICS}
+        for metric, labels, value in _samples(self._snapshot()):
+            if isinstance(value, Histogram):
+                buckets, total = _buckets(metric, value)
+                families[metric].add_metric(labels, buckets, total)
+            else:
+                families[metric].add_metric(labels, value)
+        return families.values()
+
+
+def _samples(snapshot: Snapshot) -> Iterator[Sample]:
+    for pipeline, counts in snapshot.pipelines.items():
+        yield names.RECORDS_IN, (pipeline,), counts.taken
+        yield names.RECORDS, (pipeline, "ok"), counts.ok
+        yield names.RECORDS, (pipeline, "dead_letter"), counts.dead_letter
+        yield names.RECORDS, (pipeline, "dropped"), counts.dropped
+        yield names.RECORDS_IN_FLIGHT, (pipeline,), counts.in_flight
+        for (reason, stage), records in counts.errors.items():
+            yield names.ERRORS, (pipeline, reason, stage), records
+        yield names.ITEMS, (pipeline,), counts.items
+        yield names.BATCHES, (pipeline,), counts.batches
+        yield names.BATCH_SIZE, (pipeline,), counts.batch_size
+        for stage, histogram in counts.stages_us.items():
+            yield names.STAGE_DURATION, (pipeline, stage), histogram
+        if counts.model:
+            yield names.MODEL_INFO, (pipeline, *counts.model), 1
+    yield names.IN_FLIGHT_BYTES, (), snapshot.bytes_in_flight
+    for partition, state in snapshot.partitions.items():
+        if state.lag is not None:
+            yield names.CONSUMER_LAG, (partition.topic, str(partition.number)), state.lag
+    yield names.REBALANCES, (), snapshot.rebalances
+    for result, transactions in snapshot.transactions.items():
+        yield names.TRANSACTIONS, (result,), transactions
+    for cause, rewinds in snapshot.rewinds.items():
+        yield names.REWINDS, (cause,), rewinds
+
+
+def _family(metric: names.Metric) -> Family:
+    name = names.PREFIX + metric.name
+    match metric.kind:
+        case "counter":
+            return CounterMetricFamily(name, metric.help, labels=metric.labels)
+        case "gauge":
+            return GaugeMetricFamily(name, metric.help, labels=metric.labels)
+        case "histogram":
+            return HistogramMetricFamily(name, metric.help, labels=metric.labels)
+
+
+def _buckets(metric: names.Metric, histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
+    """Cumulative buckets by upper edge, and the sum of all values, in the metric's unit."""
+    edges, per_unit = (LATENCY_EDGES_US, 1_000_000) if metric.unit == "seconds" else (BATCH_EDGES, 1)
+    uppers = [str(edge / per_unit) for edge in edges]
+    buckets: list[tuple[str, float]] = list(zip(uppers, histogram.cumulative(edges), strict=True))
+    return [*buckets, ("+Inf", histogram.count)], histogram.sum / per_unit
