@@ -1,0 +1,207 @@
+"""``run --replicas N``: N worker processes and what to do when one ends.
+
+The supervisor never touches Kafka; replicas find each other through their consumer group. Each child gets a
+process group of its own, so a Ctrl-C in the terminal reaches the supervisor alone and is passed on exactly once
+(a child takes a second signal for "stop now"). Their standard input is a pipe that nobody writes to and that
+closes with the supervisor, however that dies: see `die_with_parent`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Protocol
+
+from worker.telemetry import logs
+
+FINAL_CODES = frozenset({2, 3, 4, 7})
+"""Exits that every replica would repeat (configuration, start, dead-letter limit, sick model): no restart."""
+
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 10.0
+LIVED_LONG_S = 30.0
+"""A replica that lived this long is restarted with the first delay again."""
+MOST_DEATHS, DEATHS_WITHIN_S = 5, 60.0
+_TICK_S = 0.1
+
+log = logs.get(__name__)
+
+
+class Process(Protocol):
+    """What the supervisor needs of a child; `subprocess.Popen` has it."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None:
+        """None while it runs, else its exit code, or minus the signal that killed it."""
+
+    def send_signal(self, sig: int) -> None: ...
+
+
+def supervise(argv_of: Callable[[int], list[str]], replicas: int) -> int:
+    """Run ``replicas`` children until they are done or drained; the exit code for the whole.
+
+    The first SIGTERM or SIGINT drains the children, the second kills them (143 or 130). A child that ends with
+    code 0 is done. One of `FINAL_CODES` drains the others and is the exit code; any other end, a death by signal
+    included, is restarted, and the fifth such death within 60 s drains the others and is the exit code (a death
+    by signal has none and counts as 1, a bug).
+
+    Args:
+        argv_of: the command line of the child with this index; the child calls `die_with_parent` first of all.
+    """
+    alive_until_closed, held = os.pipe()
+    supervisor = Supervisor(
+        lambda index: subprocess.Popen(argv_of(index), stdin=alive_until_closed, process_group=0), replicas
+    )
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {signum: signal.signal(signum, supervisor.on_signal) for signum in signals}
+    try:
+        return supervisor.run()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        os.close(alive_until_closed)
+        os.close(held)
+
+
+def die_with_parent() -> None:
+    """For a child: drain (SIGTERM to itself) when the supervisor is gone, even by SIGKILL."""
+
+    def watch() -> None:
+        os.read(0, 1)  # blocks until the pipe is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+@dataclass(slots=True)
+class _Replica:
+    """One index: the process that has it now, or when it gets the next one."""
+
+    index: int
+    process: Process | None = None
+    started_s: float = 0.0
+    start_at_s: float | None = 0.0
+    """None while it runs and when it is done for good."""
+    delay_s: float = FIRST_DELAY_S
+
+
+class Supervisor:
+    """The rules of `supervise`; process creation and time come from outside."""
+
+    def __init__(
+        self,
+        start: Callable[[int], Process],
+        replicas: int,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._start = start
+        self._replicas = [_Replica(index) for index in range(replicas)]
+        self._clock = clock
+        self._sleep = sleep
+        self._signals: list[int] = []
+        self._draining = False
+        self._exit_code = 0
+        self._deaths_s: deque[float] = deque(maxlen=MOST_DEATHS)
+
+    def on_signal(self, signum: int, _frame: FrameType | None = None) -> None:
+        """The handler for SIGTERM and SIGINT: only notes it, `run` acts at its next tick."""
+        self._signals.append(signum)
+
+    def run(self) -> int:
+        while True:
+            if len(self._signals) > 1:
+                return self._stop_now(self._signals[1])
+            if self._signals:
+                self._drain("asked to")
+            for replica in self._replicas:
+                self._reap(replica)
+            for replica in self._replicas:
+                self._start_if_due(replica)
+            if all(replica.process is None and replica.start_at_s is None for replica in self._replicas):
+                return self._exit_code
+            self._sleep(_TICK_S)
+
+    def _start_if_due(self, replica: _Replica) -> None:
+        now = self._clock()
+        if replica.start_at_s is None or now < replica.start_at_s:
+            return
+        replica.started_s, replica.start_at_s = now, None
+        try:
+            replica.process = self._start(replica.index)
+        except OSError as error:
+            log.error("cannot start a replica", replica=replica.index, error=str(error))
+            self._died(replica, 1)
+            return
+        log.info("replica started", replica=replica.index, pid=replica.process.pid)
+
+    def _reap(self, replica: _Replica) -> None:
+        """Look whether the replica's process has ended, and decide what that means."""
+        code = replica.process.poll() if replica.process else None
+        if code is None:
+            return
+        replica.process = None
+        if code == 0 or (self._draining and code == -signal.SIGTERM):  # not yet far enough to drain
+            log.info("replica done", replica=replica.index)
+        elif self._draining:
+            log.error("replica failed while draining", replica=replica.index, ended=_describe(code))
+            self._exit_code = self._exit_code or _exit_code(code)
+        elif code in FINAL_CODES:
+            log.error("replica ended for good", replica=replica.index, ended=_describe(code))
+            self._exit_code = code
+            self._drain("a replica cannot go on")
+        else:
+            self._died(replica, code)
+
+    def _died(self, replica: _Replica, code: int) -> None:
+        """Restart after a while, or give up when there are too many deaths."""
+        now = self._clock()
+        self._deaths_s.append(now)
+        if len(self._deaths_s) == MOST_DEATHS and now - self._deaths_s[0] <= DEATHS_WITHIN_S:
+            log.error("too many deaths, giving up", replica=replica.index, ended=_describe(code))
+            self._exit_code = _exit_code(code)
+            self._drain("too many deaths")
+            return
+        if now - replica.started_s >= LIVED_LONG_S:
+            replica.delay_s = FIRST_DELAY_S
+        log.error("replica died", replica=replica.index, ended=_describe(code), restart_in_s=replica.delay_s)
+        replica.start_at_s = now + replica.delay_s
+        replica.delay_s = min(2 * replica.delay_s, LONGEST_DELAY_S)
+
+    def _drain(self, why: str) -> None:
+        """Ask every child once to finish; nothing is started any more."""
+        if self._draining:
+            return
+        self._draining = True
+        log.info("draining the replicas", why=why)
+        for replica in self._replicas:
+            replica.start_at_s = None
+            if replica.process:
+                replica.process.send_signal(signal.SIGTERM)
+
+    def _stop_now(self, signum: int) -> int:
+        for replica in self._replicas:
+            if replica.process:
+                replica.process.send_signal(signal.SIGKILL)
+        for _ in range(10):  # a moment for them to be gone, not a condition
+            if all(
+                replica.process is None or replica.process.poll() is not None for replica in self._replicas
+            ):
+                break
+            self._sleep(_TICK_S)
+        return 128 + signum
+
+
+def _exit_code(code: int) -> int:
+    return code if code > 0 else 1
+
+
+def _describe(code: int) -> str:
+    return f"exit {code}" if code >= 0 else f"killed by signal {-code} ({signal.strsignal(-code)})"
