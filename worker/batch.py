@@ -188,6 +188,8 @@ class Batch:
     runs: list[Run] = field(default_factory=list)
     outcomes: Outcomes | None = None
     items: int = 0
+    cost_bytes: int = 0
+    """Tensors and decode scratch, held against the budget from admission until the batch is back."""
     decode_started_ns: int = 0
     decode_ended_ns: int = 0
     finished_ns: int = 0

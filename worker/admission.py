@@ -1,0 +1,235 @@
+"""What becomes of a record before any model sees it: routed, or settled at once. Pure functions over columns.
+
+A record that needs no model (tombstone, too large, expired, unroutable, a header that already says the image
+is a bomb) is a finished outcome inside its slab, never left out, so that order and commits stay simple.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from worker.batch import Columns, Headers, Outcomes
+from worker.errors import Reject, Rejection
+
+EXPIRY_HEADER = "ce_expirytime"
+RECORD_OVERHEAD_BYTES = 512
+"""What a record's Python objects weigh beside its payload (measured: about 450 bytes without headers)."""
+
+
+class Route(Protocol):
+    """What is known of a pipeline outside the engine."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def model_label(self) -> str: ...
+
+    @property
+    def topics(self) -> frozenset[str]: ...
+
+    @property
+    def when(self) -> tuple[str, bytes] | None: ...
+
+    @property
+    def max_bytes(self) -> int: ...
+
+    @property
+    def tombstone(self) -> str: ...
+
+    @property
+    def max_size(self) -> int: ...
+
+    @property
+    def item_nbytes(self) -> int: ...
+
+    @property
+    def costly(self) -> bool:
+        """Whether ``cost`` must be asked per record (images: a decode may need more than its slot)."""
+
+    @property
+    def output_topic(self) -> str: ...
+
+    @property
+    def output_partition(self) -> str: ...
+
+    def cost(self, value: bytes) -> int: ...
+
+    def expired_body(self, columns: Columns, row: int, message: str) -> bytes: ...
+
+
+@dataclass(slots=True)
+class Admitted:
+    """A run of records after admission, aligned with its columns."""
+
+    routes: Sequence[Route | None]
+    """Which pipeline each row belongs to; None where no pipeline takes it."""
+    costs: list[int]
+    """Bytes each row needs beside its payload: its slot in the batch and decode scratch."""
+    settled: set[int]
+    """Rows that are finished already; their outcomes are below."""
+    outcomes: Outcomes
+
+
+class Admission:
+    """Routes records to pipelines in file order and settles those that need no model.
+
+    Args:
+        routes: in the order of the configuration; the first match takes the record.
+        max_age_ms: records older than this are expired; None = only the expiry header counts.
+        expired: ``dead_letter``, ``drop`` or ``publish``.
+        budget_bytes: a record whose slot and scratch exceed this on their own can never be decoded.
+    """
+
+    def __init__(
+        self, routes: Sequence[Route], max_age_ms: int | None, expired: str, budget_bytes: int
+    ) -> None:
+        self.max_age_ms = max_age_ms
+        self.expired = expired
+        self.budget_bytes = budget_bytes
+        self._sole = routes[0] if len(routes) == 1 and routes[0].when is None else None
+        self._by_topic: dict[str, list[Route]] = {}
+        for route in routes:
+            for topic in route.topics:
+                self._by_topic.setdefault(topic, []).append(route)
+
+    def admit(self, columns: Columns, now_ms: float) -> Admitted:
+        """Decide for every row; per-row work only where a row is out of the ordinary."""
+        rows = len(columns)
+        if self._ordinary(columns):
+            assert self._sole is not None
+            return Admitted([self._sole] * rows, [self._sole.item_nbytes] * rows, set(), Outcomes([]))
+        routes = self._route(columns)
+        admitted = Admitted(routes, [r.item_nbytes if r else 0 for r in routes], set(), Outcomes.empty(rows))
+        for row, deadline_ms in self._deadlines(columns):
+            route = routes[row]
+            if deadline_ms < now_ms and route is not None:
+                self._expire(admitted, columns, row, route, now_ms - deadline_ms)
+        for row, route in enumerate(routes):
+            if route is None:
+                self._reject(admitted, row, Reject(_unroutable(columns, row), "unroutable"))
+            elif row not in admitted.settled:
+                self._inspect(admitted, columns.values[row], row, route)
+        return admitted
+
+    def _ordinary(self, columns: Columns) -> bool:
+        """Whether nothing here can need a second look: the case that carries the load, told without a loop."""
+        sole = self._sole
+        return (
+            sole is not None
+            and not sole.costly
+            and self.max_age_ms is None
+            and not any(columns.headers)
+            and None not in columns.values
+            and max(map(len, columns.values), default=0) <= sole.max_bytes  # type: ignore[arg-type]
+        )
+
+    def _route(self, columns: Columns) -> Sequence[Route | None]:
+        if self._sole is not None:
+            return [self._sole] * len(columns)
+        routes: list[Route | None] = []
+        for partition, headers in zip(columns.partitions, columns.headers, strict=True):
+            candidates = self._by_topic.get(partition.topic, ())
+            routes.append(next((r for r in candidates if _matches(r.when, headers)), None))
+        return routes
+
+    def _deadlines(self, columns: Columns) -> list[tuple[int, float]]:
+        """Rows that have a deadline, with it in Unix milliseconds; the earlier one where a row has two."""
+        deadlines: dict[int, float] = {}
+        if self.max_age_ms is not None:
+            for row, stamp in enumerate(columns.timestamps_ms):
+                if stamp > 0:
+                    deadlines[row] = stamp + self.max_age_ms
+        for row, headers in enumerate(columns.headers):
+            stated = _expiry_ms(headers) if headers else None
+            if stated is not None:
+                deadlines[row] = min(stated, deadlines.get(row, stated))
+        return list(deadlines.items())
+
+    def _inspect(self, admitted: Admitted, value: bytes | None, row: int, route: Route) -> None:
+        if value is None:
+            self._bury(admitted, row, route)
+        elif len(value) > route.max_bytes:
+            limit = f"the record has {len(value)} bytes, input.max_bytes is {route.max_bytes}"
+            self._reject(admitted, row, Reject(limit, "too_large"))
+        elif route.costly:
+            try:
+                admitted.costs[row] += self._scratch(value, route)
+            except Reject as error:
+                self._reject(admitted, row, error)
+
+    def _scratch(self, value: bytes, route: Route) -> int:
+        scratch = route.cost(value)
+        need = scratch + route.item_nbytes + len(value)
+        if scratch and need > self.budget_bytes:
+            message = f"decoding needs {need} bytes, limits.in_flight_bytes is {self.budget_bytes}"
+            raise Reject(message, "too_many_pixels")
+        return scratch
+
+    def _bury(self, admitted: Admitted, row: int, route: Route) -> None:
+        if route.tombstone == "reject":
+            self._reject(admitted, row, Reject("the value is null and input.tombstone is reject"))
+            return
+        if route.tombstone == "drop":
+            admitted.outcomes.dropped.add(row)
+        self._settle(admitted, row)
+
+    def _expire(self, admitted: Admitted, columns: Columns, row: int, route: Route, late_ms: float) -> None:
+        message = f"the record's deadline passed {late_ms:.0f} ms before it was looked at"
+        if self.expired == "dead_letter":
+            self._reject(admitted, row, Reject(message, "expired"))
+            return
+        if self.expired == "drop":
+            admitted.outcomes.dropped.add(row)
+        else:
+            admitted.outcomes.bodies[row] = route.expired_body(columns, row, message)
+        self._settle(admitted, row)
+
+    def _reject(self, admitted: Admitted, row: int, error: Reject) -> None:
+        admitted.outcomes.rejected[row] = Rejection.of(error, "decode", self)
+        self._settle(admitted, row)
+
+    def _settle(self, admitted: Admitted, row: int) -> None:
+        admitted.settled.add(row)
+        admitted.costs[row] = 0
+
+
+def payload_bytes(columns: Columns) -> int:
+    """Bytes the records hold while they are in flight: values, keys, headers and the objects around them."""
+    total = sum(map(len, filter(None, columns.values))) + sum(map(len, filter(None, columns.keys)))
+    total += sum(map(_headers_bytes, filter(None, columns.headers)))
+    return total + RECORD_OVERHEAD_BYTES * len(columns)
+
+
+def _headers_bytes(headers: Headers) -> int:
+    return sum(128 + len(name) + len(value or b"") for name, value in headers)
+
+
+def _matches(when: tuple[str, bytes] | None, headers: Headers | None) -> bool:
+    """Whether the last header of that name has exactly these bytes."""
+    if when is None:
+        return True
+    if not headers:
+        return False
+    name, wanted = when
+    return next((value for key, value in reversed(headers) if key == name), None) == wanted
+
+
+def _unroutable(columns: Columns, row: int) -> str:
+    topic = columns.partitions[row].topic
+    return f"no pipeline takes this record of topic {topic}: none of their `when` headers matches"
+
+
+def _expiry_ms(headers: Headers) -> float | None:
+    """The CloudEvents ``expirytime`` (RFC 3339) in Unix milliseconds; one that cannot be read does not count."""
+    for name, value in reversed(headers):
+        if name == EXPIRY_HEADER:
+            try:
+                moment = datetime.fromisoformat((value or b"").decode())
+            except ValueError:
+                return None
+            return moment.timestamp() * 1000 if moment.tzinfo else None
+    return None

@@ -1,0 +1,467 @@
+"""The main loop: one thread that owns every Kafka handle and turns take, submit, collect, publish, commit.
+
+Nothing else touches the consumer, the producer or the window; the pool's threads run the engine and hand
+batches back through one mailbox. Rebalance and delivery callbacks arrive inside our own calls, on this thread.
+
+``rewind`` is the one recovery verb: give up everything in flight and read again from the last settled position.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from worker.admission import Admission
+from worker.batch import Batch, Columns, Partition, Span
+from worker.delivery import Delivery, DeliveryFailed
+from worker.errors import ClientFatal, DeadLetterLimit, Stalled
+from worker.openslab import OpenSlab
+from worker.outbox import Outbox, Sink
+from worker.pool import Returned
+from worker.window import Slab, Window
+
+TICK_S = 0.1
+"""Longest wait for anything: rebalances, signals and snapshots are served this often."""
+BUSY_POLL_S = 0.001
+"""Wait for records while results are due (librdkafka counts whole milliseconds: less would be a spin)."""
+REWINDS_MAX = 3
+"""Rewinds in a row without a commit after which the client counts as fatal."""
+RESUME_SHARE = 0.5
+"""A paused assignment is resumed when this share of the byte budget is free: every pause throws the prefetch away."""
+
+
+class Listener(Protocol):
+    """Told of rebalances, inside the source's own calls, on the thread that makes them."""
+
+    def on_assign(self, partitions: list[Partition]) -> None: ...
+
+    def on_revoke(self, partitions: list[Partition]) -> None: ...
+
+    def on_lost(self, partitions: list[Partition]) -> None: ...
+
+
+class Source(Protocol):
+    """Where records come from."""
+
+    def subscribe(self, listener: Listener) -> None: ...
+
+    def take(self, timeout_s: float, most: int, wanted_bytes: int) -> tuple[Columns, list[Span]]:
+        """Records of the assignment in force when it returns; serves rebalances."""
+
+    def pause_all(self) -> None: ...
+
+    def resume_all(self) -> None: ...
+
+    def seek(self, positions: dict[Partition, int]) -> None: ...
+
+    def close(self, timeout_s: float) -> None: ...
+
+    @property
+    def fatal(self) -> str | None: ...
+
+
+class Pool(Protocol):
+    """Takes batches through the engine."""
+
+    outstanding: int
+
+    @property
+    def free(self) -> bool: ...
+
+    def submit(self, batch: Batch) -> None: ...
+
+    def collect(self, timeout_s: float = 0.0) -> list[Returned]: ...
+
+
+class Meters(Protocol):
+    """What the loop tells telemetry: per batch and slab, never per record."""
+
+    def taken(self, pipeline: str, records: int, nbytes: int = 0) -> None: ...
+
+    def settled(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None: ...
+
+    def sent(self, nbytes: int) -> None: ...
+
+    def error(self, pipeline: str, reason: str, stage: str, records: int = 1) -> None: ...
+
+    def batch(self, pipeline: str, batch: Batch) -> None: ...
+
+    def hold_us(self, pipeline: str, us: Any, records: int = 1) -> None: ...
+
+    def publish_us(self, pipeline: str, us: Any, records: int = 1) -> None: ...
+
+    def rebalance(self) -> None: ...
+
+    def rewind(self, cause: str) -> None: ...
+
+    def loop(self, section: str, seconds: float) -> None: ...
+
+
+class Log(Protocol):
+    """A structured logger."""
+
+    def info(self, event: str, **fields: Any) -> Any: ...
+
+    def warning(self, event: str, **fields: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The loop's own numbers, derived from the settings and the warm-up."""
+
+    worker_name: str
+    slab_records: int
+    """Most records in one slab."""
+    max_wait_s: float
+    """How long the first record of a slab waits for company while a slot is free."""
+    drain_s: float
+    revoke_s: float
+
+
+class Conductor:
+    """See the module. Everything it needs is given.
+
+    Args:
+        clock_ns: monotonic nanoseconds. wall_ms: Unix milliseconds.
+        on_turn: called once per turn, for metrics records and snapshots.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        source: Source,
+        pool: Pool,
+        window: Window,
+        admission: Admission,
+        outbox: Outbox,
+        sink: Sink,
+        delivery: Delivery,
+        meters: Meters,
+        log: Log,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        wall_ms: Callable[[], float] = lambda: time.time() * 1000,
+        on_turn: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.plan = plan
+        self.window = window
+        self.stop_requested = False
+        """Set from a signal handler: finish what is in flight and leave."""
+        self.paused = False
+        self.joined = False
+        self.draining = False
+        self.turned_ns = clock_ns()
+        self._source = source
+        self._pool = pool
+        self._admission = admission
+        self._outbox = outbox
+        self._sink = sink
+        self._delivery = delivery
+        self._meters = meters
+        self._log = log
+        self._clock_ns = clock_ns
+        self._wall_ms = wall_ms
+        self._on_turn = on_turn
+        self._open = OpenSlab()
+        self._rewinds = 0
+        self._starved = False
+        """The open slab's first record does not fit the budget until something in flight is done."""
+
+    # -- the loop ----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Turn until asked to stop, then drain.
+
+        Raises:
+            WorkerError: the process cannot go on; nothing beyond the settled positions was committed.
+        """
+        self._source.subscribe(self)
+        try:
+            while not self.stop_requested:
+                self.turn()
+        except DeadLetterLimit:
+            self._keep_what_was_sent()
+            raise
+        self.drain()
+
+    def turn(self) -> None:
+        """One turn of the loop."""
+        try:
+            self.take()
+            self.submit()
+            self.collect()
+            self.publish()
+            self.commit()
+        except DeliveryFailed as failure:
+            self.rewind(failure)
+        if self._source.fatal is not None:
+            raise ClientFatal(f"the Kafka client cannot go on: {self._source.fatal}")
+        self.turned_ns = self._clock_ns()
+        self._on_turn()
+
+    def take(self) -> None:
+        """Read what there is into the open slab. When the window is full, wait for a batch instead."""
+        if self._can_submit() and self._room() > 0:
+            if self.paused and self.window.bytes <= self.window.limit_bytes * RESUME_SHARE:
+                self._source.resume_all()
+                self.paused = False
+            self._read(self._poll_s(), self._room())
+        elif not self._due():  # else the open slab goes in this very turn
+            self._wait()
+
+    def submit(self) -> None:
+        """Close the open slab while it is due, and send its batches to the pool."""
+        while self._due():
+            with self._timed("submit"):
+                free = self.window.limit_bytes - self.window.bytes
+                slab = self._open.close(self._admission, free, self._wall_ms(), not self.window.slabs)
+                if slab is None:
+                    self._starved = True
+                    return
+                self._count_taken(slab)
+                self.window.admit(slab)
+                for batch in slab.batches:
+                    self._pool.submit(batch)
+
+    def collect(self) -> None:
+        """Batches that are back from the pool, outputs that were acknowledged."""
+        self._receive(self._pool.collect())
+        self._sink.poll()
+        self._settle(self._delivery.settled())
+
+    def publish(self) -> None:
+        """Release the slabs whose turn it is and hand their outputs to the producer, in order."""
+        with self._timed("publish"):
+            while (slab := self.window.releasable()) is not None:
+                slab.released_ns = self._clock_ns()
+                self._count_released(slab)
+                self._meters.sent(self._outbox.add(slab, self.window.epochs))
+                if not slab.unacknowledged:
+                    self._hand_over(slab)
+            for slab in self._outbox.push(self._delivery.on_delivery):
+                self._hand_over(slab)
+
+    def commit(self, wait: bool = False) -> None:
+        """Commit the positions behind which everything is acknowledged, when it is time."""
+        if wait or self._delivery.due(self._clock_ns()):
+            with self._timed("commit"):
+                self._settle(self._delivery.commit(self.window, wait))
+            if self._delivery.commits:
+                self._delivery.commits = self._rewinds = 0
+
+    # -- the rare verbs ----------------------------------------------------------------------------------
+
+    def rewind(self, failure: DeliveryFailed) -> None:
+        """Give up everything in flight; read again from the last settled positions."""
+        self._rewinds += 1
+        self._meters.rewind(failure.cause)
+        self._log.warning("rewind", cause=failure.cause, error=str(failure), in_a_row=self._rewinds)
+        if self._rewinds > REWINDS_MAX:
+            raise ClientFatal(f"{REWINDS_MAX} rewinds in a row brought no commit; the last cause: {failure}")
+        targets = self.window.rewind()
+        self._discard_open()
+        for slab in self._outbox.clear():
+            self._hand_over(slab)
+        self._delivery.abandon()
+        self._source.seek(targets)
+
+    def drain(self) -> None:
+        """Leave in order: take nothing more, finish and publish what is in flight, commit, leave the group.
+
+        Raises:
+            Stalled: the budget ended first; what was settled by then is committed.
+        """
+        self.draining = True
+        self._log.info("drain", in_flight=self.window.records, budget_s=self.plan.drain_s)
+        self.window.bytes -= self._open.clear()
+        try:
+            done = self._finish(self.plan.drain_s, self.window.unsettled)
+            self.commit(wait=True)
+        except DeliveryFailed as failure:
+            done = False
+            self._log.warning("drain_failed", error=str(failure))
+        self.close(max(1.0, self.plan.drain_s / 4))
+        if not done:
+            raise Stalled(
+                f"drain took longer than limits.drain_s ({self.plan.drain_s} s): {self.window.slabs} slabs "
+                "were not finished and will be read again"
+            )
+        self._log.info("drained")
+
+    def close(self, timeout_s: float) -> None:
+        """Leave the group."""
+        self._source.close(timeout_s)
+        self.joined = False
+
+    def on_assign(self, partitions: list[Partition]) -> None:
+        """These are ours from now on."""
+        self.joined = True
+        self.window.assign(partitions)
+        self._meters.rebalance()
+        self._log.info("assigned", partitions=_names(partitions), owned=len(self.window.owned))
+
+    def on_revoke(self, partitions: list[Partition]) -> None:
+        """Hand partitions over cleanly: finish their slabs and commit, within ``revoke_s``."""
+        self._meters.rebalance()
+        started_ns = self._clock_ns()
+        # a record that was not started is the new owner's; one in flight is finished here
+        self.window.bytes -= self._open.drop(partitions)
+        try:
+            done = self._finish(self.plan.revoke_s, lambda: self.window.unsettled(partitions))
+            self.commit(wait=True)
+        except DeliveryFailed as failure:
+            done = False
+            self._log.warning("handover_failed", error=str(failure))
+        self.window.revoke(partitions)
+        took_ms = (self._clock_ns() - started_ns) / 1e6
+        self._log.info("revoked", partitions=_names(partitions), finished=done, took_ms=round(took_ms, 1))
+
+    def on_lost(self, partitions: list[Partition]) -> None:
+        """They may have another owner already: nothing of them is published or committed any more."""
+        self._meters.rebalance()
+        self.window.revoke(partitions)
+        self._discard_open()
+        self._log.warning("lost", partitions=_names(partitions))
+
+    def _keep_what_was_sent(self) -> None:
+        """Commit what is before the slab that tripped the limit; that slab and all behind it stay unpublished."""
+        deadline_ns = self._clock_ns() + int(self.plan.drain_s * 1e9)
+        while self._delivery.waiting and self._clock_ns() < deadline_ns:
+            self._sink.poll(BUSY_POLL_S)
+            self._settle(self._delivery.settled())
+            self._settle(self._delivery.hurry(self.window))
+        self.commit(wait=True)
+
+    def _finish(self, budget_s: float, unfinished: Callable[[], bool]) -> bool:
+        """Collect and publish until nothing is unfinished; False when the budget ended first."""
+        deadline_ns = self._clock_ns() + int(budget_s * 1e9)
+        while unfinished():
+            left_s = (deadline_ns - self._clock_ns()) / 1e9
+            if left_s <= 0:
+                return False
+            waiting = BUSY_POLL_S if self._delivery.waiting or not self._pool.outstanding else TICK_S
+            if self._pool.outstanding:
+                self._receive(self._pool.collect(min(waiting, left_s)))
+            else:
+                self._sink.poll(min(waiting, left_s))
+            self.collect()
+            self.publish()
+            self._settle(self._delivery.hurry(self.window))
+            self.turned_ns = self._clock_ns()
+        return True
+
+    # -- what the verbs are made of ----------------------------------------------------------------------
+
+    def _room(self) -> int:
+        """Records the open slab may still take; none when the byte budget is used up."""
+        if self.window.bytes >= self.window.limit_bytes:
+            return 0
+        return self.plan.slab_records - len(self._open)
+
+    def _can_submit(self) -> bool:
+        return self._pool.free and not self._outbox and not self._starved
+
+    def _due(self) -> bool:
+        """Whether the open slab should go now. Its deadline counts only while a slot is free."""
+        if not len(self._open) or not self._can_submit():
+            return False
+        if self._room() <= 0:
+            # a budget used up by others frees itself; one used up by this slab alone must not wait for ever
+            return self.window.bytes < self.window.limit_bytes or not self.window.slabs
+        return self._clock_ns() - self._open.first_ns >= self.plan.max_wait_s * 1e9
+
+    def _poll_s(self) -> float:
+        return BUSY_POLL_S if self.window.slabs or len(self._open) else TICK_S
+
+    def _read(self, timeout_s: float, most: int) -> None:
+        with self._timed("poll"):
+            free = self.window.limit_bytes - self.window.bytes
+            columns, spans = self._source.take(timeout_s, most, free)
+            if columns.values:
+                self.window.note(spans, columns.offsets)
+                now_ns, now_ms = self._clock_ns(), self._wall_ms()
+                self.window.bytes += self._open.append(columns, spans, now_ns, now_ms)
+
+    def _wait(self) -> None:
+        """Nothing can be submitted: wait for a batch or an acknowledgement, and keep our place in the group.
+
+        Only the source's ``take`` serves rebalances; the record it may return joins the open slab. When there
+        is no room for even that, the whole assignment is paused.
+        """
+        if self._room() <= 0 and not self.paused:
+            self._source.pause_all()
+            self.paused = True
+        with self._timed("wait"):
+            if self._pool.outstanding:
+                patience = BUSY_POLL_S if self._outbox or self._delivery.waiting else TICK_S
+                self._receive(self._pool.collect(patience))
+        self._read(0.0 if self._pool.outstanding else BUSY_POLL_S, 1)
+
+    def _receive(self, returned: Iterable[Returned]) -> None:
+        for back in returned:
+            if back.error is not None:
+                raise back.error
+            self._meters.batch(back.batch.pipeline.name, back.batch)
+            self.window.returned(back.batch)
+            self._starved = False
+
+    def _hand_over(self, slab: Slab) -> None:
+        self.window.sent(slab)
+        self._starved = False
+        self._delivery.handed_over(slab)
+
+    def _settle(self, slabs: Iterable[Slab]) -> None:
+        for slab in slabs:
+            self.window.settle(slab)
+            self._count_settled(slab)
+
+    def _discard_open(self) -> None:
+        self.window.bytes -= self._open.discard(self.window.epochs)
+
+    # -- counting ----------------------------------------------------------------------------------------
+
+    def _count_taken(self, slab: Slab) -> None:
+        if slab.one_route:
+            nbytes = sum(map(len, filter(None, slab.columns.values)))
+            self._meters.taken(self._name(slab.routes[0]), len(slab.columns), nbytes)
+            return
+        for route, value in zip(slab.routes, slab.columns.values, strict=True):
+            self._meters.taken(self._name(route), 1, len(value or b""))
+
+    def _count_released(self, slab: Slab) -> None:
+        for batch in slab.batches:
+            hold_us = (slab.released_ns - batch.finished_ns) // 1000
+            self._meters.hold_us(batch.pipeline.name, max(0, hold_us), len(batch))
+
+    def _count_settled(self, slab: Slab) -> None:
+        tally, now_ns = slab.tally, self._clock_ns()
+        if not slab.ends:  # given back to Kafka: whoever owns its partitions answers these records
+            for name, count in (tally.ok + tally.dead_letter + tally.dropped).items():
+                self._meters.settled(name, dropped=count)
+            return
+        for name, count in tally.ok.items():
+            self._meters.settled(name, ok=count)
+            self._meters.publish_us(name, (now_ns - slab.released_ns) // 1000, count)
+        for name, count in tally.dead_letter.items():
+            self._meters.settled(name, dead_letter=count)
+        for name, count in tally.dropped.items():
+            self._meters.settled(name, dropped=count)
+        for (name, reason, stage), count in tally.errors.items():
+            self._meters.error(name, reason, stage, count)
+
+    def _name(self, route: Any) -> str:
+        return route.name if route is not None else self.plan.worker_name
+
+    @contextmanager
+    def _timed(self, section: str) -> Iterator[None]:
+        started_ns = self._clock_ns()
+        try:
+            yield
+        finally:
+            self._meters.loop(section, (self._clock_ns() - started_ns) / 1e9)
+
+
+def _names(partitions: Iterable[Partition]) -> list[str]:
+    return [f"{partition.topic}/{partition.number}" for partition in partitions]

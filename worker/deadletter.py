@@ -1,0 +1,86 @@
+"""Dead letters: the record unchanged, with headers that say where it came from and why it is here.
+
+The ``__connect.errors.*`` names are Kafka Connect's (``DeadLetterQueueReporter``), values UTF-8 text, so that
+existing triage tools read them; ``streaminfer.*`` are ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from worker.batch import Columns, Headers
+from worker.errors import Rejection
+
+CONNECT = "__connect.errors."
+OURS = ("streaminfer.error.reason", "streaminfer.error.attempts", "streaminfer.model")
+TRIMMED = ("streaminfer.value.bytes", "streaminfer.value.sha256")
+MESSAGE_BYTES_MAX = 1024
+RECORD_OVERHEAD_BYTES = 128
+"""Batch and record framing of a message in Kafka's format v2, rounded up generously."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One record for the dead-letter topic."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+def compose(
+    columns: Columns,
+    row: int,
+    rejection: Rejection,
+    pipeline: str,
+    task_id: str,
+    model: str | None,
+    max_bytes: int,
+) -> DeadLetter:
+    """The dead letter of one record.
+
+    Args:
+        columns, row: the original, bytes as they came.
+        pipeline: name of the pipeline that took it (the worker's own where none did).
+        task_id: client.id of this process.
+        model: ``name@version``; None where no pipeline took the record.
+        max_bytes: ``max.message.bytes`` of the dead-letter topic. An original that does not fit loses its
+            value, which is then described by size and SHA-256.
+    """
+    partition = columns.partitions[row]
+    added = {
+        CONNECT + "topic": partition.topic,
+        CONNECT + "partition": str(partition.number),
+        CONNECT + "offset": str(columns.offsets[row]),
+        CONNECT + "connector.name": pipeline,
+        CONNECT + "task.id": task_id,
+        CONNECT + "stage": rejection.stage,
+        CONNECT + "class.name": rejection.class_name,
+        CONNECT + "exception.class.name": rejection.exception_class_name,
+        CONNECT + "exception.message": one_line(rejection.message),
+        "streaminfer.error.reason": rejection.reason,
+        "streaminfer.error.attempts": str(rejection.attempts),
+        "streaminfer.model": model or "",
+    }
+    # headers of an earlier failure are replaced: a replayed record says why it failed this time
+    replaced = {*added, *TRIMMED}
+    headers: Headers = [pair for pair in columns.headers[row] or () if pair[0] not in replaced]
+    headers += [(name, text.encode()) for name, text in added.items()]
+    key, value = columns.keys[row], columns.values[row]
+    if value is not None and _size(key, value, headers) > max_bytes:
+        digest = hashlib.sha256(value).hexdigest()
+        headers += [(TRIMMED[0], str(len(value)).encode()), (TRIMMED[1], digest.encode())]
+        value = None
+    return DeadLetter(key, value, headers)
+
+
+def one_line(message: str) -> str:
+    """The message on one line, at most 1 KiB of UTF-8, cut between characters."""
+    text = " ".join(message.split()).encode()
+    return text[:MESSAGE_BYTES_MAX].decode(errors="ignore")
+
+
+def _size(key: bytes | None, value: bytes, headers: Headers) -> int:
+    framing = RECORD_OVERHEAD_BYTES + 10 * len(headers)
+    return len(value) + len(key or b"") + sum(len(n) + len(v or b"") for n, v in headers) + framing

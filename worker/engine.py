@@ -1,0 +1,366 @@
+"""The engine: decode, infer, finish on one batch. It has never heard of Kafka, and it keeps no state of its own.
+
+``decode`` writes rows into the batch's own buffers, on all pool threads; ``infer`` groups the decoded rows into
+model runs; ``finish`` turns what the model answered into bodies. When a run raises, the model is asked its
+canary first: if that fails the model is sick and nothing is blamed on any record; otherwise the batch is
+bisected until the guilty record stands alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from worker.batch import STAGES, Array, Batch, Columns, Feed, Item, Outcomes, Run
+from worker.errors import Reject, Rejection, SickModel
+from worker.model.signature import Signature
+
+
+class Decoder(Protocol):
+    """Bytes -> arrays; see ``worker.codecs``."""
+
+    fixed: bool
+    shard_rows: int
+
+    def cost(self, value: bytes) -> int: ...
+
+    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None: ...
+
+
+class Encoder(Protocol):
+    """What the model answered -> bodies; see ``worker.codecs``."""
+
+    def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None: ...
+
+    def error_body(self, batch: Batch, row: int, rejection: Rejection) -> bytes: ...
+
+    def expired_body(self, columns: Columns, row: int, message: str) -> bytes: ...
+
+
+class Model(Protocol):
+    """A warm model; see ``worker.model``."""
+
+    name: str
+    version: str
+    provider: str
+    signature: Signature
+    fixed_batch: int | None
+    has_canary: bool
+
+    def run(self, feeds: dict[str, Array]) -> dict[str, Array]: ...
+
+    def canary(self) -> bool: ...
+
+    def adopt_canary(self, feeds: dict[str, Array], outputs: dict[str, Array]) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Pipeline:
+    """One configured way from a record to a result; satisfies admission's ``Route``."""
+
+    name: str
+    topics: frozenset[str]
+    when: tuple[str, bytes] | None
+    max_bytes: int
+    tombstone: str
+    decoder: Decoder
+    model: Model
+    encoder: Encoder
+    max_size: int
+    """Most items in one model run."""
+    max_wait_s: float
+    output_topic: str
+    output_partition: str
+    output_errors: bool = False
+    row_limit: int = 0
+    """Most items one run is given since the model ran out of memory; 0 = ``max_size``."""
+
+    @property
+    def item_nbytes(self) -> int:
+        return sum(spec.item_nbytes for spec in self.model.signature.inputs)
+
+    @property
+    def model_label(self) -> str:
+        return f"{self.model.name}@{self.model.version}"
+
+    @property
+    def costly(self) -> bool:
+        return self.decoder.shard_rows > 0
+
+    @property
+    def run_limit(self) -> int:
+        return self.row_limit or self.max_size
+
+    def cost(self, value: bytes) -> int:
+        return self.decoder.cost(value)
+
+    def expired_body(self, columns: Columns, row: int, message: str) -> bytes:
+        return self.encoder.expired_body(columns, row, message)
+
+
+class Engine:
+    """The three steps, for any pipeline; called from pool threads, one batch never from two at the same step
+    except ``decode`` on different rows."""
+
+    def shards(self, batch: Batch) -> list[tuple[int, int]]:
+        """Give the batch its buffers; which rows may be decoded side by side."""
+        batch.decode_started_ns = time.monotonic_ns()
+        pipeline: Pipeline = batch.pipeline
+        rows = len(batch)
+        batch.outcomes = Outcomes.empty(rows)
+        arrays = _buffers(pipeline, rows) if pipeline.decoder.fixed else None
+        items: list[Item | None] = [] if pipeline.decoder.fixed else [None] * rows
+        batch.feed = Feed(arrays, items, [None] * rows)
+        step = pipeline.decoder.shard_rows or rows
+        return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+    def decode(self, batch: Batch, start: int, stop: int) -> None:
+        assert batch.feed is not None
+        batch.pipeline.decoder.decode(batch.columns, batch.feed, start, stop)
+        batch.decode_ended_ns = time.monotonic_ns()
+
+    def infer(self, batch: Batch) -> None:
+        for group in _groups(batch):
+            batch.runs.extend(_answer(batch, group))
+
+    def finish(self, batch: Batch) -> None:
+        pipeline: Pipeline = batch.pipeline
+        assert batch.feed is not None
+        assert batch.outcomes is not None
+        for run in batch.runs:
+            pipeline.encoder.encode(batch, run, lambda run=run: _stamp(batch, run))  # type: ignore[misc]
+            batch.items += sum(run.counts) if run.counts is not None else len(run.rows)
+            run.outputs = {}
+        batch.outcomes.rejected.update(batch.feed.rejected)
+        if pipeline.output_errors:
+            for row, rejection in batch.outcomes.rejected.items():
+                batch.outcomes.error_bodies[row] = pipeline.encoder.error_body(batch, row, rejection)
+        batch.feed.arrays = None
+        batch.feed.items = []
+        batch.finished_ns = time.monotonic_ns()
+
+
+# -- groups of rows that can run together --------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Group:
+    """Rows that go into one model run, and how to put any part of them together."""
+
+    rows: Sequence[int]
+    alone: bool
+    items: list[Item] | None = None
+    """One per row where shapes are not fixed; None = the rows of the batch's arrays."""
+
+    def part(self, start: int, stop: int) -> _Group:
+        items = self.items[start:stop] if self.items is not None else None
+        return _Group(self.rows[start:stop], self.alone, items)
+
+    @property
+    def counts(self) -> list[int] | None:
+        return [item.count for item in self.items] if self.items is not None else None
+
+    @property
+    def item_count(self) -> int:
+        return sum(item.count for item in self.items) if self.items is not None else len(self.rows)
+
+
+def _groups(batch: Batch) -> Iterator[_Group]:
+    """The batch's good rows as model runs: together where the model allows it, else one by one."""
+    feed, pipeline = batch.feed, batch.pipeline
+    assert feed is not None
+    rows: Sequence[int] = range(len(batch))
+    if feed.rejected:
+        rows = [row for row in rows if row not in feed.rejected]
+    if not rows:
+        return
+    if not pipeline.model.signature.batchable:
+        for row in rows:
+            yield _Group([row], True, None if feed.arrays is not None else _items(feed, [row]))
+    elif feed.arrays is not None:
+        for start in range(0, len(rows), pipeline.run_limit):
+            yield _Group(rows[start : start + pipeline.run_limit], False)
+    else:
+        yield from _by_shape(feed, rows, pipeline.run_limit)
+
+
+def _by_shape(feed: Feed, rows: Iterable[int], limit: int) -> Iterator[_Group]:
+    """Rows of the same item shape together, at most ``limit`` items; a record of more runs alone."""
+    open_groups: dict[tuple[object, ...], _Group] = {}
+    for row in rows:
+        item = feed.items[row]
+        assert item is not None
+        shape = tuple((name, array.shape[1:]) for name, array in item.arrays.items())
+        group = open_groups.get(shape)
+        if group is not None and group.item_count + item.count > limit:
+            yield group
+            group = None
+        if group is None:
+            open_groups[shape] = _Group([row], False, [item])
+        else:
+            assert group.items is not None
+            group.rows = [*group.rows, row]
+            group.items.append(item)
+    yield from open_groups.values()
+
+
+def _items(feed: Feed, rows: Sequence[int]) -> list[Item]:
+    return [item for row in rows if (item := feed.items[row]) is not None]
+
+
+def _feeds(batch: Batch, group: _Group) -> dict[str, Array]:
+    """What one run gets, the batch dimension included."""
+    feed, model = batch.feed, batch.pipeline.model
+    assert feed is not None
+    if group.items is None:
+        assert feed.arrays is not None
+        feeds = {name: _take_rows(array, group.rows) for name, array in feed.arrays.items()}
+    elif len(group.items) == 1:
+        feeds = dict(group.items[0].arrays)
+    else:
+        names = group.items[0].arrays
+        feeds = {name: np.concatenate([item.arrays[name] for item in group.items]) for name in names}
+    if group.alone:
+        for spec in model.signature.inputs:
+            if not spec.shape and group.items is None:
+                feeds[spec.name] = feeds[spec.name].reshape(())
+            elif model.fixed_batch and len(feeds[spec.name]) < model.fixed_batch:
+                feeds[spec.name] = _padded(feeds[spec.name], model.fixed_batch)
+    return feeds
+
+
+def _take_rows(array: Array, rows: Sequence[int]) -> Array:
+    """Rows of a buffer; a view where they stand together."""
+    if isinstance(rows, range) or rows[-1] - rows[0] == len(rows) - 1:
+        return array[rows[0] : rows[-1] + 1]
+    return array[list(rows)]
+
+
+def _padded(array: Array, size: int) -> Array:
+    padded = np.zeros((size, *array.shape[1:]), array.dtype)
+    if array.dtype == object:
+        padded[:] = ""
+    padded[: len(array)] = array
+    return padded
+
+
+# -- running, and finding the guilty one ----------------------------------------------------------------
+
+
+def _answer(batch: Batch, group: _Group) -> list[Run]:
+    """The model's answers to a group; a row the model refuses on its own is rejected, the others answered."""
+    try:
+        return [_run(batch, group)]
+    except Exception as error:
+        return _isolate(batch, group, error)
+
+
+def _isolate(batch: Batch, group: _Group, error: Exception) -> list[Run]:
+    pipeline: Pipeline = batch.pipeline
+    if pipeline.model.has_canary and not pipeline.model.canary():
+        raise SickModel(
+            f"model {pipeline.model.name} is sick: its warm-up input no longer gives its known output "
+            f"(first error: {_one_line(error)}); nothing of this batch was committed or dead-lettered"
+        ) from error
+    if len(group.rows) == 1:
+        _reject(batch, group.rows[0], error)
+        return []
+    if _out_of_memory(error):
+        pipeline.row_limit = max(1, group.item_count // 2)
+    middle = len(group.rows) // 2
+    return [
+        *_answer(batch, group.part(0, middle)),
+        *_answer(batch, group.part(middle, len(group.rows))),
+    ]
+
+
+def _run(batch: Batch, group: _Group) -> Run:
+    """One model run.
+
+    Raises:
+        Exception: whatever the runtime raises; :class:`ValueError` when the outputs do not follow the batch.
+    """
+    model: Model = batch.pipeline.model
+    feeds = _feeds(batch, group)
+    started_ns = time.monotonic_ns()
+    outputs = model.run(feeds)
+    ended_ns = time.monotonic_ns()
+    if group.alone:
+        padded = model.fixed_batch
+        cut = padded and (group.items is None or group.items[0].single)
+        if cut:
+            outputs = {k: v[:1] if v.ndim and len(v) == padded else v for k, v in outputs.items()}
+    else:
+        for name, output in outputs.items():
+            if not output.ndim or len(output) != group.item_count:
+                raise ValueError(
+                    f"output {name} has shape {list(output.shape)} for {group.item_count} items: "
+                    "its first dimension does not follow the batch"
+                )
+    if not model.has_canary:
+        model.adopt_canary(feeds, outputs)
+    return Run(group.rows, outputs, group.counts, group.alone, started_ns, ended_ns)
+
+
+def _reject(batch: Batch, row: int, error: Exception) -> None:
+    assert batch.outcomes is not None
+    reason = error.reason if isinstance(error, Reject) else "model_error"
+    rejection = Rejection.of(error, "infer", batch.pipeline.model, reason)
+    batch.outcomes.rejected[row] = rejection
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return "failed to allocate memory" in text or "out of memory" in text or "bad_alloc" in text
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+# -- buffers and stamps ---------------------------------------------------------------------------------
+
+
+def _buffers(pipeline: Pipeline, rows: int) -> dict[str, Array]:
+    """One array per model input with a slot per row."""
+    return {
+        spec.name: np.full((rows, *_known(spec.item_shape)), "", object)
+        if spec.dtype == object
+        else np.empty((rows, *_known(spec.item_shape)), spec.dtype)
+        for spec in pipeline.model.signature.inputs
+    }
+
+
+def _known(shape: tuple[int | None, ...]) -> tuple[int, ...]:
+    return tuple(d or 0 for d in shape)
+
+
+def _stamp(batch: Batch, run: Run) -> None:
+    """Fill the run's stage times, in whole microseconds; ``total`` is their exact sum.
+
+    ``broker`` is the only one across two clocks (record timestamp -> taken) and is never negative.
+    """
+    now_ns = time.monotonic_ns()
+    stamps = batch.columns.timestamps_ms
+    taken_at = np.array([stamps[row] for row in run.rows], np.float64)
+    broker = np.where(taken_at > 0, np.maximum((batch.taken_ms - taken_at) * 1000, 0), 0).astype(np.int64)
+    times = (
+        broker,
+        _us(batch.decode_started_ns - batch.taken_ns),
+        _us(batch.decode_ended_ns - batch.decode_started_ns),
+        _us(run.started_ns - batch.decode_ended_ns),
+        _us(run.ended_ns - run.started_ns),
+        _us(now_ns - run.ended_ns),
+    )
+    run.stages_us = dict(zip(STAGES, times, strict=True))
+    run.stages_us["total"] = broker + sum(t for t in times[1:] if isinstance(t, int))
+
+
+def _us(nanoseconds: int) -> int:
+    return max(0, nanoseconds // 1000)

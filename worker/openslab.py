@@ -1,0 +1,147 @@
+"""The one open slab: records taken and not submitted yet. They are in the byte budget already."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from worker.admission import Admission, Admitted, Route, payload_bytes
+from worker.batch import Batch, Columns, Partition, Span
+from worker.window import Epochs, Slab
+
+
+class OpenSlab:
+    """Grows by takes, is closed into a :class:`Slab` of at most what the budget has room for."""
+
+    def __init__(self) -> None:
+        self._columns = Columns()
+        self._spans: list[Span] = []
+        self._payload_bytes = 0
+        self.first_ns = 0
+        """Monotonic clock when the first record was taken."""
+        self._first_ms = 0.0
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def append(self, columns: Columns, spans: list[Span], now_ns: int, now_ms: float) -> int:
+        """Add a take; returns the bytes it holds."""
+        base = len(self._columns)
+        if not base:
+            self.first_ns, self._first_ms = now_ns, now_ms
+            self._columns, self._spans = columns, spans
+        else:
+            self._columns.extend(columns)
+            self._spans += [
+                Span(s.partition, s.start + base, s.stop + base, s.next_offset, s.epoch) for s in spans
+            ]
+        nbytes = payload_bytes(columns)
+        self._payload_bytes += nbytes
+        return nbytes
+
+    def discard(self, epochs: Epochs) -> int:
+        """Forget the records that are not ours any more; returns the bytes this frees."""
+        return self._keep([span for span in self._spans if epochs.current(span)])
+
+    def drop(self, partitions: Collection[Partition]) -> int:
+        """Forget these partitions' records; returns the bytes this frees."""
+        return self._keep([span for span in self._spans if span.partition not in partitions])
+
+    def clear(self) -> int:
+        """Forget everything; returns the bytes this frees."""
+        return self._keep([])
+
+    def _keep(self, live: list[Span]) -> int:
+        if len(live) == len(self._spans):
+            return 0
+        before = self._payload_bytes
+        self._columns = self._columns.select([row for span in live for row in range(span.start, span.stop)])
+        self._spans = []
+        base = 0
+        for span in live:
+            stop = base + span.stop - span.start
+            self._spans.append(Span(span.partition, base, stop, span.next_offset, span.epoch))
+            base = stop
+        self._payload_bytes = payload_bytes(self._columns)
+        return before - self._payload_bytes
+
+    def close(self, admission: Admission, free_bytes: int, now_ms: float, force: bool) -> Slab | None:
+        """Make a slab with its batches: everything, or the longest beginning whose tensors fit the budget.
+
+        None when not even one record fits; with ``force`` (nothing else is in flight) one record goes all the
+        same, since whether it can fit at all was checked when the process started.
+        """
+        admitted = admission.admit(self._columns, now_ms)
+        rows = _affordable(admitted.costs, free_bytes) or int(force)
+        if not rows:
+            return None
+        slab = self._cut(rows)
+        slab.routes = admitted.routes[:rows]
+        slab.one_route = slab.routes.count(slab.routes[0]) == rows
+        slab.settled = admitted.outcomes if admitted.settled else None
+        slab.batches = _batches(slab, admitted)
+        return slab
+
+    def _cut(self, rows: int) -> Slab:
+        """The first ``rows`` leave as a slab, the others stay."""
+        total = len(self._columns)
+        taken = self.first_ns, self._first_ms
+        if rows == total:
+            slab = Slab(self._columns, self._spans, *taken, self._payload_bytes)
+            self._columns, self._spans, self._payload_bytes = Columns(), [], 0
+            return slab
+        head, tail = self._columns.select(range(rows)), self._columns.select(range(rows, total))
+        first, rest = _split(self._spans, rows, self._columns.offsets)
+        kept = payload_bytes(tail)
+        slab = Slab(head, first, *taken, self._payload_bytes - kept)
+        self._columns, self._spans, self._payload_bytes = tail, rest, kept
+        return slab
+
+
+def _affordable(costs: list[int], free_bytes: int) -> int:
+    """How many rows from the first on fit together."""
+    if sum(costs) <= free_bytes:
+        return len(costs)
+    rows = 0
+    for cost in costs:
+        free_bytes -= cost
+        if free_bytes < 0:
+            break
+        rows += 1
+    return rows
+
+
+def _split(spans: list[Span], rows: int, offsets: Sequence[int]) -> tuple[list[Span], list[Span]]:
+    """Spans before and from row ``rows`` on, the latter counted from there."""
+    first: list[Span] = []
+    rest: list[Span] = []
+    for span in spans:
+        if span.start < rows:
+            stop = min(span.stop, rows)
+            end = span.next_offset if stop == span.stop else offsets[stop - 1] + 1
+            first.append(Span(span.partition, span.start, stop, end, span.epoch))
+        if span.stop > rows:
+            start = max(span.start, rows)
+            rest.append(Span(span.partition, start - rows, span.stop - rows, span.next_offset, span.epoch))
+    return first, rest
+
+
+def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
+    """The slab's rows by pipeline, at most ``max_size`` records each; consecutive where they can be."""
+    rows_of: dict[Route, Sequence[int]] = {}
+    routes = slab.routes
+    if slab.one_route and not admitted.settled:
+        rows_of[routes[0]] = range(len(routes))
+    else:
+        grouped: dict[Route, list[int]] = {}
+        for row, route in enumerate(routes):
+            if route is not None and row not in admitted.settled:
+                grouped.setdefault(route, []).append(row)
+        rows_of.update(grouped)
+    batches = []
+    for route, rows in rows_of.items():
+        for start in range(0, len(rows), route.max_size):
+            part = rows[start : start + route.max_size]
+            cost = sum(admitted.costs[row] for row in part)
+            columns = slab.columns.select(part)
+            batches.append(Batch(slab, part, columns, route, slab.taken_ns, slab.taken_ms, cost_bytes=cost))
+    return batches

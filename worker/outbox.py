@@ -1,0 +1,338 @@
+"""From a released slab to records on their way: results in order, dead letters in their place.
+
+Within one input partition everything is handed to the producer in the order of the input. A run of rows with
+the same destination is one call; only rows out of the ordinary are looked at one by one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from worker.admission import Route
+from worker.batch import Batch, Headers, Outcomes, Partition, Span
+from worker.deadletter import RECORD_OVERHEAD_BYTES, compose
+from worker.errors import DeadLetterLimit, Reject, Rejection
+from worker.window import Epochs, Slab
+
+
+class Sink(Protocol):
+    """Where outputs go. ``send`` queues as many rows as fit, in order, and says how many."""
+
+    def send(
+        self,
+        topic: str,
+        source: Partition,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        headers: Sequence[Headers | None] | None,
+        mode: str,
+        on_delivery: Callable[[Any, Any], None] | None,
+    ) -> int: ...
+
+    def poll(self, timeout_s: float = 0.0) -> None: ...
+
+    def max_bytes(self, topic: str) -> int:
+        """``max.message.bytes`` of a topic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Letterhead:
+    """What every dead letter of this process says of the process."""
+
+    topic: str
+    task_id: str
+    """client.id"""
+    worker_name: str
+    """Stands for the pipeline where no pipeline took the record."""
+
+
+@dataclass(slots=True)
+class _Send:
+    """Rows of a slab on their way to one topic, from one input partition."""
+
+    slab: Slab
+    topic: str
+    source: Partition
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+    headers: Sequence[Headers | None] | None
+    mode: str
+
+
+class Outbox:
+    """Outputs of released slabs the producer has not taken yet; empty unless its queue is full."""
+
+    def __init__(self, sink: Sink, letterhead: Letterhead, limit: DeadLetterRate) -> None:
+        self._sink = sink
+        self._letterhead = letterhead
+        self._limit = limit
+        self._sends: deque[_Send] = deque()
+
+    def __len__(self) -> int:
+        return len(self._sends)
+
+    def add(self, slab: Slab, epochs: Epochs) -> int:
+        """Plan everything the slab publishes, in order; returns the bytes of its values.
+
+        Raises:
+            DeadLetterLimit: too many of the last records are bad; nothing of this slab is published.
+        """
+        spans = slab.live_spans(epochs)
+        outcomes = lay_out(slab)
+        self._refuse_oversize(slab, outcomes)
+        self._limit.check(slab, spans, outcomes)
+        slab.tally = _tally(slab, spans, outcomes, self._letterhead.worker_name)
+        nbytes = 0
+        for send in self._plan(slab, spans, outcomes):
+            slab.unacknowledged += len(send.values)
+            nbytes += sum(map(len, filter(None, send.values)))
+            self._sends.append(send)
+        slab.batches = []
+        return nbytes
+
+    def push(self, on_delivery: Callable[[Slab], Callable[[Any, Any], None] | None]) -> list[Slab]:
+        """Hand over what the producer takes; returns the slabs whose every output it has now."""
+        handed: list[Slab] = []
+        while self._sends:
+            send = self._sends[0]
+            sent = self._sink.send(
+                send.topic,
+                send.source,
+                send.keys,
+                send.values,
+                send.headers,
+                send.mode,
+                on_delivery(send.slab),
+            )
+            if sent < len(send.values):
+                send.keys, send.values = send.keys[sent:], send.values[sent:]
+                send.headers = send.headers[sent:] if send.headers is not None else None
+                break
+            self._sends.popleft()
+            if not self._sends or self._sends[0].slab is not send.slab:
+                handed.append(send.slab)
+        return handed
+
+    def clear(self) -> list[Slab]:
+        """Forget what was not handed over; returns the slabs this cuts short."""
+        cut: dict[Slab, None] = {}
+        for send in self._sends:
+            send.slab.unacknowledged -= len(send.values)
+            cut[send.slab] = None
+        self._sends.clear()
+        return list(cut)
+
+    # -- planning ----------------------------------------------------------------------------------------
+
+    def _plan(self, slab: Slab, spans: list[Span], outcomes: Outcomes) -> Iterator[_Send]:
+        special = sorted({*outcomes.rejected, *outcomes.dropped})
+        for span in spans:
+            row = span.start
+            for odd in [r for r in special if span.start <= r < span.stop] if special else ():
+                yield from self._results(slab, span, outcomes, row, odd)
+                if odd in outcomes.rejected:
+                    yield from self._dead_letter(slab, span, outcomes, odd)
+                row = odd + 1
+            yield from self._results(slab, span, outcomes, row, span.stop)
+
+    def _results(self, slab: Slab, span: Span, outcomes: Outcomes, start: int, stop: int) -> Iterator[_Send]:
+        """Rows ``start..stop`` are results (or tombstones passed on): one send per stretch of one pipeline."""
+        while start < stop:
+            route = slab.routes[start]
+            assert route is not None, "a record that no pipeline takes is a dead letter"
+            end = stop if slab.one_route else _stretch(slab.routes, start, stop)
+            headers = outcomes.headers[start:end] if outcomes.headers is not None else None
+            yield _Send(
+                slab,
+                route.output_topic,
+                span.partition,
+                slab.columns.keys[start:end],
+                outcomes.bodies[start:end],
+                headers if headers is not None and any(headers) else None,
+                route.output_partition,
+            )
+            start = end
+
+    def _dead_letter(self, slab: Slab, span: Span, outcomes: Outcomes, row: int) -> Iterator[_Send]:
+        head, route = self._letterhead, slab.routes[row]
+        name, model = (route.name, route.model_label) if route is not None else (head.worker_name, None)
+        letter = compose(
+            slab.columns,
+            row,
+            outcomes.rejected[row],
+            name,
+            head.task_id,
+            model,
+            self._sink.max_bytes(head.topic),
+        )
+        yield _Send(slab, head.topic, span.partition, [letter.key], [letter.value], [letter.headers], "key")
+        if row in outcomes.error_bodies and route is not None:
+            bodies = [outcomes.error_bodies[row]]
+            yield _Send(
+                slab,
+                route.output_topic,
+                span.partition,
+                [slab.columns.keys[row]],
+                bodies,
+                None,
+                route.output_partition,
+            )
+
+    def _refuse_oversize(self, slab: Slab, outcomes: Outcomes) -> None:
+        """An output its topic would refuse is a dead letter: the broker's refusal would come again for ever."""
+        routes = slab.routes[:1] if slab.one_route else set(slab.routes)
+        limits = {r.output_topic: self._sink.max_bytes(r.output_topic) for r in routes if r is not None}
+        headers = outcomes.headers
+        largest = max(map(len, filter(None, outcomes.bodies)), default=0)
+        longest_key = max(map(len, filter(None, slab.columns.keys)), default=0)
+        most_headers = max(map(_headers_bytes, filter(None, headers)), default=0) if headers else 0
+        if largest + longest_key + most_headers + RECORD_OVERHEAD_BYTES <= min(
+            limits.values(), default=largest
+        ):
+            return
+        for row, body in enumerate(outcomes.bodies):
+            if not body or row in outcomes.rejected:
+                continue
+            topic = slab.routes[row].output_topic
+            size = len(body) + len(slab.columns.keys[row] or b"") + RECORD_OVERHEAD_BYTES
+            size += _headers_bytes(headers[row] or []) if headers else 0
+            if size > limits[topic]:
+                message = (
+                    f"the result has {size} bytes, max.message.bytes of topic {topic} is {limits[topic]}"
+                )
+                outcomes.rejected[row] = Rejection.of(Reject(message, "too_large_output"), "publish", self)
+                outcomes.bodies[row] = None
+
+
+class DeadLetterRate:
+    """Stops the worker when too many of the last records are bad: a bad deploy is not bad data.
+
+    Args:
+        ratio: share of dead letters at which to stop. of_last: over how many records.
+        from_seen: records to have seen before anything is judged.
+    """
+
+    def __init__(self, ratio: float, of_last: int, from_seen: int = 100) -> None:
+        self._ratio = ratio
+        self._of_last = of_last
+        self._from_seen = from_seen
+        self._seen = 0
+        self._bad: deque[int] = deque()
+        """Running numbers of the bad records among the last ``of_last``."""
+
+    def check(self, slab: Slab, spans: list[Span], outcomes: Outcomes) -> None:
+        """Count a slab's live rows.
+
+        Raises:
+            DeadLetterLimit: the share was reached somewhere in it.
+        """
+        for span in spans:
+            bad = (
+                [row for row in sorted(outcomes.rejected) if span.start <= row < span.stop]
+                if outcomes.rejected
+                else []
+            )
+            first = self._seen - span.start + 1
+            for row in bad:
+                self._bad.append(first + row)
+                self._judge(first + row, outcomes.rejected[row])
+            self._seen += span.stop - span.start
+            self._judge(self._seen, None)
+
+    def _judge(self, seen: int, last: Rejection | None) -> None:
+        while self._bad and self._bad[0] <= seen - self._of_last:
+            self._bad.popleft()
+        looked_at = min(seen, self._of_last)
+        if seen >= min(self._from_seen, self._of_last) and len(self._bad) >= self._ratio * looked_at > 0:
+            reason = f" (the last one: {last.reason}, {last.message})" if last else ""
+            raise DeadLetterLimit(
+                f"{len(self._bad)} of the last {looked_at} records are dead letters, "
+                f"dead_letter.stop_after.ratio is {self._ratio}{reason}; nothing more was committed"
+            )
+
+
+def lay_out(slab: Slab) -> Outcomes:
+    """The outcomes of all rows in slab order; the batch's own where one batch is the whole slab."""
+    rows = len(slab.columns)
+    if slab.settled is None and len(slab.batches) == 1 and len(slab.batches[0]) == rows:
+        outcomes = slab.batches[0].outcomes
+        assert outcomes is not None
+        return outcomes
+    whole = Outcomes.empty(rows)
+    if slab.settled is not None:
+        whole.bodies = slab.settled.bodies[:rows]
+        whole.rejected = {row: why for row, why in slab.settled.rejected.items() if row < rows}
+        whole.dropped = {row for row in slab.settled.dropped if row < rows}
+    for batch in slab.batches:
+        _lay_in(whole, batch)
+    return whole
+
+
+def _lay_in(whole: Outcomes, batch: Batch) -> None:
+    part = batch.outcomes
+    assert part is not None
+    if isinstance(batch.rows, range):
+        whole.bodies[batch.rows.start : batch.rows.stop] = part.bodies
+    else:
+        for row, body in zip(batch.rows, part.bodies, strict=True):
+            whole.bodies[row] = body
+    if part.headers is not None:
+        if whole.headers is None:
+            whole.headers = [None] * len(whole.bodies)
+        for row, headers in zip(batch.rows, part.headers, strict=True):
+            whole.headers[row] = headers
+    for index, rejection in part.rejected.items():
+        whole.rejected[batch.rows[index]] = rejection
+    for index in part.dropped:
+        whole.dropped.add(batch.rows[index])
+    for index, body in part.error_bodies.items():
+        whole.error_bodies[batch.rows[index]] = body
+
+
+@dataclass(slots=True)
+class Tally:
+    """How a slab's records ended, by pipeline name."""
+
+    ok: Counter[str]
+    dead_letter: Counter[str]
+    dropped: Counter[str]
+    errors: Counter[tuple[str, str, str]]
+    """(pipeline, reason, stage)"""
+
+
+def _tally(slab: Slab, spans: list[Span], outcomes: Outcomes, worker_name: str) -> Tally:
+    def name(row: int) -> str:
+        route = slab.routes[row]
+        return route.name if route is not None else worker_name
+
+    live = sum(span.stop - span.start for span in spans)
+    rows = (row for span in spans for row in range(span.start, span.stop))
+    ok = Counter({name(0): live}) if slab.one_route else Counter(map(name, rows))
+    tally = Tally(ok, Counter(), Counter(), Counter())
+    if live < len(slab.columns):  # some partition was taken from us: those records are somebody else's now
+        alive = {row for span in spans for row in range(span.start, span.stop)}
+        tally.dropped.update(name(row) for row in range(len(slab.columns)) if row not in alive)
+    for row in {*outcomes.rejected, *outcomes.dropped}:
+        if not any(span.start <= row < span.stop for span in spans):
+            continue
+        tally.ok[name(row)] -= 1
+        if row in outcomes.rejected:
+            why = outcomes.rejected[row]
+            tally.dead_letter[name(row)] += 1
+            tally.errors[name(row), why.reason, why.stage] += 1
+        else:
+            tally.dropped[name(row)] += 1
+    return tally
+
+
+def _stretch(routes: Sequence[Route | None], start: int, stop: int) -> int:
+    """Where the run of rows of one pipeline that begins at ``start`` ends."""
+    route = routes[start]
+    return next((row for row in range(start + 1, stop) if routes[row] is not route), stop)
+
+
+def _headers_bytes(headers: Headers) -> int:
+    return sum(10 + len(name) + len(value or b"") for name, value in headers)
