@@ -321,7 +321,7 @@ def live_line(tally: Tally) -> Text:
         f"   {tally.per_second:.0f}/s",
         f"   p50 {tally.percentile_ms('total', 50):.1f} ms",
         f"   p99 {tally.percentile_ms('total', 99):.1f} ms",
-        f"   {accuracy} right",
+        f"   accuracy {accuracy}",
         no_wrap=True,
     )
 
