@@ -896,15 +896,17 @@ def json_schema() -> dict[str, Any]:
 
 def _allow_variables(schema: Any) -> None:
     """Let ``${ENV}`` stand wherever a number, a truth value, a list or one of some words is expected."""
-    for value in (
+    for inner in (
         list(schema.values()) if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
     ):
-        _allow_variables(value)
-    if isinstance(schema, dict) and (
-        schema.get("type") in ("integer", "number", "boolean", "array")
-        or "enum" in schema
-        or isinstance(schema.get("const"), str)
-    ):
-        notes = ("description", "title", "default")
-        typed = {key: schema.pop(key) for key in list(schema) if key not in notes}
+        _allow_variables(inner)
+    if not isinstance(schema, dict):
+        return
+    if isinstance(schema.get("title"), str):
+        del schema["title"]  # pydantic's: the key again with capitals
+    if "anyOf" in schema:
+        choices = [choice for outer in schema["anyOf"] for choice in outer.get("anyOf", [outer])]
+        schema["anyOf"] = [choice for index, choice in enumerate(choices) if choice not in choices[:index]]
+    elif schema.get("type") in ("integer", "number", "boolean", "array") or {"enum", "const"} & schema.keys():
+        typed = {key: schema.pop(key) for key in list(schema) if key not in ("description", "default")}
         schema["anyOf"] = [typed, {"$ref": "#/$defs/Variable"}]

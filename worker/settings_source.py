@@ -24,6 +24,8 @@ Key = tuple[str, ...]
 _NULL = "tag:yaml.org,2002:null"
 _MERGE = "tag:yaml.org,2002:merge"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_QUOTED = re.compile(r"'(?!<)[^']{2,}'")
+"""What a YAML error quotes of the file: it may be a password that begins with ``*`` or ``!``."""
 _MORE_THAN_TEXT = re.compile(r"\s*(?:[\[{].*|~|null)\s*", re.DOTALL)
 
 
@@ -36,7 +38,8 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         document = parse(_text_of(path))
         if not isinstance(document, dict):
-            raise ConfigError(f"expected a YAML mapping of settings, got {describe(document)}")
+            found = "nothing" if document is None else "a list" if isinstance(document, list) else "text"
+            raise ConfigError(f"expected a YAML mapping of settings, got {found}")
         for override in overrides:
             _override(document, override)
         return {key: _expand(value, (key,)) for key, value in document.items()}
@@ -55,7 +58,8 @@ def parse(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"not valid YAML: {where}{error.problem or error.context}") from None
+        problem = _QUOTED.sub("'...'", error.problem or error.context or "")
+        raise ConfigError(f"not valid YAML: {where}{problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -79,7 +83,7 @@ def sentence(error: ValidationError, document: Any, known: set[Key], hidden: Key
     if first["type"] == "missing":
         return f"{name} is required"
     message = _message(details, place, document)
-    if message.startswith("expected "):
+    if message.startswith("expected ") and place[0] != "kafka":  # what is there may be a secret
         message = f"got {describe(first['input'])}, {message}"
     return f"{name}: {message}"
 
@@ -112,7 +116,7 @@ class _TextLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be text", key.start_mark)
             if key.value in seen and key.tag != _MERGE:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                    None, None, f"the key {key.value} is there twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -136,7 +140,9 @@ def _override(document: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     name = name.strip()
     if not equals or not all(name.split(".")):
-        raise ConfigError(f"--set {override}: expected key=value, such as batching.max_size=32")
+        raise ConfigError(
+            f"--set {re.split('[=:]', override)[0]}: expected key=value, such as batching.max_size=32"
+        )
     try:
         value = parse(text)
     except ConfigError as error:

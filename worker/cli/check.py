@@ -1,0 +1,233 @@
+"""``streaminfer check``: everything that can be known before running, one line each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from worker import settings as configuration
+from worker.cli.main import add_set_option
+from worker.errors import ConfigError, Reject, WorkerError
+from worker.settings import MIB, Settings
+from worker.telemetry import logs
+
+T = TypeVar("T")
+
+EXAMPLE = """\
+example:
+  streaminfer check digits.yaml --offline --sample seven.png"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Check configuration, labels, model, memory, broker, topics and rights before running."
+    )
+    parser.epilog = EXAMPLE
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="the worker's YAML file")
+    add_set_option(parser)
+    parser.add_argument(
+        "--sample",
+        metavar="FILE",
+        type=Path,
+        help="one record to send through the whole engine; prints the result",
+    )
+    parser.add_argument("--offline", action="store_true", help="leave out what needs the broker")
+    parser.add_argument("--json", action="store_true", help="one JSON object per check and nothing else")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Go through the checks in order.
+
+    Raises:
+        WorkerError: the first failure, once all that can be checked has been.
+    """
+    report = Report(as_json=args.json)
+    settings = report.check("config", lambda: configuration.load(args.config, args.overrides), _config_line)
+    if settings is not None:
+        _check_all(report, settings, args)
+    if report.first_failure:
+        raise report.first_failure
+    return 0
+
+
+def _check_all(report: Report, settings: Settings, args: argparse.Namespace) -> None:
+    logs.configure(settings.secrets())
+    report.check("labels", lambda: _labels(settings), str)
+    report.check("own code", lambda: _own_code(settings), str)
+    report.check("model file", lambda: _model_files(settings), str)
+    sample = (
+        report.check("sample file", lambda: _read_sample(args.sample), _bytes_line) if args.sample else None
+    )
+    if report.first_failure is None:
+        _check_engine(report, settings, sample)
+    report.line("memory", True, _memory(settings))
+    report.line("credentials", True, _credentials(settings))
+    if not args.offline:
+        _check_broker(report, settings)
+
+
+class Report:
+    """Prints one line per check as it is done and remembers the first failure."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.first_failure: WorkerError | None = None
+        self._as_json = as_json
+
+    def check(self, name: str, subject: Callable[[], T], message: Callable[[T], str]) -> T | None:
+        """Call ``subject``; its result, or None when it raised a `WorkerError`, whose sentence is printed."""
+        try:
+            result = subject()
+        except WorkerError as error:
+            self.fail(name, error)
+            return None
+        self.line(name, True, message(result))
+        return result
+
+    def fail(self, name: str, error: WorkerError) -> None:
+        self.first_failure = self.first_failure or error
+        self.line(name, False, str(error))
+
+    def line(self, name: str, ok: bool, message: str) -> None:
+        message = logs.redact(message)
+        if self._as_json:
+            print(json.dumps({"check": name, "ok": ok, "message": message}, ensure_ascii=False))
+        else:
+            print(f"{'ok  ' if ok else 'FAIL'} {name:<11} {message}")
+
+
+def _check_engine(report: Report, settings: Settings, sample: bytes | None) -> None:
+    """Load every model, say what it is, and send the sample through the first pipeline."""
+    from worker import app  # imports the runtime: only once the cheap checks have passed
+
+    pipelines = report.check("model", lambda: app.load_pipelines(settings), _models_line)
+    if pipelines is None:
+        return
+    for name, pipeline in pipelines.items():
+        report.line("signature", True, f"{name}: {_signature_line(pipeline.model.signature)}")
+        batchable = pipeline.model.signature.batchable
+        report.line("batchable", True, f"{name}: {'yes' if batchable else 'no, each record runs alone'}")
+    if sample is not None:
+        first = next(iter(pipelines.values()))
+        max_bytes = settings.pipelines[first.name].input.max_bytes
+        report.check("sample", lambda: _answer(app.answer, first, sample, max_bytes), _sample_line)
+
+
+def _check_broker(report: Report, settings: Settings) -> None:
+    from worker import app
+
+    try:
+        for name, message in app.check_broker(settings):
+            report.line(name, True, message)
+    except WorkerError as error:
+        report.fail("broker", error)
+
+
+def _config_line(settings: Settings) -> str:
+    names = ", ".join(settings.pipelines)
+    return (
+        f"{settings.name}: {len(settings.pipelines)} pipeline{'s'[: len(settings.pipelines) > 1]} ({names})"
+    )
+
+
+def _labels(settings: Settings) -> str:
+    counts = [
+        f"{path.name}: {len(configuration.labels_of(path))} labels" for _, path in settings.label_files()
+    ]
+    return ", ".join(counts) or "none"
+
+
+def _own_code(settings: Settings) -> str:
+    for _, name in settings.own_code():
+        configuration.import_attribute(name)
+    return ", ".join(name for _, name in settings.own_code()) or "none"
+
+
+def _model_files(settings: Settings) -> str:
+    for name in settings.pipelines:
+        configuration.check_model_file(settings, name)
+    sizes = (pipeline.model.path for pipeline in settings.pipelines.values())
+    return ", ".join(f"{path.name}: {path.stat().st_size} bytes" for path in sizes)
+
+
+def _read_sample(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"--sample: {path} does not exist; expected a file with one record") from None
+    except IsADirectoryError:
+        raise ConfigError(f"--sample: {path} is a directory; expected a file with one record") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--sample: {path} cannot be read: {error}") from None
+
+
+def _answer(answer: Callable[[Any, bytes], Any], pipeline: Any, sample: bytes, max_bytes: int) -> Any:
+    """The sample's result; a record that would become a dead letter is the caller's mistake here."""
+    if len(sample) > max_bytes:
+        raise ConfigError(
+            f"--sample: too_large: got {len(sample)} bytes, expected at most input.max_bytes {max_bytes}"
+        )
+    try:
+        return answer(pipeline, sample)
+    except Reject as error:
+        raise ConfigError(f"--sample: {error.reason}: {error}") from None
+
+
+def _memory(settings: Settings) -> str:
+    """The bound on memory beyond a warm process, and what it is made of."""
+    limits, largest = settings.limits, settings.largest_record()
+    parts = {
+        "in_flight_bytes": limits.in_flight_bytes,
+        "prefetch_bytes": limits.prefetch_bytes,
+        "output_bytes": limits.output_bytes,
+        "largest record": largest,
+    }
+    terms = " + ".join(f"{name} {_mib(size)}" for name, size in parts.items())
+    return f"warm process + {_mib(sum(parts.values()))} MiB = {terms}"
+
+
+def _credentials(settings: Settings) -> str:
+    """How the worker shows itself to the broker, without a secret; says where others could read along."""
+    kafka = settings.kafka
+    protocol = kafka.get("security.protocol", "plaintext").lower()
+    mechanism = (
+        kafka.get("sasl.mechanisms", kafka.get("sasl.mechanism", "GSSAPI"))
+        if "sasl" in protocol
+        else "no SASL"
+    )
+    hosts = configuration.plaintext_hosts(settings)
+    return f"{protocol}, {mechanism}" + (f"; not encrypted to {', '.join(hosts)}" if hosts else "")
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.1f}".removesuffix(".0")
+
+
+def _models_line(pipelines: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{pipeline.model.name}@{pipeline.model.version} on {pipeline.model.provider}"
+        for pipeline in pipelines.values()
+    )
+
+
+def _signature_line(signature: Any) -> str:
+    """``image: FP32[*,1,28,28] -> scores: FP32[*,10]``."""
+
+    def tensors(specs: Any) -> str:
+        return ", ".join(
+            f"{spec.name}: {spec.datatype}[{','.join('*' if d is None else str(d) for d in spec.shape)}]"
+            for spec in specs
+        )
+
+    return f"{tensors(signature.inputs)} -> {tensors(signature.outputs)}"
+
+
+def _bytes_line(value: bytes) -> str:
+    return f"{len(value)} bytes"
+
+
+def _sample_line(result: Any) -> str:
+    """A JSON result as it would be published; of a binary one its size."""
+    return f"{len(result)} bytes" if isinstance(result, bytes) else json.dumps(result, ensure_ascii=False)

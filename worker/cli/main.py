@@ -1,0 +1,116 @@
+"""The ``streaminfer`` command: finds the subcommand, runs it, turns errors into one sentence and an exit code.
+
+A command is a module ``worker/cli/<name>.py`` with ``configure(parser)`` and ``run(args) -> int``. Only the one that
+was asked for is imported, so ``--help`` is quick and needs no runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from worker import __version__
+from worker.errors import ConfigError, WorkerError
+
+COMMANDS = {
+    "run": "the worker: records in, predictions out",
+    "check": "everything that can be known before running",
+    "produce": "send images, a video, CSV or lines to a topic",
+    "tail": "read results, metrics or dead letters",
+    "bench": "load a running group and measure latency",
+    "broker": "the embedded development broker",
+    "demo": "digits through two replicas, nothing else needed",
+    "dlq": "list, show or replay dead letters",
+    "quantize": "make a static INT8 model",
+}
+"""Every command by name; one whose module is not there is left out."""
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit code. A user's mistake is one sentence on standard error."""
+    try:
+        code = _dispatch(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+        return code
+    except SystemExit as done:  # argparse after --help or --version
+        return done.code if isinstance(done.code, int) else 0
+    except WorkerError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. The interpreter flushes once more at exit: give it somewhere to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _report_bug(error)
+
+
+def add_set_option(parser: argparse.ArgumentParser) -> None:
+    """``--set K=V``, for every command that takes a configuration file."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="K=V",
+        action="append",
+        default=[],
+        help="override one setting, such as batching.max_size=32 (YAML value; may be repeated)",
+    )
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one sentence instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _dispatch(argv: list[str]) -> int:
+    """Parse with only the wanted command's module imported, then run it."""
+    parser = Parser(
+        prog="streaminfer",
+        description="A Kafka-native ONNX inference worker.",
+        epilog="example: streaminfer demo",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"streaminfer {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    wanted = next((argument for argument in argv if not argument.startswith("-")), None)
+    command = None
+    for name, line in COMMANDS.items():
+        module = f"worker.cli.{name}"
+        if importlib.util.find_spec(module) is None:
+            continue
+        subparser = subparsers.add_parser(
+            name, help=line, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name == wanted:
+            command = importlib.import_module(module)
+            command.configure(subparser)
+    arguments = parser.parse_args(argv)
+    assert command is not None  # a parsed command is one of those above
+
+    from worker.telemetry import logs
+
+    logs.configure()
+    return int(command.run(arguments))
+
+
+def _fail(sentence: str, exit_code: int) -> int:
+    from worker.telemetry import logs
+
+    print(f"streaminfer: {logs.redact(sentence)}", file=sys.stderr)
+    return exit_code
+
+
+def _report_bug(error: Exception) -> int:
+    from worker.telemetry import logs
+
+    logs.get(__name__).error("bug", exc_info=error)
+    return _fail(f"a bug: {type(error).__name__}: {' '.join(str(error).split())}", WorkerError.exit_code)
