@@ -333,9 +333,7 @@ def summary_text(tally: Tally, console: Console) -> Text:
     right = tally.records - len(tally.wrong)
     lines = [
         Text(f"{tally.records:,} records at {tally.per_second:.0f}/s", style="bold"),
-        Text.assemble(
-            (f"{tally.accuracy:.1%}", "bold"), f" right: {right:,} of {tally.records:,} true labels"
-        ),
+        Text(f"accuracy {tally.accuracy:.1%}: {right:,} of {tally.records:,} true labels", style="bold"),
         Text(),
         *latency_table(tally),
         Text(),
