@@ -1,0 +1,59 @@
+"""The registry of output formats: results -> bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from worker.batch import Batch, Columns, Run
+from worker.codecs.oip_response import OipEncoder
+from worker.codecs.result_json import JsonEncoder
+from worker.codecs.tensor_result import TensorEncoder
+from worker.errors import Rejection
+from worker.model.signature import Signature
+from worker.postprocess import postprocess
+
+if TYPE_CHECKING:
+    from worker.settings import PipelineSettings
+
+
+class Encoder(Protocol):
+    """Turns what the model gave into the bodies of one pipeline's results. Stateless between runs."""
+
+    def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None:
+        """Fill ``batch.outcomes`` (bodies, headers, rejected) for the rows of one run.
+
+        Args:
+            stamp: called exactly once, when as much is done as the stage ``encode`` can count; it fills
+                ``run.stages_us``, which a JSON body then carries.
+        """
+        ...
+
+    def error_body(self, batch: Batch, row: int, rejection: Rejection) -> bytes:
+        """What a rejected record of the batch puts on the output topic where ``output.errors`` is on."""
+        ...
+
+    def expired_body(self, columns: Columns, row: int, message: str) -> bytes:
+        """What a record past its deadline puts on the output topic where ``limits.expired`` is ``publish``."""
+        ...
+
+
+def encoder(
+    settings: PipelineSettings,
+    signature: Signature,
+    model_name: str,
+    model_version: str,
+    labels: Sequence[str] | None,
+) -> Encoder:
+    """The encoder of one pipeline, for its ``output.format`` and ``postprocess``.
+
+    Raises:
+        ConfigError: the postprocess or the format cannot go with the model's outputs.
+    """
+    output_format = settings.output.format
+    if output_format == "json":
+        steps = postprocess(settings.postprocess, signature, labels)
+        return JsonEncoder(settings, model_name, model_version, steps)
+    if output_format == "oip":
+        return OipEncoder(settings, model_name, model_version, signature)
+    return TensorEncoder(settings, model_name, model_version, signature)

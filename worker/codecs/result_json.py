@@ -1,0 +1,138 @@
+"""Results as JSON: id, source, model, prediction and the stages of the latency.
+
+This is the hot path of small models. What is the same for a run becomes text once per run, floats and latencies
+once per batch; a record costs two bytes templates: one for its prediction, one for its body.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from worker.batch import Array, Batch, Partition, Run
+from worker.codecs.envelope import CONTENT_LENGTH, ResultEncoder, item_spans, own_ids
+from worker.errors import Rejection
+from worker.postprocess import Postprocess, rendering
+
+if TYPE_CHECKING:
+    from worker.settings import PipelineSettings
+
+
+class JsonEncoder(ResultEncoder):
+    """``prediction`` for a record of one item, ``predictions`` for one with its own batch dimension."""
+
+    def __init__(
+        self, settings: PipelineSettings, model_name: str, model_version: str, postprocess: Postprocess
+    ) -> None:
+        # Copied from a request, the content length would make a reader split this body.
+        super().__init__(settings, model_name, model_version, reserved=frozenset({CONTENT_LENGTH}))
+        self._postprocess = postprocess
+        model = b'"model":%b,' % orjson.dumps(self._model).replace(b"%", b"%%")
+        self._one = model + b'"prediction":%b,'
+        self._many = model + b'"predictions":[%b],'
+
+    def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None:
+        """Bodies, headers and rejections of one run's rows; see :class:`worker.codecs.encoders.Encoder`."""
+        assert batch.outcomes is not None
+        predictions = self._predictions(batch, run)
+        stamp()
+        rejected = {
+            row: found
+            for row, found in zip(run.rows, predictions, strict=True)
+            if isinstance(found, Rejection)
+        }
+        if rejected:  # rendered with the others and thrown away: rare, and every column stays aligned
+            predictions = [b"null" if isinstance(found, Rejection) else found for found in predictions]
+        for row, body in zip(run.rows, self._bodies(batch, run, predictions), strict=True):
+            batch.outcomes.bodies[row] = body
+        for row, rejection in rejected.items():
+            batch.outcomes.bodies[row] = None
+            batch.outcomes.rejected[row] = rejection
+        self._copy_headers(batch, [row for row in run.rows if row not in rejected] if rejected else run.rows)
+
+    def _predictions(self, batch: Batch, run: Run) -> list[bytes | Rejection]:
+        """Per row the text of its prediction (of several items: joined by commas), or why there is none."""
+        assert batch.feed is not None
+        contexts: list[Any] = [batch.feed.contexts[row] for row in run.rows]
+        outputs, count = run.outputs, len(run.rows)
+        if run.alone:
+            outputs = {name: output[np.newaxis] for name, output in outputs.items()}
+        elif run.counts is not None:
+            contexts = [context for context, k in zip(contexts, run.counts, strict=True) for _ in range(k)]
+            count = len(contexts)
+        try:
+            found = self._postprocess.predictions(outputs, count, contexts, run.alone)
+        except Exception as error:
+            return [Rejection.of(error, "postprocess", self._postprocess)] * len(run.rows)
+        if count == len(run.rows):
+            return found
+        return [_joined(found[start:stop]) for start, stop in item_spans(run)]
+
+    def _bodies(self, batch: Batch, run: Run, predictions: Iterable[object]) -> list[bytes]:
+        columns = batch.columns.select(run.rows)
+        latency, times = _latency(run.stages_us)
+        middle, end = self._one, latency + b"}"
+        by_partition = {p: _head(p, own_id=False) + middle + end for p in set(columns.partitions)}
+        templates = [by_partition[p] for p in columns.partitions]
+        ids: list[Any] = columns.offsets
+
+        own, many = own_ids(batch, run.rows), _with_batch_dimension(batch)
+        if own or many:
+            ids = ids.copy()
+            for i, row in enumerate(run.rows):
+                middle = self._many if row in many else self._one
+                templates[i] = _head(columns.partitions[i], row in own) + middle + end
+                if row in own:
+                    ids[i] = orjson.dumps(own[row])
+
+        fields = zip(ids, columns.offsets, columns.timestamps_ms, predictions, *times, strict=True)
+        return [template % row for template, row in zip(templates, fields, strict=True)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _head(partition: Partition, own_id: bool) -> bytes:
+    """Template of a body up to the model; takes the id (by default the offset), offset and timestamp."""
+    name, number = orjson.dumps(partition.topic), partition.number
+    id_ = b"%b" if own_id else b'"%b/%d/%%d"' % (name[1:-1], number)
+    return b'{"id":%b,"source":{"topic":%b,"partition":%d,"offset":%%d,"timestamp_ms":%%d},' % (
+        id_,
+        name,
+        number,
+    )
+
+
+def _latency(stages_us: dict[str, int | Array]) -> tuple[bytes, list[list[bytes]]]:
+    """Template of ``latency_ms``, and a column of texts for each stage that differs by row.
+
+    Whole microseconds divided by 1000 are the doubles nearest to three decimals, so they read as at most three.
+    """
+    stages, columns = [], []
+    for stage, us in stages_us.items():
+        if isinstance(us, np.ndarray):
+            text = b"%b"
+            columns.append(rendering.scalars(us / 1000))
+        else:
+            text = orjson.dumps(us / 1000)
+        stages.append(b'"%b":%b' % (stage.encode(), text))
+    return b'"latency_ms":{%b}' % b",".join(stages), columns
+
+
+def _with_batch_dimension(batch: Batch) -> set[int]:
+    """Rows whose record had a batch dimension of its own: these give ``predictions``."""
+    assert batch.feed is not None
+    return {row for row, item in enumerate(batch.feed.items) if item is not None and not item.single}
+
+
+def _joined(parts: list[bytes | Rejection]) -> bytes | Rejection:
+    """The predictions of one record's items; one refused item refuses the record."""
+    texts = []
+    for i, part in enumerate(parts):
+        if isinstance(part, Rejection):
+            return dataclasses.replace(part, message=f"item {i}: {part.message}")
+        texts.append(part)
+    return b",".join(texts)

@@ -1,0 +1,134 @@
+"""Scores per class -> ``{"label", "score", "top": [{"label", "score"}]}``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from worker.batch import Array
+from worker.errors import ConfigError, Rejection
+from worker.model.signature import Signature
+from worker.postprocess import rendering
+from worker.postprocess.selection import vector_output, vectors
+
+if TYPE_CHECKING:
+    from worker.settings import ClassificationSettings
+
+_FIELD = "postprocess.classification"
+_ARGMAX_UP_TO = 16
+"""Up to this ``top_k`` repeated argmax is cheaper than sorting every class (1.6 times at 1,000 classes, 16 wanted)."""
+
+
+class Classification:
+    """The ``top_k`` best classes of the first floating output (else the first output), best first.
+
+    Equal scores are ordered by class, lower first. A class below ``threshold`` is left out; when none is left,
+    ``label`` and ``score`` are null. Integer scores stay integers.
+    """
+
+    def __init__(
+        self, settings: ClassificationSettings, signature: Signature, labels: Sequence[str] | None
+    ) -> None:
+        self._output, classes = vector_output(signature, _FIELD)
+        self._top_k = settings.top_k
+        self._activation = settings.activation
+        self._threshold = settings.threshold
+        self._labelled = labels is not None
+        self._labels = [orjson.dumps(label) for label in labels or ()]
+        if labels is not None and classes is not None and classes != len(labels):
+            raise ConfigError(
+                f"{_FIELD}.labels names {len(labels)} classes, but the model's output {self._output!r} has {classes}"
+            )
+
+    def predictions(
+        self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
+    ) -> list[bytes | Rejection]:
+        scores = activate(vectors(outputs[self._output], count), self._activation)
+        labels = self._labels_for(scores.shape[1])
+        k = min(self._top_k, scores.shape[1])
+        classes = best_classes(scores, k)
+        best = scores[np.arange(count)[:, np.newaxis], classes]
+        kept = (best >= self._threshold).sum(axis=1)
+
+        found: list[bytes | Rejection]
+        if (kept == k).all():
+            found = [*_render(classes, best, labels)]
+        else:
+            found = [b""] * count
+            for length in set(kept.tolist()):
+                rows = np.flatnonzero(kept == length)
+                texts = _render(classes[rows, :length], best[rows, :length], labels)
+                for row, text in zip(rows.tolist(), texts, strict=True):
+                    found[row] = text
+        for item in rendering.non_finite_items(scores):
+            found[item] = rendering.non_finite(self._output, self)
+        return found
+
+    def _labels_for(self, classes: int) -> list[bytes]:
+        """The JSON text of every class's label; the class index as a string without a labels file."""
+        if len(self._labels) != classes:
+            if self._labelled:
+                raise ValueError(
+                    f"the model gave {classes} classes, {_FIELD}.labels names {len(self._labels)}"
+                )
+            self._labels = [b'"%d"' % i for i in range(classes)]
+        return self._labels
+
+
+def activate(scores: Array, activation: str) -> Array:
+    """Scores (count, classes) after ``none``, ``softmax`` or ``sigmoid``; float32 or float64 unless ``none``.
+
+    Never raises or warns: infinities that leave no answer become NaN.
+    """
+    if scores.dtype == bool:
+        scores = scores.astype(np.uint8)
+    if activation == "none":
+        return scores
+    if scores.dtype.kind != "f":
+        scores = scores.astype(np.float64)
+    elif scores.dtype == np.float16:
+        scores = scores.astype(np.float32)  # half precision would lose the small probabilities
+    with np.errstate(invalid="ignore"):
+        if activation == "softmax":
+            powers = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf))
+            probabilities: Array = powers / powers.sum(axis=1, keepdims=True)
+            return probabilities
+        # exp of a negative number only: never overflows
+        powers = np.exp(-np.abs(scores))
+        sigmoid: Array = np.where(np.signbit(scores), powers, 1) / (1 + powers)
+        return sigmoid.astype(scores.dtype, copy=False)
+
+
+def best_classes(scores: Array, k: int) -> Array:
+    """Class numbers (count, k) by score descending, the lower class first on a tie."""
+    if k == 1:
+        best: Array = scores.argmax(axis=1)[:, np.newaxis]
+        return best
+    if scores.dtype.kind == "f" and k <= _ARGMAX_UP_TO:
+        remaining, rows = scores.copy(), np.arange(len(scores))
+        best = np.empty((len(scores), k), np.intp)
+        for place in range(k):
+            best[:, place] = remaining.argmax(axis=1)
+            remaining[rows, best[:, place]] = -np.inf
+        return best
+    # A stable ascending sort of the reversed classes, read backwards, has the lower class first on a tie;
+    # negating the scores instead would wrap unsigned integers.
+    ascending = np.argsort(scores[:, ::-1], axis=1, kind="stable")
+    descending: Array = scores.shape[1] - 1 - ascending[:, ::-1]
+    return descending[:, :k]
+
+
+def _render(classes: Array, scores: Array, labels: list[bytes]) -> list[bytes]:
+    """One fragment per row of (rows, k) class numbers and scores."""
+    rows, k = classes.shape
+    if k == 0:
+        return [b'{"label":null,"score":null,"top":[]}'] * rows
+    names = [labels[i] for i in classes.ravel().tolist()]
+    texts = rendering.scalars(scores)
+    top = b",".join([b'{"label":%b,"score":%b}'] * k)
+    template = b'{"label":%b,"score":%b,"top":[' + top + b"]}"
+    columns = [column for place in range(k) for column in (names[place::k], texts[place::k])]
+    return [template % row for row in zip(columns[0], columns[1], *columns, strict=True)]

@@ -1,0 +1,205 @@
+"""Boxes -> ``{"boxes": [{"label", "class_id", "score", "xyxy"}]}``, best first, in pixels of the original image.
+
+Two layouts of one item, both in pixels of the model's input:
+
+* ``yolov8``: (4 + classes, candidates); each column is centre x, centre y, width, height and a score per class.
+* ``xyxy``: (candidates, 6); each row is x1, y1, x2, y2, score, class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import orjson
+
+from worker.batch import Array
+from worker.errors import ConfigError, Reject, Rejection
+from worker.model.signature import Signature, TensorSpec
+from worker.postprocess import rendering
+from worker.postprocess.selection import numeric_output
+
+if TYPE_CHECKING:
+    from worker.settings import DetectionSettings
+
+_FIELD = "postprocess.detection"
+
+
+class Geometry(Protocol):
+    """What the image decoder did to the picture: model pixel = image pixel * scale + offset."""
+
+    height: int
+    width: int
+    scale_x: float
+    scale_y: float
+    offset_x: float
+    offset_y: float
+
+
+class Boxes(NamedTuple):
+    """Candidates of one item, aligned: ``xyxy`` (n, 4), ``scores`` (n,) and ``classes`` (n,) integers."""
+
+    xyxy: Array
+    scores: Array
+    classes: Array
+
+    def take(self, rows: Array) -> Boxes:
+        return Boxes(self.xyxy[rows], self.scores[rows], self.classes[rows])
+
+
+class Detection:
+    """Boxes at or above ``score`` that no better box of their class overlaps by more than ``iou``; at most ``max``.
+
+    Reads the first floating output. Without an image (another input format) the coordinates stay the model's.
+    """
+
+    def __init__(
+        self, settings: DetectionSettings, signature: Signature, labels: Sequence[str] | None
+    ) -> None:
+        output = numeric_output(signature, _FIELD)
+        _check_shape(output, settings.layout, labels)
+        self._output = output.name
+        self._read = yolov8_boxes if settings.layout == "yolov8" else xyxy_boxes
+        self._score, self._iou, self._max = settings.score, settings.iou, settings.max
+        self._labels = labels
+
+    def predictions(
+        self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
+    ) -> list[bytes | Rejection]:
+        output = outputs[self._output]
+        found: list[bytes | Rejection] = []
+        broken = set(rendering.non_finite_items(output))
+        for item in range(count):
+            if item in broken:
+                found.append(rendering.non_finite(self._output, self))
+                continue
+            try:
+                found.append(self._render(self._boxes(output[item], contexts[item])))
+            except Reject as error:
+                found.append(Rejection.of(error, "postprocess", self))
+        return found
+
+    def _boxes(self, item: Array, geometry: Geometry | None) -> Boxes:
+        """The boxes of one item that stay, in the picture's own pixels."""
+        boxes = self._read(_matrix(item), self._score)
+        boxes = boxes.take(suppress(boxes, self._iou, self._max))
+        return boxes if geometry is None else boxes._replace(xyxy=to_image(boxes.xyxy, geometry))
+
+    def _render(self, boxes: Boxes) -> bytes:
+        if not len(boxes.scores):
+            return b'{"boxes":[]}'
+        classes = boxes.classes.tolist()
+        columns = (
+            [self._label(number) for number in classes],
+            classes,
+            rendering.scalars(boxes.scores),
+            rendering.items(boxes.xyxy),
+        )
+        rows = zip(*columns, strict=True)
+        texts = [b'{"label":%b,"class_id":%d,"score":%b,"xyxy":%b}' % row for row in rows]
+        return b'{"boxes":[%b]}' % b",".join(texts)
+
+    def _label(self, number: int) -> bytes:
+        if self._labels is None:
+            return b'"%d"' % number
+        if not 0 <= number < len(self._labels):
+            message = f"the model gave class {number}, {_FIELD}.labels names {len(self._labels)} classes"
+            raise Reject(message, "model_error")
+        return orjson.dumps(self._labels[number])
+
+
+def yolov8_boxes(item: Array, least: float) -> Boxes:
+    """Candidates of a (4 + classes, n) item whose best class scores at least ``least``."""
+    if len(item) < 5:
+        raise Reject(
+            f"expected 4 + classes rows of candidates, the model gave shape {list(item.shape)}", "model_error"
+        )
+    scores = item[4:].max(axis=0)
+    columns = np.flatnonzero(scores >= least)
+    x, y, width, height = item[:4, columns]
+    xyxy = np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], axis=1)
+    return Boxes(xyxy, scores[columns], item[4:, columns].argmax(axis=0))
+
+
+def xyxy_boxes(item: Array, least: float) -> Boxes:
+    """Candidates of an (n, 6) item that score at least ``least``."""
+    if item.shape[1] != 6:
+        raise Reject(
+            f"expected candidates of 6 numbers, the model gave shape {list(item.shape)}", "model_error"
+        )
+    chosen = item[item[:, 4] >= least]
+    return Boxes(chosen[:, :4], chosen[:, 4], np.rint(chosen[:, 5]).astype(np.int64))
+
+
+def suppress(boxes: Boxes, iou: float, at_most: int) -> Array:
+    """Rows that stay, best first: greedy non-maximum suppression within each class.
+
+    A box goes when one already kept of its class overlaps it by more than ``iou``. Of equal scores the earlier
+    candidate wins.
+    """
+    waiting = np.argsort(-boxes.scores, kind="stable")
+    kept: list[int] = []
+    while len(waiting) and len(kept) < at_most:
+        best, waiting = int(waiting[0]), waiting[1:]
+        kept.append(best)
+        overlaps = overlap(boxes.xyxy[best], boxes.xyxy[waiting]) > iou
+        waiting = waiting[~(overlaps & (boxes.classes[waiting] == boxes.classes[best]))]
+    return np.array(kept, dtype=np.intp)
+
+
+def overlap(box: Array, others: Array) -> Array:
+    """Intersection over union of one box (4,) with others (n, 4); 0 where both are empty."""
+    low = np.maximum(box[:2], others[:, :2])
+    high = np.minimum(box[2:], others[:, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=1)
+    union = np.prod(box[2:] - box[:2]) + np.prod(others[:, 2:] - others[:, :2], axis=1) - shared
+    ratio: Array = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return ratio
+
+
+def to_image(xyxy: Array, geometry: Geometry) -> Array:
+    """Boxes (n, 4) in model pixels as float32 pixels of the picture, cut at its edges."""
+    offset = np.array([geometry.offset_x, geometry.offset_y] * 2)
+    scale = np.array([geometry.scale_x, geometry.scale_y] * 2)
+    size = np.array([geometry.width, geometry.height] * 2)
+    pixels: Array = np.clip((xyxy - offset) / scale, 0, size)
+    return pixels.astype(np.float32)
+
+
+def _matrix(item: Array) -> Array:
+    """One item without leading dimensions of 1."""
+    while item.ndim > 2 and len(item) == 1:
+        item = item[0]
+    if item.ndim != 2:
+        raise Reject(
+            f"expected a matrix of candidates, the model gave shape {list(item.shape)}", "model_error"
+        )
+    # Half precision would overflow in areas.
+    return item if item.dtype.kind == "f" and item.dtype.itemsize >= 4 else item.astype(np.float32)
+
+
+def _check_shape(output: TensorSpec, layout: str, labels: Sequence[str] | None) -> None:
+    """Refuse at start what the model's output shape already rules out.
+
+    Raises:
+        ConfigError: no matrix per item, not six columns (``xyxy``), or another number of classes than labels.
+    """
+    shape = list(output.shape)
+    if len(shape) < 2:
+        raise ConfigError(
+            f"{_FIELD} needs a matrix per item, but the model's output {output.name!r} has shape {shape}"
+        )
+    rows, columns = shape[-2:]
+    if layout == "xyxy" and columns not in (None, 6):
+        raise ConfigError(
+            f"{_FIELD}.layout xyxy needs 6 columns, but the model's output {output.name!r} has shape {shape}"
+        )
+    if layout == "yolov8" and rows is not None and rows < 5:
+        raise ConfigError(
+            f"{_FIELD}.layout yolov8 needs 4 + classes rows, but the model's output {output.name!r} has shape {shape}"
+        )
+    if layout == "yolov8" and rows is not None and labels is not None and rows - 4 != len(labels):
+        raise ConfigError(
+            f"{_FIELD}.labels names {len(labels)} classes, but the model's output {output.name!r} has {rows - 4}"
+        )

@@ -1,0 +1,35 @@
+"""Every output as it is -> ``{"outputs": {"<name>": nested list}}``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from worker.batch import Array
+from worker.errors import Rejection
+from worker.model.signature import Signature
+from worker.postprocess import rendering
+
+
+class Raw:
+    """All outputs in the model's order; integers exact, strings as strings, booleans as true and false.
+
+    A batchable model's outputs leave out the batch dimension; another model's keep the shape it gave.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self._names = [spec.name for spec in signature.outputs]
+        fields = [orjson.dumps(name).replace(b"%", b"%%") + b":%b" for name in self._names]
+        self._template = b'{"outputs":{' + b",".join(fields) + b"}}"
+
+    def predictions(
+        self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
+    ) -> list[bytes | Rejection]:
+        texts = [rendering.items(outputs[name]) for name in self._names]
+        found: list[bytes | Rejection] = [self._template % row for row in zip(*texts, strict=True)]
+        for name in self._names:
+            for item in rendering.non_finite_items(outputs[name]):
+                found[item] = rendering.non_finite(name, self)
+        return found

@@ -1,0 +1,32 @@
+"""Numbers -> ``{"value": x}`` or ``{"values": [x, ...]}``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from worker.batch import Array
+from worker.errors import Rejection
+from worker.model.signature import Signature
+from worker.postprocess import rendering
+from worker.postprocess.selection import vector_output, vectors
+
+
+class Regression:
+    """The first floating output (else the first): ``value`` where an item is one number, else ``values``."""
+
+    def __init__(self, signature: Signature) -> None:
+        self._output, _ = vector_output(signature, "postprocess.regression")
+
+    def predictions(
+        self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
+    ) -> list[bytes | Rejection]:
+        values = vectors(outputs[self._output], count)
+        found: list[bytes | Rejection]
+        if values.shape[1] == 1:
+            found = [b'{"value":%b}' % text for text in rendering.scalars(values)]
+        else:
+            found = [b'{"values":%b}' % text for text in rendering.items(values)]
+        for item in rendering.non_finite_items(values):
+            found[item] = rendering.non_finite(self._output, self)
+        return found

@@ -1,0 +1,52 @@
+"""Arrays -> JSON text, a whole batch in one C call; what every postprocess and encoder renders with.
+
+Floats are the shortest decimal that reads back as the same float32 or float64; float16 is rendered as float32.
+NaN and infinity have no JSON text: find them with :func:`non_finite_items` and refuse those items.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import orjson
+
+from worker.batch import Array
+from worker.errors import Reject, Rejection
+
+
+def scalars(values: Array) -> list[bytes]:
+    """The JSON text of every element, in row-major order."""
+    return items(values.reshape(-1))
+
+
+def items(values: Array) -> list[bytes]:
+    """The JSON text of ``values[i]`` for every i: a nested list, or a scalar where ``values`` has rank 1."""
+    if values.dtype == object or values.size == 0:
+        return [orjson.dumps(item) for item in values.tolist()]
+    depth = values.ndim - 1
+    opening, closing = b"[" * depth, b"]" * depth
+    # Between two items every level closes and opens again; inside an item at least one stays open.
+    texts = dumps(values)[1 + depth : -1 - depth].split(closing + b"," + opening)
+    return [opening + text + closing for text in texts] if depth else texts
+
+
+def dumps(values: Array) -> bytes:
+    """The JSON text of a whole array of rank 1 or more."""
+    if values.dtype == object:
+        return orjson.dumps(values.tolist())
+    return orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def non_finite_items(values: Array) -> list[int]:
+    """Which items (first dimension) hold a NaN or an infinity."""
+    if values.dtype.kind != "f":
+        return []
+    finite = np.isfinite(values)
+    if finite.all():
+        return []
+    return [int(i) for i in np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))]
+
+
+def non_finite(output: str, step: object) -> Rejection:
+    """The rejection of an item whose ``output`` holds what JSON cannot say."""
+    message = f"output {output!r} holds NaN or infinity, which JSON cannot say"
+    return Rejection.of(Reject(message, "non_finite"), "postprocess", step)

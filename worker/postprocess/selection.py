@@ -1,0 +1,53 @@
+"""Which of a model's outputs a postprocess reads, and as what shape."""
+
+from __future__ import annotations
+
+from math import prod
+
+from worker.batch import Array
+from worker.errors import ConfigError
+from worker.model.signature import Signature, TensorSpec
+
+
+def numeric_output(signature: Signature, field: str) -> TensorSpec:
+    """The first floating output, else the first one.
+
+    Raises:
+        ConfigError: that output holds strings; ``field`` names the postprocess that cannot read it.
+    """
+    chosen = next((spec for spec in signature.outputs if spec.dtype.kind == "f"), signature.outputs[0])
+    if chosen.dtype == object:
+        raise ConfigError(
+            f"{field} needs a numeric output, but the model's output {chosen.name!r} holds strings"
+        )
+    return chosen
+
+
+def vector_output(signature: Signature, field: str) -> tuple[str, int | None]:
+    """Name of the numeric output and how many numbers one item of it has; None where the model leaves that free.
+
+    Raises:
+        ConfigError: the output holds strings, or its items are known to be more than vectors.
+    """
+    spec = numeric_output(signature, field)
+    # The only dimension of an unbatched vector is its length.
+    item = spec.shape if len(spec.shape) == 1 and not signature.batchable else spec.item_shape
+    if sum(d is not None and d > 1 for d in item) > 1:
+        raise ConfigError(
+            f"{field} needs one vector per item, but the model's output {spec.name!r} has shape {list(spec.shape)}"
+        )
+    known = [d for d in item if d is not None]
+    return spec.name, prod(known) if len(known) == len(item) else None
+
+
+def vectors(output: Array, count: int) -> Array:
+    """One flat vector per item: (count, size). Dimensions of 1 do not matter.
+
+    Raises:
+        ValueError: an item has more than one dimension above 1.
+    """
+    if sum(d > 1 for d in output.shape[1:]) > 1:
+        raise ValueError(
+            f"expected one vector per item, the model gave items of shape {list(output.shape[1:])}"
+        )
+    return output.reshape(count, -1)
