@@ -484,7 +484,11 @@ class SecuritySettings(_Section):
     """Allow SASL PLAIN over an unencrypted connection to another host."""
 
 
-def _as_properties(properties: Any) -> Any:
+_FILE_PROPERTIES = (".location", ".keytab", ".file")
+"""How the names of client properties end whose values are files (or ``probe``: look in the usual places)."""
+
+
+def _as_properties(properties: Any, info: ValidationInfo) -> Any:
     """librdkafka takes text: true -> "true". Nothing = not set; a list or mapping is a mistake, never shown."""
     if not isinstance(properties, dict):
         return properties
@@ -493,7 +497,9 @@ def _as_properties(properties: Any) -> Any:
         if isinstance(value, dict | list):
             kind = "mapping" if isinstance(value, dict) else "list"
             raise ValueError(f"the property {name} is a {kind}, expected one value, such as group.id: digits")
-        if value is not None:
+        if str(name).endswith(_FILE_PROPERTIES) and value not in ("probe", "", None):
+            texts[str(name)] = str(_from_file(Path(str(value)), info))
+        elif value is not None:
             texts[str(name)] = str(value).lower() if isinstance(value, bool) else str(value)
     return texts
 
@@ -639,8 +645,12 @@ def check_model_file(settings: Settings, pipeline: str) -> None:
         raise StartError(f"{settings.key(pipeline, 'model.path')}: {path} {found}; expected an ONNX file")
 
 
-def labels_of(path: Path) -> list[str]:
+def labels_of(path: Path, key: str = "labels") -> list[str]:
     """The labels in a text file, one per line; the line number is the class index.
+
+    Args:
+        path: the file.
+        key: the setting that names it, for the error's sentence.
 
     Raises:
         ConfigError: missing, a directory, not UTF-8 or empty.
@@ -657,11 +667,11 @@ def labels_of(path: Path) -> list[str]:
             if isinstance(error, UnicodeDecodeError)
             else f"cannot be read ({error})"
         )
-        raise ConfigError(f"labels: {path} {found}; expected a text file with one label per line") from None
+        raise ConfigError(f"{key}: {path} {found}; expected a text file with one label per line") from None
     while labels and not labels[-1].strip():
         labels.pop()
     if not labels:
-        raise ConfigError(f"labels: {path} is empty; expected a text file with one label per line")
+        raise ConfigError(f"{key}: {path} is empty; expected a text file with one label per line")
     return [label.strip() for label in labels]
 
 

@@ -58,7 +58,7 @@ def parse(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        problem = _QUOTED.sub("'...'", error.problem or error.context or "")
+        problem = _QUOTED.sub("'...'", ", ".join(filter(None, (error.context, error.problem))))
         raise ConfigError(f"not valid YAML: {where}{problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from None

@@ -134,7 +134,8 @@ def _config_line(settings: Settings) -> str:
 
 def _labels(settings: Settings) -> str:
     counts = [
-        f"{path.name}: {len(configuration.labels_of(path))} labels" for _, path in settings.label_files()
+        f"{path.name}: {len(configuration.labels_of(path, key))} labels"
+        for key, path in settings.label_files()
     ]
     return ", ".join(counts) or "none"
 

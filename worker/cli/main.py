@@ -38,8 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _dispatch(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()
         return code
-    except SystemExit as done:  # argparse after --help or --version
-        return done.code if isinstance(done.code, int) else 0
     except WorkerError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -93,7 +91,10 @@ def _dispatch(argv: list[str]) -> int:
         if name == wanted:
             command = importlib.import_module(module)
             command.configure(subparser)
-    arguments = parser.parse_args(argv)
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit:  # how argparse ends after --help and --version
+        return 0
     assert command is not None  # a parsed command is one of those above
 
     from worker.telemetry import logs
