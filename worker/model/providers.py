@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +17,9 @@ RUNTIME_NAMES = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+_LIKELY_CAUSES = (
+    "no GPU, a driver that is too old (nvidia-smi shows both), or missing CUDA, cuDNN or TensorRT libraries"
+)
 
 
 def provider_options(
@@ -59,22 +62,30 @@ def provider_in_use(wanted: Sequence[str], in_use: Sequence[str]) -> str:
     """
     for name in wanted:
         if RUNTIME_NAMES[name] not in in_use:
-            needs = "cuDNN, CUDA and TensorRT" if name == "tensorrt" else "cuDNN and CUDA"
-            raise StartError(
-                f"model.providers: {name} did not start on this machine: no GPU, a driver that is too old, "
-                f"or missing {needs} libraries (nvidia-smi shows the first two)"
-            )
+            raise StartError(f"model.providers: {name} did not start on this machine: {_LIKELY_CAUSES}")
     return wanted[0]
 
 
-def preload_libraries(runtime: Any, wanted: Sequence[str]) -> None:
-    """Load the CUDA libraries that pip installed: they lie where the dynamic linker does not look.
+def fallback_refused(path: Path, wanted: Sequence[str]) -> StartError:
+    """Without a trailing cpu the whole model must run on the GPU; the runtime cannot tell why some of it does not."""
+    return StartError(
+        f"model.providers: not all of {path} can run on {' and '.join(wanted)}: put cpu behind for the rest; "
+        f"or none of it can: {_LIKELY_CAUSES}"
+    )
 
-    The runtime prints what it cannot load; standard output belongs to the command, so that goes to standard error.
+
+def preload_libraries(runtime: Any, wanted: Sequence[str]) -> str:
+    """Loads the CUDA libraries that pip installed: they lie where the dynamic linker does not look.
+
+    Returns:
+        What the runtime prints about those it cannot load, on one line: standard output belongs to the command.
+        They need not matter, the system may have them elsewhere.
     """
+    printed = io.StringIO()
     if list(wanted) != ["cpu"] and hasattr(runtime, "preload_dlls"):
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(printed):
             runtime.preload_dlls()
+    return "; ".join(printed.getvalue().splitlines())
 
 
 def _options(name: str, model_sha256: str) -> dict[str, str]:

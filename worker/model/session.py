@@ -12,15 +12,14 @@ import structlog
 
 from worker.errors import StartError
 from worker.model.fingerprint import model_sha256
-from worker.model.providers import preload_libraries, provider_in_use, provider_options
+from worker.model.providers import fallback_refused, preload_libraries, provider_in_use, provider_options
 from worker.model.signature import Signature, TensorSpec
 from worker.model.warmup import Probe, Tensors, batch_of, probe, same, sizes_to_warm
 
 log = structlog.get_logger()
 
-_SILENT = (
-    4  # ONNX Runtime's log level "fatal": its errors reach us as exceptions, standard error is for our logs
-)
+_SILENT = 4
+"""The runtime's log level "fatal": its errors reach us as exceptions, and standard error is for our own logs."""
 
 
 class Model:
@@ -144,7 +143,7 @@ class Model:
         try:
             self.run(self.sample(size) or {})
         except Exception as error:
-            return one_line(str(error))
+            return one_line(str(error)) or type(error).__name__
         return None
 
 
@@ -205,15 +204,9 @@ def load(
             f"model.sha256: {path} and its external data have {digest}, expected {sha256.lower()}"
         )
     options = provider_options(providers, runtime.get_available_providers(), digest)
-    preload_libraries(runtime, providers)
-    try:
-        opened = runtime.InferenceSession(
-            str(path), _session_options(runtime, providers), providers=options, enable_fallback=0
-        )
-    except Exception as error:
-        raise StartError(
-            f"model.path: {path} cannot be loaded on {providers[0]}: {one_line(str(error))}"
-        ) from error
+    if missing := preload_libraries(runtime, providers):
+        log.warning("the runtime found no CUDA libraries beside it", reason=missing)
+    opened = _open(runtime, path, providers, options)
     provider = provider_in_use(providers, opened.get_providers())
     name = name or path.stem
     inputs = _specs("input", opened.get_inputs(), name)
@@ -257,6 +250,22 @@ def _sha256_of(path: Path) -> str:
         raise StartError(f"model.path: {path} does not exist") from None
     except OSError as error:
         raise StartError(f"model.path: {path} cannot be read: {error.strerror}") from None
+
+
+def _open(
+    runtime: Any, path: Path, providers: Sequence[str], options: list[tuple[str, dict[str, str]]]
+) -> Any:
+    """The runtime's session; its own silent retry on the CPU is switched off."""
+    try:
+        return runtime.InferenceSession(
+            str(path), _session_options(runtime, providers), providers=options, enable_fallback=0
+        )
+    except Exception as error:
+        if "fallback to CPU EP has been explicitly disabled" in str(error):
+            raise fallback_refused(path, providers) from error
+        raise StartError(
+            f"model.path: {path} cannot be loaded on {providers[0]}: {one_line(str(error))}"
+        ) from error
 
 
 def _session_options(runtime: Any, providers: Sequence[str]) -> Any:
