@@ -230,11 +230,15 @@ class Replicas:
             self._process.wait()
 
     def _last_words(self) -> str:
-        """The last line the replicas logged, or that they logged none."""
+        """The last sentence a replica ended with; else the last line logged."""
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines()]
-        return next((line for line in reversed(lines) if line), "they said nothing")
+        sentences = [line.removeprefix(SENTENCE) for line in lines if line.startswith(SENTENCE)]
+        return (sentences or [line for line in lines if line] or ["they said nothing"])[-1]
 
+
+SENTENCE = "streaminfer: "
+"""What every command puts before the one sentence it ends with."""
 
 LAUNCH = """
 import sys
