@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from worker.errors import ConfigError, StartError
-from worker.settings_source import Key, describe, read, sentence
+from worker.settings_source import Key, describe, dotted, read, sentence
 
 MIB = 1 << 20
 WORKING_BYTES = 16 * MIB
@@ -496,7 +496,9 @@ def _as_properties(properties: Any, info: ValidationInfo) -> Any:
     for name, value in properties.items():
         if isinstance(value, dict | list):
             kind = "mapping" if isinstance(value, dict) else "list"
-            raise ValueError(f"the property {name} is a {kind}, expected one value, such as group.id: digits")
+            raise ValueError(
+                f"the property {dotted([str(name)])} is a {kind}, expected one value, such as group.id: digits"
+            )
         if str(name).endswith(_FILE_PROPERTIES) and value not in ("probe", "", None):
             texts[str(name)] = str(_from_file(Path(str(value)), info))
         elif value is not None:
@@ -534,7 +536,7 @@ class Settings(_Section):
 
     def key(self, pipeline: str, name: str) -> str:
         """``output.topic`` of a pipeline as its user most likely wrote it."""
-        return name if len(self.pipelines) == 1 else f"pipelines.{pipeline}.{name}"
+        return name if len(self.pipelines) == 1 else dotted(["pipelines", pipeline, name])
 
     def own_code(self) -> Iterator[tuple[str, str]]:
         """Every setting that names own code, with its ``module:attribute``."""
@@ -821,9 +823,10 @@ def _fold(document: dict[str, Any]) -> tuple[dict[str, Any], Key]:
     for key in ("dead_letter", "kafka"):
         folded[key] = {} if folded.get(key) is None else folded[key]
     if folded.get("pipelines") is None:
-        name = folded.get("name")
-        name = str(_stem(at_top) if name is None else name)
-        folded |= {"name": name, "pipelines": {name: at_top}}
+        if folded.get("name") is None:
+            folded["name"] = _stem(at_top)
+        name = str(folded["name"])
+        folded["pipelines"] = {name: at_top}
         hidden: Key = ("pipelines", name)
     else:
         hidden = ()

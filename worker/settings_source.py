@@ -83,7 +83,7 @@ def sentence(error: ValidationError, document: Any, known: set[Key], hidden: Key
     if first["type"] == "missing":
         return f"{name} is required"
     message = _message(details, place, document)
-    if message.startswith("expected ") and place[0] != "kafka":  # what is there may be a secret
+    if message.startswith("expected ") and place[:1] != ("kafka",):  # what is there may be a secret
         message = f"got {describe(first['input'])}, {message}"
     return f"{name}: {message}"
 
@@ -97,8 +97,8 @@ def describe(value: Any) -> str:
 
 
 def dotted(key: Sequence[str]) -> str:
-    """``a.b.0`` as a user writes it."""
-    return ".".join(key)
+    """``a.b.0`` as a user writes it, on one line whatever the file holds."""
+    return ".".join(part if part.isprintable() else repr(part) for part in key)
 
 
 class _TextLoader(yaml.SafeLoader):

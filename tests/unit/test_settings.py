@@ -11,6 +11,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worker.errors import ConfigError, StartError
 from worker.settings import (
@@ -338,6 +340,39 @@ def test_a_mistake_is_one_sentence_naming_the_key(change: dict[str, Any], senten
         checked(**change)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def paths_in(document: Any, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if not isinstance(document, dict):
+        return [above]
+    return [above, *(path for key, value in document.items() for path in paths_in(value, (*above, key)))]
+
+
+def mistake_in(document: dict[str, Any]) -> str | None:
+    try:
+        validate(document, BASE)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+
+
+@given(st.sampled_from([path for path in paths_in(yaml.safe_load(FULL)) if path]), VALUES)
+def test_whatever_stands_at_a_key_is_taken_or_named(path: tuple[str, ...], value: Any) -> None:
+    """Any value at any key either makes settings or is one line that names a key."""
+    document = yaml.safe_load(FULL)
+    at = document
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    mistake = mistake_in(document)
+    assert mistake is None or (path[0] in mistake and len(mistake.splitlines()) == 1)
 
 
 def test_a_mistake_in_one_of_several_pipelines_is_named_in_full() -> None:

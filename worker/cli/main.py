@@ -106,7 +106,7 @@ def _dispatch(argv: list[str]) -> int:
 def _fail(sentence: str, exit_code: int) -> int:
     from worker.telemetry import logs
 
-    print(f"streaminfer: {logs.redact(sentence)}", file=sys.stderr)
+    print(f"streaminfer: {' '.join(logs.redact(sentence).split())}", file=sys.stderr)
     return exit_code
 
 
@@ -114,4 +114,4 @@ def _report_bug(error: Exception) -> int:
     from worker.telemetry import logs
 
     logs.get(__name__).error("bug", exc_info=error)
-    return _fail(f"a bug: {type(error).__name__}: {' '.join(str(error).split())}", WorkerError.exit_code)
+    return _fail(f"a bug: {type(error).__name__}: {error}", WorkerError.exit_code)
