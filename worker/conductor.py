@@ -234,6 +234,8 @@ class Conductor:
     def publish(self) -> None:
         """Release the slabs whose turn it is and hand their outputs to the producer, in order."""
         with self._timed("publish"):
+            if not self._delivery.ready:
+                return  # a transaction is being committed: finished slabs wait, everything else goes on
             while (slab := self.window.releasable()) is not None:
                 slab.released_ns = self._clock_ns()
                 self._count_released(slab)
@@ -260,11 +262,11 @@ class Conductor:
         self._log.warning("rewind", cause=failure.cause, error=str(failure), in_a_row=self._rewinds)
         if self._rewinds > REWINDS_MAX:
             raise ClientFatal(f"{REWINDS_MAX} rewinds in a row brought no commit; the last cause: {failure}")
-        targets = self.window.rewind()
-        self._discard_open()
         for slab in self._outbox.clear():
             self._hand_over(slab)
-        self._delivery.abandon()
+        truth = self._delivery.abandon(self.window.owned)
+        targets = self.window.rewind(truth)
+        self._discard_open()
         self._source.seek(targets)
 
     def drain(self) -> None:
@@ -308,13 +310,15 @@ class Conductor:
         started_ns = self._clock_ns()
         # a record that was not started is the new owner's; one in flight is finished here
         self.window.bytes -= self._open.drop(partitions)
+        failed: DeliveryFailed | None = None
         try:
             done = self._finish(self.plan.revoke_s, lambda: self.window.unsettled(partitions))
             self.commit(wait=True)
         except DeliveryFailed as failure:
-            done = False
-            self._log.warning("handover_failed", error=str(failure))
+            done, failed = False, failure
         self.window.revoke(partitions)
+        if failed is not None:
+            self.rewind(failed)  # what stays ours; these partitions are the next owner's to read
         took_ms = (self._clock_ns() - started_ns) / 1e6
         self._log.info("revoked", partitions=_names(partitions), finished=done, took_ms=round(took_ms, 1))
 
@@ -322,6 +326,7 @@ class Conductor:
         """They may have another owner already: nothing of them is published or committed any more."""
         self._meters.rebalance()
         self.window.revoke(partitions)
+        self._delivery.lost(partitions)
         self._discard_open()
         self._log.warning("lost", partitions=_names(partitions))
 

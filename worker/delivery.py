@@ -1,11 +1,14 @@
 """When outputs count as delivered and how positions are committed: the two delivery guarantees as two objects.
 
 :class:`AtLeastOnce` counts acknowledgements per slab and commits positions of settled slabs at an interval.
+:class:`ExactlyOnce` puts outputs and positions into one transaction; a slab belongs to exactly one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from worker.batch import Partition
@@ -56,6 +59,10 @@ class Delivery(Protocol):
     def waiting(self) -> bool:
         """Whether outputs are handed over and not acknowledged."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether outputs may be handed to the producer now (not while a transaction is being committed)."""
+
     def on_delivery(self, slab: Slab) -> Callable[[Any, Any], None] | None:
         """What the producer calls per output; the slab's transaction, if there are any, is open from here on."""
 
@@ -77,8 +84,16 @@ class Delivery(Protocol):
     def hurry(self, window: Window) -> list[Slab]:
         """Settle what is handed over without waiting for the interval (a revocation or a drain waits for it)."""
 
-    def abandon(self) -> None:
-        """Give up every output on its way."""
+    def lost(self, partitions: Iterable[Partition]) -> None:
+        """These may have another owner: nothing of them may become visible any more."""
+
+    def abandon(self, owned: Collection[Partition]) -> dict[Partition, int | None] | None:
+        """Give up every output on its way.
+
+        Returns:
+            What the broker says is committed (None = nothing yet), where only the broker can know; None when
+            our own positions are the truth.
+        """
 
 
 class AtLeastOnce:
@@ -102,6 +117,10 @@ class AtLeastOnce:
     @property
     def waiting(self) -> bool:
         return self._pending > 0
+
+    @property
+    def ready(self) -> bool:
+        return True
 
     def on_delivery(self, slab: Slab) -> Callable[[Any, Any], None]:
         done = self._done
@@ -146,6 +165,217 @@ class AtLeastOnce:
     def hurry(self, window: Window) -> list[Slab]:
         return []
 
-    def abandon(self) -> None:
+    def lost(self, partitions: Iterable[Partition]) -> None:
+        """Outputs on their way may still arrive: at least once."""
+
+    def abandon(self, owned: Collection[Partition]) -> None:
         self._sink.purge()
         self._sink.poll()
+        self._refused = None
+
+
+class TransactionFailed(Exception):
+    """A transaction was not committed, or nobody can say: give up and read again.
+
+    Args:
+        result: ``aborted``, ``fenced`` or ``unknown``, for the counter ``transactions_total{result}``.
+    """
+
+    def __init__(self, result: str, message: str) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class Transactions(Protocol):
+    """A transactional producer with the consumer's group behind it."""
+
+    def begin(self) -> None: ...
+
+    def group(self) -> Any:
+        """The group metadata of this moment; asked for on the conductor's thread."""
+
+    def commit(self, positions: dict[Partition, int], group: Any) -> None:
+        """Make outputs and positions visible together; blocks, and may be called on another thread.
+
+        Raises:
+            TransactionFailed: it was not, or the outcome is unknown.
+        """
+
+    def abort(self) -> None:
+        """Give up the open transaction; afterwards a new one can begin, on a new producer where need be.
+
+        Raises:
+            WorkerError: no producer can be had any more.
+        """
+
+    def committed(self, partitions: Collection[Partition]) -> dict[Partition, int | None]:
+        """What the broker has as committed; None = nothing yet."""
+
+
+class ExactlyOnce:
+    """Outputs, dead letters and positions in one transaction.
+
+    The commit runs on a thread of its own: it takes several round trips, and taking, decoding and inferring go on
+    meanwhile. Only publishing waits for it.
+
+    Args:
+        interval_s: longest time from a transaction's first output to its commit: what a reader waits.
+        most_records: a transaction of this many records is committed at once.
+        count: told how each transaction ended.
+    """
+
+    def __init__(
+        self,
+        transactions: Transactions,
+        interval_s: float,
+        most_records: int,
+        clock_ns: Callable[[], int],
+        count: Callable[[str], None],
+    ) -> None:
+        self.commits = 0
+        self._transactions = transactions
+        self._interval_ns = int(interval_s * 1e9)
+        self._most_records = most_records
+        self._clock_ns = clock_ns
+        self._count = count
+        self._begun = False
+        self._began_ns = 0
+        self._partial: Slab | None = None
+        """A slab of which the producer has some outputs and not all: no commit may come between them."""
+        self._slabs: list[Slab] = []
+        """Slabs whole in the open transaction."""
+        self._records = 0
+        self._committing: _Committing | None = None
+        self._given_up: list[Slab] = []
+        self._lost: list[Partition] = []
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._slabs or self._committing)
+
+    @property
+    def ready(self) -> bool:
+        return self._committing is None
+
+    def on_delivery(self, slab: Slab) -> None:
+        if not self._begun:
+            self._transactions.begin()
+            self._begun, self._began_ns = True, self._clock_ns()
+        self._partial = slab
+
+    def handed_over(self, slab: Slab) -> None:
+        if not self._slabs and not self._begun:
+            self._began_ns = self._clock_ns()
+        if self._partial is slab:
+            self._partial = None
+        slab.unacknowledged = 0
+        self._slabs.append(slab)
+        self._records += len(slab.columns)
+
+    def settled(self) -> list[Slab]:
+        settled, self._given_up = self._given_up, []
+        if self._committing is not None and self._committing.done:
+            settled += self._conclude()
+        if self._lost:
+            lost, self._lost = self._lost, []
+            names = ", ".join(f"{p.topic}/{p.number}" for p in lost)
+            self._given_up = settled
+            raise DeliveryFailed(
+                "lost", f"partitions with outputs in the open transaction were lost: {names}"
+            )
+        return settled
+
+    def due(self, now_ns: int) -> bool:
+        if not self._slabs or self._partial is not None or not self.ready:
+            return False
+        return now_ns - self._began_ns >= self._interval_ns or self._records >= self._most_records
+
+    def commit(self, window: Window, wait: bool) -> list[Slab]:
+        settled = self._conclude() if self._committing is not None else []
+        if not self._slabs:
+            return settled
+        if self._partial is not None:
+            self._given_up += settled
+            raise DeliveryFailed("handover", "a slab was handed over in part when its partitions had to go")
+        self._start(window)
+        return settled + self._conclude() if wait else settled
+
+    def hurry(self, window: Window) -> list[Slab]:
+        ready = self._slabs and self._partial is None and self.ready
+        return self.commit(window, wait=True) if ready else []
+
+    def lost(self, partitions: Iterable[Partition]) -> None:
+        if self._begun or self._committing is not None:
+            self._lost += partitions
+
+    def abandon(self, owned: Collection[Partition]) -> dict[Partition, int | None]:
+        if self._committing is not None:
+            with suppress(DeliveryFailed):
+                self._given_up += self._conclude()
+        if self._begun or self._partial is not None:
+            self._transactions.abort()
+            self._count("aborted")
+        self._given_up += self._slabs
+        self._slabs, self._records, self._partial, self._begun = [], 0, None, False
+        return self._transactions.committed(owned)
+
+    def _start(self, window: Window) -> None:
+        positions: dict[Partition, int] = {}
+        for slab in self._slabs:
+            positions.update(slab.ends)
+        if not self._begun:
+            self._transactions.begin()  # nothing to publish, only positions to move
+        self._committing = _Committing(self._transactions, positions, self._slabs, window)
+        self._slabs, self._records, self._begun = [], 0, False
+
+    def _conclude(self) -> list[Slab]:
+        """Wait for the commit under way; the slabs it settled.
+
+        Raises:
+            DeliveryFailed: it failed; the transaction is still to be aborted.
+        """
+        committing, self._committing = self._committing, None
+        assert committing is not None
+        failure = committing.result()
+        if failure is not None:
+            self._begun = True
+            self._given_up += committing.slabs
+            if failure.result != "aborted":
+                self._count(failure.result)
+            raise DeliveryFailed("transaction", str(failure))
+        self._count("committed")
+        committing.window.committed(committing.positions)
+        self.commits += 1
+        return committing.slabs
+
+
+class _Committing:
+    """One commit under way on its own thread."""
+
+    def __init__(
+        self, transactions: Transactions, positions: dict[Partition, int], slabs: list[Slab], window: Window
+    ) -> None:
+        self.positions = positions
+        self.slabs = slabs
+        self.window = window
+        self._transactions = transactions
+        self._group = transactions.group()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self) -> TransactionFailed | None:
+        self._thread.join()
+        if self._error is None or isinstance(self._error, TransactionFailed):
+            return self._error
+        raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._transactions.commit(self.positions, self._group)
+        except BaseException as error:  # whatever it is, the conductor must hear of it
+            self._error = error

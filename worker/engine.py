@@ -49,7 +49,7 @@ class Model(Protocol):
     provider: str
     signature: Signature
     fixed_batch: int | None
-    has_canary: bool
+    needs_canary: bool
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]: ...
 
@@ -261,7 +261,7 @@ def _answer(batch: Batch, group: _Group) -> list[Run]:
 
 def _isolate(batch: Batch, group: _Group, error: Exception) -> list[Run]:
     pipeline: Pipeline = batch.pipeline
-    if pipeline.model.has_canary and not pipeline.model.canary():
+    if not pipeline.model.canary():
         raise SickModel(
             f"model {pipeline.model.name} is sick: its warm-up input no longer gives its known output "
             f"(first error: {_one_line(error)}); nothing of this batch was committed or dead-lettered"
@@ -301,7 +301,7 @@ def _run(batch: Batch, group: _Group) -> Run:
                     f"output {name} has shape {list(output.shape)} for {group.item_count} items: "
                     "its first dimension does not follow the batch"
                 )
-    if not model.has_canary:
+    if model.needs_canary:
         model.adopt_canary(feeds, outputs)
     return Run(group.rows, outputs, group.counts, group.alone, started_ns, ended_ns)
 

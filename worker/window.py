@@ -12,7 +12,7 @@ of; a partition's position moves over the slabs at the head of its second line t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,7 +92,6 @@ class Window:
         self._ready: deque[Slab] = deque()
         self._started: dict[Partition, int] = {}
         self._positions: dict[Partition, int] = {}
-        self._released: dict[Partition, int] = {}
         self._committed: dict[Partition, int] = {}
 
     # -- ownership ---------------------------------------------------------------------------------------
@@ -109,19 +108,23 @@ class Window:
             self._forget(partition)
             self.owned.discard(partition)
 
-    def rewind(self) -> dict[Partition, int]:
+    def rewind(self, truth: Mapping[Partition, int | None] | None = None) -> dict[Partition, int]:
         """Give up everything in flight; where to read each owned partition from again.
+
+        Args:
+            truth: committed positions where only the broker knows them; else our own settled positions count.
 
         A partition nothing was taken from yet is left out: its reader has not moved.
         """
         targets: dict[Partition, int] = {}
         for partition in list(self.owned):
-            position, committed = self._positions.get(partition), self._committed.get(partition)
-            start = position if position is not None else self._started.get(partition)
+            position = self._positions.get(partition) if truth is None else truth.get(partition)
+            committed = self._committed.get(partition) if truth is None else position
+            started = self._started.get(partition)
             self._forget(partition)
-            if start is None:
+            if started is None:
                 continue
-            targets[partition] = self._started[partition] = start
+            targets[partition] = self._started[partition] = started if position is None else position
             if position is not None:
                 self._positions[partition] = position
             if committed is not None:
@@ -136,7 +139,7 @@ class Window:
                 self._unblock(slab)
         for slab in self._unsettled.pop(partition, ()):
             slab.ends.pop(partition, None)
-        for table in (self._started, self._positions, self._released, self._committed):
+        for table in (self._started, self._positions, self._committed):
             table.pop(partition, None)
 
     # -- a slab's way ------------------------------------------------------------------------------------
@@ -175,7 +178,7 @@ class Window:
             return None
         slab = self._ready.popleft()
         self.records -= len(slab.columns)
-        for partition, end in slab.ends.items():
+        for partition in slab.ends:
             line = self._unreleased[partition]
             line.popleft()
             if line:
@@ -183,7 +186,6 @@ class Window:
             else:
                 del self._unreleased[partition]
             self._unsettled.setdefault(partition, deque()).append(slab)
-            self._released[partition] = end
         return slab
 
     def sent(self, slab: Slab) -> None:
@@ -226,12 +228,11 @@ class Window:
             if partition in self.owned:
                 self._committed[partition] = position
 
-    def released_positions(self) -> dict[Partition, int]:
-        """Next offset behind the last released slab of each partition: what a transaction may contain."""
-        return {p: n for p, n in self._released.items() if self._committed.get(p) != n}
-
     def position(self, partition: Partition) -> int | None:
         return self._positions.get(partition)
+
+    def committed_position(self, partition: Partition) -> int | None:
+        return self._committed.get(partition)
 
     def unsettled(self, partitions: Collection[Partition] | None = None) -> bool:
         """Whether any slab, or any that holds records of these partitions, is not settled yet."""

@@ -1,0 +1,398 @@
+"""The composition root: the only file that names every concrete class and sets process-wide switches.
+
+``load_pipelines`` makes pipelines of settings, ``run`` puts them between a Kafka source and sink; ``answer`` and
+``check_broker`` are the same objects without the loop, for ``check``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import orjson
+
+from worker import __version__
+from worker.admission import Admission
+from worker.batch import Batch, Columns, Partition
+from worker.conductor import Conductor, Plan, Pool
+from worker.delivery import AtLeastOnce, Delivery
+from worker.engine import Engine, Pipeline
+from worker.errors import ConfigError, Reject, StartError, WorkerError
+from worker.outbox import DeadLetterRate, Letterhead, Outbox
+from worker.pool import InlinePool, ThreadPool
+from worker.settings import PipelineSettings, Settings, check_budget, check_model_file, labels_of
+from worker.telemetry import logs
+from worker.telemetry.exchange import SnapshotExchange
+from worker.telemetry.http import Health, HttpServer
+from worker.telemetry.meters import Meters, ModelLabel, PartitionState, Snapshot
+from worker.telemetry.topic import MetricsReporter, WorkerInfo
+from worker.window import Window
+
+SWITCH_INTERVAL_S = 0.0002
+"""The interpreter's default of 5 ms lets one busy thread hold up a 50 us model run a hundredfold."""
+TUNING_S = 5.0
+"""Most time all ``auto`` measurements of a process take together."""
+WARM_BYTES = 64 << 20
+"""Made-up warm-up batches never take more than this."""
+SLAB_WORK_S = 0.004
+SLAB_BATCHES_MAX = 8
+"""A slab holds several batches of a fast model, about this much work: what is done per slab is then shared."""
+COMMIT_INTERVAL_S = 0.5
+
+log = logs.get("worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The models of a process, warm, and how to run them."""
+
+    pipelines: dict[str, Pipeline]
+    threads: int
+    """Of the one pool; 0 = on the conductor's own thread."""
+    instances: int
+    slab_records: int
+
+
+# -- pipelines -----------------------------------------------------------------------------------------
+
+
+def load_pipelines(settings: Settings) -> dict[str, Pipeline]:
+    """Every pipeline with its model loaded and warm.
+
+    Raises:
+        WorkerError: a model, its labels, its formats or the budget do not go together.
+    """
+    return load(settings).pipelines
+
+
+def load(settings: Settings) -> Loaded:
+    """Load, warm up and tune every pipeline; see :class:`Loaded`."""
+    # before anything imports OpenCV: its own limit is 2^30 pixels, enough to take gigabytes
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(settings.limits.image_pixels)
+    for name in settings.pipelines:
+        check_model_file(settings, name)
+    deadline = time.perf_counter() + TUNING_S
+    loaded = [_load_one(settings, name, deadline) for name in settings.pipelines]
+    return Loaded(
+        {pipeline.name: pipeline for pipeline, *_ in loaded},
+        max(threads for _, threads, _, _ in loaded),
+        max(instances for _, _, instances, _ in loaded),
+        max(slab for *_, slab in loaded),
+    )
+
+
+def _load_one(settings: Settings, name: str, deadline: float) -> tuple[Pipeline, int, int, int]:
+    from worker import codecs
+    from worker.model.session import load as load_model
+    from worker.model.tune import tune, usable_cores
+
+    wanted = settings.pipelines[name]
+    model = load_model(
+        wanted.model.path,
+        name=wanted.model.name or name,
+        version=wanted.model.version,
+        sha256=wanted.model.sha256,
+        providers=wanted.model.providers,
+    )
+    decoder = codecs.decoder(wanted, model.signature, settings.limits)
+    encoder = codecs.encoder(wanted, model.signature, model.name, model.version, _labels(wanted))
+    item_nbytes = sum(spec.item_nbytes for spec in (*model.signature.inputs, *model.signature.outputs))
+    check_budget(settings, name, item_nbytes)
+    share = min(WARM_BYTES, settings.limits.in_flight_bytes // 2)
+    tuning = tune(
+        model,
+        max_size=wanted.batching.max_size,
+        threads=wanted.model.threads,
+        instances=wanted.model.instances,
+        cores=usable_cores(),
+        max_bytes=share,
+        deadline=deadline,
+        decode_us=DECODE_US if decoder.shard_rows else 0.0,
+    )
+    max_size = model.warm(tuning.max_size, share)
+    pipeline = Pipeline(
+        name=name,
+        topics=frozenset(wanted.input.topics),
+        when=(wanted.when.header, wanted.when.equals.encode()) if wanted.when else None,
+        max_bytes=wanted.input.max_bytes,
+        tombstone=wanted.input.tombstone,
+        decoder=decoder,
+        model=model,
+        encoder=encoder,
+        max_size=max_size,
+        max_wait_s=wanted.batching.max_wait_ms / 1000,
+        output_topic=wanted.output.topic,
+        output_partition=wanted.output.partition,
+        output_errors=wanted.output.errors,
+    )
+    slab = _slab_records(pipeline)
+    log.info(
+        "model ready",
+        pipeline=name,
+        model=pipeline.model_label,
+        provider=model.provider,
+        batchable=model.signature.batchable,
+        max_size=max_size,
+        threads=tuning.threads,
+        slab_records=slab,
+        **tuning.figures,
+    )
+    return pipeline, tuning.threads, tuning.instances, slab
+
+
+DECODE_US = 150.0
+"""About what decoding one small image costs outside the interpreter lock."""
+
+
+def _labels(settings: PipelineSettings) -> list[str] | None:
+    chosen = settings.postprocess.classification or settings.postprocess.detection
+    return labels_of(chosen.labels) if chosen and chosen.labels else None
+
+
+def _slab_records(pipeline: Pipeline) -> int:
+    """Records in one slab: a batch, or several of a model that is quick with one.
+
+    Images stay at one batch: their decode is what takes the time, and the pool shares it out by itself.
+    """
+    model: Any = pipeline.model
+    sample = model.sample(pipeline.max_size) if model.signature.batchable else model.sample(1)
+    if pipeline.decoder.shard_rows or sample is None:
+        return pipeline.max_size
+    started = time.perf_counter()
+    model.run(sample)
+    took = time.perf_counter() - started
+    if not model.signature.batchable:
+        took *= pipeline.max_size
+    return pipeline.max_size * max(1, min(SLAB_BATCHES_MAX, int(SLAB_WORK_S / max(took, 1e-6))))
+
+
+def answer(pipeline: Pipeline, value: bytes) -> Any:
+    """One record through the whole engine: its result, parsed where it is JSON.
+
+    Raises:
+        Reject: with the reason the record would become a dead letter for.
+    """
+    now_ms = time.time() * 1000
+    source = Partition(min(pipeline.topics), 0)
+    columns = Columns([value], [None], [None], [int(now_ms)], [0], [source])
+    if pipeline.costly:
+        pipeline.cost(value)
+    batch = Batch(None, range(1), columns, pipeline, time.monotonic_ns(), now_ms)
+    pool = InlinePool(Engine())
+    pool.submit(batch)
+    (back,) = pool.collect()
+    if back.error is not None:
+        raise back.error
+    assert batch.outcomes is not None
+    for rejection in batch.outcomes.rejected.values():
+        raise Reject(f"{rejection.stage}: {rejection.message}", rejection.reason)
+    body = batch.outcomes.bodies[0] or b""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body
+
+
+def check_broker(settings: Settings) -> list[tuple[str, str]]:
+    """What the broker says of the topics: (name of the check, sentence).
+
+    Raises:
+        WorkerError: unreachable, not authorised, or a topic is missing.
+    """
+    from worker.kafka.topics import open_topics
+
+    topics = open_topics(settings)
+    return [("broker", topics.broker), ("topics", topics.describe()), ("limits", topics.describe_limits())]
+
+
+# -- the worker ----------------------------------------------------------------------------------------
+
+
+def run(settings: Settings, index: int | None = None) -> int:
+    """One worker process, from the settings to a drained exit.
+
+    Args:
+        index: which replica this is, when there are several.
+
+    Raises:
+        WorkerError: see its exit code.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    if index is not None and "client.id" in settings.kafka:
+        named = {**settings.kafka, "client.id": f"{settings.kafka['client.id']}-{index}"}
+        settings = settings.model_copy(update={"kafka": named})
+    stop = _Stop()
+    loaded = load(settings)
+    return _Process(settings, loaded, index or 0, stop).run()
+
+
+class _Stop:
+    """SIGTERM and SIGINT: the first drains, the second stops now."""
+
+    def __init__(self) -> None:
+        self.requested: Callable[[], None] | None = None
+        self.asked = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_signal)
+            signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked:
+            os._exit(128 + number)
+        self.asked = True
+        if self.requested is not None:
+            self.requested()
+
+
+class _Process:
+    """Everything one running worker is made of; also what its HTTP server shows."""
+
+    def __init__(self, settings: Settings, loaded: Loaded, index: int, stop: _Stop) -> None:
+        from worker.kafka.properties import client_id
+        from worker.kafka.sink import KafkaSink, MetricsProducer
+        from worker.kafka.source import KafkaSource
+        from worker.kafka.topics import open_topics
+
+        self._settings = settings
+        self._stop = stop
+        limits = settings.limits
+        routes = list(loaded.pipelines.values())
+        self._topics = open_topics(settings)
+        self.info = WorkerInfo(
+            client_id(settings), settings.kafka["group.id"], socket.gethostname(), os.getpid(), __version__
+        )
+        self._meters = Meters(
+            {p.name: ModelLabel(p.model.name, p.model.version, p.model.provider) for p in routes}
+        )
+        first = self._meters.snapshot()
+        self._exchange = SnapshotExchange(first)
+        self._metrics = MetricsProducer(settings) if settings.metrics.topic else None
+        self._reporter = self._make_reporter(first)
+        self._next_report_s = self._reporter.due_s if self._reporter else float("inf")
+        self._http = (
+            HttpServer(settings.metrics.http, self, self.info, index) if settings.metrics.http else None
+        )
+        self._source = KafkaSource(settings, self._topics.embedded)
+        self._sink = KafkaSink(settings, self._topics)
+        window = Window(limits.in_flight_bytes)
+        engine = Engine()
+        self._pool: Pool = (
+            ThreadPool(engine, loaded.threads, loaded.instances) if loaded.threads else InlinePool(engine)
+        )
+        stop_after = settings.dead_letter.stop_after
+        self._conductor = Conductor(
+            Plan(
+                settings.name,
+                loaded.slab_records,
+                min(route.max_wait_s for route in routes),
+                limits.drain_s,
+                limits.revoke_s,
+            ),
+            self._source,
+            self._pool,
+            window,
+            Admission(routes, limits.max_age_ms, limits.expired, limits.in_flight_bytes),
+            Outbox(
+                self._sink,
+                Letterhead(settings.dead_letter.topic, self.info.id, settings.name),
+                DeadLetterRate(stop_after.ratio, stop_after.of_last),
+            ),
+            self._sink,
+            self._delivery(),
+            self._meters,
+            log,
+            on_turn=self._on_turn,
+        )
+
+    def run(self) -> int:
+        """Turn the conductor until it has drained."""
+        log.info(
+            "started",
+            client_id=self.info.id,
+            group=self.info.group,
+            pipelines=len(self._settings.pipelines),
+            delivery=self._settings.delivery,
+        )
+        self._stop.requested = self._ask_to_stop
+        if self._stop.asked:
+            self._ask_to_stop()
+        try:
+            self._conductor.run()
+            return 0
+        except WorkerError:
+            self._conductor.close(2.0)
+            raise
+        finally:
+            self._leave()
+
+    def _ask_to_stop(self) -> None:
+        self._conductor.stop_requested = True
+
+    def _leave(self) -> None:
+        """Say the last numbers and let go of the clients, within a few seconds whatever the broker does."""
+        if self._reporter is not None and self._metrics is not None:
+            self._reporter.report(self._snapshot())
+            self._metrics.close(2.0)
+        self._sink.close(2.0)
+        if self._http is not None:
+            self._http.close()
+
+    def _delivery(self) -> Delivery:
+        if self._settings.delivery == "exactly_once":
+            raise ConfigError("delivery: exactly_once is not available yet; expected at_least_once")
+        return AtLeastOnce(self._source, self._sink, COMMIT_INTERVAL_S, time.monotonic_ns)
+
+    # -- telemetry ---------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        """See :class:`worker.telemetry.http.Provider`."""
+        conductor = self._conductor
+        idle_s = (time.monotonic_ns() - conductor.turned_ns) / 1e9
+        alive = idle_s < self._settings.limits.stall_s and self._source.fatal is None
+        ready = alive and conductor.joined and not conductor.draining
+        detail = {"turned_s_ago": round(idle_s, 3), "draining": conductor.draining}
+        return Health(alive, ready, alive, detail)
+
+    def snapshot(self) -> Snapshot:
+        """See :class:`worker.telemetry.http.Provider`."""
+        return self._exchange.ask()
+
+    def _make_reporter(self, first: Snapshot) -> MetricsReporter | None:
+        topic, producer = self._settings.metrics.topic, self._metrics
+        if topic is None or producer is None:
+            return None
+        return MetricsReporter(
+            self.info,
+            self._settings.metrics.interval_s,
+            lambda key, value: producer.send(topic, key, value),
+            first,
+        )
+
+    def _on_turn(self) -> None:
+        if self._exchange.wanted:
+            self._exchange.answer(self._snapshot())
+        if self._reporter is not None and time.monotonic() >= self._next_report_s:
+            self._reporter.report(self._snapshot())
+            self._next_report_s = self._reporter.due_s
+
+    def _snapshot(self) -> Snapshot:
+        window = self._conductor.window
+        ends: Mapping[Partition, tuple[int, int]] = self._source.lag()
+        partitions = {
+            partition: PartitionState(
+                window.position(partition), window.committed_position(partition), end if end >= 0 else None
+            )
+            for partition, (_, end) in ends.items()
+        }
+        return self._meters.snapshot(window.bytes, partitions)
+
+
+__all__ = ["StartError", "answer", "check_broker", "load_pipelines", "run"]

@@ -1,0 +1,56 @@
+"""``streaminfer run``: the worker, or several under a small supervisor."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from worker.cli.main import add_set_option
+from worker.errors import ConfigError
+from worker.settings import check_replicas, load
+from worker.telemetry import logs
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Read records, run the model, publish predictions. SIGTERM or SIGINT drains, a second one stops now."
+    )
+    parser.epilog = "example: streaminfer run digits.yaml --replicas 2 --set batching.max_size=32"
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="the worker's YAML file")
+    add_set_option(parser)
+    parser.add_argument(
+        "--replicas", type=int, default=1, metavar="N", help="processes in the group (default 1)"
+    )
+    parser.add_argument("--replica-index", type=int, default=None, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one worker, or supervise several.
+
+    Raises:
+        WorkerError: see its exit code.
+    """
+    if args.replicas < 1:
+        raise ConfigError(f"--replicas: got {args.replicas}, expected at least 1")
+    settings = load(args.config, args.overrides)
+    check_replicas(settings, args.replicas)
+    logs.configure(settings.secrets())
+    if args.replicas > 1:
+        from worker.supervisor import supervise
+
+        return supervise(lambda index: _replica(args, index), args.replicas)
+    if args.replica_index is not None:
+        from worker.supervisor import die_with_parent
+
+        die_with_parent()
+    from worker import app
+
+    return app.run(settings, args.replica_index)
+
+
+def _replica(args: argparse.Namespace, index: int) -> list[str]:
+    """The command line of one replica."""
+    overrides = [part for override in args.overrides for part in ("--set", override)]
+    command = [sys.executable, "-m", "worker", "run", str(args.config), *overrides]
+    return [*command, "--replica-index", str(index)]
