@@ -1,0 +1,99 @@
+"""Batches as the engine hands them to an encoder, made by hand: for the tests of results and schemas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worker.batch import STAGES, Array, Batch, Columns, Feed, Headers, Item, Outcomes, Partition, Request, Run
+from worker.codecs.encoders import Encoder, encoder
+from worker.model.signature import Signature, TensorSpec
+from worker.settings import PipelineSettings, validate
+
+TIMESTAMP_MS = 1_763_676_000_123
+
+
+def pipeline(postprocess: Any = "raw", input_format: str = "json", **output: Any) -> PipelineSettings:
+    document = {
+        "name": "digits",
+        "input": {"topics": ["digits"], "format": input_format},
+        "model": {"path": "digits.onnx"},
+        "postprocess": postprocess,
+        "output": {"topic": "results", **output},
+        "dead_letter": {"topic": "dead"},
+        "kafka": {"bootstrap.servers": "localhost:9092", "group.id": "digits"},
+    }
+    return validate(document, Path.cwd()).pipelines["digits"]
+
+
+def signature(outputs: dict[str, tuple[str, Sequence[Any]]], batchable: bool = True) -> Signature:
+    """Outputs by name as (ONNX element type, shape); a string dimension is free."""
+    given = TensorSpec.of("x", "tensor(float)", ["N", 4])
+    specs = tuple(TensorSpec.of(name, f"tensor({kind})", shape) for name, (kind, shape) in outputs.items())
+    return Signature((given,), specs, batchable)
+
+
+def make_encoder(
+    outputs: dict[str, tuple[str, Sequence[Any]]],
+    labels: Sequence[str] | None = None,
+    batchable: bool = True,
+    **settings: Any,
+) -> Encoder:
+    return encoder(pipeline(**settings), signature(outputs, batchable), "digits", "3f9c2a71", labels)
+
+
+def batch_of(
+    rows: int,
+    headers: Sequence[Headers | None] | None = None,
+    items: Sequence[Item | None] = (),
+    values: Sequence[bytes] | None = None,
+    partitions: Sequence[Partition] | None = None,
+) -> Batch:
+    """Records at offsets 1042, 1043, ... of partition digits/3 unless said otherwise."""
+    columns = Columns(
+        list(values) if values else [b""] * rows,
+        [None] * rows,
+        list(headers) if headers else [None] * rows,
+        [TIMESTAMP_MS + i for i in range(rows)],
+        [1042 + i for i in range(rows)],
+        list(partitions) if partitions else [Partition("digits", 3)] * rows,
+    )
+    batch = Batch(None, range(rows), columns, None, 0, 0.0)
+    batch.feed = Feed(None if items else {}, list(items), [None] * rows)
+    batch.outcomes = Outcomes.empty(rows)
+    return batch
+
+
+def request_item(count: int = 1, single: bool = False, **request: Any) -> Item:
+    return Item({}, count, single, Request(**request))
+
+
+def encode(
+    encoder: Encoder,
+    batch: Batch,
+    outputs: dict[str, Array],
+    rows: Sequence[int] | None = None,
+    alone: bool = False,
+) -> Outcomes:
+    """One run's outcomes; every stage takes 100 us, `broker` as many milliseconds as the row's number."""
+    chosen = range(len(batch)) if rows is None else rows
+    assert batch.feed is not None
+    counts = [batch.feed.items[row].count for row in chosen] if batch.feed.items else None  # type: ignore[union-attr]
+    run = Run(chosen, outputs, counts, alone)
+    batch.runs.append(run)
+    stamps = []
+
+    def stamp() -> None:
+        broker = np.array([1000 * row for row in chosen], np.int64)
+        run.stages_us = dict.fromkeys(STAGES, 100)
+        run.stages_us["broker"] = broker
+        run.stages_us["total"] = broker + 500
+        stamps.append(1)
+
+    encoder.encode(batch, run, stamp)
+    assert stamps == [1], "stamp() is called exactly once"
+    assert batch.outcomes is not None
+    return batch.outcomes

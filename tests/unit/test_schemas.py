@@ -1,0 +1,130 @@
+"""The published schemas agree with their examples and with what the worker really writes."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from encode_support import batch_of, encode, make_encoder, request_item
+from jsonschema import Draft202012Validator
+
+from worker.batch import Partition
+from worker.deadletter import compose
+from worker.errors import Reject, Rejection
+from worker.telemetry.meters import Meters, ModelLabel, PartitionState
+from worker.telemetry.topic import WorkerInfo, metrics_record
+
+SCHEMAS = Path(__file__).parents[2] / "schemas"
+EXAMPLES = sorted((SCHEMAS / "examples").glob("*.json"))
+OUTPUT = {"y": ("float", ["N", 2])}
+SCORES = {"y": np.array([[0.25, 0.75], [1, 0]], np.float32)}
+
+
+@cache
+def schema(name: str) -> Any:
+    return json.loads((SCHEMAS / f"{name}.schema.json").read_text())
+
+
+def check(name: str, value: Any, part: str | None = None) -> None:
+    document = schema(name)
+    if part is not None:
+        document = {"$ref": f"#/$defs/{part}", "$defs": document["$defs"]}
+    Draft202012Validator(document).validate(value)
+
+
+@pytest.mark.parametrize("name", ["result", "oip-response", "dead-letter", "metrics"])
+def test_a_schema_is_itself_valid_and_has_examples(name: str) -> None:
+    """Every schema is sound and shown at least once."""
+    Draft202012Validator.check_schema(schema(name))
+    assert any(path.name.startswith(f"{name}.") for path in EXAMPLES)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_is_valid(path: Path) -> None:
+    """<schema>.<case>.json fits its schema."""
+    check(path.name.split(".")[0], json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("part", "postprocess"),
+    [
+        ("classification", {"classification": {"top_k": 2}}),
+        ("classification", {"classification": {"threshold": 2}}),
+        ("regression", "regression"),
+        ("embedding", "embedding"),
+        ("raw", "raw"),
+    ],
+)
+def test_real_results_are_valid(part: str, postprocess: Any) -> None:
+    """What the encoder writes fits the schema, its prediction the part for that postprocess."""
+    for body in encode(make_encoder(OUTPUT, postprocess=postprocess), batch_of(2), SCORES).bodies:
+        result = json.loads(body or b"")
+        check("result", result)
+        check("result", result["prediction"], part)
+
+
+def test_real_boxes_are_valid() -> None:
+    """Detection, too."""
+    encoder = make_encoder({"y": ("float", ["N", 1, 6])}, postprocess={"detection": {"layout": "xyxy"}})
+    outcomes = encode(encoder, batch_of(1), {"y": np.float32([[[0, 0, 5, 5, 0.9, 1]]])})
+    result = json.loads(outcomes.bodies[0] or b"")
+    check("result", result)
+    check("result", result["prediction"], "detection")
+
+
+def test_real_predictions_errors_and_expiries_are_valid() -> None:
+    """The other forms a value on the output topic may have."""
+    batch = batch_of(1, items=[request_item(count=2, id="r")])
+    encoder = make_encoder(OUTPUT)
+    check("result", json.loads(encode(encoder, batch, SCORES).bodies[0] or b""))
+    check("result", json.loads(encoder.expired_body(batch.columns, 0, "too old")))
+    check("result", json.loads(encoder.error_body(batch, 0, Rejection("invalid", "decode", "no"))))
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_real_oip_responses_are_valid(binary: bool) -> None:
+    """JSON responses, and the JSON part of binary ones."""
+    batch = batch_of(1, items=[request_item(count=2, binary=binary)])
+    outcomes = encode(make_encoder(OUTPUT, format="oip"), batch, SCORES)
+    headers = dict((outcomes.headers or [])[0] or [])
+    length = headers.get("inference-header-content-length")
+    check("oip-response", json.loads((outcomes.bodies[0] or b"")[: int(length) if length else None]))
+
+
+@pytest.mark.parametrize("max_bytes", [1_000_000, 900])
+def test_real_dead_letters_are_valid(max_bytes: int) -> None:
+    """With the original value, and without one that did not fit."""
+    columns = batch_of(1, headers=[[("traceparent", b"00-1")]], values=[b"x" * 800]).columns
+    rejection = Rejection.of(Reject("not an image", "undecodable"), "decode", object())
+    letter = compose(columns, 0, rejection, "digits", "digits-host-1", "digits@3f9c2a71", max_bytes)
+    headers = {name: value and value.decode() for name, value in letter.headers}
+    check("dead-letter", headers)
+    assert (letter.value is None) == ("streaminfer.value.sha256" in headers)
+
+
+def test_a_real_metrics_record_is_valid() -> None:
+    """From live counters, after records, errors and an unroutable one."""
+    meters = Meters({"digits": ModelLabel("digits", "3f9c2a71", "cpu")})
+    batch = batch_of(2)
+    encode(make_encoder(OUTPUT), batch, SCORES)
+    meters.taken("digits", 3, 600)
+    meters.batch("digits", batch)
+    meters.settled("digits", ok=2, dead_letter=1)
+    meters.error("digits", "undecodable", "decode")
+    meters.taken("worker", 1, 10)
+    meters.error("worker", "unroutable", "decode")
+    partitions = {
+        Partition("digits", 0): PartitionState(3, None, 9),
+        Partition("digits", 1): PartitionState(None, None, None),
+    }
+    snapshot = meters.snapshot(partitions=partitions, bytes_in_flight=0)
+    record = json.loads(metrics_record(snapshot, WorkerInfo("digits-host-1", "digits", "host", 1, "0.1.0")))
+    check("metrics", record)
+    assert (
+        record["pipelines"]["digits"]["latency_ms"].keys()
+        == schema("metrics")["$defs"]["pipeline"]["properties"]["latency_ms"]["properties"].keys()
+    )
