@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from worker.admission import Admission
 from worker.batch import Batch, Columns, Partition, Span
-from worker.delivery import Delivery, DeliveryFailed
-from worker.errors import ClientFatal, DeadLetterLimit, Stalled
+from worker.delivery import Delivery
+from worker.errors import ClientFatal, DeadLetterLimit, DeliveryFailed, Stalled
 from worker.openslab import OpenSlab
 from worker.outbox import Outbox, Sink
 from worker.pool import Returned

@@ -12,19 +12,8 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from worker.batch import Partition
+from worker.errors import DeliveryFailed, TransactionFailed
 from worker.window import Slab, Window
-
-
-class DeliveryFailed(Exception):
-    """An output can never be delivered, or a transaction was aborted: rewind.
-
-    Args:
-        cause: one word for the counter ``rewinds_total{cause}``.
-    """
-
-    def __init__(self, cause: str, message: str) -> None:
-        super().__init__(message)
-        self.cause = cause
 
 
 class Commits(Protocol):
@@ -174,18 +163,6 @@ class AtLeastOnce:
         self._refused = None
 
 
-class TransactionFailed(Exception):
-    """A transaction was not committed, or nobody can say: give up and read again.
-
-    Args:
-        result: ``aborted``, ``fenced`` or ``unknown``, for the counter ``transactions_total{result}``.
-    """
-
-    def __init__(self, result: str, message: str) -> None:
-        super().__init__(message)
-        self.result = result
-
-
 class Transactions(Protocol):
     """A transactional producer with the consumer's group behind it."""
 
@@ -259,8 +236,8 @@ class ExactlyOnce:
 
     def on_delivery(self, slab: Slab) -> None:
         if not self._begun:
-            self._transactions.begin()
-            self._begun, self._began_ns = True, self._clock_ns()
+            self._begin()
+            self._began_ns = self._clock_ns()
         self._partial = slab
 
     def handed_over(self, slab: Slab) -> None:
@@ -319,12 +296,19 @@ class ExactlyOnce:
         self._slabs, self._records, self._partial, self._begun = [], 0, None, False
         return self._transactions.committed(owned)
 
+    def _begin(self) -> None:
+        self._begun = True  # also when it fails: then there is something to give up
+        try:
+            self._transactions.begin()
+        except TransactionFailed as failure:
+            raise DeliveryFailed("transaction", str(failure)) from failure
+
     def _start(self, window: Window) -> None:
         positions: dict[Partition, int] = {}
         for slab in self._slabs:
             positions.update(slab.ends)
         if not self._begun:
-            self._transactions.begin()  # nothing to publish, only positions to move
+            self._begin()  # nothing to publish, only positions to move
         self._committing = _Committing(self._transactions, positions, self._slabs, window)
         self._slabs, self._records, self._begun = [], 0, False
 

@@ -1,6 +1,6 @@
 """Errors named for what the process does about them.
 
-A :class:`Reject` costs one record. Everything else here ends the process with the exit code of its class and
+A :class:`Reject` costs one record, a :class:`DeliveryFailed` a rewind. Every :class:`WorkerError` ends the process with the exit code of its class and
 one sentence for the user; an exception that is none of these is a bug (exit 1).
 """
 
@@ -62,6 +62,30 @@ def class_path(thing: object) -> str:
     """``module.Class`` of an object, or of a function by its own name."""
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{getattr(named, '__module__', '')}.{getattr(named, '__qualname__', '')}"
+
+
+class DeliveryFailed(Exception):
+    """An output can never be delivered, or a transaction was aborted: rewind.
+
+    Args:
+        cause: one word for the counter ``rewinds_total{cause}``.
+    """
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class TransactionFailed(Exception):
+    """A transaction was not committed, or nobody can say: give up and read again.
+
+    Args:
+        result: ``aborted``, ``fenced`` or ``unknown``, for the counter ``transactions_total{result}``.
+    """
+
+    def __init__(self, result: str, message: str) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class WorkerError(Exception):

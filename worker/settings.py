@@ -477,6 +477,15 @@ class LimitsSettings(_Section):
     """What becomes of an expired record."""
 
 
+class TransactionSettings(_Section):
+    """How long a transaction of `delivery: exactly_once` grows: the first bound that is reached commits it."""
+
+    max_ms: Positive = 100
+    """Milliseconds from its first output to its commit: what a read_committed reader waits at most on top."""
+    max_records: Positive = 10_000
+    """Records in one transaction."""
+
+
 class SecuritySettings(_Section):
     """What the worker refuses unless told otherwise."""
 
@@ -517,6 +526,7 @@ class Settings(_Section):
     metrics: MetricsSettings = MetricsSettings()
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     """exactly_once: results, dead letters and offsets are one transaction."""
+    transaction: TransactionSettings = TransactionSettings()
     order: Literal["partition", "none"] = "partition"
     """partition: results of one partition keep their order; none trades that for tail latency."""
     limits: LimitsSettings = LimitsSettings()
