@@ -38,11 +38,9 @@ class ResultEncoder:
 
     def error_body(self, batch: Batch, row: int, rejection: Rejection) -> bytes:
         """``{"id", "error"}`` of a record that is rejected: what ``output.errors`` publishes."""
-        request = request_of(batch, row)
-        own = request.id if request is not None else None
-        if own is None and self._requests_are_oip:
-            own = _id_in(batch.columns.values[row], batch.columns.headers[row])
-        return orjson.dumps({"id": record_id(batch.columns, row, own), "error": rejection.message})
+        # an exception's text may hold what UTF-8 cannot
+        message = rejection.message.encode("utf-8", "replace").decode()
+        return orjson.dumps({"id": self._id_without_result(batch.columns, row), "error": message})
 
     def expired_body(self, columns: Columns, row: int, message: str) -> bytes:
         """The result of a record past its deadline, where ``limits.expired`` is ``publish``."""
@@ -55,7 +53,7 @@ class ResultEncoder:
         }
         return orjson.dumps(
             {
-                "id": record_id(columns, row),
+                "id": self._id_without_result(columns, row),
                 "source": source,
                 "model": self._model,
                 "prediction": None,
@@ -63,10 +61,16 @@ class ResultEncoder:
             }
         )
 
+    def _id_without_result(self, columns: Columns, row: int) -> str:
+        """The id of a record that was never decoded, or not to the end: as its result would have had it."""
+        value, headers = columns.values[row], columns.headers[row]
+        own = _id_in(value, headers) if self._requests_are_oip else None
+        return own if own is not None else _header_id(headers) or source_of(columns, row)
+
     def _copy_headers(self, batch: Batch, rows: Sequence[int]) -> None:
         """Give these rows' results the headers that travel on. Rows without headers cost nothing."""
         inputs = batch.columns.headers
-        if not (self._copy_all or self._copied) or not any(inputs):
+        if not (self._copy_all or self._copied) or not any(map(inputs.__getitem__, rows)):
             return
         for row in rows:
             kept = self._kept(inputs[row])
@@ -99,22 +103,15 @@ def request_of(batch: Batch, row: int) -> Request | None:
 
 def own_ids(batch: Batch, rows: Sequence[int]) -> dict[int, str]:
     """Ids that the records brought along, by row: of the request, else of a header. Mostly empty."""
-    columns, found = batch.columns, {}
-    if any(columns.headers):
-        found = {row: own for row in rows if (own := _header_id(columns.headers[row])) is not None}
+    headers, found = batch.columns.headers, {}
+    if any(map(headers.__getitem__, rows)):
+        found = {row: own for row in rows if (own := _header_id(headers[row])) is not None}
     if batch.feed is not None and batch.feed.items:
         for row in rows:
             request = request_of(batch, row)
             if request is not None and request.id is not None:
                 found[row] = request.id
     return found
-
-
-def record_id(columns: Columns, row: int, own: str | None = None) -> str:
-    """The record's id: its own, else header ``ce_id``, else ``x-request-id``, else where it stands in the log."""
-    if own is None:
-        own = _header_id(columns.headers[row])
-    return source_of(columns, row) if own is None else own
 
 
 def source_of(columns: Columns, row: int) -> str:

@@ -81,7 +81,7 @@ class JsonEncoder(ResultEncoder):
         templates = [by_partition[p] for p in columns.partitions]
         ids: list[Any] = columns.offsets
 
-        own, many = own_ids(batch, run.rows), _with_batch_dimension(batch)
+        own, many = own_ids(batch, run.rows), _with_batch_dimension(batch, run.rows)
         if own or many:
             ids = ids.copy()
             for i, row in enumerate(run.rows):
@@ -122,10 +122,11 @@ def _latency(stages_us: dict[str, int | Array]) -> tuple[bytes, list[list[bytes]
     return b'"latency_ms":{%b}' % b",".join(stages), columns
 
 
-def _with_batch_dimension(batch: Batch) -> set[int]:
+def _with_batch_dimension(batch: Batch, rows: Iterable[int]) -> set[int]:
     """Rows whose record had a batch dimension of its own: these give ``predictions``."""
     assert batch.feed is not None
-    return {row for row, item in enumerate(batch.feed.items) if item is not None and not item.single}
+    items = batch.feed.items
+    return {row for row in rows if (item := items[row]) is not None and not item.single} if items else set()
 
 
 def _joined(parts: list[bytes | Rejection]) -> bytes | Rejection:

@@ -150,12 +150,16 @@ def suppress(boxes: Boxes, iou: float, at_most: int) -> Array:
 
 def overlap(box: Array, others: Array) -> Array:
     """Intersection over union of one box (4,) with others (n, 4); 0 where both are empty."""
-    low = np.maximum(box[:2], others[:, :2])
-    high = np.minimum(box[2:], others[:, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=1)
-    union = np.prod(box[2:] - box[:2]) + np.prod(others[:, 2:] - others[:, :2], axis=1) - shared
+    shared = _area(np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:]))
+    union = _area(box[:2], box[2:]) + _area(others[:, :2], others[:, 2:]) - shared
     ratio: Array = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return ratio
+
+
+def _area(low: Array, high: Array) -> Array:
+    """Areas between corners (..., 2); 0 where they are the wrong way round."""
+    area: Array = np.prod(np.clip(high - low, 0, None), axis=-1)
+    return area
 
 
 def to_image(xyxy: Array, geometry: Geometry) -> Array:
