@@ -1,0 +1,111 @@
+"""NumPy's .npy files, versions 1 to 3; never pickles."""
+
+from __future__ import annotations
+
+import ast
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from worker.batch import Array, Columns, Feed, Item
+from worker.codecs.rows import decode_each, full_rank
+from worker.errors import ConfigError, Reject
+from worker.model.signature import Signature
+
+_MAX_HEADER_BYTES = 10_000  # the limit numpy itself has: a longer one is an attack on the parser
+
+
+class NpyDecoder:
+    """A record is one array: an item of the model's only input, or several with their batch dimension.
+
+    Raises:
+        ConfigError: the model has several inputs.
+    """
+
+    fixed = False
+    shard_rows = 0
+
+    def __init__(self, signature: Signature) -> None:
+        if len(signature.inputs) != 1:
+            names = ", ".join(s.name for s in signature.inputs)
+            raise ConfigError(
+                f"input.format: npy feeds one model input, the model has {len(signature.inputs)} ({names}); "
+                "expected oip, or json"
+            )
+        self.spec = signature.inputs[0]
+        self.batchable = signature.batchable
+
+    def cost(self, value: bytes) -> int:
+        return 0
+
+    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
+        def decode_row(row: int) -> None:
+            feed.items[row] = self._item(columns.values[row] or b"")
+
+        decode_each(self, feed, range(start, stop), decode_row)
+
+    def _item(self, value: bytes) -> Item:
+        array, spec = parse_npy(value), self.spec
+        if spec.dtype == object and array.dtype.kind == "U":
+            array = array.astype(object)
+        elif array.dtype.newbyteorder("=") != spec.dtype:
+            raise Reject(f"the array is {array.dtype}, expected {spec.datatype} ({spec.dtype})")
+        array = np.require(array, spec.dtype, ("C", "A"))
+        if _matches(array.shape, spec.item_shape):
+            return Item({spec.name: full_rank(spec, array)})
+        if _matches(array.shape, spec.shape) and len(array) > 0:
+            return Item({spec.name: array}, len(array) if self.batchable else 1, single=False)
+        shapes = f"{list(spec.item_shape)} or {list(spec.shape)}".replace("None", "any")
+        raise Reject(f"the array has shape {list(array.shape)}, expected {shapes}")
+
+
+def parse_npy(value: bytes) -> Array:
+    """The array in a .npy file, in the file's own dtype and order; nothing is copied or allocated.
+
+    Raises:
+        Reject: ``undecodable``: not .npy, a broken header, or data of another length than it says;
+            ``invalid``: Python objects, structured records or empty ones.
+    """
+    if value[:6] != b"\x93NUMPY" or len(value) < 10:
+        raise Reject("not an .npy file", "undecodable")
+    version = value[6]
+    if version not in (1, 2, 3) or value[7] != 0:
+        raise Reject(f"an .npy file of version {version}.{value[7]}, expected 1.0, 2.0 or 3.0", "undecodable")
+    start = 10 if version == 1 else 12
+    end = start + int.from_bytes(value[8:start], "little")
+    if end > len(value) or end - start > _MAX_HEADER_BYTES:
+        raise Reject("an .npy file whose header is cut short or too long", "undecodable")
+    dtype, fortran, shape = _header(value[start:end], "utf-8" if version == 3 else "latin-1")
+    if dtype.hasobject:
+        raise Reject("the array holds Python objects, which are never unpickled")
+    if dtype.fields is not None or dtype.subdtype is not None or dtype.itemsize == 0:
+        raise Reject(f"the array holds {dtype}, expected numbers or strings")
+    expected = math.prod(shape) * dtype.itemsize
+    if len(value) - end != expected:
+        raise Reject(
+            f"an .npy file with {len(value) - end} bytes of data, expected {expected}", "undecodable"
+        )
+    if expected == 0:
+        return np.empty(shape, dtype)
+    return np.frombuffer(value, dtype, offset=end).reshape(shape, order="F" if fortran else "C")
+
+
+@lru_cache(maxsize=64)  # parsing it takes 10 times as long as the rest, and a stream repeats its headers
+def _header(text: bytes, encoding: str) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
+    """(dtype, Fortran order, shape) from the header's Python literal."""
+    try:
+        header = ast.literal_eval(text.decode(encoding).strip())
+        dtype = np.dtype(header["descr"])
+        fortran, shape = header["fortran_order"], header["shape"]
+        sound = isinstance(fortran, bool) and isinstance(shape, tuple) and all(type(d) is int for d in shape)
+    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
+        sound = False
+    if not sound or any(d < 0 for d in shape):
+        raise Reject("an .npy file whose header is broken", "undecodable")
+    return dtype, fortran, shape
+
+
+def _matches(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(e in (None, d) for d, e in zip(shape, expected, strict=True))

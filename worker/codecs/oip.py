@@ -1,0 +1,259 @@
+"""Open Inference Protocol v2 requests: JSON, and JSON followed by binary tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from worker.batch import Array, Columns, Feed, Headers, Item, Request
+from worker.codecs.rows import decode_each
+from worker.codecs.values import TYPE_NAMES, stack
+from worker.errors import Reject
+from worker.model.signature import Signature, TensorSpec
+
+LENGTH_HEADER = "inference-header-content-length"
+
+
+class OipDecoder:
+    """A record is one request; its tensors must be the model's inputs, by name, datatype and shape."""
+
+    fixed = False
+    shard_rows = 0
+
+    def __init__(self, signature: Signature) -> None:
+        self.signature = signature
+        self.outputs = frozenset(spec.name for spec in signature.outputs)
+
+    def cost(self, value: bytes) -> int:
+        return 0
+
+    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
+        def decode_row(row: int) -> None:
+            feed.items[row] = self._item(columns.values[row] or b"", columns.headers[row] or [])
+
+        decode_each(self, feed, range(start, stop), decode_row)
+
+    def _item(self, value: bytes, headers: Headers) -> Item:
+        json_length = _json_length(value, headers)
+        body = _parsed(value if json_length is None else value[:json_length])
+        request = self._request(body)
+        arrays = self._arrays(_list_of(body, "inputs"), value, json_length)
+        return Item(arrays, self._count(arrays), single=False, request=request)
+
+    def _request(self, body: dict[str, Any]) -> Request:
+        """What the request asks of its answer."""
+        id_ = body.get("id")
+        if id_ is not None and not isinstance(id_, str):
+            raise Reject(f"id: expected a string, got {TYPE_NAMES[type(id_)]}")
+        binary = _flag(_parameters(body, "the request"), "binary_data_output", "the request")
+        request = Request(id_, None, bool(binary))
+        for output in _list_of(body, "outputs") if body.get("outputs") is not None else ():
+            name = _name(output, "outputs")
+            if name not in self.outputs:
+                raise Reject(
+                    f'outputs: "{_short(name)}" is no output of the model; it has {_names(self.outputs)}'
+                )
+            if name in (request.outputs or ()):
+                raise Reject(f'outputs: "{name}" is there twice')
+            request.outputs = [*(request.outputs or ()), name]
+            own = _flag(_parameters(output, f'output "{name}"'), "binary_data", f'output "{name}"')
+            if own is not None:
+                request.binary_outputs[name] = own
+        return request
+
+    def _arrays(self, inputs: Sequence[Any], value: bytes, json_length: int | None) -> dict[str, Array]:
+        """The request's tensors in the model's order."""
+        found: dict[str, Array] = {}
+        position = len(value) if json_length is None else json_length
+        for tensor in inputs:
+            name = _name(tensor, "inputs")
+            spec = self.signature.input(name)
+            if spec is None:
+                expected = _names(s.name for s in self.signature.inputs)
+                raise Reject(f'inputs: "{_short(name)}" is no input of the model; it has {expected}')
+            if name in found:
+                raise Reject(f'inputs: "{name}" is there twice')
+            try:
+                size = _binary_size(tensor)
+                if size is None:
+                    found[name] = _from_json(tensor, spec)
+                else:
+                    found[name] = _from_bytes(value[position : position + size], size, tensor, spec)
+                    position += size
+            except Reject as error:
+                raise Reject(f'input "{name}": {error}', error.reason) from None
+        missing = [spec.name for spec in self.signature.inputs if spec.name not in found]
+        if missing:
+            raise Reject(f"inputs: {_names(missing)} missing")
+        if position != len(value):
+            raise Reject(f"the binary tensors end at byte {position}, the record at {len(value)}")
+        return {spec.name: found[spec.name] for spec in self.signature.inputs}
+
+    def _count(self, arrays: dict[str, Array]) -> int:
+        """Items in the request: the first dimension where the model takes several together, else 1."""
+        if not self.signature.batchable:
+            return 1
+        counts = {name: len(array) for name, array in arrays.items()}
+        count = next(iter(counts.values()))
+        if set(counts.values()) != {count} or count < 1:
+            raise Reject(
+                f"the inputs' first dimensions are {counts}; expected all to be the same, at least 1".replace(
+                    "'", ""
+                )
+            )
+        return count
+
+
+# -- tensors --------------------------------------------------------------------------------------------
+
+
+def _from_json(tensor: dict[str, Any], spec: TensorSpec) -> Array:
+    shape = _shape(tensor, spec)
+    if spec.datatype == "FP16":
+        raise Reject("FP16 has no JSON form; expected binary_data_size and binary data")
+    if "data" not in tensor:
+        raise Reject("expected data, or parameters.binary_data_size")
+    return stack([tensor["data"]], spec.dtype, shape).reshape(shape)
+
+
+def _from_bytes(data: bytes, size: int, tensor: dict[str, Any], spec: TensorSpec) -> Array:
+    """A tensor from the binary part; ``data`` is shorter than ``size`` where the record ends before it."""
+    if "data" in tensor:
+        raise Reject("expected data or parameters.binary_data_size, not both")
+    shape = _shape(tensor, spec)
+    if len(data) != size:
+        raise Reject(f"parameters.binary_data_size is {size}, but the record has {len(data)} bytes left")
+    count = math.prod(shape)
+    if spec.dtype == object:
+        return _strings(data, count).reshape(shape)
+    if size != count * spec.dtype.itemsize:
+        raise Reject(
+            f"parameters.binary_data_size is {size}, expected {count * spec.dtype.itemsize} "
+            f"for {spec.datatype} {list(shape)}"
+        )
+    if spec.dtype == bool:
+        levels = np.frombuffer(data, np.uint8)
+        if (levels > 1).any():
+            raise Reject("a BOOL is a byte of 0 or 1")
+        return levels.astype(bool).reshape(shape)
+    array = np.frombuffer(data, spec.dtype.newbyteorder("<")).reshape(shape)
+    return np.require(array, spec.dtype, ("C", "A"))
+
+
+def _strings(data: bytes, count: int) -> Array:
+    """``count`` BYTES elements, each a 4-byte little-endian length and that many bytes of UTF-8."""
+    if count > len(data) // 4:
+        raise Reject(f"expected {count} BYTES elements, got {len(data)} bytes")
+    strings: list[str] = []
+    position = 0
+    while position < len(data):
+        start = position + 4
+        position = start + int.from_bytes(data[start - 4 : start], "little")
+        if start > len(data) or position > len(data):
+            raise Reject(f"BYTES element {len(strings)} ends beyond parameters.binary_data_size")
+        try:
+            strings.append(data[start:position].decode())
+        except UnicodeDecodeError:
+            raise Reject(f"BYTES element {len(strings)} is not UTF-8") from None
+    if len(strings) != count:
+        raise Reject(f"expected {count} BYTES elements, got {len(strings)}")
+    array = np.empty(count, object)
+    array[:] = strings
+    return array
+
+
+def _shape(tensor: dict[str, Any], spec: TensorSpec) -> tuple[int, ...]:
+    """The request's shape, once datatype and shape agree with the model's."""
+    datatype, shape = tensor.get("datatype"), tensor.get("shape")
+    if datatype != spec.datatype:
+        got = f'"{_short(datatype)}"' if isinstance(datatype, str) else TYPE_NAMES[type(datatype)]
+        raise Reject(f"datatype is {got}, expected {spec.datatype}")
+    if not isinstance(shape, list) or any(type(d) is not int or d < 0 for d in shape):
+        raise Reject("shape: expected a list of integers from 0")
+    if len(shape) != len(spec.shape) or any(
+        e not in (None, d) for d, e in zip(shape, spec.shape, strict=True)
+    ):
+        expected = str(list(spec.shape)).replace("None", "any")
+        raise Reject(f"shape is {shape[:16]}, expected {expected}")
+    return tuple(shape)
+
+
+def _binary_size(tensor: dict[str, Any]) -> int | None:
+    size = _parameters(tensor, "the tensor").get("binary_data_size")
+    if size is not None and (type(size) is not int or size < 0):
+        raise Reject("parameters.binary_data_size: expected a number of bytes")
+    return size
+
+
+# -- the request's frame --------------------------------------------------------------------------------
+
+
+def _json_length(value: bytes, headers: Headers) -> int | None:
+    """Bytes of JSON before the binary tensors; None = all of the record is JSON."""
+    found: bytes | None = None
+    given = False
+    for name, content in headers:
+        if name.lower() == LENGTH_HEADER:
+            found, given = content, True
+    if not given:
+        return None
+    if not found or not found.isdigit() or len(found) > 18:
+        raise Reject(f"header {LENGTH_HEADER}: expected a decimal number")
+    length = int(found)
+    if length > len(value):
+        raise Reject(f"header {LENGTH_HEADER} is {length}, but the record has {len(value)} bytes")
+    return length
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        body = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        if "infinity" in str(error):
+            raise Reject("a number is too large for float64") from None
+        raise Reject(f"not JSON: {error.msg}", "undecodable") from None
+    if not isinstance(body, dict):
+        raise Reject(f"expected a JSON object, got {TYPE_NAMES[type(body)]}")
+    return body
+
+
+def _list_of(body: dict[str, Any], key: str) -> list[Any]:
+    value = body.get(key)
+    if not isinstance(value, list):
+        raise Reject(f"{key}: expected a list")
+    return value
+
+
+def _name(tensor: Any, key: str) -> str:
+    name = tensor.get("name") if isinstance(tensor, dict) else None
+    if not isinstance(name, str):
+        raise Reject(f"{key}: expected objects with a name")
+    return name
+
+
+def _parameters(owner: dict[str, Any], what: str) -> dict[str, Any]:
+    parameters = owner.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise Reject(f"{what}: expected parameters to be an object")
+    return parameters
+
+
+def _flag(parameters: dict[str, Any], name: str, what: str) -> bool | None:
+    flag = parameters.get(name)
+    if flag is not None and not isinstance(flag, bool):
+        raise Reject(f"{what}: expected parameters.{name} to be true or false")
+    return flag
+
+
+def _names(names: Any) -> str:
+    return ", ".join(f'"{name}"' for name in sorted(names))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 64 else text[:64] + "..."

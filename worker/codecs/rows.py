@@ -1,0 +1,46 @@
+"""What every decoder does with a row: put its tensors into the batch, or say why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from worker.batch import Array, Feed, Item
+from worker.errors import Reject, Rejection
+from worker.model.signature import TensorSpec
+
+
+def decode_each(step: object, feed: Feed, rows: Iterable[int], decode_row: Callable[[int], None]) -> None:
+    """Decode rows one by one; a row that cannot be decoded costs one rejection and nothing else.
+
+    An exception that is not a :class:`Reject` comes from bytes no check foresaw, so it is the record's, not ours.
+    """
+    for row in rows:
+        try:
+            decode_row(row)
+        except Reject as error:
+            feed.rejected[row] = Rejection.of(error, "decode", step)
+        except Exception as error:
+            feed.rejected[row] = Rejection.of(error, "decode", step, "undecodable")
+
+
+def full_rank(spec: TensorSpec, item: Array) -> Array:
+    """An item with the model's batch dimension in front (a rank-0 input has none)."""
+    return item[np.newaxis] if spec.shape else item
+
+
+def put(feed: Feed, row: int, specs: Iterable[TensorSpec], items: dict[str, Array]) -> None:
+    """One item's tensors, by input name, into the batch.
+
+    Args:
+        feed: the batch's input side, either buffers of known shape or one ``Item`` per row.
+        row: the row of the batch.
+        specs: the model's inputs, in its order.
+        items: one array per input: an item in the model's dtype.
+    """
+    if feed.arrays is None:
+        feed.items[row] = Item({spec.name: full_rank(spec, items[spec.name]) for spec in specs})
+    else:
+        for name, item in items.items():
+            feed.arrays[name][row] = item

@@ -1,0 +1,74 @@
+"""Raw tensors: little-endian C-order bytes of one item, dtype and shape as the model says."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from worker.batch import Columns, Feed
+from worker.codecs.rows import decode_each
+from worker.errors import ConfigError, Reject
+from worker.model.signature import Signature
+
+_JOIN_BYTES = 16 << 10
+"""Items up to this size are joined and copied together; beyond, a copy of the batch costs more than it saves."""
+
+
+class TensorDecoder:
+    """A record is the bytes of one item of the model's only input.
+
+    Raises:
+        ConfigError: the model has several inputs, a free item dimension, or strings.
+    """
+
+    fixed = True
+    shard_rows = 0
+
+    def __init__(self, signature: Signature) -> None:
+        spec = signature.inputs[0]
+        if len(signature.inputs) != 1:
+            names = ", ".join(s.name for s in signature.inputs)
+            raise ConfigError(
+                f"input.format: tensor feeds one model input, the model has {len(signature.inputs)} ({names}); "
+                "expected oip, or json"
+            )
+        if not spec.fixed or spec.dtype == object:
+            what = "strings" if spec.dtype == object else "dimensions of any length"
+            raise ConfigError(
+                f"input.format: tensor needs items of a known number of bytes, but the model's input {spec.name} "
+                f"has {what}; expected npy, oip or json"
+            )
+        self.name = spec.name
+        self.datatype = spec.datatype
+        self.item_shape = tuple(d for d in spec.item_shape if d is not None)
+        # numpy takes any byte as a boolean and then computes nonsense: read numbers, check, then convert.
+        self.wire = np.dtype(np.uint8) if spec.dtype == bool else spec.dtype.newbyteorder("<")
+        self.boolean = spec.dtype == bool
+        self.nbytes = math.prod(self.item_shape) * self.wire.itemsize
+
+    def cost(self, value: bytes) -> int:
+        return 0
+
+    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
+        assert feed.arrays is not None
+        values, slots = columns.values, feed.arrays[self.name]
+        together = self.nbytes <= _JOIN_BYTES and not self.boolean
+        bodies = [value or b"" for value in values[start:stop]]
+        if together and {self.nbytes}.issuperset(map(len, bodies)):
+            joined = np.frombuffer(b"".join(bodies), self.wire)
+            slots[start:stop] = joined.reshape(stop - start, *self.item_shape)
+            return
+
+        def decode_row(row: int) -> None:
+            value = values[row] or b""
+            if len(value) != self.nbytes:
+                raise Reject(
+                    f"got {len(value)} bytes, expected {self.nbytes}: {self.datatype} {list(self.item_shape)}"
+                )
+            item = np.frombuffer(value, self.wire)
+            if self.boolean and (item > 1).any():
+                raise Reject("a boolean is a byte of 0 or 1")
+            slots[row] = item.reshape(self.item_shape)
+
+        decode_each(self, feed, range(start, stop), decode_row)

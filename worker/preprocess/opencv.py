@@ -1,0 +1,19 @@
+"""The one place that imports OpenCV, because it reads its limits from the environment when it is imported."""
+
+from __future__ import annotations
+
+import os
+
+PIXEL_LIMIT_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
+
+# Headers are checked before every decode; this bounds what a decoder does if a header is read differently there.
+os.environ.setdefault(PIXEL_LIMIT_VARIABLE, "40000000")
+
+import cv2  # noqa: E402
+
+cv2.setNumThreads(1)  # the pool's threads decode side by side already
+cv2.utils.logging.setLogLevel(
+    cv2.utils.logging.LOG_LEVEL_ERROR
+)  # a broken picture is a dead letter, not a warning per record
+
+__all__ = ["PIXEL_LIMIT_VARIABLE", "cv2"]
