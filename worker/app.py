@@ -75,8 +75,6 @@ def load_pipelines(settings: Settings) -> dict[str, Pipeline]:
 
 def load(settings: Settings) -> Loaded:
     """Load, warm up and tune every pipeline; see :class:`Loaded`."""
-    # before anything imports OpenCV: its own limit is 2^30 pixels, enough to take gigabytes
-    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(settings.limits.image_pixels)
     for name in settings.pipelines:
         check_model_file(settings, name)
     deadline = time.perf_counter() + TUNING_S
@@ -90,7 +88,8 @@ def load(settings: Settings) -> Loaded:
 
 
 def _load_one(settings: Settings, name: str, deadline: float) -> tuple[Pipeline, int, int, int]:
-    from worker import codecs
+    from worker.codecs import decoder as make_decoder
+    from worker.codecs.encoders import encoder as make_encoder
     from worker.model.session import load as load_model
     from worker.model.tune import tune, usable_cores
 
@@ -102,8 +101,8 @@ def _load_one(settings: Settings, name: str, deadline: float) -> tuple[Pipeline,
         sha256=wanted.model.sha256,
         providers=wanted.model.providers,
     )
-    decoder = codecs.decoder(wanted, model.signature, settings.limits)
-    encoder = codecs.encoder(wanted, model.signature, model.name, model.version, _labels(wanted))
+    decoder = make_decoder(wanted, model.signature, settings.limits)
+    encoder = make_encoder(wanted, model.signature, model.name, model.version, _labels(wanted))
     item_nbytes = sum(spec.item_nbytes for spec in (*model.signature.inputs, *model.signature.outputs))
     check_budget(settings, name, item_nbytes)
     share = min(WARM_BYTES, settings.limits.in_flight_bytes // 2)

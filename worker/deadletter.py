@@ -77,7 +77,7 @@ def compose(
 
 def one_line(message: str) -> str:
     """The message on one line, at most 1 KiB of UTF-8, cut between characters."""
-    text = " ".join(message.split()).encode()
+    text = " ".join(message.split()).encode(errors="replace")
     return text[:MESSAGE_BYTES_MAX].decode(errors="ignore")
 
 

@@ -1,7 +1,7 @@
 """Errors named for what the process does about them.
 
-A :class:`Reject` costs one record, a :class:`DeliveryFailed` a rewind. Every :class:`WorkerError` ends the process with the exit code of its class and
-one sentence for the user; an exception that is none of these is a bug (exit 1).
+A :class:`Reject` costs one record, a :class:`DeliveryFailed` a rewind. Every :class:`WorkerError` ends the
+process with the exit code of its class and one sentence for the user; anything else is a bug (exit 1).
 """
 
 from __future__ import annotations

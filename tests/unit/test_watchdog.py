@@ -1,0 +1,86 @@
+"""A stuck process is ended, a busy or paused one is not."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+from worker.batch import Partition
+from worker.watchdog import BatchDeadline, Check, Progress, Watchdog
+
+P = Partition("in", 0)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def batch(name: str = "digits") -> Any:
+    return SimpleNamespace(pipeline=SimpleNamespace(name=name))
+
+
+def test_a_batch_is_told_to_stop_before_it_counts_as_stuck() -> None:
+    """Past the limit the run is interrupted once; only after the grace it is stuck."""
+    clock, told, running = Clock(), [], batch()
+    deadline = BatchDeadline(10.0, lambda: (running, 0.0), told.append, clock)
+    clock.now = 9.9
+    assert deadline.stuck() is None
+    assert told == []
+    clock.now = 10.1
+    assert deadline.stuck() is None
+    assert deadline.stuck() is None
+    assert told == [running]
+    clock.now = 12.1
+    assert "digits" in (deadline.stuck() or "")
+
+
+def test_nothing_running_is_not_stuck() -> None:
+    """Between batches there is nothing to time."""
+    assert BatchDeadline(1.0, lambda: None, lambda _: None, Clock()).stuck() is None
+
+
+def test_a_partition_that_stands_while_its_lag_grows_is_reported() -> None:
+    """Not while paused, not while anything moves, not while nothing new arrives."""
+    clock = Clock()
+    world: dict[str, Any] = {"position": 5, "end": 10, "settled": 0, "paused": False}
+    progress = Progress(
+        60.0,
+        lambda: ({P: (world["position"], world["end"])}, world["settled"], world["paused"]),
+        clock,
+    )
+    for clock.now in (0.0, 50.0, 100.0):
+        assert progress.stuck() is None  # behind, but no new record arrives
+    world["end"] = 20
+    assert "in/0 has stood at 5" in (progress.stuck() or "")
+    world["settled"] = 1
+    assert progress.stuck() is None
+    clock.now, world["end"], world["paused"] = 200.0, 30, True
+    assert progress.stuck() is None
+    world["paused"], world["end"] = False, 40
+    assert progress.stuck() is None
+
+
+def test_the_watchdog_reports_and_leaves_with_5() -> None:
+    """One stuck check ends the process with the exit code for stalled, with its state told first."""
+    left: list[int] = []
+    told: list[dict[str, Any]] = []
+    done = threading.Event()
+
+    def leave(code: int) -> None:
+        left.append(code)
+        done.set()
+
+    watchdog = Watchdog(
+        [Check(lambda: None), Check(lambda: "it stands still")],
+        lambda: {"in_flight": 3},
+        lambda event, **fields: told.append({"event": event, **fields}),
+        leave,
+        tick_s=0.001,
+    )
+    assert done.wait(10)
+    watchdog.close()
+    assert left == [5]
+    assert told == [{"event": "stuck", "reason": "it stands still", "state": {"in_flight": 3}}]

@@ -1,0 +1,153 @@
+"""The last resort: a thread that ends the process when it is stuck and cannot know it itself.
+
+It dumps the stacks of all threads and one JSON line of state, then leaves by ``os._exit``: whatever is stuck would
+hold up any gentler end. A restarted process reads again from the last commit.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from worker.errors import Stalled
+
+TICK_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One way to be stuck: asked on every tick, answers with a sentence once it is so."""
+
+    stuck: Callable[[], str | None]
+
+
+class Watchdog:
+    """Asks every check until one says that the process is stuck.
+
+    Args:
+        state: what to put on the JSON line: everything the process knows of itself.
+        leave: ends the process; given by tests.
+    """
+
+    def __init__(
+        self,
+        checks: Sequence[Check],
+        state: Callable[[], dict[str, Any]],
+        report: Callable[..., Any],
+        leave: Callable[[int], Any] = os._exit,
+        tick_s: float = TICK_S,
+    ) -> None:
+        self._checks = checks
+        self._state = state
+        self._report = report
+        self._leave = leave
+        self._tick_s = tick_s
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+
+    def _watch(self) -> None:
+        while not self._closing.wait(self._tick_s):
+            for check in self._checks:
+                why = check.stuck()
+                if why is not None:
+                    self._end(why)
+                    return
+
+    def _end(self, why: str) -> None:
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        try:
+            state = self._state()
+        except Exception as error:  # the state is a help; without it the process must end all the same
+            state = {"unknown": str(error)}
+        self._report("stuck", reason=why, state=state)
+        print(f"streaminfer: {why}", file=sys.stderr, flush=True)
+        self._leave(Stalled.exit_code)
+
+
+class BatchDeadline:
+    """A batch past ``batch_timeout_s``: its run is told to stop, and 2 s later it counts as stuck.
+
+    Args:
+        oldest: the batch that has been worked on for longest, with the monotonic second it began; None = none.
+        interrupt: tells the runs of that batch's model to stop.
+    """
+
+    GRACE_S = 2.0
+
+    def __init__(
+        self,
+        timeout_s: float,
+        oldest: Callable[[], tuple[Any, float] | None],
+        interrupt: Callable[[Any], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._oldest = oldest
+        self._interrupt = interrupt
+        self._clock = clock
+        self._interrupted: Any = None
+
+    def stuck(self) -> str | None:
+        found = self._oldest()
+        if found is None:
+            return None
+        batch, since = found
+        age = self._clock() - since
+        if age > self._timeout_s + self.GRACE_S:
+            return (
+                f"a batch of pipeline {batch.pipeline.name} has been worked on for {age:.1f} s "
+                f"(limits.batch_timeout_s is {self._timeout_s:g}) and did not stop when told to"
+            )
+        if age > self._timeout_s and batch is not self._interrupted:
+            self._interrupted = batch
+            self._interrupt(batch)
+        return None
+
+
+class Progress:
+    """A partition whose lag grows while neither its position nor anything in flight moves.
+
+    Args:
+        read: per partition (position, end), how many records were settled so far, and whether we paused reading.
+    """
+
+    def __init__(
+        self,
+        stall_s: float,
+        read: Callable[[], tuple[dict[Any, tuple[int | None, int | None]], int, bool]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._stall_s = stall_s
+        self._read = read
+        self._clock = clock
+        self._seen: dict[Any, tuple[int | None, int | None, int, float]] = {}
+
+    def stuck(self) -> str | None:
+        partitions, settled, paused = self._read()
+        now = self._clock()
+        for gone in self._seen.keys() - partitions.keys():
+            del self._seen[gone]
+        for partition, (position, end) in partitions.items():
+            before = self._seen.get(partition)
+            moved = before is None or (position, settled) != (before[0], before[2])
+            if moved or paused or not _behind(position, end):
+                self._seen[partition] = (position, end, settled, now)
+            elif before is not None and now - before[3] > self._stall_s and (end or 0) > (before[1] or 0):
+                return (
+                    f"{partition.topic}/{partition.number} has stood at {position} for {now - before[3]:.0f} s "
+                    f"while its end went from {before[1]} to {end} (limits.stall_s is {self._stall_s:g})"
+                )
+        return None
+
+
+def _behind(position: int | None, end: int | None) -> bool:
+    return end is not None and (position or 0) < end
