@@ -342,6 +342,7 @@ def summary_text(tally: Tally, console: Console) -> Text:
     if tally.wrong:
         gray = console.color_system is not None and not console.no_color
         lines += [Text(), Text("misread, for example:"), card_row(tally.wrong[: cards_across(console)], gray)]
+        lines[-1].rstrip()
     return Text("\n").join(lines)
 
 
