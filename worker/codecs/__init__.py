@@ -1,6 +1,6 @@
 """Codecs: a record's bytes -> a batch's arrays, and what the model answered -> a record's bytes.
 
-:func:`decoder` is the registry of input formats. A format's module is imported only when a pipeline asks for
+:func:`decoder` is the registry of input formats, :func:`encoder` of output formats. A format's module is imported only when a pipeline asks for
 it, so a worker for JSON never loads OpenCV.
 """
 
@@ -10,9 +10,12 @@ import os
 from typing import Protocol
 
 from worker.batch import Columns, Feed
+from worker.codecs.encoders import Encoder, encoder
 from worker.errors import ConfigError
 from worker.model.signature import Signature
 from worker.settings import LimitsSettings, PipelineSettings, import_attribute
+
+__all__ = ["Decoder", "Encoder", "decoder", "encoder"]
 
 
 class Decoder(Protocol):
