@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 
-PIXEL_LIMIT_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
-
 # Headers are checked before every decode; this bounds what a decoder does if a header is read differently there.
-os.environ.setdefault(PIXEL_LIMIT_VARIABLE, "40000000")
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "40000000")
 
 import cv2  # noqa: E402
 
@@ -16,4 +14,4 @@ cv2.utils.logging.setLogLevel(
     cv2.utils.logging.LOG_LEVEL_ERROR
 )  # a broken picture is a dead letter, not a warning per record
 
-__all__ = ["PIXEL_LIMIT_VARIABLE", "cv2"]
+__all__ = ["cv2"]
