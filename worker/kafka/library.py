@@ -1,0 +1,85 @@
+"""librdkafka's own C functions, from the shared library inside the confluent-kafka package.
+
+The Python binding shows clients only. The library also knows every property's name and scope, checks a value
+without a client, and carries a whole broker for tests (:mod:`worker.kafka.broker`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import confluent_kafka
+
+PATTERNS = ("../confluent_kafka.libs/librdkafka*.so*", ".dylibs/librdkafka*.dylib", "librdkafka*.so*")
+"""Where wheels keep it, relative to the package: repaired Linux and macOS wheels, then anything beside it."""
+
+
+@cache
+def library() -> Any | None:
+    """The loaded library (a ``ctypes.CDLL``), or None where the package was built in a way we do not know."""
+    package = Path(confluent_kafka.__file__).parent
+    found = [str(path) for pattern in PATTERNS for path in sorted(package.glob(pattern))]
+    for path in [*found, ctypes.util.find_library("rdkafka")]:
+        if path is not None:
+            try:
+                return ctypes.CDLL(path)
+            except OSError:
+                continue
+    return None
+
+
+class Property(NamedTuple):
+    """What the library says of one client property."""
+
+    scope: str
+    """``C`` (consumer only), ``P`` (producer only) or ``*`` (both)."""
+    expected: str
+    """The range or the values it takes, as text; empty for free text."""
+
+
+@cache
+def known_properties() -> dict[str, Property]:
+    """Every property by name, read from the table the library prints of itself.
+
+    Empty where the library cannot be found.
+    """
+    known: dict[str, Property] = {}
+    for line in _property_table().splitlines():
+        cells = [cell.strip() for cell in line.split("|", 3)]
+        if len(cells) == 4 and cells[1] in ("C", "P", "*"):
+            known[cells[0]] = Property(cells[1], cells[2])
+    return known
+
+
+def _property_table() -> str:
+    rdkafka = library()
+    if rdkafka is None:
+        return ""
+    libc = ctypes.CDLL(None)
+    libc.open_memstream.restype = ctypes.c_void_p
+    text, size = ctypes.c_void_p(), ctypes.c_size_t()
+    stream = ctypes.c_void_p(libc.open_memstream(ctypes.byref(text), ctypes.byref(size)))
+    rdkafka.rd_kafka_conf_properties_show(stream)
+    libc.fclose(stream)
+    table = ctypes.string_at(text, size.value).decode()
+    libc.free(text)
+    return table
+
+
+def property_fault(name: str, value: str) -> str | None:
+    """What the library says against this value of this property; None when it takes it."""
+    rdkafka = library()
+    if rdkafka is None:
+        return None
+    rdkafka.rd_kafka_conf_new.restype = ctypes.c_void_p
+    conf = ctypes.c_void_p(rdkafka.rd_kafka_conf_new())
+    reason = ctypes.create_string_buffer(512)
+    try:
+        refused = rdkafka.rd_kafka_conf_set(conf, name.encode(), value.encode(), reason, ctypes.c_size_t(512))
+    finally:
+        rdkafka.rd_kafka_conf_destroy(conf)
+    return reason.value.decode(errors="replace") if refused else None

@@ -1,0 +1,199 @@
+"""Client properties: what the worker needs, what the user adds, and which client each is for.
+
+A user's own property wins over ours; those that would break a promise are refused by the settings.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from confluent_kafka import KafkaException
+
+from worker.errors import ConfigError
+from worker.kafka.library import known_properties, property_fault
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+DEFAULT_TOPIC_LIMIT = 1_048_588
+"""Kafka's own default of a topic's ``max.message.bytes``, assumed where the topic's cannot be read."""
+SMALLEST_CLIENT_LIMIT, LARGEST_CLIENT_LIMIT = 1_000_000, 1_000_000_000
+"""Range of the producer's ``message.max.bytes`` here; the upper end is librdkafka's own."""
+LARGEST_RESPONSE = 1_000_000_000
+"""A record larger than the prefetch arrives whole and must be let in to be refused. Still below what the bytes
+``HTTP`` mean as a length, so that a wrong port is noticed."""
+BATCH_BYTES = 1_000_000
+TRANSACTION_TIMEOUT_MS = 10_000
+REPEAT_S = 30.0
+LINES_KEPT = 200
+
+_Client = TypeVar("_Client")
+
+
+def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str, Any]:
+    """Properties of the worker's consumer.
+
+    Args:
+        embedded: the broker is librdkafka's own. It answers an empty fetch only after the whole
+            ``fetch.wait.max.ms``, where a real one answers as soon as there are data.
+    """
+    # A fetch is started while the queue is below its limit and then adds up to one response:
+    # half the budget each keeps the two together within it.
+    half = max(settings.limits.prefetch_bytes // 2, 1024)
+    ours: dict[str, Any] = {
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "isolation.level": "read_committed",
+        "auto.offset.reset": "error",  # the source decides; librdkafka's own default skips to the end
+        "allow.auto.create.topics": False,
+        "max.poll.interval.ms": 300_000,
+        "socket.timeout.ms": 10_000,  # bounds a synchronous commit while the broker is away
+        "queued.min.messages": 100_000,
+        "queued.max.messages.kbytes": half // 1024,
+        "fetch.max.bytes": half,
+        "receive.message.max.bytes": LARGEST_RESPONSE,
+        "fetch.queue.backoff.ms": 2,  # the default of 1000 stalls a fast worker with a small queue
+        "fetch.wait.max.ms": 2 if embedded else 100,
+    }
+    if settings.kafka.get("group.protocol", "classic").lower() != "consumer":
+        # with the consumer protocol these belong to the broker, and setting one fails construction
+        ours["partition.assignment.strategy"] = "cooperative-sticky"
+        ours["session.timeout.ms"] = 10_000
+    return {**_common(settings), **ours, **_users(settings, "C")}
+
+
+def producer_properties(
+    settings: Settings,
+    topic_limits: Mapping[str, int] | None = None,
+    transactional_id: str | None = None,
+) -> dict[str, Any]:
+    """Properties of the producer of results and dead letters.
+
+    Args:
+        topic_limits: ``max.message.bytes`` of the topics written to.
+        transactional_id: given for exactly once.
+    """
+    limits = [*(topic_limits or {}).values()] or [DEFAULT_TOPIC_LIMIT]
+    ours: dict[str, Any] = {
+        "enable.idempotence": True,
+        "acks": "all",
+        "partitioner": "murmur2_random",  # as Java clients place keys; librdkafka's default does not
+        "linger.ms": 1,
+        "compression.type": "lz4",
+        "queue.buffering.max.kbytes": max(settings.limits.output_bytes // 1024, 1),
+        "queue.buffering.max.messages": 100_000,
+        # one record as large as the most generous topic takes, but no batch that the strictest one refuses
+        "message.max.bytes": min(max(*limits, SMALLEST_CLIENT_LIMIT), LARGEST_CLIENT_LIMIT),
+        "batch.size": min(*limits, BATCH_BYTES),
+    }
+    if transactional_id is None:
+        ours["message.timeout.ms"] = 0  # an outage is waited out; the stall limit ends a hopeless one
+    else:
+        ours["transactional.id"] = transactional_id
+        ours["transaction.timeout.ms"] = TRANSACTION_TIMEOUT_MS
+    users = _users(settings, "P")
+    if transactional_id is None:
+        users.pop("transaction.timeout.ms", None)
+    return {**_common(settings), **ours, **users}
+
+
+def metrics_properties(settings: Settings) -> dict[str, Any]:
+    """Properties of the metrics producer: outside transactions, small, and allowed to lose a record."""
+    users = _users(settings, "P")
+    for name in ("transaction.timeout.ms", "message.timeout.ms", "delivery.timeout.ms"):
+        users.pop(name, None)
+    ours = {"queue.buffering.max.kbytes": 4096, "message.timeout.ms": 30_000, "linger.ms": 5}
+    return {**_common(settings), **users, **ours}
+
+
+def admin_properties(settings: Settings) -> dict[str, Any]:
+    """Properties of the short-lived client that looks at topics; its errors become one sentence, not log lines."""
+    return {**_common(settings), "log_level": 2, **_users(settings, "*")}
+
+
+def client_id(settings: Settings) -> str:
+    """The ``client.id`` of every client of this process: the given one, or ``<name>-<host>-<pid>``."""
+    return settings.kafka.get("client.id") or f"{settings.name}-{socket.gethostname()}-{os.getpid()}"
+
+
+def check_properties(properties: Mapping[str, str]) -> None:
+    """Check names and values of client properties without a client or a broker.
+
+    Raises:
+        ConfigError: names ``kafka.<name>`` and the nearest known name, or what librdkafka says of the value.
+    """
+    known = known_properties()
+    for name, value in properties.items():
+        if known and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean kafka.{near[0]}?" if near else ""
+            raise ConfigError(f"kafka.{name}: librdkafka knows no such property{hint}")
+        fault = property_fault(name, value)
+        if fault is not None:
+            said = fault if not value else fault.replace(value, "...")  # a value may be a secret
+            expected = f" (expected {known[name].expected})" if known[name].expected else ""
+            raise ConfigError(f"kafka.{name}: {said}{expected}")
+
+
+def build(client: Callable[[dict[str, Any]], _Client], properties: dict[str, Any]) -> _Client:
+    """Construct a client; what librdkafka has against its properties becomes one sentence.
+
+    Raises:
+        ConfigError: properties that contradict each other, a missing certificate file, ...
+    """
+    try:
+        return client(properties)
+    except KafkaException as error:
+        raise ConfigError(f"kafka: {error.args[0].str()}") from None
+
+
+def _common(settings: Settings) -> dict[str, Any]:
+    return {
+        "client.id": client_id(settings),
+        "socket.keepalive.enable": True,
+        "topic.metadata.refresh.interval.ms": 60_000,  # new partitions are seen within a minute
+        "statistics.interval.ms": 0,
+        "log.connection.close": False,  # an outage is reported once, not at each of the reconnects
+        "logger": _logger(),
+    }
+
+
+@cache
+def _logger() -> logging.Logger:
+    """Where librdkafka's own log lines go, each of them once in a while."""
+    logger = logging.getLogger("librdkafka")
+    logger.addFilter(_Once())
+    return logger
+
+
+class _Once(logging.Filter):
+    """Lets a line through once in ``REPEAT_S``: an outage repeats its own many times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        line = record.getMessage().partition(" (after ")[0]  # behind it: how long the connection lasted
+        if record.created - self._shown.get(line, -REPEAT_S) < REPEAT_S:
+            return False
+        if len(self._shown) >= LINES_KEPT:
+            self._shown.clear()
+        self._shown[line] = record.created
+        return True
+
+
+def _users(settings: Settings, scope: str) -> dict[str, str]:
+    """The user's properties for one kind of client: librdkafka warns of each that is for the other kind."""
+    known = known_properties()
+    return {
+        name: value
+        for name, value in settings.kafka.items()
+        if name != "client.id" and (name not in known or known[name].scope in ("*", scope))
+    }

@@ -1,0 +1,232 @@
+"""Where outputs go: one producer, fed in the order of the input."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from worker.batch import Headers, Partition
+from worker.errors import DeliveryFailed
+from worker.kafka.properties import (
+    DEFAULT_TOPIC_LIMIT,
+    build,
+    metrics_properties,
+    producer_properties,
+)
+from worker.kafka.topics import Topics
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+CHUNK_ROWS = 1000
+"""Rows per ``produce_batch``, which holds the interpreter for as long as it runs."""
+
+OnDelivery = Callable[[Any, Any], None]
+"""Called per row with (error or None, message or None)."""
+log = logging.getLogger(__name__)
+
+
+class KafkaSink:
+    """The producer of results and dead letters.
+
+    Args:
+        settings: the worker's settings.
+        topics: what the broker said of the topics written to.
+        transactional_id: given for exactly once.
+
+    Raises:
+        ConfigError: librdkafka refuses the properties.
+    """
+
+    def __init__(self, settings: Settings, topics: Topics, transactional_id: str | None = None) -> None:
+        self._topics = topics
+        self._properties = producer_properties(settings, topics.limits, transactional_id)
+        self._properties["error_cb"] = self._on_error
+        self._reported: int | None = None
+        self.fatal: str | None = None
+        """Why the producer can never work again, once that is so; a renewed one can."""
+        self.producer: Producer = build(Producer, self._properties)
+
+    def send(
+        self,
+        topic: str,
+        source: Partition,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        headers: Sequence[Headers | None] | None,
+        mode: str,
+        on_delivery: OnDelivery | None,
+    ) -> int:
+        """Queue as many rows as fit, in order.
+
+        Args:
+            topic: one of the topics given at construction.
+            source: the input partition the rows come from.
+            headers: per row; None when no row has any.
+            mode: ``input``: the same partition number; ``key``: keyed rows by murmur2 as Java clients do (an
+                empty key is a key), keyless ones to ``source.number`` modulo the topic's partitions.
+            on_delivery: called once per queued row inside later calls of :meth:`poll`, or at once with an
+                error for a row that librdkafka refuses for good.
+
+        Returns:
+            How many rows were accepted; the rest did not fit and has to be given again, first of all.
+        """
+        partition = source.number if mode == "input" else source.number % self._topics.partitions[topic]
+        sent = 0
+        for start, stop, by_key in _stretches(keys, mode):
+            to = -1 if by_key else partition
+            if headers is None:
+                accepted = self._send_plain(topic, to, keys, values, start, stop, on_delivery)
+            else:
+                accepted = self._send_headed(topic, to, keys, values, headers, start, stop, on_delivery)
+            sent += accepted
+            if accepted < stop - start:
+                break
+        return sent
+
+    def poll(self, timeout_s: float = 0.0) -> None:
+        """Serve acknowledgements that have arrived, waiting for one up to ``timeout_s``."""
+        self.producer.poll(timeout_s)
+
+    def flush(self, timeout_s: float) -> int:
+        """Send everything and wait for the acknowledgements; returns how many rows are still without one."""
+        return self.producer.flush(timeout_s)
+
+    def purge(self) -> None:
+        """Give up what is not acknowledged: each row's ``on_delivery`` hears of it in the next :meth:`poll`."""
+        self.producer.purge()
+
+    def renew(self) -> None:
+        """Replace the producer by a new one under the same properties; the old one is let go unflushed."""
+        old = self.producer
+        self.fatal = None
+        self.producer = build(Producer, self._properties)
+        _let_go(old, 0.0)
+
+    def max_bytes(self, topic: str) -> int:
+        """``max.message.bytes`` of a topic."""
+        return self._topics.limits.get(topic, DEFAULT_TOPIC_LIMIT)
+
+    def close(self, budget_s: float) -> None:
+        """Flush within the budget, give up the rest, end the client."""
+        self.producer.flush(budget_s)
+        _let_go(self.producer, budget_s)
+
+    def _send_plain(
+        self,
+        topic: str,
+        partition: int,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        start: int,
+        stop: int,
+        on_delivery: OnDelivery | None,
+    ) -> int:
+        """Rows without headers, whole chunks in one call each."""
+        options: dict[str, Any] = {} if on_delivery is None else {"on_delivery": on_delivery}
+        sent = 0
+        for first in range(start, stop, CHUNK_ROWS):
+            last = min(first + CHUNK_ROWS, stop)
+            rows: list[dict[str, Any]] = [
+                {"value": value, "key": key}
+                for value, key in zip(values[first:last], keys[first:last], strict=True)
+            ]
+            accepted = self.producer.produce_batch(topic, rows, partition=partition, **options)
+            if accepted < len(rows):
+                # the queue is full from some row on; rows refused for another reason lie in between
+                accepted = 0
+                for row in rows:
+                    error: KafkaError | None = row.get("_error")
+                    if error is not None and error.code() == KafkaError._QUEUE_FULL:
+                        return sent + accepted
+                    if error is not None:
+                        self._refused(error, on_delivery)
+                    accepted += 1
+            sent += accepted
+        return sent
+
+    def _send_headed(
+        self,
+        topic: str,
+        partition: int,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        headers: Sequence[Headers | None],
+        start: int,
+        stop: int,
+        on_delivery: OnDelivery | None,
+    ) -> int:
+        """Rows with headers, one call each: ``produce_batch`` would drop the headers without a word."""
+        produce = self.producer.produce
+        for row in range(start, stop):
+            options: dict[str, Any] = {} if on_delivery is None else {"on_delivery": on_delivery}
+            if headers[row]:
+                options["headers"] = headers[row]
+            try:
+                produce(topic, values[row], keys[row], partition, **options)
+            except BufferError:
+                return row - start
+            except KafkaException as error:
+                self._refused(error.args[0], on_delivery)
+        return stop - start
+
+    def _refused(self, error: KafkaError, on_delivery: OnDelivery | None) -> None:
+        if error.fatal():
+            self._on_error(error)
+        if on_delivery is None:
+            raise DeliveryFailed("transaction", f"the producer refuses an output: {error.str()}")
+        on_delivery(error, None)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self.fatal = error.str()
+        if error.code() != self._reported:
+            log.warning("kafka: %s", error.str())
+        self._reported = error.code()
+
+
+class MetricsProducer:
+    """A small producer of its own for the metrics topic: it may lose a record and never holds anything up."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._producer = build(Producer, metrics_properties(settings))
+
+    def send(self, topic: str, key: bytes | str, value: bytes) -> None:
+        self._producer.poll(0)
+        try:
+            self._producer.produce(topic, value, key)
+        except (BufferError, KafkaException) as error:
+            log.warning("a metrics record was dropped: %s", error)
+
+    def close(self, budget_s: float) -> None:
+        """Send what is queued within the budget."""
+        self._producer.flush(budget_s)
+        _let_go(self._producer, budget_s)
+
+
+def _stretches(keys: Sequence[bytes | None], mode: str) -> Iterator[tuple[int, int, bool]]:
+    """Rows ``start..stop`` to be placed in one way, in order, and whether that is by key."""
+    rows = len(keys)
+    if mode == "input" or not any(key is not None for key in keys):
+        yield 0, rows, False
+        return
+    start = 0
+    while start < rows:
+        by_key = keys[start] is not None
+        stop = start + 1
+        while stop < rows and (keys[stop] is not None) == by_key:
+            stop += 1
+        yield start, stop, by_key
+        start = stop
+
+
+def _let_go(producer: Producer, budget_s: float) -> None:
+    """End a client on a thread of its own: its close waits for the broker without a limit."""
+    producer.purge()
+    closing = threading.Thread(target=producer.close, name="producer-close", daemon=True)
+    closing.start()
+    closing.join(budget_s)

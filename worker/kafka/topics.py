@@ -1,0 +1,228 @@
+"""What the broker says of the topics a worker uses: that they exist, their partitions, their size limits."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without saying so
+    AdminClient,
+    ClusterMetadata,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+
+from worker.errors import StartError
+from worker.kafka.properties import DEFAULT_TOPIC_LIMIT, admin_properties, build, check_properties
+
+if TYPE_CHECKING:
+    from worker.settings import CreateSettings, Settings
+
+CONNECT_TIMEOUT_S = 10.0
+CREATE_TIMEOUT_S = 10.0
+LIMITS_TIMEOUT_S = 3.0
+EMBEDDED_CLUSTER = "mockCluster"
+"""How the cluster id of librdkafka's own broker begins."""
+HOPELESS = {
+    KafkaError._AUTHENTICATION: "authentication failed",
+    KafkaError._SSL: "TLS failed",
+}
+"""Client errors that more waiting does not mend."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The worker's topics as the broker described them at start."""
+
+    broker: str
+    """The broker in one phrase: cluster id and number of nodes."""
+    embedded: bool
+    """Whether it is librdkafka's own broker (:mod:`worker.kafka.broker`)."""
+    partitions: dict[str, int]
+    """Topic -> number of partitions, for every topic the settings name."""
+    limits: dict[str, int]
+    """Topic written to -> ``max.message.bytes``."""
+
+    def describe(self) -> str:
+        return ", ".join(f"{topic} ({count} partitions)" for topic, count in self.partitions.items())
+
+    def describe_limits(self) -> str:
+        return ", ".join(f"{topic} takes {limit} bytes" for topic, limit in self.limits.items())
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One topic and the setting that names it."""
+
+    topic: str
+    field: str
+    written: bool
+    create: CreateSettings | None = None
+
+
+def open_topics(settings: Settings) -> Topics:
+    """Check every topic of the settings on the broker; make those that may be made.
+
+    Raises:
+        ConfigError: a client property is unknown or wrong.
+        StartError: the broker cannot be reached or refuses us; a topic is missing or has too few partitions.
+    """
+    check_properties(settings.kafka)
+    uses = list(_uses(settings))
+    with Admin(settings) as admin:
+        cluster = admin.cluster()
+        embedded = str(cluster.cluster_id).startswith(EMBEDDED_CLUSTER)
+        missing = [use for use in uses if use.topic not in cluster.topics]
+        if missing and not embedded:  # the embedded broker's topics are named on its command line
+            admin.create(missing)
+            cluster = admin.cluster()
+        partitions: dict[str, int] = {}
+        for use in uses:
+            found = cluster.topics.get(use.topic)
+            if found is None:
+                raise StartError(f"{use.field}: topic {use.topic} does not exist on {admin.bootstrap}")
+            if found.error is not None:
+                raise StartError(f"{use.field}: topic {use.topic}: {found.error.str()}")
+            partitions[use.topic] = len(found.partitions)
+        _check_partitions(settings, partitions)
+        written = list(dict.fromkeys(use.topic for use in uses if use.written))
+        limits = dict.fromkeys(written, DEFAULT_TOPIC_LIMIT) if embedded else admin.limits(written)
+        broker = f"cluster {cluster.cluster_id}, {len(cluster.brokers)} node(s)"
+        return Topics(broker, embedded, partitions, limits)
+
+
+def _uses(settings: Settings) -> Iterator[_Use]:
+    """Every topic the worker reads or writes, with the setting to blame if something is wrong with it."""
+    alone = len(settings.pipelines) == 1
+    create = None
+    for name, pipeline in settings.pipelines.items():
+        prefix = "" if alone else f"pipelines.{name}."
+        for topic in pipeline.input.topics:
+            yield _Use(topic, f"{prefix}input.topics", written=False)
+        create = create or pipeline.output.create
+        yield _Use(pipeline.output.topic, f"{prefix}output.topic", True, pipeline.output.create)
+    yield _Use(settings.dead_letter.topic, "dead_letter.topic", True, create)
+    if settings.metrics.topic:
+        yield _Use(settings.metrics.topic, "metrics.topic", True, create)
+
+
+def _check_partitions(settings: Settings, partitions: dict[str, int]) -> None:
+    for pipeline in settings.pipelines.values():
+        if pipeline.output.partition != "input":
+            continue
+        output = pipeline.output.topic
+        for topic in pipeline.input.topics:
+            if partitions[output] < partitions[topic]:
+                raise StartError(
+                    f"output.partition: input needs at least as many partitions in {output} "
+                    f"({partitions[output]}) as in {topic} ({partitions[topic]})"
+                )
+
+
+class Admin:
+    """A short-lived client that asks a cluster about itself; a context manager.
+
+    Args:
+        settings: anything with the worker's ``name`` and ``kafka`` properties.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.bootstrap = settings.kafka.get("bootstrap.servers", "")
+        self._errors: dict[int, str] = {}
+        """What librdkafka said last, by code, in order."""
+        self._client = build(AdminClient, {**admin_properties(settings), "error_cb": self._on_error})
+
+    def __enter__(self) -> Admin:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.poll(0)  # its last log lines
+
+    def cluster(self) -> ClusterMetadata:
+        """The whole cluster's metadata. Never a named topic's: asking for one can create it.
+
+        Raises:
+            StartError: no broker answered in time, or one refused us.
+        """
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        while True:
+            try:
+                return self._client.list_topics(timeout=1.0)
+            except KafkaException as error:
+                self._client.poll(0)
+                refused = next((code for code in HOPELESS if code in self._errors), None)
+                if refused is not None:
+                    raise StartError(
+                        f"kafka: {HOPELESS[refused]} ({self.bootstrap}): {self._errors[refused]}"
+                    ) from None
+                if time.monotonic() > deadline:
+                    said = next(reversed(self._errors.values()), error.args[0].str())
+                    raise StartError(
+                        f"kafka.bootstrap.servers: no broker answers at {self.bootstrap}: {said}"
+                    ) from None
+
+    def create(self, uses: list[_Use]) -> None:
+        """Create the missing topics that have a ``create`` section; the others are the user's to make."""
+        wanted: dict[str, tuple[_Use, NewTopic]] = {}
+        for use in uses:
+            if use.create is not None and use.topic not in wanted:
+                made = NewTopic(use.topic, use.create.partitions, use.create.replication)
+                wanted[use.topic] = (use, made)
+        if not wanted:
+            return
+        answers = self._client.create_topics(
+            [made for _, made in wanted.values()], request_timeout=CREATE_TIMEOUT_S
+        )
+        for topic, answer in answers.items():
+            try:
+                answer.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another replica was faster
+                    field = wanted[topic][0].field
+                    raise StartError(
+                        f"{field}: topic {topic} cannot be created: {error.args[0].str()}"
+                    ) from None
+        self._await_topics(list(wanted))
+
+    def _await_topics(self, topics: list[str]) -> None:
+        """A created topic is known to the other brokers a moment later."""
+        deadline = time.monotonic() + CREATE_TIMEOUT_S
+        while time.monotonic() < deadline:
+            known = self.cluster().topics
+            if all(topic in known for topic in topics):
+                return
+            time.sleep(0.05)
+
+    def limits(self, topics: list[str]) -> dict[str, int]:
+        """``max.message.bytes`` per topic; Kafka's default where the broker does not say."""
+        resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
+        answers = self._client.describe_configs(resources, request_timeout=LIMITS_TIMEOUT_S)
+        wait(answers.values(), timeout=LIMITS_TIMEOUT_S + 1)
+        found: dict[str, int] = {}
+        unknown: list[str] = []
+        for resource, answer in answers.items():
+            try:
+                found[resource.name] = int(answer.result(timeout=0)["max.message.bytes"].value)
+            except (KafkaException, TimeoutError, KeyError) as error:
+                unknown.append(f"{resource.name}: {error}")
+                found[resource.name] = DEFAULT_TOPIC_LIMIT
+        if unknown:
+            log.warning(
+                "max.message.bytes cannot be read, %d is assumed (%s)",
+                DEFAULT_TOPIC_LIMIT,
+                "; ".join(unknown),
+            )
+        return {topic: found[topic] for topic in topics}
+
+    def _on_error(self, error: Any) -> None:
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # follows from the others and says less
+            self._errors.pop(error.code(), None)
+            self._errors[error.code()] = error.str()
