@@ -16,8 +16,16 @@ from typing import Any, Protocol
 
 from worker.admission import Admission
 from worker.batch import Batch, Columns, Partition, Span
+from worker.caution import Caution
 from worker.delivery import Delivery
-from worker.errors import ClientFatal, DeadLetterLimit, DeliveryFailed, Stalled
+from worker.errors import (
+    ClientFatal,
+    DeadLetterLimit,
+    DeliveryFailed,
+    Rejection,
+    Stalled,
+    class_path,
+)
 from worker.openslab import OpenSlab
 from worker.outbox import Outbox, Sink
 from worker.pool import Returned
@@ -58,6 +66,13 @@ class Source(Protocol):
     def seek(self, positions: dict[Partition, int]) -> None: ...
 
     def close(self, timeout_s: float) -> None: ...
+
+    def commit(
+        self, positions: dict[Partition, int], wait: bool, metadata: dict[Partition, str]
+    ) -> dict[Partition, int]: ...
+
+    def starts(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, str]]:
+        """Where reading of these partitions began, with the metadata committed there, where that is known."""
 
     @property
     def fatal(self) -> str | None: ...
@@ -141,6 +156,7 @@ class Conductor:
         delivery: Delivery,
         meters: Meters,
         log: Log,
+        caution: Caution,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         wall_ms: Callable[[], float] = lambda: time.time() * 1000,
         on_turn: Callable[[], None] = lambda: None,
@@ -161,11 +177,16 @@ class Conductor:
         self._delivery = delivery
         self._meters = meters
         self._log = log
+        self._caution = caution
         self._clock_ns = clock_ns
         self._wall_ms = wall_ms
         self._on_turn = on_turn
         self._open = OpenSlab()
         self._rewinds = 0
+        self._unread: set[Partition] = set()
+        """Partitions of which no record has come: what their last owner noted is looked up by then."""
+        self._alone = False
+        """The slab in flight is one record of a partition under caution: nothing goes beside it."""
         self._starved = False
         """The open slab's first record does not fit the budget until something in flight is done."""
 
@@ -215,10 +236,8 @@ class Conductor:
         """Close the open slab while it is due, and send its batches to the pool."""
         while self._due():
             with self._timed("submit"):
-                free = self.window.limit_bytes - self.window.bytes
-                slab = self._open.close(self._admission, free, self._wall_ms(), not self.window.slabs)
+                slab = self._close()
                 if slab is None:
-                    self._starved = True
                     return
                 self._count_taken(slab)
                 self.window.admit(slab)
@@ -247,7 +266,7 @@ class Conductor:
 
     def commit(self, wait: bool = False) -> None:
         """Commit the positions behind which everything is acknowledged, when it is time."""
-        if wait or self._delivery.due(self._clock_ns()):
+        if wait or self._alone or self._delivery.due(self._clock_ns()):
             with self._timed("commit"):
                 self._settle(self._delivery.commit(self.window, wait))
             if self._delivery.commits:
@@ -281,6 +300,7 @@ class Conductor:
         try:
             done = self._finish(self.plan.drain_s, self.window.unsettled)
             self.commit(wait=True)
+            self._release_notes(self.window.owned)
         except DeliveryFailed as failure:
             done = False
             self._log.warning("drain_failed", error=str(failure))
@@ -301,6 +321,8 @@ class Conductor:
         """These are ours from now on."""
         self.joined = True
         self.window.assign(partitions)
+        self._unread.update(partitions)
+        self._look_up(partitions)
         self._meters.rebalance()
         self._log.info("assigned", partitions=_names(partitions), owned=len(self.window.owned))
 
@@ -316,6 +338,7 @@ class Conductor:
             self.commit(wait=True)
         except DeliveryFailed as failure:
             done, failed = False, failure
+        self._release_notes(partitions)
         self.window.revoke(partitions)
         if failed is not None:
             self.rewind(failed)  # what stays ours; these partitions are the next owner's to read
@@ -325,6 +348,7 @@ class Conductor:
     def on_lost(self, partitions: list[Partition]) -> None:
         """They may have another owner already: nothing of them is published or committed any more."""
         self._meters.rebalance()
+        self._caution.dropped(partitions)
         self.window.revoke(partitions)
         self._delivery.lost(partitions)
         self._discard_open()
@@ -357,6 +381,36 @@ class Conductor:
             self.turned_ns = self._clock_ns()
         return True
 
+    # -- caution: see worker.caution ---------------------------------------------------------------------
+
+    def _look_up(self, partitions: Iterable[Partition]) -> None:
+        """What the last owner noted beside its positions; our own first note is committed at once."""
+        found = self._source.starts(self._unread.intersection(partitions))
+        self._unread -= found.keys()
+        notes = self._caution.assigned(found)
+        if notes:
+            self._source.commit({p: found[p][0] for p in notes}, True, notes)
+        slow = {p: found[p][1] for p in found if p in self._caution}
+        if slow:
+            self._log.warning("read_cautiously", partitions=_names(slow), notes=list(slow.values()))
+
+    def _release_notes(self, partitions: Iterable[Partition]) -> None:
+        """A clean hand-over says that nobody died here."""
+        unmoved = self._caution.unmoved(partitions)
+        starts = {p: start for p, (start, _) in self._source.starts(unmoved).items()}
+        if starts:
+            self._source.commit(starts, True, {})
+        self._caution.dropped(partitions)
+
+    def _attempt(self, partition: Partition) -> Rejection | None:
+        """Note that we are about to work on the next record of this partition; refuse it when it killed enough."""
+        note = self._caution.attempt(partition)
+        self._source.commit({partition: self._open.first_offset}, True, {partition: str(note)})
+        if note.attempts < self._caution.max_crashes:
+            return None
+        message = f"the process died {note.attempts - 1} times while it worked on this record"
+        return Rejection("crashed", "decode", message, class_path(self), "", note.attempts)
+
     # -- what the verbs are made of ----------------------------------------------------------------------
 
     def _room(self) -> int:
@@ -368,10 +422,24 @@ class Conductor:
     def _can_submit(self) -> bool:
         return self._pool.free and not self._outbox and not self._starved
 
+    def _close(self) -> Slab | None:
+        """The open slab, as much of it as may go; None when its first record does not fit the budget now."""
+        partition, most = self._open.stretch(self._caution)
+        alone = partition in self._caution
+        refused = self._attempt(partition) if alone else None
+        free = self.window.limit_bytes - self.window.bytes
+        force = not self.window.slabs
+        slab = self._open.close(self._admission, free, self._wall_ms(), most, force, refused)
+        self._alone = alone and slab is not None
+        self._starved = slab is None
+        return slab
+
     def _due(self) -> bool:
         """Whether the open slab should go now. Its deadline counts only while a slot is free."""
         if not len(self._open) or not self._can_submit():
             return False
+        if self._caution and self.window.slabs:
+            return not self._alone and self._open.stretch(self._caution)[0] not in self._caution
         if self._room() <= 0:
             # a budget used up by others frees itself; one used up by this slab alone must not wait for ever
             return self.window.bytes < self.window.limit_bytes or not self.window.slabs
@@ -385,6 +453,8 @@ class Conductor:
             free = self.window.limit_bytes - self.window.bytes
             columns, spans = self._source.take(timeout_s, most, free)
             if columns.values:
+                if self._unread:
+                    self._look_up({span.partition for span in spans})
                 self.window.note(spans, columns.offsets)
                 now_ns, now_ms = self._clock_ns(), self._wall_ms()
                 self.window.bytes += self._open.append(columns, spans, now_ns, now_ms)
@@ -420,6 +490,7 @@ class Conductor:
     def _settle(self, slabs: Iterable[Slab]) -> None:
         for slab in slabs:
             self.window.settle(slab)
+            self._starved = False  # with nothing in flight any more, one record may go whatever it costs
             self._count_settled(slab)
 
     def _discard_open(self) -> None:

@@ -98,15 +98,19 @@ class Outbox:
         handed: list[Slab] = []
         while self._sends:
             send = self._sends[0]
-            sent = self._sink.send(
-                send.topic,
-                send.source,
-                send.keys,
-                send.values,
-                send.headers,
-                send.mode,
-                on_delivery(send.slab),
-            )
+            if send.source not in send.slab.ends:  # revoked, lost or rewound meanwhile: not ours to publish
+                send.slab.unacknowledged -= len(send.values)
+                sent = len(send.values)
+            else:
+                sent = self._sink.send(
+                    send.topic,
+                    send.source,
+                    send.keys,
+                    send.values,
+                    send.headers,
+                    send.mode,
+                    on_delivery(send.slab),
+                )
             if sent < len(send.values):
                 send.keys, send.values = send.keys[sent:], send.values[sent:]
                 send.headers = send.headers[sent:] if send.headers is not None else None
