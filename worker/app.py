@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
@@ -22,10 +23,11 @@ import orjson
 from worker import __version__
 from worker.admission import Admission
 from worker.batch import Batch, Columns, Partition
+from worker.caution import Caution
 from worker.conductor import Conductor, Plan, Pool
-from worker.delivery import AtLeastOnce, Delivery
+from worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from worker.engine import Engine, Pipeline
-from worker.errors import ConfigError, Reject, StartError, WorkerError
+from worker.errors import Reject, WorkerError
 from worker.outbox import DeadLetterRate, Letterhead, Outbox
 from worker.pool import InlinePool, ThreadPool
 from worker.settings import PipelineSettings, Settings, check_budget, check_model_file, labels_of
@@ -280,12 +282,17 @@ class _Process:
             HttpServer(settings.metrics.http, self, self.info, index) if settings.metrics.http else None
         )
         self._source = KafkaSource(settings, self._topics.embedded)
-        self._sink = KafkaSink(settings, self._topics)
+        exactly_once = settings.delivery == "exactly_once"
+        # an id of its own per process: a restart aborts nothing of a replica that still runs
+        transactional_id = f"{self.info.group}-{uuid.uuid4()}" if exactly_once else None
+        self._sink = KafkaSink(settings, self._topics, transactional_id)
         window = Window(limits.in_flight_bytes)
         engine = Engine()
         self._pool: Pool = (
             ThreadPool(engine, loaded.threads, loaded.instances) if loaded.threads else InlinePool(engine)
         )
+        # what a process that dies may have had in flight of one partition, generously
+        caution = Caution(2 * loaded.slab_records, settings.dead_letter.max_crashes)
         stop_after = settings.dead_letter.stop_after
         self._conductor = Conductor(
             Plan(
@@ -305,9 +312,10 @@ class _Process:
                 DeadLetterRate(stop_after.ratio, stop_after.of_last),
             ),
             self._sink,
-            self._delivery(),
+            self._delivery(caution),
             self._meters,
             log,
+            caution,
             on_turn=self._on_turn,
         )
 
@@ -344,10 +352,22 @@ class _Process:
         if self._http is not None:
             self._http.close()
 
-    def _delivery(self) -> Delivery:
-        if self._settings.delivery == "exactly_once":
-            raise ConfigError("delivery: exactly_once is not available yet; expected at_least_once")
-        return AtLeastOnce(self._source, self._sink, COMMIT_INTERVAL_S, time.monotonic_ns)
+    def _delivery(self, caution: Caution) -> Delivery:
+        if self._settings.delivery == "at_least_once":
+            return AtLeastOnce(
+                self._source, self._sink, COMMIT_INTERVAL_S, time.monotonic_ns, caution.metadata
+            )
+        from worker.kafka.transactions import KafkaTransactions
+
+        length = self._settings.transaction
+        return ExactlyOnce(
+            KafkaTransactions(self._source, self._sink),
+            length.max_ms / 1000,
+            length.max_records,
+            time.monotonic_ns,
+            self._meters.transaction,
+            caution.metadata,
+        )
 
     # -- telemetry ---------------------------------------------------------------------------------------
 
@@ -392,6 +412,3 @@ class _Process:
             for partition, (_, end) in ends.items()
         }
         return self._meters.snapshot(window.bytes, partitions)
-
-
-__all__ = ["StartError", "answer", "check_broker", "load_pipelines", "run"]

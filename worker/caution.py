@@ -57,6 +57,9 @@ class Caution:
     def __bool__(self) -> bool:
         return bool(self._notes)
 
+    def __contains__(self, partition: object) -> bool:
+        return partition in self._notes
+
     def assigned(self, found: Mapping[Partition, tuple[int, str]]) -> dict[Partition, str]:
         """Partitions that became ours, each with its position and the metadata found there.
 
@@ -79,21 +82,15 @@ class Caution:
             self._notes.pop(partition, None)
             self._fresh.discard(partition)
 
-    def attempt(self, partition: Partition) -> Note | None:
-        """The record at this partition's position is about to be worked on: the note to commit first.
+    def attempt(self, partition: Partition) -> Note:
+        """The record at the position of this partition under caution is about to be worked on.
 
-        None when the partition is not under caution.
+        Returns:
+            The note to commit first; at ``max_crashes`` attempts the record has had its chances.
         """
-        note = self._notes.get(partition)
-        if note is None:
-            return None
+        note = self._notes[partition]
         self._notes[partition] = note = replace(note, attempts=note.attempts + 1)
         return note
-
-    def spent(self, partition: Partition) -> bool:
-        """Whether the record at this partition's position has had its attempts."""
-        note = self._notes.get(partition)
-        return note is not None and note.attempts >= self.max_crashes
 
     def metadata(self, positions: Mapping[Partition, int]) -> dict[Partition, str]:
         """What goes with a commit of these positions: progress takes the note away, or on to the next record."""

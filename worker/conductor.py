@@ -27,7 +27,7 @@ from worker.errors import (
     class_path,
 )
 from worker.openslab import OpenSlab
-from worker.outbox import Outbox, Sink
+from worker.outbox import Outbox, Sink, tally
 from worker.pool import Returned
 from worker.window import Slab, Window
 
@@ -266,7 +266,11 @@ class Conductor:
 
     def commit(self, wait: bool = False) -> None:
         """Commit the positions behind which everything is acknowledged, when it is time."""
-        if wait or self._alone or self._delivery.due(self._clock_ns()):
+        if self._alone:
+            self._settle(self._delivery.hurry(self.window))
+            if not self.window.slabs:  # the one record under caution is done: say so before the next is tried
+                self._alone, wait = False, True
+        if wait or self._delivery.due(self._clock_ns()):
             with self._timed("commit"):
                 self._settle(self._delivery.commit(self.window, wait))
             if self._delivery.commits:
@@ -389,7 +393,7 @@ class Conductor:
         self._unread -= found.keys()
         notes = self._caution.assigned(found)
         if notes:
-            self._source.commit({p: found[p][0] for p in notes}, True, notes)
+            self.window.committed(self._source.commit({p: found[p][0] for p in notes}, True, notes))
         slow = {p: found[p][1] for p in found if p in self._caution}
         if slow:
             self._log.warning("read_cautiously", partitions=_names(slow), notes=list(slow.values()))
@@ -405,7 +409,8 @@ class Conductor:
     def _attempt(self, partition: Partition) -> Rejection | None:
         """Note that we are about to work on the next record of this partition; refuse it when it killed enough."""
         note = self._caution.attempt(partition)
-        self._source.commit({partition: self._open.first_offset}, True, {partition: str(note)})
+        position = {partition: self._open.first_offset}
+        self.window.committed(self._source.commit(position, True, {partition: str(note)}))
         if note.attempts < self._caution.max_crashes:
             return None
         message = f"the process died {note.attempts - 1} times while it worked on this record"
@@ -512,19 +517,17 @@ class Conductor:
             self._meters.hold_us(batch.pipeline.name, max(0, hold_us), len(batch))
 
     def _count_settled(self, slab: Slab) -> None:
-        tally, now_ns = slab.tally, self._clock_ns()
-        if not slab.ends:  # given back to Kafka: whoever owns its partitions answers these records
-            for name, count in (tally.ok + tally.dead_letter + tally.dropped).items():
-                self._meters.settled(name, dropped=count)
-            return
-        for name, count in tally.ok.items():
+        # what was taken from us since (revoke, lost, rewind) is answered by whoever reads it next
+        counts = tally(slab, slab.live_spans(self.window.epochs), self.plan.worker_name)
+        publish_us = (self._clock_ns() - slab.released_ns) // 1000
+        for name, count in counts.ok.items():
             self._meters.settled(name, ok=count)
-            self._meters.publish_us(name, (now_ns - slab.released_ns) // 1000, count)
-        for name, count in tally.dead_letter.items():
+            self._meters.publish_us(name, publish_us, count)
+        for name, count in counts.dead_letter.items():
             self._meters.settled(name, dead_letter=count)
-        for name, count in tally.dropped.items():
+        for name, count in counts.dropped.items():
             self._meters.settled(name, dropped=count)
-        for (name, reason, stage), count in tally.errors.items():
+        for (name, reason, stage), count in counts.errors.items():
             self._meters.error(name, reason, stage, count)
 
     def _name(self, route: Any) -> str:

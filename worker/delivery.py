@@ -15,12 +15,17 @@ from worker.batch import Partition
 from worker.errors import DeliveryFailed, TransactionFailed
 from worker.window import Slab, Window
 
+Annotate = Callable[[dict[Partition, int]], dict[Partition, str]]
+"""Positions about to be committed -> the metadata of those that get any."""
+
 
 class Commits(Protocol):
     """The part of a source that commits."""
 
-    def commit(self, positions: dict[Partition, int], wait: bool) -> dict[Partition, int]:
-        """Ask the broker to take these positions; returns what it confirmed so far.
+    def commit(
+        self, positions: dict[Partition, int], wait: bool, metadata: dict[Partition, str]
+    ) -> dict[Partition, int]:
+        """Ask the broker to take these positions, with a note each; returns what it confirmed so far.
 
         With ``wait`` the answer is complete (a partition missing from it was refused); without, confirmations
         arrive through :meth:`confirmed`.
@@ -90,9 +95,18 @@ class AtLeastOnce:
 
     Args:
         interval_s: time between commits; what a killed process may repeat.
+        annotate: what to note beside committed positions.
     """
 
-    def __init__(self, source: Commits, sink: Purges, interval_s: float, clock_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        source: Commits,
+        sink: Purges,
+        interval_s: float,
+        clock_ns: Callable[[], int],
+        annotate: Annotate = lambda _positions: {},
+    ) -> None:
+        self._annotate = annotate
         self.commits = 0
         self._source = source
         self._sink = sink
@@ -146,7 +160,7 @@ class AtLeastOnce:
         window.committed(confirmed)
         positions = window.committable()
         if positions:
-            confirmed |= self._source.commit(positions, wait)
+            confirmed |= self._source.commit(positions, wait, self._annotate(positions))
             window.committed(confirmed)
         self.commits += bool(confirmed)
         return []
@@ -171,7 +185,7 @@ class Transactions(Protocol):
     def group(self) -> Any:
         """The group metadata of this moment; asked for on the conductor's thread."""
 
-    def commit(self, positions: dict[Partition, int], group: Any) -> None:
+    def commit(self, positions: dict[Partition, int], metadata: dict[Partition, str], group: Any) -> None:
         """Make outputs and positions visible together; blocks, and may be called on another thread.
 
         Raises:
@@ -199,6 +213,7 @@ class ExactlyOnce:
         interval_s: longest time from a transaction's first output to its commit: what a reader waits.
         most_records: a transaction of this many records is committed at once.
         count: told how each transaction ended.
+        annotate: what to note beside committed positions.
     """
 
     def __init__(
@@ -208,8 +223,10 @@ class ExactlyOnce:
         most_records: int,
         clock_ns: Callable[[], int],
         count: Callable[[str], None],
+        annotate: Annotate = lambda _positions: {},
     ) -> None:
         self.commits = 0
+        self._annotate = annotate
         self._transactions = transactions
         self._interval_ns = int(interval_s * 1e9)
         self._most_records = most_records
@@ -247,7 +264,7 @@ class ExactlyOnce:
             self._partial = None
         slab.unacknowledged = 0
         self._slabs.append(slab)
-        self._records += len(slab.columns)
+        self._records += len(slab.routes)
 
     def settled(self) -> list[Slab]:
         settled, self._given_up = self._given_up, []
@@ -309,7 +326,8 @@ class ExactlyOnce:
             positions.update(slab.ends)
         if not self._begun:
             self._begin()  # nothing to publish, only positions to move
-        self._committing = _Committing(self._transactions, positions, self._slabs, window)
+        notes = self._annotate(positions)
+        self._committing = _Committing(self._transactions, positions, notes, self._slabs, window)
         self._slabs, self._records, self._begun = [], 0, False
 
     def _conclude(self) -> list[Slab]:
@@ -337,8 +355,14 @@ class _Committing:
     """One commit under way on its own thread."""
 
     def __init__(
-        self, transactions: Transactions, positions: dict[Partition, int], slabs: list[Slab], window: Window
+        self,
+        transactions: Transactions,
+        positions: dict[Partition, int],
+        notes: dict[Partition, str],
+        slabs: list[Slab],
+        window: Window,
     ) -> None:
+        self._notes = notes
         self.positions = positions
         self.slabs = slabs
         self.window = window
@@ -360,6 +384,6 @@ class _Committing:
 
     def _run(self) -> None:
         try:
-            self._transactions.commit(self.positions, self._group)
+            self._transactions.commit(self.positions, self._notes, self._group)
         except BaseException as error:  # whatever it is, the conductor must hear of it
             self._error = error

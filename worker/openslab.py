@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 
 from worker.admission import Admission, Admitted, Route, payload_bytes
-from worker.batch import Batch, Columns, Partition, Span
+from worker.batch import Batch, Columns, Outcomes, Partition, Span
+from worker.errors import Rejection
 from worker.window import Epochs, Slab
 
 
@@ -64,19 +65,50 @@ class OpenSlab:
         self._payload_bytes = payload_bytes(self._columns)
         return before - self._payload_bytes
 
-    def close(self, admission: Admission, free_bytes: int, now_ms: float, force: bool) -> Slab | None:
-        """Make a slab with its batches: everything, or the longest beginning whose tensors fit the budget.
+    def stretch(self, slow: Container[Partition]) -> tuple[Partition, int]:
+        """The first record's partition, and how many records from there on may go together.
 
-        None when not even one record fits; with ``force`` (nothing else is in flight) one record goes all the
-        same, since whether it can fit at all was checked when the process started.
+        Records of ``slow`` partitions go one by one.
+        """
+        first = self._spans[0].partition
+        if first in slow:
+            return first, 1
+        return first, next((s.start for s in self._spans if s.partition in slow), len(self._columns))
+
+    @property
+    def first_offset(self) -> int:
+        return self._columns.offsets[0]
+
+    def close(
+        self,
+        admission: Admission,
+        free_bytes: int,
+        now_ms: float,
+        most: int,
+        force: bool,
+        refused: Rejection | None = None,
+    ) -> Slab | None:
+        """Make a slab with its batches, of the longest beginning whose tensors fit the budget.
+
+        Args:
+            most: most records that may go.
+            force: one record goes even when it does not fit: nothing else is in flight, and whether it can fit
+                at all was checked when the process started.
+            refused: the records are not to be decoded at all, for this reason.
+
+        Returns:
+            None when not even one record fits.
         """
         admitted = admission.admit(self._columns, now_ms)
-        rows = _affordable(admitted.costs, free_bytes) or int(force)
+        rows = min(most, _affordable(admitted.costs, free_bytes) or int(force or refused is not None))
         if not rows:
             return None
         slab = self._cut(rows)
         slab.routes = admitted.routes[:rows]
         slab.one_route = slab.routes.count(slab.routes[0]) == rows
+        if refused is not None:
+            slab.settled = Outcomes([None] * rows, rejected=dict.fromkeys(range(rows), refused))
+            return slab
         slab.settled = admitted.outcomes if admitted.settled else None
         slab.batches = _batches(slab, admitted)
         return slab

@@ -215,3 +215,26 @@ def test_the_judge_sees_what_is_wrong(stage: Stage) -> None:
     moved = [m for m in stage.outputs() if m.topic() == stage.letters]
     assert not judge(sent, [*late, *moved]).lost
     wait_for(lambda: worker.process.poll() is None, "the worker to be alive still")
+
+
+def test_exactly_once_survives_kill_9(stage: Stage) -> None:
+    """Replicas killed at random moments: a read_committed reader sees every input once, in order."""
+    config = stage.config(delivery="exactly_once")
+    rng = random.Random(3)
+    stage.sent = []
+    everything = records(30_000)
+    workers = [stage.start(config), stage.start(config)]
+    for worker in workers:
+        worker.wait_ready()
+    for part in np.array_split(np.arange(len(everything)), 5):
+        stage.sent += produce(stage.bootstrap, stage.input, [everything[i] for i in part])
+        victim = rng.choice(workers)
+        workers.remove(victim)
+        victim.kill()
+        workers.append(stage.start(config))
+    wait_for_outputs(stage.bootstrap, [stage.output], len(stage.sent), workers, 90)
+    wait_for(lambda: not judge(stage.sent, stage.outputs()).lost, "every result to be committed", 60)
+    for worker in workers:
+        assert worker.stop()[0] == 0, worker.text()
+    verdict = judge(stage.sent, stage.outputs())
+    assert verdict.clean, (verdict, [worker.text()[-3000:] for worker in stage.workers])

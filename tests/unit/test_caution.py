@@ -25,12 +25,12 @@ class Broker:
                 position = self.committed[partition][0]
                 if position >= end:
                     continue
-                stop = position + 1 if caution else min(position + 5, end)
-                note = caution.attempt(partition)
+                stop = position + 1 if partition in caution else min(position + 5, end)
+                note = caution.attempt(partition) if partition in caution else None
                 if note is not None:
                     self.committed[partition] = (position, str(note))
                 rows = range(position, stop)
-                if caution.spent(partition):
+                if note is not None and note.attempts >= caution.max_crashes:
                     self.dead_letters.append((partition, position))
                 elif self.poison[partition] & set(rows):
                     return False

@@ -55,9 +55,12 @@ class KafkaTransactions:
     def group(self) -> Any:
         return self._source.group_metadata()
 
-    def commit(self, positions: dict[Partition, int], group: Any) -> None:
+    def commit(self, positions: dict[Partition, int], metadata: dict[Partition, str], group: Any) -> None:
         producer = self._sink.producer
-        offsets = [TopicPartition(p.topic, p.number, offset) for p, offset in positions.items()]
+        offsets = [
+            TopicPartition(p.topic, p.number, offset, metadata=metadata.get(p, ""))
+            for p, offset in positions.items()
+        ]
         if offsets:
             self._call(
                 "send_offsets_to_transaction",
