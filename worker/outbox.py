@@ -84,7 +84,7 @@ class Outbox:
         outcomes = lay_out(slab)
         self._refuse_oversize(slab, outcomes)
         self._limit.check(slab, spans, outcomes)
-        slab.tally = _tally(slab, spans, outcomes, self._letterhead.worker_name)
+        slab.rejected, slab.dropped = outcomes.rejected, outcomes.dropped
         nbytes = 0
         for send in self._plan(slab, spans, outcomes):
             slab.unacknowledged += len(send.values)
@@ -307,7 +307,14 @@ class Tally:
     """(pipeline, reason, stage)"""
 
 
-def _tally(slab: Slab, spans: list[Span], outcomes: Outcomes, worker_name: str) -> Tally:
+def tally(slab: Slab, spans: list[Span], worker_name: str) -> Tally:
+    """Count a settled slab's records.
+
+    Args:
+        spans: what is still ours; every other record was given back to Kafka and counts as dropped here.
+        worker_name: stands for the pipeline where no pipeline took the record.
+    """
+
     def name(row: int) -> str:
         route = slab.routes[row]
         return route.name if route is not None else worker_name
@@ -315,21 +322,21 @@ def _tally(slab: Slab, spans: list[Span], outcomes: Outcomes, worker_name: str) 
     live = sum(span.stop - span.start for span in spans)
     rows = (row for span in spans for row in range(span.start, span.stop))
     ok = Counter({name(0): live}) if slab.one_route else Counter(map(name, rows))
-    tally = Tally(ok, Counter(), Counter(), Counter())
-    if live < len(slab.columns):  # some partition was taken from us: those records are somebody else's now
+    counts = Tally(ok, Counter(), Counter(), Counter())
+    if live < len(slab.routes):
         alive = {row for span in spans for row in range(span.start, span.stop)}
-        tally.dropped.update(name(row) for row in range(len(slab.columns)) if row not in alive)
-    for row in {*outcomes.rejected, *outcomes.dropped}:
+        counts.dropped.update(name(row) for row in range(len(slab.routes)) if row not in alive)
+    for row in {*slab.rejected, *slab.dropped}:
         if not any(span.start <= row < span.stop for span in spans):
             continue
-        tally.ok[name(row)] -= 1
-        if row in outcomes.rejected:
-            why = outcomes.rejected[row]
-            tally.dead_letter[name(row)] += 1
-            tally.errors[name(row), why.reason, why.stage] += 1
+        counts.ok[name(row)] -= 1
+        if row in slab.rejected:
+            why = slab.rejected[row]
+            counts.dead_letter[name(row)] += 1
+            counts.errors[name(row), why.reason, why.stage] += 1
         else:
-            tally.dropped[name(row)] += 1
-    return tally
+            counts.dropped[name(row)] += 1
+    return counts
 
 
 def _stretch(routes: Sequence[Route | None], start: int, stop: int) -> int:

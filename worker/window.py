@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker.batch import Batch, Columns, Outcomes, Partition, Span
+from worker.errors import Rejection
 
 
 @dataclass(slots=True, eq=False)
@@ -24,6 +25,7 @@ class Slab:
     """Records taken together, the batches made of them, and how far they have come."""
 
     columns: Columns
+    """The records themselves; let go once every output is with the producer."""
     spans: list[Span]
     taken_ns: int
     taken_ms: float
@@ -36,8 +38,9 @@ class Slab:
     settled: Outcomes | None = None
     """Outcomes of rows that need no model: tombstones, too large, expired, unroutable."""
     batches: list[Batch] = field(default_factory=list)
-    tally: Any = None
-    """How its records ended, for the counters; known once it is released."""
+    rejected: dict[int, Rejection] = field(default_factory=dict)
+    dropped: set[int] = field(default_factory=set)
+    """Rows that gave no result, for the counters; known once it is released."""
     ends: dict[Partition, int] = field(default_factory=dict)
     """Next offset per partition this slab still speaks for; a bumped epoch takes its partition out."""
     waiting_for: int = 0
@@ -191,6 +194,7 @@ class Window:
     def sent(self, slab: Slab) -> None:
         """Every output of the slab has been handed to the producer: its payloads are needed no more."""
         slab.sent = True
+        slab.columns = Columns()
         self.bytes -= slab.payload_bytes
         slab.payload_bytes = 0
 
