@@ -87,10 +87,8 @@ class KafkaSource:
         self._listener: Listener | None = None
         self._assigned: dict[Partition, int] = {}
         """Partitions owned now -> offset behind the last record returned (negative: none yet)."""
-        self._began: dict[Partition, int] = {}
-        """Offset at which reading began, where it is known; it stays while the position moves on."""
-        self._notes: dict[Partition, str] = {}
-        """Metadata of the last commit found when a partition was assigned."""
+        self._found: dict[Partition, tuple[int, str]] = {}
+        """Where reading of an owned partition began, and the metadata committed there."""
         self._gone: set[Partition] = set()
         """Revoked or lost since the poll of the running take."""
         self._interned: dict[tuple[str, int], Partition] = {}
@@ -168,7 +166,6 @@ class KafkaSource:
             stop = start + count
             spans.append(Span(partition, start, stop, offsets[stop - 1] + 1))
             self._assigned[partition] = offsets[stop - 1] + 1
-            self._began.setdefault(partition, offsets[start])
             start = stop
         columns = Columns(
             list(map(Message.value, messages)),
@@ -281,15 +278,16 @@ class KafkaSource:
                 self._jump(place, offset)
 
     def starts(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, str]]:
-        """Where reading of these partitions began, with the metadata found beside that position.
-
-        One whose committed position was not known at its assignment is left out, until its first record came.
-        """
-        return {
-            place: (self._began[place], self._notes[place])
-            for place in partitions
-            if place in self._began and place in self._notes
-        }
+        """Where reading of these partitions began, with the metadata committed there; those not known are left out."""
+        unknown = [place for place in partitions if place in self._assigned and place not in self._found]
+        if unknown:
+            try:
+                for place, (offset, metadata) in self.committed(unknown).items():
+                    if offset is not None:
+                        self._found[place] = (offset, metadata)
+            except KafkaException as error:
+                log.warning("committed offsets are not known yet: %s", error.args[0].str())
+        return {place: self._found[place] for place in partitions if place in self._found}
 
     def lag(self) -> dict[Partition, tuple[int, int]]:
         """Per owned partition (next offset to return, end of the partition) as last heard; -1 = not yet known."""
@@ -341,9 +339,7 @@ class KafkaSource:
             log.warning("committed offsets are not known yet: %s", error.args[0].str())
         try:
             (consumer.incremental_assign if self._incremental else consumer.assign)(partitions)
-            offsets = {place: tp.offset for place, tp in zip(places, partitions, strict=True)}
-            self._assigned |= offsets
-            self._began |= {place: offset for place, offset in offsets.items() if offset >= 0}
+            self._assigned |= {place: tp.offset for place, tp in zip(places, partitions, strict=True)}
             if self._paused and partitions:
                 consumer.pause(partitions)
             self._tell(lambda listener: listener.on_assign(places))
@@ -363,8 +359,8 @@ class KafkaSource:
         places = [Partition(tp.topic, tp.partition) for tp in partitions]
         self._tell(lambda listener: tell(listener, places))
         for place in places:
-            for table in (self._assigned, self._began, self._notes):
-                table.pop(place, None)
+            self._assigned.pop(place, None)
+            self._found.pop(place, None)
         self._gone.update(places)
 
     def _tell(self, call: Callable[[Listener], None]) -> None:
@@ -406,13 +402,16 @@ class KafkaSource:
 
     def _resolve_starts(self, partitions: list[TopicPartition]) -> None:
         """Give each partition the offset to start at: its last commit, or what ``input.start`` says."""
-        for tp, found in zip(partitions, self._committed(partitions), strict=True):
+        stored = self._committed(partitions)
+        for tp, found in zip(partitions, stored, strict=True):
             tp.offset = found.offset if found.offset >= 0 else OFFSET_BEGINNING
-            self._notes[Partition(tp.topic, tp.partition)] = found.metadata or ""
         new = [tp for tp in partitions if tp.offset == OFFSET_BEGINNING]
         self._start_at_beginning(new)
         for topic in {tp.topic for tp in new if self._starts.get(tp.topic) == "latest"}:
             self._start_at_end(topic, [tp for tp in new if tp.topic == topic])
+        for tp, found in zip(partitions, stored, strict=True):
+            if tp.offset >= 0:
+                self._found[Partition(tp.topic, tp.partition)] = (tp.offset, found.metadata or "")
 
     def _start_at_beginning(self, partitions: list[TopicPartition]) -> None:
         """The first offset there is, as a number: a position is committed before anything is read."""
