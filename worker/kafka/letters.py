@@ -1,0 +1,216 @@
+"""The dead-letter topic read from its beginning to its end, and records sent back to where they came from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from worker.batch import Partition
+from worker.errors import StartError
+from worker.kafka.properties import (
+    LARGEST_CLIENT_LIMIT,
+    build,
+    check_properties,
+    consumer_properties,
+    producer_properties,
+)
+from worker.kafka.topics import EMBEDDED_CLUSTER, Admin
+from worker.letters import Letter
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+ANSWER_S = 30.0
+"""How long the broker may leave a question unanswered."""
+TICK_S = 0.1
+ANY_PARTITION = -1
+
+log = logging.getLogger(__name__)
+
+
+class LetterReader:
+    """Reads the dead-letter topic without joining a group; a context manager.
+
+    How far replaying has come is kept as the committed offsets of the group ``<group.id>.dlq-replay``, which nobody
+    ever joins.
+
+    Raises:
+        ConfigError: a client property is wrong.
+        StartError: the broker does not answer or refuses us; the topic does not exist.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        check_properties(settings.kafka)
+        self.topic = settings.dead_letter.topic
+        with Admin(settings) as admin:
+            cluster = admin.cluster()
+        if self.topic not in cluster.topics:
+            raise StartError(f"dead_letter.topic: topic {self.topic} does not exist on {admin.bootstrap}")
+        self.partitions = {name: len(topic.partitions) for name, topic in cluster.topics.items()}
+        """Every topic of the cluster -> number of partitions."""
+        properties = consumer_properties(settings, str(cluster.cluster_id).startswith(EMBEDDED_CLUSTER))
+        properties.pop("group.instance.id", None)
+        properties |= {
+            "group.id": f"{settings.kafka['group.id']}.dlq-replay",
+            "auto.offset.reset": "earliest",  # retention may overtake us
+            "enable.partition.eof": True,
+        }
+        self._consumer = build(Consumer, properties)
+
+    def __enter__(self) -> LetterReader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._consumer.close()
+
+    def read(self, starts: Mapping[int, int]) -> Iterator[Letter]:
+        """The letters that are there now, in order within a partition; those that come meanwhile are left out.
+
+        Args:
+            starts: partition -> first offset wanted; where not given, the earliest.
+
+        Raises:
+            StartError: the broker refuses us or no longer answers.
+        """
+        ends: dict[int, int] = {}
+        assigned = []
+        for number in range(self.partitions[self.topic]):
+            place = TopicPartition(self.topic, number)
+            low, high = self._asked(self._consumer.get_watermark_offsets(place, timeout=ANSWER_S))
+            place.offset = max(low, starts.get(number, low))
+            if place.offset < high:
+                ends[number] = high
+                assigned.append(place)
+        self._consumer.assign(assigned)
+        silent_s = 0.0
+        while ends:
+            message: Any = self._consumer.poll(TICK_S)
+            if message is None:
+                silent_s += TICK_S
+                if silent_s > ANSWER_S:
+                    raise StartError(
+                        f"dead_letter.topic: the broker sent nothing of {self.topic} for {ANSWER_S:.0f} s"
+                    )
+                continue
+            silent_s = 0.0
+            number, error = message.partition(), message.error()
+            if error is not None:
+                if error.code() == KafkaError._PARTITION_EOF:
+                    ends.pop(number, None)  # what is left of it are marks of transactions
+                else:
+                    self._raise_if_final(error)
+                continue
+            if message.offset() < ends.get(number, 0):
+                yield _letter(message)
+            if message.offset() + 1 >= ends.get(number, 0):
+                ends.pop(number, None)
+
+    def progress(self) -> dict[int, int]:
+        """Partition -> first offset that was not replayed yet; only partitions of which some was."""
+        places = [TopicPartition(self.topic, number) for number in range(self.partitions[self.topic])]
+        try:
+            committed = self._consumer.committed(places, timeout=ANSWER_S)
+        except KafkaException as error:
+            raise StartError(
+                f"dlq: how far replaying has come cannot be read: {error.args[0].str()}"
+            ) from None
+        return {place.partition: place.offset for place in committed if place.offset >= 0}
+
+    def keep_progress(self, offsets: Mapping[int, int]) -> None:
+        """Remember the first offset per partition that was not replayed yet."""
+        places = [TopicPartition(self.topic, number, offset) for number, offset in offsets.items()]
+        if not places:
+            return
+        try:
+            self._consumer.commit(offsets=places, asynchronous=False)
+        except KafkaException as error:
+            raise StartError(
+                f"dlq: how far replaying has come cannot be kept: {error.args[0].str()}"
+            ) from None
+
+    def _asked(self, answer: tuple[int, int] | None) -> tuple[int, int]:
+        if answer is None:
+            raise StartError(f"dead_letter.topic: the broker does not tell where {self.topic} ends")
+        return answer
+
+    def _raise_if_final(self, error: KafkaError) -> None:
+        if error.fatal() or error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise StartError(f"dead_letter.topic: {self.topic} cannot be read: {error.str()}")
+        log.warning("%s", error.str())
+
+
+class Returns:
+    """Sends records back to the partition they came from; a context manager.
+
+    Args:
+        partitions: topic -> number of partitions.
+    """
+
+    def __init__(self, settings: Settings, partitions: Mapping[str, int]) -> None:
+        properties = producer_properties(settings)
+        properties.pop("delivery.timeout.ms", None)
+        properties |= {
+            "message.timeout.ms": int(ANSWER_S * 1000),
+            "message.max.bytes": LARGEST_CLIENT_LIMIT,  # a record that once was there fits
+        }
+        self._partitions = partitions
+        self._producer = build(Producer, properties)
+        self._failure: str | None = None
+
+    def send(self, record: Letter, keep_time: bool) -> None:
+        """Send one record; :meth:`settle` tells whether it arrived.
+
+        Args:
+            keep_time: give it the timestamp it had instead of the present.
+        """
+        topic, number = record.partition
+        arguments: dict[str, Any] = (
+            {"timestamp": record.timestamp_ms} if keep_time and record.timestamp_ms > 0 else {}
+        )
+        while True:
+            try:
+                self._producer.produce(
+                    topic,
+                    record.value,
+                    record.key,
+                    number if number < self._partitions[topic] else ANY_PARTITION,
+                    headers=[*record.headers],
+                    on_delivery=self._on_delivery,
+                    **arguments,
+                )
+                return
+            except BufferError:
+                self._producer.poll(TICK_S)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass while deliveries are reported."""
+        self._producer.poll(seconds)
+
+    def settle(self) -> None:
+        """Wait until everything sent has arrived.
+
+        Raises:
+            StartError: something did not, and why.
+        """
+        if self._producer.flush(ANSWER_S + 5):
+            self._failure = self._failure or f"no acknowledgement within {ANSWER_S:.0f} s"
+        if self._failure:
+            raise StartError(f"dlq replay: {self._failure}")
+
+    def _on_delivery(self, error: KafkaError | None, message: Any) -> None:
+        if error is not None and self._failure is None:
+            self._failure = f"topic {message.topic()} did not take a record: {error.str()}"
+
+
+def _letter(message: Any) -> Letter:
+    return Letter(
+        Partition(message.topic(), message.partition()),
+        message.offset(),
+        message.timestamp()[1],
+        message.key(),
+        message.value(),
+        message.headers() or [],
+    )

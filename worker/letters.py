@@ -1,0 +1,113 @@
+"""Dead letters read back: why each is there, where it came from, and the record it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from worker.batch import Headers, Partition
+from worker.deadletter import CONNECT, OURS, TRIMMED
+from worker.errors import ConfigError
+
+REPLAY = "streaminfer.replay"
+"""Header of a replayed record: how many times it has been replayed."""
+ID_HEADERS = ("ce_id", "x-request-id")
+"""Where a result's id comes from when the record's value has none."""
+
+
+class Source(NamedTuple):
+    """Where the record of a dead letter was read."""
+
+    partition: Partition
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.partition.topic}/{self.partition.number}/{self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One record of the dead-letter topic."""
+
+    partition: Partition
+    offset: int
+    timestamp_ms: int
+    """Unix milliseconds; the record's own, which its dead letter keeps."""
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+    def text(self, name: str) -> str:
+        """The last header of that name as text; empty where there is none."""
+        value = next((value for found, value in reversed(self.headers) if found == name), None)
+        return (value or b"").decode(errors="replace")
+
+    @property
+    def reason(self) -> str:
+        return self.text("streaminfer.error.reason")
+
+    @property
+    def stage(self) -> str:
+        return self.text(CONNECT + "stage")
+
+    @property
+    def pipeline(self) -> str:
+        return self.text(CONNECT + "connector.name")
+
+    @property
+    def topic(self) -> str:
+        """The topic the record was read from."""
+        return self.text(CONNECT + "topic")
+
+    @property
+    def source(self) -> Source | None:
+        """None where the headers do not say: not a dead letter of this worker."""
+        partition, offset = self.text(CONNECT + "partition"), self.text(CONNECT + "offset")
+        if not (self.topic and partition.isdecimal() and offset.isdecimal()):
+            return None
+        return Source(Partition(self.topic, int(partition)), int(offset))
+
+    @property
+    def trimmed(self) -> bool:
+        """Whether the value did not fit the dead-letter topic, so that only its size and hash are here."""
+        return bool(self.text(TRIMMED[1]))
+
+
+def original(letter: Letter, source: Source) -> Letter:
+    """The record as it was before it failed, in its old place, ready to be sent once more.
+
+    The headers that say why it failed are gone; ``streaminfer.replay`` counts. A record with no id of its own is
+    known downstream by the place it was read at, which changes now: that id goes with it as ``x-request-id``.
+    """
+    replays = letter.text(REPLAY)
+    added = {*OURS, *TRIMMED, REPLAY}
+    headers = [pair for pair in letter.headers if pair[0] not in added and not pair[0].startswith(CONNECT)]
+    if not any(letter.text(name) for name in ID_HEADERS):
+        headers.append(("x-request-id", str(source).encode()))
+    headers.append((REPLAY, str(int(replays) + 1 if replays.isdecimal() else 1).encode()))
+    return replace(letter, partition=source.partition, offset=source.offset, headers=headers)
+
+
+CONDITIONS: dict[str, Callable[[Letter], str]] = {
+    "reason": lambda letter: letter.reason,
+    "stage": lambda letter: letter.stage,
+    "pipeline": lambda letter: letter.pipeline,
+    "topic": lambda letter: letter.topic,
+}
+"""What ``--where`` may ask for."""
+
+
+def matcher(conditions: Iterable[str]) -> Callable[[Letter], bool]:
+    """Whether a letter meets every condition ``name=value``; several values of one name are alternatives.
+
+    Raises:
+        ConfigError: a condition of another form, or of another name.
+    """
+    wanted: dict[str, set[str]] = {}
+    for condition in conditions:
+        name, equals, value = condition.partition("=")
+        if not equals or name not in CONDITIONS:
+            raise ConfigError(f"--where: got {condition}, expected {'=..., '.join(CONDITIONS)}=...")
+        wanted.setdefault(name, set()).add(value)
+    return lambda letter: all(CONDITIONS[name](letter) in values for name, values in wanted.items())
