@@ -409,7 +409,9 @@ class Conductor:
     def _attempt(self, partition: Partition) -> Rejection | None:
         """Note that we are about to work on the next record of this partition; refuse it when it killed enough."""
         note = self._caution.attempt(partition)
-        position = {partition: self._open.first_offset}
+        settled = self.window.position(partition)
+        # offsets have gaps: noted anywhere else, the next commit of the settled position would erase the note
+        position = {partition: self._open.first_offset if settled is None else settled}
         self.window.committed(self._source.commit(position, True, {partition: str(note)}))
         if note.attempts < self._caution.max_crashes:
             return None
