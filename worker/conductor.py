@@ -300,10 +300,12 @@ class Conductor:
         """
         self.draining = True
         self._log.info("drain", in_flight=self.window.records, budget_s=self.plan.drain_s)
+        deadline_ns = self._clock_ns() + int(self.plan.drain_s * 1e9)
         self.window.bytes -= self._open.clear()
+        self._source.pause_all()
         try:
             done = self._finish(self.plan.drain_s, self.window.unsettled)
-            self.commit(wait=True)
+            self._commit_until(deadline_ns)
             self._release_notes(self.window.owned)
         except DeliveryFailed as failure:
             done = False
@@ -357,6 +359,17 @@ class Conductor:
         self._delivery.lost(partitions)
         self._discard_open()
         self._log.warning("lost", partitions=_names(partitions))
+
+    def _commit_until(self, deadline_ns: int) -> None:
+        """Commit, again where the broker refused: it does while the group rebalances.
+
+        A commit waits on its connection behind the join that is under way and arrives with the generation of
+        before. Only ``take`` tells what is still ours afterwards; the assignment is paused by now.
+        """
+        self.commit(wait=True)
+        while self.window.committable() and self._clock_ns() < deadline_ns:
+            self._source.take(TICK_S, 1, 1)
+            self.commit(wait=True)
 
     def _keep_what_was_sent(self) -> None:
         """Commit what is before the slab that tripped the limit; that slab and all behind it stay unpublished."""

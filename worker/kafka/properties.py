@@ -65,6 +65,7 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
         # with the consumer protocol these belong to the broker, and setting one fails construction
         ours["partition.assignment.strategy"] = "cooperative-sticky"
         ours["session.timeout.ms"] = 10_000
+        ours["heartbeat.interval.ms"] = 1_000  # members hear of a rebalance this soon; it waits for the last one
     return {**_common(settings), **ours, **_users(settings, "C")}
 
 
