@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -79,34 +80,30 @@ class LetterReader:
         assigned = []
         for number in range(self.partitions[self.topic]):
             place = TopicPartition(self.topic, number)
-            low, high = self._asked(self._consumer.get_watermark_offsets(place, timeout=ANSWER_S))
+            low, high = self._range(place)
             place.offset = max(low, starts.get(number, low))
             if place.offset < high:
                 ends[number] = high
                 assigned.append(place)
         self._consumer.assign(assigned)
-        silent_s = 0.0
+        heard = time.monotonic()
         while ends:
             message: Any = self._consumer.poll(TICK_S)
             if message is None:
-                silent_s += TICK_S
-                if silent_s > ANSWER_S:
+                if time.monotonic() - heard > ANSWER_S:
                     raise StartError(
                         f"dead_letter.topic: the broker sent nothing of {self.topic} for {ANSWER_S:.0f} s"
                     )
                 continue
-            silent_s = 0.0
             number, error = message.partition(), message.error()
-            if error is not None:
-                if error.code() == KafkaError._PARTITION_EOF:
-                    ends.pop(number, None)  # what is left of it are marks of transactions
-                else:
-                    self._raise_if_final(error)
-                continue
-            if message.offset() < ends.get(number, 0):
+            if error is None and message.offset() < ends.get(number, 0):
                 yield _letter(message)
-            if message.offset() + 1 >= ends.get(number, 0):
-                ends.pop(number, None)
+            if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                self._raise_if_final(error)
+                continue
+            heard = time.monotonic()  # what was yielded may have taken its time
+            if error is not None or message.offset() + 1 >= ends.get(number, 0):
+                ends.pop(number, None)  # behind the last record there may be marks of transactions
 
     def progress(self) -> dict[int, int]:
         """Partition -> first offset that was not replayed yet; only partitions of which some was."""
@@ -131,7 +128,14 @@ class LetterReader:
                 f"dlq: how far replaying has come cannot be kept: {error.args[0].str()}"
             ) from None
 
-    def _asked(self, answer: tuple[int, int] | None) -> tuple[int, int]:
+    def _range(self, place: TopicPartition) -> tuple[int, int]:
+        """First offset and the one behind the last."""
+        try:
+            answer = self._consumer.get_watermark_offsets(place, timeout=ANSWER_S)
+        except KafkaException as error:
+            raise StartError(
+                f"dead_letter.topic: {self.topic} cannot be read: {error.args[0].str()}"
+            ) from None
         if answer is None:
             raise StartError(f"dead_letter.topic: the broker does not tell where {self.topic} ends")
         return answer
