@@ -1,1 +1,69 @@
-"""Its place puts this folder on the import path: any test may ``import models``."""
+"""Brokers for tests. Its place also puts this folder on the import path: any test may ``import models``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from worker.kafka.broker import EmbeddedBroker
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "kafka"
+IMAGE = "confluentinc/cp-kafka:8.1.0"
+
+
+@pytest.fixture
+def embedded_broker() -> Iterator[EmbeddedBroker]:
+    """The broker inside librdkafka, with no topics yet."""
+    with EmbeddedBroker() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap address of a real Apache Kafka.
+
+    The first that can be had of: ``KAFKA_BOOTSTRAP_SERVERS``, Docker, Java with Kafka's own jars. Without any the
+    test is skipped and says why; with ``REQUIRE_KAFKA=1`` that is a failure.
+    """
+    if given := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
+        yield given
+        return
+    with ExitStack() as running:
+        bootstrap = _in_docker(running)
+        if bootstrap is None:
+            bootstrap = _from_jars(running, tmp_path_factory.mktemp("kafka"))
+        yield bootstrap
+
+
+def _in_docker(running: ExitStack) -> str | None:
+    if shutil.which("docker") is None:
+        return None
+    with suppress(subprocess.TimeoutExpired):
+        if subprocess.run(["docker", "info"], capture_output=True, timeout=10).returncode == 0:
+            from testcontainers.kafka import KafkaContainer
+
+            container = KafkaContainer(IMAGE).with_kraft()
+            container.with_env("KAFKA_AUTO_CREATE_TOPICS_ENABLE", "false")
+            container.with_env("KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS", "0")
+            return str(running.enter_context(container).get_bootstrap_server())
+    return None
+
+
+def _from_jars(running: ExitStack, home: Path) -> str:
+    started = subprocess.run(
+        [sys.executable, str(SCRIPT), "start", "--dir", str(home)], capture_output=True, text=True
+    )
+    if started.returncode:
+        why = f"no real Kafka: Docker is not running, and {started.stderr.strip().splitlines()[-1]}"
+        if os.environ.get("REQUIRE_KAFKA") == "1":
+            pytest.fail(why)
+        pytest.skip(why)
+    running.callback(subprocess.run, [sys.executable, str(SCRIPT), "stop", "--dir", str(home)])
+    return started.stdout.strip()

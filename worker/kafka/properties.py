@@ -41,7 +41,8 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
 
     Args:
         embedded: the broker is librdkafka's own. It answers an empty fetch only after the whole
-            ``fetch.wait.max.ms``, where a real one answers as soon as there are data.
+            ``fetch.wait.max.ms``, where a real one answers as soon as there are data, and it lets every rebalance
+            last for almost a session timeout.
     """
     # A fetch is started while the queue is below its limit and then adds up to one response:
     # half the budget each keeps the two together within it.
@@ -64,8 +65,11 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
     if settings.kafka.get("group.protocol", "classic").lower() != "consumer":
         # with the consumer protocol these belong to the broker, and setting one fails construction
         ours["partition.assignment.strategy"] = "cooperative-sticky"
-        ours["session.timeout.ms"] = 10_000
-        ours["heartbeat.interval.ms"] = 1_000  # members hear of a rebalance this soon; it waits for the last one
+        ours["session.timeout.ms"] = 3_000 if embedded else 10_000
+        ours["heartbeat.interval.ms"] = 500 if embedded else 3_000
+        ours["heartbeat.interval.ms"] = (
+            1_000  # members hear of a rebalance this soon; it waits for the last one
+        )
     return {**_common(settings), **ours, **_users(settings, "C")}
 
 

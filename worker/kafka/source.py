@@ -430,7 +430,10 @@ class KafkaSource:
         """
         metadata = self._consumer.list_topics(timeout=LOOKUP_TIMEOUT_S)  # never by name: that can create it
         everything = [TopicPartition(topic, number) for number in metadata.topics[topic].partitions]
-        if any(tp.offset >= 0 for tp in self._committed(everything)):
+        committed = {tp.partition: tp.offset for tp in self._committed(everything) if tp.offset >= 0}
+        if committed:
+            for tp in partitions:  # another member may have been here since we looked
+                tp.offset = committed.get(tp.partition, tp.offset)
             return
         asked = [TopicPartition(topic, tp.partition, OFFSET_END) for tp in everything]
         ends = {
