@@ -24,7 +24,7 @@ from worker import __version__
 from worker.admission import Admission
 from worker.batch import Batch, Columns, Partition
 from worker.caution import Caution
-from worker.conductor import Conductor, Plan, Pool
+from worker.conductor import Conductor, Plan
 from worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from worker.engine import Engine, Pipeline
 from worker.errors import Reject, WorkerError
@@ -36,6 +36,7 @@ from worker.telemetry.exchange import SnapshotExchange
 from worker.telemetry.http import Health, HttpServer
 from worker.telemetry.meters import Meters, ModelLabel, PartitionState, Snapshot
 from worker.telemetry.topic import MetricsReporter, WorkerInfo
+from worker.watchdog import BatchDeadline, Progress, Watchdog
 from worker.window import Window
 
 SWITCH_INTERVAL_S = 0.0002
@@ -48,6 +49,7 @@ SLAB_WORK_S = 0.004
 SLAB_BATCHES_MAX = 8
 """A slab holds several batches of a fast model, about this much work: what is done per slab is then shared."""
 COMMIT_INTERVAL_S = 0.5
+LAGS_EVERY_S = 1.0
 
 log = logs.get("worker")
 
@@ -253,6 +255,12 @@ class _Stop:
             self.requested()
 
 
+def _interrupt(batch: Batch) -> None:
+    """Tell the runs of this batch's model to stop; a record that cannot be answered in time is told apart then."""
+    log.warning("batch past its time", pipeline=batch.pipeline.name, records=len(batch))
+    batch.pipeline.model.interrupt()
+
+
 class _Process:
     """Everything one running worker is made of; also what its HTTP server shows."""
 
@@ -288,7 +296,7 @@ class _Process:
         self._sink = KafkaSink(settings, self._topics, transactional_id)
         window = Window(limits.in_flight_bytes)
         engine = Engine()
-        self._pool: Pool = (
+        self._pool = (
             ThreadPool(engine, loaded.threads, loaded.instances) if loaded.threads else InlinePool(engine)
         )
         # what a process that dies may have had in flight of one partition, generously
@@ -318,6 +326,13 @@ class _Process:
             caution,
             on_turn=self._on_turn,
         )
+        self._next_lags_s = 0.0
+        self._lags: dict[Partition, tuple[int | None, int | None]] = {}
+        self._progress = Progress(limits.stall_s, self._read_progress, time.monotonic)
+        deadline = BatchDeadline(limits.batch_timeout_s, self._pool.oldest, _interrupt, time.monotonic)
+        self._watchdog = Watchdog(
+            [deadline.stuck, self._not_turning, self._progress.stuck], self._state, log.error
+        )
 
     def run(self) -> int:
         """Turn the conductor until it has drained."""
@@ -345,6 +360,7 @@ class _Process:
 
     def _leave(self) -> None:
         """Say the last numbers and let go of the clients, within a few seconds whatever the broker does."""
+        self._watchdog.close()
         if self._reporter is not None and self._metrics is not None:
             self._reporter.report(self._snapshot())
             self._metrics.close(2.0)
@@ -374,11 +390,40 @@ class _Process:
     def health(self) -> Health:
         """See :class:`worker.telemetry.http.Provider`."""
         conductor = self._conductor
-        idle_s = (time.monotonic_ns() - conductor.turned_ns) / 1e9
-        alive = idle_s < self._settings.limits.stall_s and self._source.fatal is None
+        alive = self._not_turning() is None and self._source.fatal is None
         ready = alive and conductor.joined and not conductor.draining
-        detail = {"turned_s_ago": round(idle_s, 3), "draining": conductor.draining}
-        return Health(alive, ready, alive, detail)
+        detail = {"turned_s_ago": round(self._idle_s(), 3), "draining": conductor.draining}
+        return Health(alive, ready, alive and self._progress.standing() is None, detail)
+
+    def _idle_s(self) -> float:
+        return (time.monotonic_ns() - self._conductor.turned_ns) / 1e9
+
+    def _not_turning(self) -> str | None:
+        limit = self._settings.limits.stall_s
+        idle_s = self._idle_s()
+        return (
+            f"the loop has not turned for {idle_s:.0f} s (limits.stall_s is {limit:g})"
+            if idle_s > limit
+            else None
+        )
+
+    def _read_progress(self) -> tuple[Mapping[Partition, tuple[int | None, int | None]], int, bool]:
+        return self._lags, self._meters.settled_records, self._conductor.paused
+
+    def _state(self) -> dict[str, Any]:
+        """What a stuck process knows of itself, read without its help."""
+        conductor, oldest = self._conductor, self._pool.oldest()
+        return {
+            "turned_s_ago": round(self._idle_s(), 1),
+            "paused": conductor.paused,
+            "draining": conductor.draining,
+            "slabs_in_flight": conductor.window.slabs,
+            "bytes_in_flight": conductor.window.bytes,
+            "records_in_flight": conductor.window.records,
+            "batches_in_pool": self._pool.outstanding,
+            "oldest_batch_s": round(time.monotonic() - oldest[1], 1) if oldest else None,
+            "partitions": {f"{p.topic}/{p.number}": lag for p, lag in self._lags.items()},
+        }
 
     def snapshot(self) -> Snapshot:
         """See :class:`worker.telemetry.http.Provider`."""
@@ -396,9 +441,13 @@ class _Process:
         )
 
     def _on_turn(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_lags_s:
+            self._lags = {p: (position, end) for p, (position, end) in self._source.lag().items()}
+            self._next_lags_s = now + LAGS_EVERY_S
         if self._exchange.wanted:
             self._exchange.answer(self._snapshot())
-        if self._reporter is not None and time.monotonic() >= self._next_report_s:
+        if self._reporter is not None and now >= self._next_report_s:
             self._reporter.report(self._snapshot())
             self._next_report_s = self._reporter.due_s
 

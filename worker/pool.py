@@ -43,6 +43,8 @@ class Returned:
 @dataclass(slots=True, eq=False)
 class _Job:
     batch: Batch
+    began_s: float = 0.0
+    """Monotonic seconds when work on it began."""
     todo: deque[tuple[int, int]] = field(default_factory=deque)
     undecoded: int = 0
 
@@ -81,6 +83,8 @@ class ThreadPool:
         self._lock = threading.Condition()
         self._waiting: deque[_Job] = deque()
         self._opened: list[_Job] = []
+        self._begun: dict[_Job, None] = {}
+        """Jobs being worked on, the oldest first."""
         self._ready: deque[_Job] = deque()
         self._decoded = 0
         self._running = 0
@@ -107,6 +111,12 @@ class ThreadPool:
         found = self.mailbox.drain(timeout_s)
         self.outstanding -= len(found)
         return found
+
+    def oldest(self) -> tuple[Batch, float] | None:
+        """The batch worked on for longest, with the monotonic second that began; for any thread to ask."""
+        with self._lock:
+            job = next(iter(self._begun), None)
+            return (job.batch, job.began_s) if job is not None else None
 
     def close(self, timeout_s: float) -> bool:
         """Stop the threads once they are done with what they hold; False when one is still busy after that."""
@@ -143,6 +153,8 @@ class ThreadPool:
                         return job, partial(self._decode, job, start, stop)
                 if self._waiting and self._decoded + self._running < self._instances + 1:
                     job = self._waiting.popleft()
+                    job.began_s = time.monotonic()
+                    self._begun[job] = None
                     self._decoded += 1
                     return job, partial(self._open, job)
                 if self._closing:
@@ -187,6 +199,8 @@ class ThreadPool:
                 self._running -= 1
                 self._lock.notify_all()
         self._steps.finish(job.batch)
+        with self._lock:
+            self._begun.pop(job, None)
         self.mailbox.put(Returned(job.batch))
 
     def _abandon(self, job: _Job, error: BaseException) -> None:
@@ -205,9 +219,15 @@ class InlinePool:
         self.outstanding = 0
         self.free = True
         self._steps = steps
+        self._current: tuple[Batch, float] | None = None
+
+    def oldest(self) -> tuple[Batch, float] | None:
+        """The batch being worked on, with the monotonic second that began; for any thread to ask."""
+        return self._current
 
     def submit(self, batch: Batch) -> None:
         self.outstanding += 1
+        self._current = (batch, time.monotonic())
         try:
             for start, stop in self._steps.shards(batch):
                 self._steps.decode(batch, start, stop)
@@ -217,6 +237,8 @@ class InlinePool:
             self.mailbox.put(Returned(batch, error))
         else:
             self.mailbox.put(Returned(batch))
+        finally:
+            self._current = None
 
     def collect(self, timeout_s: float = 0.0) -> list[Returned]:
         found = self.mailbox.drain(timeout_s if self.outstanding else 0.0)

@@ -10,8 +10,7 @@ import faulthandler
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from worker.errors import Stalled
@@ -19,11 +18,8 @@ from worker.errors import Stalled
 TICK_S = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One way to be stuck: asked on every tick, answers with a sentence once it is so."""
-
-    stuck: Callable[[], str | None]
+Check = Callable[[], str | None]
+"""One way to be stuck: asked on every tick, answers with a sentence once it is so."""
 
 
 class Watchdog:
@@ -57,7 +53,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._closing.wait(self._tick_s):
             for check in self._checks:
-                why = check.stuck()
+                why = check()
                 if why is not None:
                     self._end(why)
                     return
@@ -123,15 +119,25 @@ class Progress:
     def __init__(
         self,
         stall_s: float,
-        read: Callable[[], tuple[dict[Any, tuple[int | None, int | None]], int, bool]],
+        read: Callable[[], tuple[Mapping[Any, tuple[int | None, int | None]], int, bool]],
         clock: Callable[[], float],
     ) -> None:
         self._stall_s = stall_s
         self._read = read
         self._clock = clock
         self._seen: dict[Any, tuple[int | None, int | None, int, float]] = {}
+        self._standing: str | None = None
+
+    def standing(self) -> str | None:
+        """What the last look found; for threads that only want to show it."""
+        return self._standing
 
     def stuck(self) -> str | None:
+        """Look now; None while everything moves, is paused or has nothing to do."""
+        self._standing = self._look()
+        return self._standing
+
+    def _look(self) -> str | None:
         partitions, settled, paused = self._read()
         now = self._clock()
         for gone in self._seen.keys() - partitions.keys():

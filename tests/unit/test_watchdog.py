@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from worker.batch import Partition
-from worker.watchdog import BatchDeadline, Check, Progress, Watchdog
+from worker.watchdog import BatchDeadline, Progress, Watchdog
 
 P = Partition("in", 0)
 
@@ -74,7 +74,7 @@ def test_the_watchdog_reports_and_leaves_with_5() -> None:
         done.set()
 
     watchdog = Watchdog(
-        [Check(lambda: None), Check(lambda: "it stands still")],
+        [lambda: None, lambda: "it stands still"],
         lambda: {"in_flight": 3},
         lambda event, **fields: told.append({"event": event, **fields}),
         leave,

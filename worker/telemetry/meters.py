@@ -157,6 +157,11 @@ class Meters:
         self._rewinds: Counter[str] = Counter()
         self._loop_s = dict.fromkeys(LOOP_SECTIONS, 0.0)
 
+    @property
+    def settled_records(self) -> int:
+        """Records that left, however; it stands still exactly when nothing gets done."""
+        return sum(c.ok + c.dead_letter + c.dropped for c in list(self._pipelines.values()))
+
     def taken(self, pipeline: str, records: int, nbytes: int = 0) -> None:
         """Records came from Kafka and are in flight now; ``nbytes`` of values."""
         counts = self._of(pipeline)
