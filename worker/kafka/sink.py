@@ -210,9 +210,9 @@ class MetricsProducer:
 
 def _stretches(keys: Sequence[bytes | None], mode: str) -> Iterator[tuple[int, int, bool]]:
     """Rows ``start..stop`` to be placed in one way, in order, and whether that is by key."""
-    rows = len(keys)
-    if mode == "input" or not any(key is not None for key in keys):
-        yield 0, rows, False
+    rows, keyless = len(keys), keys.count(None)
+    if mode == "input" or keyless in (0, rows):
+        yield 0, rows, mode != "input" and keyless == 0
         return
     start = 0
     while start < rows:

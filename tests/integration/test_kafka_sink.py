@@ -1,0 +1,242 @@
+"""The sink against the embedded broker and a real Kafka: order, placement, back-pressure, refusals."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, Message
+from kafka_support import PATIENCE_S, Cluster
+from stream import read_all
+
+from worker.batch import Headers, Partition
+from worker.kafka.broker import EmbeddedBroker
+from worker.kafka.sink import KafkaSink
+from worker.kafka.topics import Topics
+
+JAVA_MURMUR2 = {
+    b"21": -973932308,
+    b"foobar": -790332482,
+    b"a-little-bit-long-string": -985981536,
+    b"a-little-bit-longer-string": -1486304829,
+    b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
+    b"abc": 479470107,
+}
+"""Of Kafka's own test of org.apache.kafka.common.utils.Utils.murmur2."""
+
+
+@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    if request.param == "kafka":
+        return Cluster(request.getfixturevalue("kafka"))
+    broker: EmbeddedBroker = request.getfixturevalue("embedded_broker")
+    return Cluster(broker.bootstrap, broker)
+
+
+class Sending:
+    """A sink with one output topic, and what became of each row."""
+
+    def __init__(self, cluster: Cluster, partitions: int, limit: int = 1_048_588, **settings: Any) -> None:
+        self.cluster = cluster
+        self.topic = cluster.topic(partitions)
+        topics = Topics("test", cluster.embedded is not None, {self.topic: partitions}, {self.topic: limit})
+        self.sink = KafkaSink(cluster.settings("in", **settings), topics)
+        self.acknowledged = 0
+        self.refused: list[KafkaError] = []
+
+    def send(
+        self,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        headers: Sequence[Headers | None] | None = None,
+        source: int = 0,
+        mode: str = "key",
+    ) -> int:
+        return self.sink.send(
+            self.topic, Partition("in", source), keys, values, headers, mode, self.on_delivery
+        )
+
+    def on_delivery(self, error: KafkaError | None, message: Message | None) -> None:
+        if error is None:
+            self.acknowledged += 1
+        else:
+            self.refused.append(error)
+
+    def wait(self, count: int) -> None:
+        """Until this many rows are settled one way or the other."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self.acknowledged + len(self.refused) < count:
+            assert time.monotonic() < deadline, f"{self.acknowledged} acknowledged, {self.refused[:3]}"
+            self.sink.poll(0.1)
+
+    def read(self) -> list[Message]:
+        return read_all(self.cluster.bootstrap, self.topic)
+
+
+@pytest.fixture
+def sending(cluster: Cluster, request: pytest.FixtureRequest) -> Callable[..., Sending]:
+    """Make a sink for a new topic; it is closed when the test is over."""
+
+    def start(partitions: int, **more: Any) -> Sending:
+        made = Sending(cluster, partitions, **more)
+        request.addfinalizer(lambda: made.sink.close(5.0))
+        return made
+
+    return start
+
+
+def murmur2(key: bytes) -> int:
+    """Java's murmur2 of the Kafka clients, by its definition; signed."""
+    mask, m = 0xFFFFFFFF, 0x5BD1E995
+    h = (0x9747B28C ^ len(key)) & mask
+    whole = len(key) & ~3
+    for i in range(0, whole, 4):
+        k = int.from_bytes(key[i : i + 4], "little") * m & mask
+        k = (k ^ k >> 24) * m & mask
+        h = (h * m & mask) ^ k
+    if tail := key[whole:]:
+        h = (h ^ int.from_bytes(tail, "little")) * m & mask
+    h = (h ^ h >> 13) * m & mask
+    h ^= h >> 15
+    return h - (1 << 32) if h >> 31 else h
+
+
+def test_the_reference_agrees_with_java() -> None:
+    """The murmur2 these tests compare with gives the values of Kafka's own test."""
+    assert {key: murmur2(key) for key in JAVA_MURMUR2} == JAVA_MURMUR2
+
+
+@pytest.mark.parametrize("headed", [False, True], ids=["plain", "headers"])
+def test_keyed_records_go_where_java_puts_them(sending: Callable[..., Sending], headed: bool) -> None:
+    """The partition of a key, the empty one included, is that of Java's default partitioner."""
+    out = sending(12)
+    keys = [*JAVA_MURMUR2, b"", *(b"key-%d" % i for i in range(50))]
+    headers: list[Headers | None] | None = [[("h", b"1")]] * len(keys) if headed else None
+    assert out.send(keys, [b"v"] * len(keys), headers, source=5) == len(keys)
+    out.wait(len(keys))
+    placed = {message.key(): message.partition() for message in out.read()}
+    assert placed == {key: (murmur2(key) & 0x7FFFFFFF) % 12 for key in keys}
+
+
+@pytest.mark.parametrize("headed", [False, True], ids=["plain", "headers"])
+def test_keyless_records_follow_their_input_partition(sending: Callable[..., Sending], headed: bool) -> None:
+    """A record without a key goes to input partition mod output partitions."""
+    out = sending(4)
+    headers: list[Headers | None] | None = [[("h", b"1")]] * 10 if headed else None
+    assert out.send([None] * 10, [b"v"] * 10, headers, source=6) == 10
+    out.wait(10)
+    assert Counter(message.partition() for message in out.read()) == {2: 10}
+
+
+def test_mode_input_keeps_the_partition_number(sending: Callable[..., Sending]) -> None:
+    """With ``output.partition: input`` a key does not decide, the input partition does."""
+    out = sending(4)
+    assert out.send([b"a", None, b"b"], [b"1", b"2", b"3"], source=3, mode="input") == 3
+    out.wait(3)
+    assert [(m.partition(), m.key(), m.value()) for m in out.read()] == [
+        (3, b"a", b"1"),
+        (3, None, b"2"),
+        (3, b"b", b"3"),
+    ]
+
+
+def test_order_is_kept_whatever_the_rows_are(sending: Callable[..., Sending]) -> None:
+    """Keyed and keyless rows, with and without headers, reach one partition in the order they were sent."""
+    out = sending(1)
+    rows = 2500
+    keys = [b"k" if i % 7 == 0 else None for i in range(rows)]
+    values = [b"%d" % i for i in range(rows)]
+    assert out.send(keys[:1500], values[:1500]) == 1500
+    headers: list[Headers | None] = [[("n", b"%d" % i)] if i % 2 else None for i in range(1500, 2000)]
+    assert out.send(keys[1500:2000], values[1500:2000], headers) == 500
+    assert out.send(keys[2000:], values[2000:]) == 500
+    out.wait(rows)
+    assert [message.value() for message in out.read()] == values
+
+
+def test_values_keys_and_headers_arrive_unchanged(sending: Callable[..., Sending]) -> None:
+    """Null and empty stay different; repeated and null headers survive."""
+    out = sending(1)
+    headers: list[Headers | None] = [[("a", b"1"), ("a", None), ("b", b"")], None]
+    assert out.send([None, b""], [None, b""], headers) == 2
+    out.wait(2)
+    first, second = out.read()
+    assert (first.key(), first.value(), first.headers()) == (None, None, headers[0])
+    assert (second.key(), second.value(), second.headers()) == (b"", b"", None)
+
+
+@pytest.mark.parametrize("headed", [False, True], ids=["plain", "headers"])
+def test_a_full_queue_takes_a_prefix(sending: Callable[..., Sending], headed: bool) -> None:
+    """What does not fit is left to the caller; sent again, everything arrives once and in order."""
+    out = sending(1, limits={"output_bytes": 100_000}, kafka={"linger.ms": "50"})
+    values = [b"%03d" % i + bytes(9_000 if i % 3 else 10) for i in range(60)]
+    headers: list[Headers | None] | None = [[("h", b"1")]] * 60 if headed else None
+    sent = out.send([None] * 60, values, headers)
+    assert 0 < sent < 60
+    deadline = time.monotonic() + PATIENCE_S
+    while sent < 60:
+        assert time.monotonic() < deadline
+        out.sink.poll(0.05)
+        sent += out.send([None] * (60 - sent), values[sent:], headers[sent:] if headers else None)
+    out.wait(60)
+    assert [message.value() for message in out.read()] == values
+    assert not out.refused
+
+
+@pytest.mark.parametrize("headed", [False, True], ids=["plain", "headers"])
+def test_a_row_refused_for_good_is_reported_and_the_others_arrive(
+    sending: Callable[..., Sending], headed: bool
+) -> None:
+    """An output above the client's limit counts as accepted and fails its delivery at once."""
+    out = sending(1, limit=1_000_000)
+    values = [b"a", bytes(1_500_000), b"b"]
+    headers: list[Headers | None] | None = [[("h", b"1")]] * 3 if headed else None
+    assert out.send([None] * 3, values, headers) == 3
+    out.wait(3)
+    assert [error.code() for error in out.refused] == [KafkaError.MSG_SIZE_TOO_LARGE]
+    assert [message.value() for message in out.read()] == [b"a", b"b"]
+
+
+def test_a_purge_settles_every_row(sending: Callable[..., Sending]) -> None:
+    """Rows given up are reported to on_delivery as errors, none is left unsettled."""
+    out = sending(1, kafka={"linger.ms": "10000"})
+    assert out.send([None] * 100, [b"v"] * 100) == 100
+    out.sink.purge()
+    out.wait(100)
+    assert len(out.refused) == 100
+    assert out.read() == []
+
+
+def test_a_renewed_producer_sends(sending: Callable[..., Sending]) -> None:
+    """After ``renew`` the sink goes on with a new client."""
+    out = sending(1)
+    out.sink.renew()
+    assert out.send([None], [b"v"]) == 1
+    out.wait(1)
+    assert out.acknowledged == 1
+
+
+def test_an_outage_is_waited_out_in_order(embedded_broker: EmbeddedBroker) -> None:
+    """Outputs sent while the broker is away arrive once it is back, in order and once."""
+    out = Sending(Cluster(embedded_broker.bootstrap, embedded_broker), 1)
+    embedded_broker.set_down()
+    values = [b"%d" % i for i in range(300)]
+    assert out.send([None] * 300, values) == 300
+    assert out.sink.flush(0.5) > 0
+    embedded_broker.set_up()
+    out.wait(300)
+    assert [message.value() for message in out.read()] == values
+    out.sink.close(1.0)
+
+
+def test_closing_does_not_wait_for_a_dead_broker(embedded_broker: EmbeddedBroker) -> None:
+    """``close`` gives up within its budget and settles what it could not send."""
+    out = Sending(Cluster(embedded_broker.bootstrap, embedded_broker), 1)
+    embedded_broker.set_down()
+    assert out.send([None] * 10, [b"v"] * 10) == 10
+    started = time.monotonic()
+    out.sink.close(0.5)
+    assert time.monotonic() - started < 10
