@@ -1,0 +1,250 @@
+"""Planted bugs: one method of the loop replaced by one that is wrong in a way such loops have been wrong.
+
+A judge that lets them pass proves nothing when it lets the loop itself pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from fakes import FakeSource
+
+from worker import conductor, openslab, outbox
+from worker.admission import Admission, Admitted
+from worker.batch import Batch, Partition, Span
+from worker.conductor import Conductor
+from worker.delivery import AtLeastOnce
+from worker.openslab import OpenSlab
+from worker.outbox import Outbox, Tally
+from worker.window import Epochs, Slab, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """What to replace by what, and who must notice."""
+
+    owner: Any
+    name: str
+    wrong: Callable[..., Any]
+    caught_by: frozenset[str]
+
+    def planted(self) -> Any:
+        return mock.patch.object(self.owner, self.name, self.wrong)
+
+
+BUGS: dict[str, Bug] = {}
+
+
+def replaces(owner: Any, name: str, *caught_by: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def plant(wrong: Callable[..., Any]) -> Callable[..., Any]:
+        BUGS[wrong.__name__.strip("_")] = Bug(owner, name, wrong, frozenset(caught_by))
+        return wrong
+
+    return plant
+
+
+# -- positions and commits ------------------------------------------------------------------------------
+
+
+@replaces(Window, "settle", "NothingCommittedEarly")
+def position_of_the_last_settled_slab(self: Window, slab: Slab) -> None:
+    """Acknowledgements come in any order; an earlier slab is still on its way."""
+    self._slabs.discard(slab)
+    for partition, end in slab.ends.items():
+        self._positions[partition] = max(end, self._positions.get(partition, 0))
+        if not any(other in self._slabs for other in self._unsettled[partition]):
+            del self._unsettled[partition]
+
+
+@replaces(Window, "committable", "NothingCommittedEarly")
+def position_of_the_last_released_slab(self: Window) -> dict[Partition, int]:
+    """Handed to the producer is not acknowledged."""
+    return {p: line[-1].ends[p] for p, line in self._unsettled.items()} | self._positions
+
+
+@replaces(Window, "committable", "Progress")
+def commit_the_last_offset_instead_of_the_next(self: Window) -> dict[Partition, int]:
+    return {p: n - 1 for p, n in self._positions.items() if self._committed.get(p) != n - 1}
+
+
+_on_lost = Conductor.on_lost
+
+
+@replaces(Conductor, "on_lost", "OnlyTheOwner")
+def commit_when_partitions_are_lost(self: Conductor, partitions: list[Partition]) -> None:
+    self.commit(wait=True)
+    _on_lost(self, partitions)
+
+
+@replaces(FakeSource, "starts", "NothingCommittedEarly")
+def hand_over_at_the_position_of_the_reader(
+    self: FakeSource, partitions: Iterable[Partition]
+) -> dict[Partition, tuple[int, str]]:
+    """Read is not done."""
+    found = {}
+    for partition in partitions:
+        log, index = self._kafka.logs[partition], self._next[partition]
+        found[partition] = log[index - 1].offset + 1 if index else 0, ""
+    return found
+
+
+@replaces(AtLeastOnce, "on_delivery", "NothingCommittedEarly")
+def settle_whatever_the_report_says(self: AtLeastOnce, slab: Slab) -> Callable[[Any, Any], None]:
+    """The `finally` that completes a failure."""
+
+    def acknowledged(_error: Any, _message: Any) -> None:
+        slab.unacknowledged -= 1
+        if not slab.unacknowledged:
+            self._done.append(slab)
+
+    return acknowledged
+
+
+@replaces(AtLeastOnce, "on_delivery", "NothingCommittedEarly")
+def acknowledgement_counted_twice(self: AtLeastOnce, slab: Slab) -> Callable[[Any, Any], None]:
+    def acknowledged(_error: Any, _message: Any) -> None:
+        slab.unacknowledged = max(0, slab.unacknowledged - 2)
+        if not slab.unacknowledged and slab not in self._done:
+            self._done.append(slab)
+
+    return acknowledged
+
+
+# -- order and epochs -----------------------------------------------------------------------------------
+
+
+@replaces(Epochs, "current", "OnlyTheOwner", "InOrder", "NothingCommittedEarly")
+def epoch_ignored(self: Epochs, span: Span) -> bool:
+    return True
+
+
+@replaces(Window, "rewind", "InOrder", "NothingCommittedEarly")
+def rewind_keeps_the_work_in_flight(self: Window, truth: Any = None) -> dict[Partition, int]:
+    """Results of before the rewind come out beside those of after."""
+    return {p: self._positions.get(p, self._started[p]) for p in self.owned if p in self._started}
+
+
+_seek = FakeSource.seek
+
+
+@replaces(FakeSource, "seek", "NothingCommittedEarly")
+def rewind_without_seek(self: FakeSource, positions: dict[Partition, int]) -> None:
+    _seek(self, {})
+
+
+@replaces(Window, "_consider", "InOrder", "NoBug")
+def release_as_batches_come_back(self: Window, slab: Slab) -> None:
+    """First come, first published."""
+    if slab.waiting_for == 0 and slab not in self._ready:
+        for partition in slab.ends:
+            line = self._unreleased[partition]
+            line.remove(slab)
+            line.appendleft(slab)
+        slab.blocked_by = 0
+        self._ready.append(slab)
+
+
+def _push(self: Outbox, on_delivery: Callable[[Slab], Any], skip_stale: bool, keep_place: bool) -> list[Slab]:
+    """The real one, without one of its two precautions."""
+    handed: list[Slab] = []
+    while self._sends:
+        send = self._sends[0]
+        sent = len(send.values)
+        if skip_stale and send.source not in send.slab.ends:
+            send.slab.unacknowledged -= sent
+        else:
+            rows = send.keys, send.values, send.headers, send.mode
+            sent = self._sink.send(send.topic, send.source, *rows, on_delivery(send.slab))
+        if sent < len(send.values):
+            if keep_place:
+                send.keys, send.values = send.keys[sent:], send.values[sent:]
+                send.headers = send.headers[sent:] if send.headers is not None else None
+            else:
+                send.slab.unacknowledged += sent
+            break
+        self._sends.popleft()
+        if not self._sends or self._sends[0].slab is not send.slab:
+            handed.append(send.slab)
+    return handed
+
+
+@replaces(Outbox, "push", "InOrder")
+def partial_send_starts_again(self: Outbox, on_delivery: Callable[[Slab], Any]) -> list[Slab]:
+    return _push(self, on_delivery, skip_stale=True, keep_place=False)
+
+
+@replaces(Outbox, "push", "OnlyTheOwner")
+def outputs_kept_back_go_out_after_a_loss(self: Outbox, on_delivery: Callable[[Slab], Any]) -> list[Slab]:
+    return _push(self, on_delivery, skip_stale=False, keep_place=True)
+
+
+# -- records that need no model, dead letters, counters --------------------------------------------------
+
+
+@replaces(Admission, "_bury", "NothingCommittedEarly")
+def tombstone_left_out(self: Admission, admitted: Admitted, row: int, route: Any) -> None:
+    admitted.outcomes.dropped.add(row)
+    self._settle(admitted, row)
+
+
+@replaces(Outbox, "_dead_letter", "NothingCommittedEarly", "NothingLost")
+def dead_letter_skipped(self: Outbox, *_args: Any) -> Iterator[Any]:
+    return iter(())
+
+
+_right_lay_in = outbox._lay_in
+
+
+@replaces(outbox, "_lay_in", "DeadLettersAccountedFor")
+def rejection_laid_to_the_wrong_row(whole: Any, batch: Batch) -> None:
+    """A row of the batch taken for a row of the slab."""
+    _right_lay_in(whole, batch)
+    assert batch.outcomes is not None
+    for index, rejection in batch.outcomes.rejected.items():
+        whole.rejected.pop(batch.rows[index], None)
+        whole.rejected[index] = rejection
+
+
+_right_tally = outbox.tally
+
+
+@replaces(conductor, "tally", "CountersReconcile")
+def what_was_lost_counts_as_answered(slab: Slab, spans: list[Span], worker_name: str) -> Tally:
+    return _right_tally(slab, slab.spans, worker_name)
+
+
+# -- budget and progress --------------------------------------------------------------------------------
+
+_right_drop = OpenSlab.drop
+
+
+@replaces(OpenSlab, "drop", "BytesBounded", "Progress")
+def bytes_of_revoked_records_leak(self: OpenSlab, partitions: Any) -> int:
+    _right_drop(self, partitions)
+    return 0
+
+
+@replaces(Window, "returned", "BytesBounded")
+def tensors_freed_twice(self: Window, batch: Batch) -> None:
+    self.bytes -= batch.cost_bytes
+    _right_returned(self, batch)
+
+
+_right_returned = Window.returned
+
+
+@replaces(openslab, "_affordable", "BytesBounded")
+def tensors_not_weighed(costs: list[int], free_bytes: int) -> int:
+    """Payloads are bounded, what they are decoded into is not."""
+    return len(costs)
+
+
+@replaces(Conductor, "_settle", "Progress")
+def starved_until_a_batch_comes_back(self: Conductor, slabs: Iterable[Slab]) -> None:
+    """Nothing is in the pool any more: the last acknowledgement was the last event."""
+    for slab in slabs:
+        self.window.settle(slab)
+        self._count_settled(slab)

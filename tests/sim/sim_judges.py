@@ -1,0 +1,241 @@
+"""The judges: one promise each. They see what the broker sees and what the replica is told, never the loop's own books,
+except where the promise is about those."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fakes import DEAD_LETTERS, Message
+from sim_world import LARGEST_COST, LARGEST_RECORD, Judge, Replica
+
+from worker.admission import RECORD_OVERHEAD_BYTES
+from worker.batch import Partition
+
+ONE_RECORD_BYTES = LARGEST_RECORD + RECORD_OVERHEAD_BYTES + 200 + LARGEST_COST
+Place = tuple[Partition, int]
+"""An input record: partition and offset."""
+
+
+class NothingLost(Judge):
+    """When all is quiet every record has the output it must have."""
+
+    def __init__(self) -> None:
+        self._answered: set[tuple[Place, bool]] = set()
+
+    def landed(self, message: Message) -> None:
+        self._answered.add(((message.source, message.offset), message.topic == DEAD_LETTERS))
+
+    def quiet(self) -> None:
+        for place, fate in self.schedule.fates.items():
+            if fate == "dropped":
+                continue
+            buried = fate not in ("result", "tombstone")
+            if (place, buried) not in self._answered:
+                raise self.broken(f"{place} ({fate}) has no output")
+
+
+class NothingCommittedEarly(Judge):
+    """A commit never covers a record whose output was not acknowledged."""
+
+    def __init__(self) -> None:
+        self._acknowledged: set[Place] = set()
+        self._checked: Counter[Partition] = Counter()
+        """Records from the start of the log known to be acknowledged."""
+
+    def reported(self, who: Replica, message: Message, error: str | None) -> None:
+        if error is None:
+            self._acknowledged.add((message.source, message.offset))
+
+    def committing(self, who: Replica, positions: dict[Partition, int]) -> None:
+        for partition, position in positions.items():
+            log = self.schedule.kafka.logs[partition]
+            index = self._checked[partition]
+            while index < len(log) and log[index].offset < position:
+                place = partition, log[index].offset
+                if place not in self._acknowledged and self.schedule.fates[place] != "dropped":
+                    raise self.broken(f"{who.name} commits {position} before {place} is acknowledged")
+                index += 1
+            self._checked[partition] = index
+            if position > self.schedule.kafka.end(partition):
+                raise self.broken(f"{who.name} commits {position} of {partition}, beyond its end")
+
+
+class OnlyTheOwner(Judge):
+    """Nobody commits or publishes for a partition that was taken from it, and no commit goes back."""
+
+    def __init__(self) -> None:
+        self._owned: dict[Replica, set[Partition]] = {}
+
+    def assigned(self, who: Replica, partitions: list[Partition]) -> None:
+        self._owned.setdefault(who, set()).update(partitions)
+
+    def left(self, who: Replica, partitions: list[Partition]) -> None:
+        self._owned.setdefault(who, set()).difference_update(partitions)
+
+    def committing(self, who: Replica, positions: dict[Partition, int]) -> None:
+        if strange := set(positions) - self._owned.get(who, set()):
+            raise self.broken(f"{who.name} commits {strange}, which it does not own")
+        for partition, position in positions.items():
+            committed = self.schedule.kafka.committed.get(partition, 0)
+            if position < committed and not who.source.kicked:
+                raise self.broken(f"{who.name} commits {position} of {partition} after {committed}")
+
+    def sent(self, who: Replica, message: Message) -> None:
+        if message.source not in self._owned.get(who, set()):
+            raise self.broken(f"{who.name} publishes for {message.source}, which it does not own")
+
+
+class InOrder(Judge):
+    """While a replica holds a partition (and does not read it again), each output partition gets its answers in
+    the order of the input and each once."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[Replica, Partition], dict[tuple[str, int], int]] = {}
+
+    def assigned(self, who: Replica, partitions: list[Partition]) -> None:
+        for partition in partitions:
+            self._last[who, partition] = {}
+
+    def sought(self, who: Replica, positions: dict[Partition, int]) -> None:
+        self.assigned(who, list(positions))
+
+    def sent(self, who: Replica, message: Message) -> None:
+        last = self._last.setdefault((who, message.source), {})
+        place = message.topic, message.partition
+        if message.offset <= last.get(place, -1):
+            raise self.broken(
+                f"{who.name}: {message.source} offset {message.offset} after {last[place]} to {place}"
+            )
+        last[place] = message.offset
+
+
+class BytesBounded(Judge):
+    """The byte budget holds, and nothing of it is left behind."""
+
+    def turned(self, replica: Replica) -> None:
+        window = replica.window
+        # one record always may come, and go; and a take counts values, not what their objects weigh
+        slack = ONE_RECORD_BYTES + self.schedule.slab_records * (RECORD_OVERHEAD_BYTES + 200)
+        if not 0 <= window.bytes <= window.limit_bytes + slack:
+            raise self.broken(f"{replica.name} holds {window.bytes} bytes of {window.limit_bytes}")
+
+    def quiet(self) -> None:
+        for replica in self.schedule.replicas:
+            if replica.window.bytes:
+                raise self.broken(f"{replica.name} is idle and holds {replica.window.bytes} bytes")
+
+
+class DeadLettersAccountedFor(Judge):
+    """The bad records are dead letters, for the right reason, and no good one is."""
+
+    def landed(self, message: Message) -> None:
+        place = message.source, message.offset
+        fate = self.schedule.fates[place]
+        if message.topic != DEAD_LETTERS:
+            if fate not in ("result", "tombstone") or (message.value is None) != (fate == "tombstone"):
+                raise self.broken(f"{place} should be {fate} and gave {message.value!r}")
+            return
+        headers = dict(message.headers or ())
+        reason = (headers["streaminfer.error.reason"] or b"").decode()
+        if reason != fate:
+            raise self.broken(f"{place} should be {fate} and is a dead letter: {reason}")
+        if headers["__connect.errors.topic"] != message.source.topic.encode():
+            raise self.broken(f"the dead letter of {place} names another topic")
+
+
+class CountersReconcile(Judge):
+    """in = ok + dead_letter + dropped + in flight, and the numbers are what the broker saw."""
+
+    def __init__(self) -> None:
+        self._acknowledged: dict[Replica, Counter[str]] = {}
+
+    def reported(self, who: Replica, message: Message, error: str | None) -> None:
+        if error is None:
+            outcome = "dead_letter" if message.topic == DEAD_LETTERS else "ok"
+            self._acknowledged.setdefault(who, Counter())[outcome] += 1
+
+    def turned(self, replica: Replica) -> None:
+        meters = replica.meters
+        if min(meters.in_flight.values(), default=0) < 0:
+            raise self.broken(f"{replica.name} settled more than it took: {meters.in_flight}")
+        told = self._acknowledged.get(replica, {})
+        for outcome in ("ok", "dead_letter"):
+            if meters.records[outcome] > told.get(outcome, 0):
+                raise self.broken(
+                    f"{replica.name} counts {meters.records[outcome]} {outcome}, {told.get(outcome, 0)} were acknowledged"
+                )
+
+    def quiet(self) -> None:
+        for replica in self.schedule.replicas:
+            self._same(replica)
+
+    def _same(self, replica: Replica) -> None:
+        records, told = replica.meters.records, self._acknowledged.get(replica, {})
+        if any(replica.meters.in_flight.values()):
+            raise self.broken(f"{replica.name} is idle and counts {replica.meters.in_flight} in flight")
+        if replica.disturbed:
+            return
+        for outcome in ("ok", "dead_letter"):
+            if records[outcome] != told.get(outcome, 0):
+                raise self.broken(
+                    f"{replica.name} counts {records[outcome]} {outcome}, the broker {told.get(outcome, 0)}"
+                )
+
+
+class Cases(Judge):
+    """No judge: counts how often the hard cases are met, for a judge that never saw the limit has proved nothing."""
+
+    def __init__(self) -> None:
+        self._revoking: Replica | None = None
+
+    def _met(self, case: str, times: bool = True) -> None:
+        self.schedule.cases[case] += times
+
+    def revoking(self, who: Replica, partitions: list[Partition]) -> None:
+        self._revoking = who
+        if who.window.unsettled(partitions):
+            self._met("revoke with work in flight")
+            who.disturbed = True
+        ends = [set(batch.slab.ends) for batch in who.pool.held]
+        self._met(
+            "revoke of a part of a slab",
+            any(mine & set(partitions) and mine - set(partitions) for mine in ends),
+        )
+
+    def left(self, who: Replica, partitions: list[Partition]) -> None:
+        self._revoking = None
+
+    def lost(self, who: Replica, partitions: list[Partition]) -> None:
+        self._met("lost with work in flight", who.window.unsettled(partitions))
+        self._met("lost with outputs not handed over", len(who.outbox) > 0)
+        who.disturbed = True
+
+    def sought(self, who: Replica, positions: dict[Partition, int]) -> None:
+        self._met("rewind")
+        self._met("rewind during a revoke", self._revoking is who)
+        who.disturbed = True
+
+    def queue_full(self, who: Replica, taken: int, offered: int) -> None:
+        self._met("queue full within a send", 0 < taken < offered)
+
+    def turned(self, replica: Replica) -> None:
+        self._met("assignment paused", replica.conductor.paused)
+        self._met("budget used up", replica.window.bytes >= replica.window.limit_bytes)
+
+    def ended(self, replica: Replica, drained: bool) -> None:
+        late = sum(event == "revoked" and not fields["finished"] for event, fields in replica.log.lines)
+        self.schedule.cases["revoke over its budget"] += late
+        self._met("drained", drained)
+
+
+def all_judges() -> list[Judge]:
+    return [
+        NothingLost(),
+        NothingCommittedEarly(),
+        OnlyTheOwner(),
+        InOrder(),
+        BytesBounded(),
+        DeadLettersAccountedFor(),
+        CountersReconcile(),
+        Cases(),
+    ]
