@@ -80,6 +80,23 @@ def test_data_that_end_early_are_undecodable(name: str) -> None:
     assert reasons(feed) == dict.fromkeys(range(len(cuts)), "undecodable")
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("jpeg")])
+def test_noise_behind_a_jpeg_header_is_undecodable(name: str) -> None:
+    """Two bytes of the noise that look like the end of an image do not make it one."""
+    file = FILES[name]
+    head = file[: file.index(b"\xff\xda") + 14]
+    noise = RANDOM.bytes(3000).replace(b"\xff\xd9", b"")
+    value = head + noise + b"\xff\x40" + noise + b"\xff\xd9" + noise
+    assert raw_model().refusal(value)[0] == "undecodable"
+
+
+def test_a_bomb_is_told_by_its_size_even_cut_short() -> None:
+    """The header is enough: nothing behind it is looked at."""
+    value = png(60_000, 60_000, b"")
+    for bomb in (value, value[:40]):
+        assert raw_model().refusal(bomb)[0] == "too_many_pixels"
+
+
 @pytest.mark.parametrize(
     "value",
     [

@@ -1,10 +1,12 @@
-"""What a picture says about itself before it is decoded: format, size, and whether its end is there.
+"""What a picture says about itself before it is decoded: format and size; and whether its data reach its end.
 
-A few kilobytes can decode to gigabytes, so width and height are read here, without a decoder, first.
+A few kilobytes can decode to gigabytes, so width and height are read here, without a decoder, first. Decoders are
+lenient: where data end early they fill the picture up, so the end is looked for here too.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple
 
 from worker.errors import Reject
@@ -12,7 +14,10 @@ from worker.errors import Reject
 Kind = Literal["jpeg", "progressive_jpeg", "png", "webp", "animation"]
 
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_JPEG_END = b"\xff\xd9"
+_JPEG_END = 0xD9
+_JPEG_SCAN = 0xDA
+# What ends a scan's data: a marker other than a restart, a stuffed zero or a fill byte.
+_JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 # Start-of-frame markers of the JPEG processes (C4, C8 and CC in between are something else).
 _BASELINE_FRAMES = frozenset((0xC0, 0xC1))
 _PROGRESSIVE_FRAMES = frozenset((0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
@@ -26,8 +31,8 @@ class ImageHeader(NamedTuple):
     kind: Kind
     width: int
     height: int
-    complete: bool
-    """Whether the file's own end is there; decoders are lenient about the last bytes."""
+    position: int = 0
+    """JPEG: where its start of frame is."""
 
 
 def peek(value: bytes) -> ImageHeader:
@@ -45,6 +50,37 @@ def peek(value: bytes) -> ImageHeader:
     raise Reject("not a JPEG, PNG or WebP image", "undecodable")
 
 
+def complete(value: bytes, header: ImageHeader) -> bool:
+    """Whether the file's own end is there, with nothing but the picture's data before it."""
+    if header.kind in ("jpeg", "progressive_jpeg"):
+        return _jpeg_ends(value, header.position)
+    if value.startswith(b"RIFF"):
+        return len(value) >= 8 + int.from_bytes(value[4:8], "little")
+    return value.rfind(_PNG_END) > 0
+
+
+def _jpeg_ends(value: bytes, position: int) -> bool:
+    """Walk the segments and scans from the start of frame to the end of image.
+
+    Two bytes that look like the end turn up in any noise: only an end that the walk arrives at counts.
+    """
+    end = len(value) - 1
+    while position < end and value[position] == 0xFF:
+        marker = value[position + 1]
+        if marker == _JPEG_END:
+            return True
+        if marker == 0xFF:  # a fill byte
+            position += 1
+        elif marker in _BARE_MARKERS:
+            position += 2
+        else:
+            position += 2 + int.from_bytes(value[position + 2 : position + 4], "big")
+            if marker == _JPEG_SCAN:
+                found = _JPEG_SCAN_END.search(value, position)
+                position = found.start() if found else end
+    return False
+
+
 def _jpeg(value: bytes) -> ImageHeader:
     """Walk the segments to the start of frame: marker, length, precision, height, width."""
     position, end = 2, len(value) - 8
@@ -60,7 +96,7 @@ def _jpeg(value: bytes) -> ImageHeader:
             height = value[position + 5] << 8 | value[position + 6]
             width = value[position + 7] << 8 | value[position + 8]
             kind: Kind = "jpeg" if marker in _BASELINE_FRAMES else "progressive_jpeg"
-            return ImageHeader(kind, width, height, value.rfind(_JPEG_END) > position)
+            return ImageHeader(kind, width, height, position)
         else:
             position += 2 + (value[position + 2] << 8 | value[position + 3])
     raise Reject("a JPEG image whose header is broken or ends early", "undecodable")
@@ -71,7 +107,7 @@ def _png(value: bytes) -> ImageHeader:
         raise Reject("a PNG image whose header is broken or ends early", "undecodable")
     width, height = int.from_bytes(value[16:20], "big"), int.from_bytes(value[20:24], "big")
     kind: Kind = "animation" if value[37:41] == b"acTL" else "png"
-    return ImageHeader(kind, width, height, value.rfind(_PNG_END) > 0)
+    return ImageHeader(kind, width, height)
 
 
 def _webp(value: bytes) -> ImageHeader:
@@ -79,15 +115,14 @@ def _webp(value: bytes) -> ImageHeader:
     if len(value) < 30:
         raise Reject("a WebP image whose header ends early", "undecodable")
     chunk = value[12:16]
-    complete = len(value) >= 8 + int.from_bytes(value[4:8], "little")
     if chunk == b"VP8 " and value[23:26] == b"\x9d\x01\x2a":
         width, height = int.from_bytes(value[26:28], "little"), int.from_bytes(value[28:30], "little")
-        return ImageHeader("webp", width & 0x3FFF, height & 0x3FFF, complete)
+        return ImageHeader("webp", width & 0x3FFF, height & 0x3FFF)
     if chunk == b"VP8L" and value[20] == 0x2F:
         bits = int.from_bytes(value[21:25], "little")
-        return ImageHeader("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, complete)
+        return ImageHeader("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
     if chunk == b"VP8X":
         width, height = int.from_bytes(value[24:27], "little"), int.from_bytes(value[27:30], "little")
         kind: Kind = "animation" if value[20] & 2 else "webp"
-        return ImageHeader(kind, width + 1, height + 1, complete)
+        return ImageHeader(kind, width + 1, height + 1)
     raise Reject("a WebP image whose header is broken", "undecodable")

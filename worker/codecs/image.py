@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from worker.batch import Array, Columns, Feed
-from worker.codecs.header import ImageHeader, peek
+from worker.codecs.header import ImageHeader, complete, peek
 from worker.codecs.rows import decode_each, put
 from worker.errors import ConfigError, Reject, Rejection
 from worker.model.signature import Signature
@@ -54,9 +54,9 @@ class ImageReader:
         Raises:
             Reject: ``undecodable`` or ``too_many_pixels``, as far as the header says so.
         """
-        header = peek(value)
-        if not header.complete:
-            raise Reject("the image ends early", "undecodable")
+        return self._cost(peek(value))
+
+    def _cost(self, header: ImageHeader) -> int:
         pixels = header.width * header.height
         if pixels > self.max_pixels:
             raise Reject(
@@ -79,7 +79,10 @@ class ImageReader:
         Raises:
             Reject: ``undecodable`` or ``too_many_pixels``.
         """
-        self.cost(value)
+        header = peek(value)
+        self._cost(header)
+        if not complete(value, header):
+            raise Reject("the image ends early", "undecodable")
         try:
             pixels: Array | None = cv2.imdecode(np.frombuffer(value, np.uint8), flags)
         except cv2.error:
