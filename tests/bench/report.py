@@ -1,0 +1,127 @@
+"""Medians of interleaved rounds, the ratios that are promised, and how both are shown."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stage import Round
+
+VERSIONS = ("confluent-kafka", "onnxruntime", "numpy", "orjson", "pysimdjson", "opencv-python-headless")
+
+
+@dataclass
+class Measured:
+    """All rounds of one subject."""
+
+    group: str
+    name: str
+    rounds: list[Round] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def cpu_us(self) -> float:
+        return statistics.median(r.cpu_us for r in self.rounds)
+
+    @property
+    def per_s(self) -> float:
+        return statistics.median(r.per_s for r in self.rounds)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One promise: a ratio of two medians of the same run, beside its bound."""
+
+    group: str
+    what: str
+    value: float
+    sense: str
+    """``<=`` or ``>=``."""
+    bound: float
+
+    @property
+    def holds(self) -> bool:
+        return self.value <= self.bound if self.sense == "<=" else self.value >= self.bound
+
+
+@dataclass
+class Report:
+    """Everything one run found."""
+
+    broker: str
+    measured: list[Measured] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def at_most(self, group: str, what: str, value: float, bound: float) -> None:
+        self.rows.append(Row(group, what, value, "<=", bound))
+
+    def at_least(self, group: str, what: str, value: float, bound: float) -> None:
+        self.rows.append(Row(group, what, value, ">=", bound))
+
+    def document(self) -> dict[str, Any]:
+        """The report as JSON."""
+        return {
+            "machine": _machine(),
+            "broker": self.broker,
+            "measured": [
+                {
+                    "group": m.group,
+                    "name": m.name,
+                    "cpu_us_per_record": _spread([r.cpu_us for r in m.rounds]),
+                    "records_per_s": _spread([r.per_s for r in m.rounds if r.per_s]),
+                    **({"note": m.note} if m.note else {}),
+                }
+                for m in self.measured
+            ],
+            "rows": [{**asdict(row), "value": round(row.value, 4), "holds": row.holds} for row in self.rows],
+            "notes": self.notes,
+        }
+
+    def table(self) -> str:
+        """The report for a terminal or a pipe."""
+        lines = [f"{'':44} {'CPU us/record':>13} {'(min..max)':>18} {'records/s':>11}"]
+        group = ""
+        for m in self.measured:
+            if m.group != group:
+                group = m.group
+                lines.append(f"{group} ({self.broker})")
+            cpu = sorted(r.cpu_us for r in m.rounds)
+            spread = f"({_short(cpu[0])}..{_short(cpu[-1])})"
+            per_s = f"{m.per_s:,.0f}" if m.per_s else ""
+            lines.append(f"  {m.name + m.note:42} {_short(m.cpu_us):>13} {spread:>18} {per_s:>11}")
+        lines += ["", f"{'promise':60} {'value':>8}    bound"]
+        for row in self.rows:
+            verdict = "" if row.holds else "   MISSED"
+            lines.append(
+                f"{row.group.partition(',')[0] + ': ' + row.what:60} {row.value:8.2f} {row.sense:>3} {row.bound:g}{verdict}"
+            )
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def _spread(values: list[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, 3) for name, value in spread.items()}
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value < 1 else f"{value:.2f}"
+
+
+def _machine() -> dict[str, Any]:
+    models = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
+    ]
+    return {
+        "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),
+        "cores": len(models),
+        "python": sys.version.split()[0],
+        **{name: version(name) for name in VERSIONS},
+    }

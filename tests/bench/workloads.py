@@ -1,0 +1,236 @@
+"""What is measured: models with random weights, the records that go in, and the worker's configuration for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import orjson
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+IR_VERSION, OPSET = 10, 17  # the onnx package writes newer ones by default than ONNX Runtime loads
+FEATURES, CLASSES = 20, 10
+DISTINCT = 1000
+"""Different records per workload; a topic is filled by going round them."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One kind of record, the model it goes through, and how many of them make a round of some 0.5 to 2 s."""
+
+    name: str
+    title: str
+    values: list[bytes]
+    settings: dict[str, Any]
+    """The configuration's keys below the top level: input.format, model, preprocess, postprocess, output.format."""
+    records: int
+    """Per round for a batching worker."""
+    single_records: int
+    """Per round for a loop that takes one record at a time."""
+    batch: int
+    """Best batch of the hand-written ways."""
+
+
+def json_mlp(folder: Path) -> Workload:
+    """JSON with 20 features -> 20-64-64-10 network -> full JSON results with the three best classes."""
+    rows = np.random.default_rng(1).random((DISTINCT, FEATURES), np.float32)
+    return Workload(
+        "json",
+        "JSON, 20 features -> MLP 20-64-64-10 -> JSON",
+        [orjson.dumps({"features": row}, option=orjson.OPT_SERIALIZE_NUMPY) for row in rows],
+        {
+            "input": {"format": "json"},
+            "model": {"path": str(mlp(folder)), "name": "mlp"},
+            "batching": {"max_size": 256},
+            "postprocess": {"classification": {"top_k": 3}},
+            "output": {"format": "json"},
+        },
+        records=100_000,
+        single_records=3_000,
+        batch=256,
+    )
+
+
+def raw_mlp(folder: Path) -> Workload:
+    """Raw float32 tensors in and out, the same network."""
+    rows = np.random.default_rng(1).random((DISTINCT, FEATURES), np.float32)
+    return Workload(
+        "raw",
+        "raw float32 tensors in and out, the same MLP",
+        [row.tobytes() for row in rows],
+        {
+            "input": {"format": "tensor"},
+            "model": {"path": str(mlp(folder)), "name": "mlp"},
+            "batching": {"max_size": 256},
+            "output": {"format": "tensor", "headers": "none"},
+        },
+        records=200_000,
+        single_records=3_000,
+        batch=256,
+    )
+
+
+def jpeg_squeezenet(folder: Path) -> Workload:
+    """224 px JPEG frames -> a network of SqueezeNet 1.1's size -> the three best classes as JSON."""
+    return _jpeg("jpeg", "JPEG 224 px -> SqueezeNet-sized -> JSON", squeezenet(folder), 300, 100)
+
+
+def jpeg_resnet(folder: Path) -> Workload:
+    """The same frames -> a network of ResNet-50's size."""
+    return _jpeg("resnet", "JPEG 224 px -> ResNet-50-sized -> JSON", resnet50(folder), 60, 30)
+
+
+def _jpeg(name: str, title: str, model: Path, records: int, single_records: int) -> Workload:
+    return Workload(
+        name,
+        title,
+        frames(64, 224),
+        {
+            "input": {"format": "image"},
+            "preprocess": {"image": IMAGE},
+            "model": {"path": str(model)},
+            "batching": {"max_size": 4},
+            "postprocess": {"classification": {"top_k": 3, "activation": "softmax"}},
+            "output": {"format": "json"},
+        },
+        records=records,
+        single_records=single_records,
+        batch=4,
+    )
+
+
+IMAGE = {
+    "size": [224, 224],
+    "resize": "stretch",
+    "layout": "nchw",
+    "scale": 1 / 255,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+WORKLOADS = {"json": json_mlp, "raw": raw_mlp, "jpeg": jpeg_squeezenet, "resnet": jpeg_resnet}
+"""Maker of each workload by name; writes its model into the folder given."""
+
+
+def frames(count: int, size: int) -> list[bytes]:
+    """JPEG files of about 14 KB at 224 px: smooth shapes with some texture, as a camera gives."""
+    random = np.random.default_rng(2)
+    encoded = []
+    for _ in range(count):
+        coarse = random.integers(0, 256, (14, 14, 3), np.uint8)
+        picture = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+        picture += random.normal(0, 6, picture.shape)
+        _, data = cv2.imencode(".jpg", picture.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 85])
+        encoded.append(data.tobytes())
+    return encoded
+
+
+# -- models --------------------------------------------------------------------------------------------
+
+
+class Graph:
+    """Collects nodes and random weights; each method adds a layer and returns the name of its output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self._random = np.random.default_rng(0)
+
+    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
+        return name
+
+    def weight(self, shape: tuple[int, ...], fan_in: int) -> str:
+        name = f"w{len(self.weights)}"
+        values: NDArray[np.float32] = self._random.normal(0, (2 / fan_in) ** 0.5, shape).astype(np.float32)
+        self.weights.append(numpy_helper.from_array(values, name))
+        return name
+
+    def dense(self, x: str, inputs: int, outputs: int) -> str:
+        return self.node("Gemm", x, self.weight((inputs, outputs), inputs), self.weight((outputs,), 100))
+
+    def conv(self, x: str, inputs: int, outputs: int, size: int, stride: int = 1, pad: int = 0) -> str:
+        fan_in = inputs * size * size
+        weights = (self.weight((outputs, inputs, size, size), fan_in), self.weight((outputs,), 100))
+        return self.node("Conv", x, *weights, kernel_shape=[size, size], strides=[stride] * 2, pads=[pad] * 4)
+
+    def relu(self, x: str) -> str:
+        return self.node("Relu", x)
+
+    def save(self, path: Path, item: list[int], last: str) -> Path:
+        """Write the model: float32 ``x`` (n, *item) -> float32 ``y`` (n, classes)."""
+        self.nodes[-1].output[0] = "y"
+        assert last == f"{self.nodes[-1].op_type}_{len(self.nodes) - 1}", "the last node is the output"
+        graph = helper.make_graph(
+            self.nodes,
+            path.stem,
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *item])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", None])],
+            self.weights,
+        )
+        model = helper.make_model(
+            graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)]
+        )
+        onnx.checker.check_model(model)
+        onnx.save(model, path)
+        return path
+
+
+def mlp(folder: Path) -> Path:
+    """20-64-64-10, softmax in the graph."""
+    graph = Graph()
+    x = graph.relu(graph.dense("x", FEATURES, 64))
+    x = graph.relu(graph.dense(x, 64, 64))
+    return graph.save(
+        folder / "mlp.onnx", [FEATURES], graph.node("Softmax", graph.dense(x, 64, CLASSES), axis=-1)
+    )
+
+
+def squeezenet(folder: Path) -> Path:
+    """The layers of SqueezeNet 1.1 (0.35 GFLOP multiply-adds), random weights, 1,000 classes."""
+    graph = Graph()
+    x = graph.relu(graph.conv("x", 3, 64, 3, stride=2))
+    x = _pool(graph, x)
+    channels = 64
+    for squeeze, expand, pool in (
+        (16, 64, False), (16, 64, True), (32, 128, False), (32, 128, True),
+        (48, 192, False), (48, 192, False), (64, 256, False), (64, 256, False),
+    ):  # fmt: skip
+        s = graph.relu(graph.conv(x, channels, squeeze, 1))
+        wide = [
+            graph.relu(graph.conv(s, squeeze, expand, 1)),
+            graph.relu(graph.conv(s, squeeze, expand, 3, pad=1)),
+        ]
+        x, channels = graph.node("Concat", *wide, axis=1), 2 * expand
+        if pool:
+            x = _pool(graph, x)
+    x = graph.relu(graph.conv(x, channels, 1000, 1))
+    return graph.save(
+        folder / "squeezenet.onnx", [3, 224, 224], graph.node("Flatten", graph.node("GlobalAveragePool", x))
+    )
+
+
+def resnet50(folder: Path) -> Path:
+    """The layers of ResNet-50 with batch norms folded (4.1 GFLOP multiply-adds), random weights, 1,000 classes."""
+    graph = Graph()
+    x = _pool(graph, graph.relu(graph.conv("x", 3, 64, 7, stride=2, pad=3)), pad=1)
+    channels = 64
+    for blocks, width, stride in ((3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 2)):
+        for block in range(blocks):
+            step = stride if block == 0 else 1
+            y = graph.relu(graph.conv(x, channels, width, 1))
+            y = graph.relu(graph.conv(y, width, width, 3, stride=step, pad=1))
+            y = graph.conv(y, width, 4 * width, 1)
+            shortcut = graph.conv(x, channels, 4 * width, 1, stride=step) if block == 0 else x
+            x, channels = graph.relu(graph.node("Add", y, shortcut)), 4 * width
+    x = graph.node("Flatten", graph.node("GlobalAveragePool", x))
+    return graph.save(folder / "resnet50.onnx", [3, 224, 224], graph.dense(x, channels, 1000))
+
+
+def _pool(graph: Graph, x: str, pad: int = 0) -> str:
+    return graph.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[pad] * 4)
