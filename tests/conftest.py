@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -11,11 +12,21 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+import structlog
 
 from worker.kafka.broker import EmbeddedBroker
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "kafka"
 IMAGE = "confluentinc/cp-kafka:8.1.0"
+
+
+@pytest.fixture(autouse=True)
+def logs_as_imported() -> Iterator[None]:
+    """A command that a test runs in this process sets up logging to a stream that is gone after the test."""
+    yield
+    structlog.reset_defaults()
+    logging.getLogger().handlers.clear()
+    logging.captureWarnings(False)
 
 
 @pytest.fixture
