@@ -436,6 +436,7 @@ class FakeSink:
         headers: Sequence[Headers | None] | None,
         mode: str,
         on_delivery: Callable[[Any, Any], None] | None,
+        timestamp_ms: int = 0,
     ) -> int:
         taken = min(len(values), max(0, self.capacity - len(self)))
         for row in range(taken):

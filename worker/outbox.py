@@ -30,6 +30,7 @@ class Sink(Protocol):
         headers: Sequence[Headers | None] | None,
         mode: str,
         on_delivery: Callable[[Any, Any], None] | None,
+        timestamp_ms: int = 0,
     ) -> int: ...
 
     def poll(self, timeout_s: float = 0.0) -> None: ...
@@ -60,6 +61,8 @@ class _Send:
     values: Sequence[bytes | None]
     headers: Sequence[Headers | None] | None
     mode: str
+    timestamp_ms: int = 0
+    """Of a dead letter, which keeps its original's; 0 = the time of sending."""
 
 
 class Outbox:
@@ -110,6 +113,7 @@ class Outbox:
                     send.headers,
                     send.mode,
                     on_delivery(send.slab),
+                    send.timestamp_ms,
                 )
             if sent < len(send.values):
                 send.keys, send.values = send.keys[sent:], send.values[sent:]
@@ -172,7 +176,16 @@ class Outbox:
             model,
             self._sink.max_bytes(head.topic),
         )
-        yield _Send(slab, head.topic, span.partition, [letter.key], [letter.value], [letter.headers], "key")
+        yield _Send(
+            slab,
+            head.topic,
+            span.partition,
+            [letter.key],
+            [letter.value],
+            [letter.headers],
+            "key",
+            slab.columns.timestamps_ms[row],
+        )
         if row in outcomes.error_bodies and route is not None:
             bodies = [outcomes.error_bodies[row]]
             yield _Send(

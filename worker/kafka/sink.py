@@ -60,6 +60,7 @@ class KafkaSink:
         headers: Sequence[Headers | None] | None,
         mode: str,
         on_delivery: OnDelivery | None,
+        timestamp_ms: int = 0,
     ) -> int:
         """Queue as many rows as fit, in order.
 
@@ -71,6 +72,7 @@ class KafkaSink:
                 empty key is a key), keyless ones to ``source.number`` modulo the topic's partitions.
             on_delivery: called once per queued row inside later calls of :meth:`poll`, or at once with an
                 error for a row that librdkafka refuses for good.
+            timestamp_ms: of every row, which then needs headers; 0 = the time of sending.
 
         Returns:
             How many rows were accepted; the rest did not fit and has to be given again, first of all.
@@ -80,9 +82,12 @@ class KafkaSink:
         for start, stop, by_key in _stretches(keys, mode):
             to = -1 if by_key else partition
             if headers is None:
+                assert not timestamp_ms, "produce_batch takes no timestamps"
                 accepted = self._send_plain(topic, to, keys, values, start, stop, on_delivery)
             else:
-                accepted = self._send_headed(topic, to, keys, values, headers, start, stop, on_delivery)
+                accepted = self._send_headed(
+                    topic, to, keys, values, headers, start, stop, on_delivery, timestamp_ms
+                )
             sent += accepted
             if accepted < stop - start:
                 break
@@ -159,6 +164,7 @@ class KafkaSink:
         start: int,
         stop: int,
         on_delivery: OnDelivery | None,
+        timestamp_ms: int,
     ) -> int:
         """Rows with headers, one call each: ``produce_batch`` would drop the headers without a word."""
         produce = self.producer.produce
@@ -166,6 +172,8 @@ class KafkaSink:
             options: dict[str, Any] = {} if on_delivery is None else {"on_delivery": on_delivery}
             if headers[row]:
                 options["headers"] = headers[row]
+            if timestamp_ms:
+                options["timestamp"] = timestamp_ms
             try:
                 produce(topic, values[row], keys[row], partition, **options)
             except BufferError:
