@@ -184,8 +184,10 @@ def _groups(batch: Batch) -> Iterator[_Group]:
         for row in rows:
             yield _Group([row], True, None if feed.arrays is not None else _items(feed, [row]))
     elif feed.arrays is not None:
-        for start in range(0, len(rows), pipeline.run_limit):
-            yield _Group(rows[start : start + pipeline.run_limit], False)
+        while rows:  # the limit may shrink between two runs: the rows behind it must not be passed over
+            limit = pipeline.run_limit
+            yield _Group(rows[:limit], False)
+            rows = rows[limit:]
     else:
         yield from _by_shape(feed, rows, pipeline.run_limit)
 

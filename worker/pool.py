@@ -147,10 +147,8 @@ class ThreadPool:
                     self._running += 1
                     self._decoded -= 1
                     return job, partial(self._infer, job)
-                for job in self._opened:
-                    if job.todo:
-                        start, stop = job.todo.popleft()
-                        return job, partial(self._decode, job, start, stop)
+                if (opened := self._undecoded()) is not None:
+                    return opened, partial(self._decode, opened, *opened.todo.popleft())
                 if self._waiting and self._decoded + self._running < self._instances + 1:
                     job = self._waiting.popleft()
                     job.began_s = time.monotonic()
@@ -160,6 +158,10 @@ class ThreadPool:
                 if self._closing:
                     return None
                 self._lock.wait()
+
+    def _undecoded(self) -> _Job | None:
+        # a loop in the caller would leave its variable, and so the last batch, alive while the thread waits
+        return next((job for job in self._opened if job.todo), None)
 
     def _open(self, job: _Job) -> None:
         shards = self._steps.shards(job.batch)
