@@ -247,23 +247,25 @@ class DeadLetterRate:
             DeadLetterLimit: the share was reached somewhere in it.
         """
         for span in spans:
-            bad = (
-                [row for row in sorted(outcomes.rejected) if span.start <= row < span.stop]
-                if outcomes.rejected
-                else []
-            )
-            first = self._seen - span.start + 1
-            for row in bad:
-                self._bad.append(first + row)
-                self._judge(first + row, outcomes.rejected[row])
-            self._seen += span.stop - span.start
-            self._judge(self._seen, None)
+            before, self._seen = self._seen, self._seen + span.stop - span.start
+            first = before + 1 - span.start
+            # the share only ever rises at a bad record, or where judging begins
+            moments: dict[int, Rejection | None] = {
+                first + row: why for row, why in outcomes.rejected.items() if span.start <= row < span.stop
+            }
+            if before < self._from_seen <= self._seen:
+                moments.setdefault(self._from_seen, None)
+            for seen in sorted(moments):
+                why = moments[seen]
+                if why is not None:
+                    self._bad.append(seen)
+                self._judge(seen, why)
 
     def _judge(self, seen: int, last: Rejection | None) -> None:
         while self._bad and self._bad[0] <= seen - self._of_last:
             self._bad.popleft()
         looked_at = min(seen, self._of_last)
-        if seen >= min(self._from_seen, self._of_last) and len(self._bad) >= self._ratio * looked_at > 0:
+        if seen >= self._from_seen and len(self._bad) >= self._ratio * looked_at > 0:
             reason = f" (the last one: {last.reason}, {last.message})" if last else ""
             raise DeadLetterLimit(
                 f"{len(self._bad)} of the last {looked_at} records are dead letters, "
