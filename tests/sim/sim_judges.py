@@ -87,26 +87,25 @@ class OnlyTheOwner(Judge):
 
 class InOrder(Judge):
     """While a replica holds a partition (and does not read it again), each output partition gets its answers in
-    the order of the input and each once."""
+    the order of the input (unless `order: none`) and each once."""
 
     def __init__(self) -> None:
-        self._last: dict[tuple[Replica, Partition], dict[tuple[str, int], int]] = {}
+        self._sent: dict[tuple[Replica, Partition], dict[tuple[str, int], list[int]]] = {}
 
     def assigned(self, who: Replica, partitions: list[Partition]) -> None:
         for partition in partitions:
-            self._last[who, partition] = {}
+            self._sent[who, partition] = {}
 
     def sought(self, who: Replica, positions: dict[Partition, int]) -> None:
         self.assigned(who, list(positions))
 
     def sent(self, who: Replica, message: Message) -> None:
-        last = self._last.setdefault((who, message.source), {})
         place = message.topic, message.partition
-        if message.offset <= last.get(place, -1):
-            raise self.broken(
-                f"{who.name}: {message.source} offset {message.offset} after {last[place]} to {place}"
-            )
-        last[place] = message.offset
+        before = self._sent.setdefault((who, message.source), {}).setdefault(place, [])
+        offset = message.offset
+        if offset in before or (self.schedule.ordered and before and offset < before[-1]):
+            raise self.broken(f"{who.name}: {message.source} offset {offset} after {before} to {place}")
+        before.append(offset)
 
 
 class BytesBounded(Judge):
@@ -220,6 +219,7 @@ class Cases(Judge):
 
     def turned(self, replica: Replica) -> None:
         self._met("assignment paused", replica.conductor.paused)
+        self._met("turn without order", not self.schedule.ordered)
         self._met("budget used up", replica.window.bytes >= replica.window.limit_bytes)
 
     def ended(self, replica: Replica, drained: bool) -> None:

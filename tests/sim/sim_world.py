@@ -217,6 +217,7 @@ class Schedule:
         self.replicas: list[Replica] = []
         self.limit_bytes = rng.choice([LARGEST_RECORD * 4, 20_000, 1_000_000])
         self.slab_records = rng.choice([1, 4, 16])
+        self.ordered = rng.random() < 0.8
         self.routes = _routes(rng)
         self._tombstone = self.routes[0].tombstone
         self._expired = rng.choice(["dead_letter", "drop", "publish"])
@@ -318,7 +319,7 @@ class Schedule:
         caution = Caution(2 * self.slab_records, 3 if self._killers else 10_000)
         outbox = Outbox(sink, Letterhead(DEAD_LETTERS, name, name), DeadLetterRate(2.0, 1_000))
         conductor = Conductor(
-            Plan(name, self.slab_records, max_wait_s=0.005, drain_s=2.0, revoke_s=0.5),
+            Plan(name, self.slab_records, max_wait_s=0.005, drain_s=2.0, revoke_s=0.5, ordered=self.ordered),
             source,
             pool,
             window,

@@ -1,0 +1,149 @@
+"""Admission: which pipeline takes a record, and which records are settled before any model sees them."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import FakeRoute, columns_of
+
+from worker.admission import Admission, Admitted, payload_bytes
+from worker.batch import Columns, Headers, Partition
+from worker.errors import Reject
+
+A = Partition("in", 0)
+NOW_MS = 1_800_000_000_000.0
+PAST, FUTURE = b"2020-01-01T00:00:00Z", b"2100-01-01T00:00:00+02:00"
+
+
+def records(*values: bytes | None, headers: list[Headers | None] | None = None, topic: str = "in") -> Columns:
+    columns = columns_of(Partition(topic, 0), range(len(values)), values)
+    columns.headers = headers or [None] * len(values)
+    return columns
+
+
+def admit(
+    columns: Columns, *routes: FakeRoute, max_age_ms: int | None = None, expired: str = "dead_letter"
+) -> Admitted:
+    return Admission(routes or [FakeRoute()], max_age_ms, expired, 10_000).admit(columns, NOW_MS)
+
+
+def fates(admitted: Admitted) -> list[str]:
+    """Per row: the pipeline it goes to, or how it was settled."""
+    found = []
+    for row, route in enumerate(admitted.routes):
+        if row in admitted.outcomes.rejected:
+            found.append(admitted.outcomes.rejected[row].reason)
+        elif row in admitted.outcomes.dropped:
+            found.append("dropped")
+        elif row in admitted.settled:
+            found.append(str(admitted.outcomes.bodies[row]))
+        else:
+            assert route is not None
+            found.append(route.name)
+    return found
+
+
+def test_ordinary_records_all_go_to_the_only_pipeline() -> None:
+    """Each at the price of its slot in the batch."""
+    admitted = admit(records(b"x", b"y"))
+    assert fates(admitted) == ["digits", "digits"]
+    assert admitted.costs == [100, 100]
+    assert not admitted.settled
+
+
+@pytest.mark.parametrize(
+    ("headers", "taker"),
+    [
+        ([("x-model", b"a")], "a"),
+        ([("x-model", b"b")], "b"),
+        ([("x-model", b"a"), ("x-model", b"b")], "b"),
+        ([("x-model", b"A")], "rest"),
+        ([("X-Model", b"a")], "rest"),
+        ([("x-model", None)], "rest"),
+        (None, "rest"),
+    ],
+)
+def test_the_first_pipeline_whose_header_matches_takes_the_record(
+    headers: Headers | None, taker: str
+) -> None:
+    """Bytes against the last header of that name; a pipeline without `when` takes what is left."""
+    when = {name: FakeRoute(name, when=("x-model", name.encode())) for name in "ab"}
+    assert fates(admit(records(b"v", headers=[headers]), *when.values(), FakeRoute("rest"))) == [taker]
+
+
+def test_a_pipeline_takes_only_its_own_topics() -> None:
+    """A record that no pipeline takes is unroutable, also where the topics are shared otherwise."""
+    routes = [FakeRoute("a", topics=frozenset({"in"})), FakeRoute("b", topics=frozenset({"more"}))]
+    columns = records(b"x")
+    columns.extend(records(b"x", topic="more"))
+    columns.extend(records(b"x", topic="strange"))
+    assert fates(admit(columns, *routes)) == ["a", "b", "unroutable"]
+
+
+@pytest.mark.parametrize(("how", "fate"), [("pass", "None"), ("drop", "dropped"), ("reject", "invalid")])
+def test_a_tombstone_passes_is_dropped_or_rejected(how: str, fate: str) -> None:
+    """Without costing a slot; its neighbours go their way."""
+    admitted = admit(records(b"x", None), FakeRoute(tombstone=how))
+    assert fates(admitted) == ["digits", fate]
+    assert admitted.costs == [100, 0]
+
+
+def test_a_record_over_the_limit_is_too_large() -> None:
+    """One byte more is; the limit itself is not."""
+    admitted = admit(records(b"x" * 10, b"x" * 11), FakeRoute(max_bytes=10))
+    assert fates(admitted) == ["digits", "too_large"]
+    assert "11 bytes" in admitted.outcomes.rejected[1].message
+
+
+@pytest.mark.parametrize(
+    ("expired", "fate"), [("dead_letter", "expired"), ("drop", "dropped"), ("publish", "b'0 expired'")]
+)
+def test_an_expired_record_is_settled_as_configured(expired: str, fate: str) -> None:
+    """By its CloudEvents header, before decode."""
+    columns = records(b"x", b"x", headers=[[("ce_expirytime", PAST)], [("ce_expirytime", FUTURE)]])
+    assert fates(admit(columns, expired=expired)) == [fate, "digits"]
+
+
+@pytest.mark.parametrize("unreadable", [b"soon", b"\xff", b"", None, b"2020-01-01T00:00:00"])
+def test_an_expiry_that_cannot_be_read_does_not_count(unreadable: bytes | None) -> None:
+    """Nor one without an offset from UTC: nobody knows when that is."""
+    assert fates(admit(records(b"x", headers=[[("ce_expirytime", unreadable)]]))) == ["digits"]
+
+
+def test_records_age_from_their_timestamp() -> None:
+    """A record without one has no age; the earlier of two deadlines counts."""
+    columns = records(b"x", b"x", b"x", b"x")
+    columns.timestamps_ms = [int(NOW_MS) - 101, int(NOW_MS) - 99, 0, int(NOW_MS) - 50]
+    columns.headers = [[("ce_expirytime", FUTURE)], None, None, [("ce_expirytime", PAST)]]
+    assert fates(admit(columns, max_age_ms=100)) == ["expired", "digits", "digits", "expired"]
+
+
+def test_costly_decodes_are_weighed_before_they_begin() -> None:
+    """A decode beyond the whole budget can never be; one whose header already says why is not tried."""
+
+    def scratch(value: bytes) -> int:
+        if value == b"broken":
+            raise Reject("no image", "undecodable")
+        return int(value)
+
+    columns = records(b"0", b"900", b"9900", b"broken")
+    admitted = admit(columns, FakeRoute(costly=True, scratch=scratch))
+    assert fates(admitted) == ["digits", "digits", "too_many_pixels", "undecodable"]
+    assert admitted.costs == [100, 1_000, 0, 0]
+
+
+def test_rejections_before_decode_say_so() -> None:
+    """Their stage is `decode`, and the sentence names the limit."""
+    admitted = admit(records(b"xx"), FakeRoute(max_bytes=1))
+    why = admitted.outcomes.rejected[0]
+    assert why.stage == "decode"
+    assert why.message == "the record has 2 bytes, input.max_bytes is 1"
+
+
+def test_payloads_count_keys_values_headers_and_their_objects() -> None:
+    """Longer fields cost more, byte by byte."""
+    small, large = records(b"x"), records(b"x" * 101)
+    assert payload_bytes(large) - payload_bytes(small) == 100
+    large.keys = [b"k" * 10]
+    large.headers = [[("name", b"value")]]
+    assert payload_bytes(large) - payload_bytes(small) > 100 + 10 + len("namevalue")
+    assert payload_bytes(Columns()) == 0

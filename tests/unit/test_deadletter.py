@@ -1,0 +1,94 @@
+"""Dead letters: the record as it was, and headers any Kafka Connect tool can read."""
+
+from __future__ import annotations
+
+import hashlib
+
+from fakes import columns_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.batch import Headers, Partition
+from worker.deadletter import DeadLetter, compose, one_line
+from worker.errors import Reject, Rejection
+
+
+class Decoder:
+    pass
+
+
+def letter(
+    value: bytes | None = b"payload",
+    headers: Headers | None = None,
+    max_bytes: int = 1_000_000,
+    message: str = "field `a` is missing",
+    model: str | None = "digits@1",
+) -> DeadLetter:
+    columns = columns_of(Partition("digits", 3), [41, 42], [b"other", value])
+    columns.keys, columns.headers = [None, b"key"], [None, headers]
+    rejection = Rejection.of(Reject(message), "decode", Decoder())
+    return compose(columns, 1, rejection, "pipeline", "client-1", model, max_bytes)
+
+
+def test_the_record_is_unchanged_and_the_headers_say_where_why_and_who() -> None:
+    """Topic, partition and offset of the original; stage, classes and message of the failure; model and attempts."""
+    found = letter(headers=[("traceparent", b"1"), ("empty", None)])
+    assert (found.key, found.value) == (b"key", b"payload")
+    assert found.headers[:2] == [("traceparent", b"1"), ("empty", None)]
+    here = f"{__name__}.Decoder"
+    assert dict(found.headers[2:]) == {
+        "__connect.errors.topic": b"digits",
+        "__connect.errors.partition": b"3",
+        "__connect.errors.offset": b"42",
+        "__connect.errors.connector.name": b"pipeline",
+        "__connect.errors.task.id": b"client-1",
+        "__connect.errors.stage": b"decode",
+        "__connect.errors.class.name": here.encode(),
+        "__connect.errors.exception.class.name": b"worker.errors.Reject",
+        "__connect.errors.exception.message": b"field `a` is missing",
+        "streaminfer.error.reason": b"invalid",
+        "streaminfer.error.attempts": b"1",
+        "streaminfer.model": b"digits@1",
+    }
+
+
+def test_headers_of_an_earlier_failure_are_replaced() -> None:
+    """A replayed record that fails again says why it failed this time, once."""
+    first = letter()
+    again = letter(headers=[("streaminfer.value.bytes", b"9"), *first.headers], message="another reason")
+    names = [name for name, _ in again.headers]
+    assert len(names) == len(set(names)) == len(first.headers)
+    assert dict(again.headers)["__connect.errors.exception.message"] == b"another reason"
+
+
+def test_an_original_that_does_not_fit_is_described_instead() -> None:
+    """Null value, with the size and SHA-256 of what it was."""
+    value = b"x" * 5_000
+    found = letter(value=value, max_bytes=4_000)
+    assert found.value is None
+    headers = dict(found.headers)
+    assert headers["streaminfer.value.bytes"] == b"5000"
+    assert headers["streaminfer.value.sha256"] == hashlib.sha256(value).hexdigest().encode()
+    assert letter(value=value, max_bytes=10_000).value == value
+
+
+def test_a_tombstone_stays_a_tombstone() -> None:
+    """There is nothing to describe, however small the topic's limit."""
+    found = letter(value=None, max_bytes=1)
+    assert found.value is None
+    assert "streaminfer.value.bytes" not in dict(found.headers)
+
+
+def test_a_record_without_a_pipeline_names_no_model() -> None:
+    """The header is there and empty."""
+    assert dict(letter(model=None).headers)["streaminfer.model"] == b""
+
+
+@given(st.text(max_size=3_000))
+def test_the_message_is_one_short_line(text: str) -> None:
+    """At most 1 KiB of valid UTF-8, whatever an exception says."""
+    line = one_line(text)
+    assert len(line.encode()) <= 1024
+    assert len(line.splitlines()) <= 1
+    if len(text.encode()) <= 1024:
+        assert line.split() == text.split()

@@ -1,0 +1,148 @@
+"""The open slab: what leaves it, what stays, and that its bytes are always told."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import FakeRoute, columns_of
+
+from worker.admission import Admission, payload_bytes
+from worker.batch import Columns, Partition, Span
+from worker.errors import Rejection
+from worker.openslab import OpenSlab
+from worker.window import Epochs, Slab
+
+A, B = Partition("in", 0), Partition("in", 1)
+
+
+def append(slab: OpenSlab, partition: Partition, offsets: list[int], epoch: int = 0, now_ns: int = 5) -> int:
+    columns = columns_of(partition, offsets)
+    return slab.append(columns, [Span(partition, 0, len(columns), offsets[-1] + 1, epoch)], now_ns, 7.0)
+
+
+def close(
+    slab: OpenSlab, free_bytes: int = 10_000, force: bool = False, most: int = 100, **route: object
+) -> Slab | None:
+    admission = Admission([FakeRoute(item_nbytes=100, **route)], None, "drop", 10_000)  # type: ignore[arg-type]
+    return slab.close(admission, free_bytes, 0.0, most, force)
+
+
+def places(slab: Slab | None) -> list[tuple[Partition, list[int], int]]:
+    assert slab is not None
+    return [(s.partition, slab.columns.offsets[s.start : s.stop], s.next_offset) for s in slab.spans]
+
+
+@pytest.fixture
+def slab() -> OpenSlab:
+    slab = OpenSlab()
+    append(slab, A, [0, 4])
+    append(slab, B, [2])
+    append(slab, A, [9])
+    return slab
+
+
+def test_everything_leaves_when_it_fits(slab: OpenSlab) -> None:
+    """One slab with the takes in order, its bytes those the takes reported, its time that of the first."""
+    slab.append(Columns(), [], 99, 99.0)
+    closed = close(slab)
+    assert places(closed) == [(A, [0, 4], 5), (B, [2], 3), (A, [9], 10)]
+    assert closed is not None
+    assert closed.taken_ns == 5
+    assert closed.payload_bytes == payload_bytes(closed.columns)
+    assert len(slab) == 0
+
+
+def test_a_slab_is_cut_where_the_budget_ends(slab: OpenSlab) -> None:
+    """Also within a span: what is committed behind the cut is the offset behind its last record, gaps or not."""
+    total = payload_bytes(columns_of(A, [0, 4, 9])) + payload_bytes(columns_of(B, [2]))
+    first = close(slab, free_bytes=150)
+    assert places(first) == [(A, [0], 1)]
+    rest = close(slab)
+    assert places(rest) == [(A, [4], 5), (B, [2], 3), (A, [9], 10)]
+    assert first is not None
+    assert rest is not None
+    assert first.payload_bytes + rest.payload_bytes == total
+
+
+def test_nothing_leaves_when_not_one_record_fits(slab: OpenSlab) -> None:
+    """Unless nothing else is in flight: then one goes, or nothing ever would."""
+    assert close(slab, free_bytes=99) is None
+    assert len(slab) == 4
+    assert places(close(slab, free_bytes=99, force=True)) == [(A, [0], 1)]
+
+
+def test_at_most_so_many_records_leave(slab: OpenSlab) -> None:
+    """Under caution records go one by one."""
+    assert places(close(slab, most=1)) == [(A, [0], 1)]
+    assert len(slab) == 3
+
+
+def test_a_refused_record_is_not_given_to_any_model(slab: OpenSlab) -> None:
+    """It is settled already, whatever the budget says."""
+    crashed = Rejection("crashed", "decode", "it killed three processes")
+    closed = slab.close(Admission([FakeRoute()], None, "drop", 10_000), 0, 0.0, 1, False, crashed)
+    assert closed is not None
+    assert closed.batches == []
+    assert closed.settled is not None
+    assert closed.settled.rejected == {0: crashed}
+
+
+def test_records_go_together_up_to_the_first_of_a_partition_under_caution(slab: OpenSlab) -> None:
+    """And those of that partition alone."""
+    assert slab.stretch({B}) == (A, 2)
+    assert slab.stretch({A}) == (A, 1)
+    assert slab.stretch(set()) == (A, 4)
+
+
+def test_dropped_partitions_free_their_bytes(slab: OpenSlab) -> None:
+    """What is left keeps its order and its rows."""
+    freed = slab.drop([A])
+    assert freed == payload_bytes(columns_of(A, [0, 4, 9]))
+    assert places(close(slab)) == [(B, [2], 3)]
+    assert slab.drop([A]) == 0
+
+
+def test_records_of_a_dead_epoch_are_discarded() -> None:
+    """Only those: the partition's records of the present stay."""
+    slab, epochs = OpenSlab(), Epochs()
+    before = append(slab, A, [0])
+    append(slab, B, [0])
+    epochs.bump(A)
+    append(slab, A, [0], epoch=1)
+    assert slab.discard(epochs) == before
+    assert places(close(slab)) == [(B, [0], 1), (A, [0], 1)]
+
+
+def test_clearing_frees_all_bytes(slab: OpenSlab) -> None:
+    """And the slab can be filled again."""
+    bytes_held = payload_bytes(columns_of(A, [0, 4, 9])) + payload_bytes(columns_of(B, [2]))
+    assert slab.clear() == bytes_held
+    assert len(slab) == 0
+    append(slab, B, [3], now_ns=8)
+    closed = close(slab)
+    assert places(closed) == [(B, [3], 4)]
+    assert closed is not None
+    assert closed.taken_ns == 8
+
+
+def test_batches_hold_at_most_max_size_records(slab: OpenSlab) -> None:
+    """Each with its rows, its records and the bytes of its tensors."""
+    closed = close(slab, max_size=3)
+    assert closed is not None
+    assert [list(batch.rows) for batch in closed.batches] == [[0, 1, 2], [3]]
+    assert [batch.columns.offsets for batch in closed.batches] == [[0, 4, 2], [9]]
+    assert [batch.cost_bytes for batch in closed.batches] == [300, 100]
+
+
+def test_every_batch_belongs_to_one_pipeline_and_settled_rows_to_none() -> None:
+    """Rows keep their places in the slab; what no pipeline takes is an outcome of the slab itself."""
+    slab = OpenSlab()
+    columns = columns_of(A, range(5))
+    columns.headers = [[("to", to)] for to in (b"x", b"y", b"x", b"nobody", b"y")]
+    slab.append(columns, [Span(A, 0, 5, 5)], 0, 0.0)
+    routes = [FakeRoute(name, when=("to", name.encode())) for name in "xy"]
+    closed = slab.close(Admission(routes, None, "drop", 10_000), 10_000, 0.0, 100, False)
+    assert closed is not None
+    assert {batch.pipeline.name: list(batch.rows) for batch in closed.batches} == {"x": [0, 2], "y": [1, 4]}
+    assert closed.settled is not None
+    assert [why.reason for why in closed.settled.rejected.values()] == ["unroutable"]
+    assert not closed.one_route

@@ -1,0 +1,286 @@
+"""The outbox: what goes out, in which order, how a full queue is resumed, and when too much is bad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from fakes import (
+    DEAD_LETTERS,
+    RESULTS,
+    FakeClock,
+    FakeKafka,
+    FakeRoute,
+    FakeSink,
+    Message,
+    Witness,
+    answer,
+    columns_of,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.admission import Admission
+from worker.batch import Columns, Outcomes, Partition, Span
+from worker.errors import DeadLetterLimit, Rejection
+from worker.openslab import OpenSlab
+from worker.outbox import DeadLetterRate, Letterhead, Outbox, lay_out, tally
+from worker.window import Epochs, Slab
+
+A, B = Partition("in", 0), Partition("in", 1)
+NEVER = 2.0
+
+
+class Sent(Witness):
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    def sent(self, who: object, message: Message) -> None:
+        self.messages.append(message)
+
+
+class Desk:
+    """An outbox, the sink behind it, and what the sink took."""
+
+    def __init__(
+        self, capacity: int = 1_000, ratio: float = NEVER, routes: list[FakeRoute] | None = None
+    ) -> None:
+        self.seen = Sent()
+        self.sink = FakeSink(FakeKafka(FakeClock(), {"in": 2}, witness=self.seen), capacity=capacity)
+        self.outbox = Outbox(
+            self.sink, Letterhead(DEAD_LETTERS, "client-1", "worker"), DeadLetterRate(ratio, 1000)
+        )
+        self.epochs = Epochs()
+        self.admission = Admission(routes or [FakeRoute()], None, "drop", 1_000_000)
+
+    def slab(self, *runs: tuple[Partition, list[bytes | None]], **columns: list[object]) -> Slab:
+        """Records as a slab that is back from the engine; offsets count from 0 per run."""
+        taken, spans = Columns(), []
+        for partition, values in runs:
+            start = len(taken)
+            taken.extend(columns_of(partition, range(len(values)), values))
+            spans.append(Span(partition, start, len(taken), len(values)))
+        for name, column in columns.items():
+            setattr(taken, name, column)
+        opened = OpenSlab()
+        opened.append(taken, spans, 0, 0.0)
+        slab = opened.close(self.admission, 1_000_000, 0.0, 1_000, False)
+        assert slab is not None
+        slab.ends = {partition: len(values) for partition, values in runs}
+        for batch in slab.batches:
+            answer(batch, 0)
+        return slab
+
+    def publish(self, slab: Slab) -> list[Slab]:
+        slab.released_ns = 1
+        self.outbox.add(slab, self.epochs)
+        return self.push()
+
+    def push(self) -> list[Slab]:
+        return self.outbox.push(_count_down)
+
+    @property
+    def log(self) -> list[tuple[str, Partition, int]]:
+        return [(m.topic, m.source, m.offset) for m in self.seen.messages]
+
+
+def _count_down(slab: Slab) -> Callable[[object, object], None]:
+    def reported(_error: object, _message: object) -> None:
+        slab.unacknowledged -= 1
+
+    return reported
+
+
+def test_results_leave_in_the_order_of_the_input() -> None:
+    """Partition by partition, also when several batches made the slab."""
+    desk = Desk(routes=[FakeRoute(max_size=2)])
+    slab = desk.slab((A, [b"x"] * 3), (B, [b"x"] * 2))
+    assert desk.publish(slab) == [slab]
+    assert desk.log == [(RESULTS, A, n) for n in range(3)] + [(RESULTS, B, n) for n in range(2)]
+    assert slab.unacknowledged == 5
+    assert [m.value for m in desk.seen.messages][:2] == [b"0 ok", b"1 ok"]
+
+
+def test_a_dead_letter_goes_out_in_its_place() -> None:
+    """Between the results of its neighbours, to the other topic, key kept."""
+    desk = Desk()
+    desk.publish(desk.slab((A, [b"x", b"bad", b"x"]), keys=[b"k", b"k", b"k"]))
+    assert desk.log == [(RESULTS, A, 0), (DEAD_LETTERS, A, 1), (RESULTS, A, 2)]
+    letter = desk.seen.messages[1]
+    assert (letter.key, letter.value) == (b"k", b"bad")
+    assert dict(letter.headers or ())["__connect.errors.task.id"] == b"client-1"
+
+
+def test_a_refused_request_may_be_answered_too() -> None:
+    """`output.errors`: the dead letter first, then the error on the output topic."""
+    desk = Desk()
+    slab = desk.slab((A, [b"bad"]))
+    outcomes = slab.batches[0].outcomes
+    assert outcomes is not None
+    outcomes.error_bodies[0] = b"0 error"
+    desk.publish(slab)
+    assert desk.log == [(DEAD_LETTERS, A, 0), (RESULTS, A, 0)]
+    assert slab.unacknowledged == 2
+
+
+def test_what_no_pipeline_takes_is_a_dead_letter_of_the_worker() -> None:
+    """And names no model."""
+    desk = Desk(routes=[FakeRoute(when=("to", b"x"))])
+    desk.publish(desk.slab((A, [b"x"])))
+    headers = dict(desk.seen.messages[0].headers or ())
+    assert headers["__connect.errors.connector.name"] == b"worker"
+    assert headers["streaminfer.model"] == b""
+
+
+def test_tombstones_pass_and_dropped_records_leave_nothing() -> None:
+    """A slab of dropped records alone has nothing to wait for."""
+    passing, dropping = Desk(), Desk(routes=[FakeRoute(tombstone="drop")])
+    passing.publish(passing.slab((A, [b"x", None]), keys=[b"0", b"1"]))
+    assert [m.value for m in passing.seen.messages] == [b"0 ok", None]
+    slab = dropping.slab((A, [None]), keys=[b"0"])
+    dropping.publish(slab)
+    assert dropping.log == []
+    assert slab.unacknowledged == 0
+
+
+def test_pipelines_of_one_slab_keep_the_order_of_the_input() -> None:
+    """Rows of two pipelines in turn go to their own topics in turn."""
+    routes = [FakeRoute(name, when=("to", name.encode()), output_topic=name) for name in "xy"]
+    desk = Desk(routes=routes)
+    to = [[("to", name)] for name in (b"x", b"y", b"y", b"x")]
+    desk.publish(desk.slab((A, [b"v"] * 4), headers=to))
+    assert desk.log == [("x", A, 0), ("y", A, 1), ("y", A, 2), ("x", A, 3)]
+
+
+def test_a_full_queue_is_resumed_where_it_stopped() -> None:
+    """Within a run of rows, and the slab counts as handed over only at its end."""
+    desk = Desk(capacity=2)
+    slab = desk.slab((A, [b"x"] * 5))
+    assert desk.publish(slab) == []
+    assert len(desk.outbox) == 1
+    desk.sink.poll()
+    assert desk.push() == []
+    desk.sink.poll()
+    assert desk.push() == [slab]
+    assert [offset for _, _, offset in desk.log] == [0, 1, 2, 3, 4]
+    desk.sink.poll()
+    assert slab.unacknowledged == 0
+
+
+def test_the_bytes_of_all_values_are_told() -> None:
+    """Results and dead letters."""
+    desk = Desk()
+    assert desk.outbox.add(desk.slab((A, [b"x", b"bad"])), desk.epochs) == len(b"0 ok") + len(b"bad")
+
+
+def test_records_of_a_dead_epoch_are_not_published() -> None:
+    """Only those of the partition that was taken away between taking and releasing."""
+    desk = Desk()
+    slab = desk.slab((A, [b"x", b"bad"]), (B, [b"x"]))
+    desk.epochs.bump(A)
+    desk.publish(slab)
+    assert desk.log == [(RESULTS, B, 0)]
+
+
+def test_outputs_kept_back_by_a_full_queue_die_with_their_partition() -> None:
+    """Those of other partitions of the slab still go."""
+    desk = Desk(capacity=1)
+    slab = desk.slab((A, [b"x"] * 2), (B, [b"x"]))
+    assert desk.publish(slab) == []
+    del slab.ends[A]  # revoked
+    desk.sink.poll()
+    assert desk.push() == [slab]
+    assert desk.log == [(RESULTS, A, 0), (RESULTS, B, 0)]
+    assert slab.unacknowledged == 1
+
+
+def test_clearing_forgets_what_was_not_handed_over() -> None:
+    """The slab then waits only for what the producer already had."""
+    desk = Desk(capacity=2)
+    slab = desk.slab((A, [b"x"] * 5))
+    desk.publish(slab)
+    assert desk.outbox.clear() == [slab]
+    assert slab.unacknowledged == 2
+    assert len(desk.outbox) == 0
+
+
+def test_a_result_its_topic_would_refuse_is_a_dead_letter() -> None:
+    """`too_large_output`; its neighbours are published."""
+    desk = Desk()
+    desk.sink.limits[RESULTS] = 1_000
+    desk.publish(desk.slab((A, [b"x", b"huge" * 100])))
+    assert desk.log == [(RESULTS, A, 0), (DEAD_LETTERS, A, 1)]
+    assert dict(desk.seen.messages[1].headers or ())["streaminfer.error.reason"] == b"too_large_output"
+
+
+def test_every_record_is_counted_once_by_its_outcome() -> None:
+    """Also those given back to Kafka after they were released: as dropped."""
+    desk = Desk(routes=[FakeRoute(tombstone="drop")])
+    slab = desk.slab((A, [b"x", b"bad", None]), (B, [b"x", b"bad"]), keys=[b"0"] * 5)
+    desk.publish(slab)
+    counts = tally(slab, slab.spans, "worker")
+    assert (counts.ok, counts.dead_letter, counts.dropped) == ({"digits": 2}, {"digits": 2}, {"digits": 1})
+    assert counts.errors == {("digits", "invalid", "decode"): 2}
+    desk.epochs.bump(B)
+    counts = tally(slab, slab.live_spans(desk.epochs), "worker")
+    assert (counts.ok, counts.dead_letter, counts.dropped) == ({"digits": 1}, {"digits": 1}, {"digits": 3})
+
+
+def test_headers_of_some_batches_are_laid_into_the_whole_slab() -> None:
+    """Rows of batches without headers have none."""
+    desk = Desk(routes=[FakeRoute(max_size=1)])
+    slab = desk.slab((A, [b"x"] * 3))
+    outcomes = slab.batches[1].outcomes
+    assert outcomes is not None
+    outcomes.headers = [[("traceparent", b"1")]]
+    assert lay_out(slab).headers == [None, [("traceparent", b"1")], None]
+
+
+def slab_of(bad: list[bool]) -> tuple[Slab, list[Span], Outcomes]:
+    outcomes = Outcomes.empty(len(bad))
+    outcomes.rejected = {
+        row: Rejection("invalid", "decode", "no") for row, is_bad in enumerate(bad) if is_bad
+    }
+    spans = [Span(A, 0, len(bad), len(bad))] if bad else []
+    return Slab(Columns(), spans, 0, 0.0), spans, outcomes
+
+
+@given(
+    st.lists(st.booleans(), max_size=80),
+    st.lists(st.integers(0, 30)),
+    st.sampled_from([0.1, 0.5, 1.0]),
+    st.integers(1, 30),
+    st.integers(1, 30),
+)
+def test_the_limit_trips_at_the_exact_record(
+    bad: list[bool], cuts: list[int], ratio: float, of_last: int, from_seen: int
+) -> None:
+    """Judged record by record over the last min(seen, of_last), from so many seen on, however slabs cut the stream."""
+    trips = next(
+        (
+            seen
+            for seen in range(from_seen, len(bad) + 1)
+            if sum(bad[max(0, seen - of_last) : seen]) >= ratio * min(seen, of_last)
+        ),
+        None,
+    )
+    rate = DeadLetterRate(ratio, of_last, from_seen)
+    start = 0
+    for size in [*cuts, len(bad)]:
+        part = bad[start : start + size]
+        due = trips is not None and start < trips <= start + len(part)
+        if due:
+            with pytest.raises(DeadLetterLimit, match="records are dead letters"):
+                rate.check(*slab_of(part))
+            return
+        rate.check(*slab_of(part))
+        start += len(part)
+
+
+def test_nothing_of_the_slab_that_trips_the_limit_is_published() -> None:
+    """A bad deploy is not bad data: the slab is read again by its successor."""
+    desk = Desk(ratio=0.5)
+    with pytest.raises(DeadLetterLimit, match=r"100 of the last 100 .*the last one: invalid, bad record"):
+        desk.publish(desk.slab((A, [b"bad"] * 100)))
+    assert desk.push() == []
+    assert desk.log == []
