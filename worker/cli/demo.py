@@ -111,13 +111,18 @@ class Traffic:
     def wait_until_shared(self, replicas: Replicas) -> None:
         """Return once every replica owns a part of the input topic, so that no latency is a start-up's."""
         deadline = time.monotonic() + START_S
-        while len(self.owned) < replicas.count or sum(self.owned.values()) != self.partitions:
+        while not self._shared(replicas.count):
             replicas.check()
             self._read()
             if time.monotonic() > deadline:
                 raise StartError(
                     f"{replicas.count} replicas did not share the topic {INPUT} within {START_S:.0f} s"
                 )
+
+    def _shared(self, replicas: int) -> bool:
+        """Whether nothing is left to hand over: for a while the first replica to join has everything."""
+        shares = self.owned.values()
+        return len(shares) == replicas and min(shares) > 0 and sum(shares) == self.partitions
 
     def stream(self, replicas: Replicas, total: int) -> None:
         """Send ``total`` digits at ``PER_SECOND``, over and over the same ones, and wait for their answers."""
