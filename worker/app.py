@@ -309,6 +309,8 @@ class _Process:
                 min(route.max_wait_s for route in routes),
                 limits.drain_s,
                 limits.revoke_s,
+                # a slab must be whole in one transaction: there is nothing to gain from publishing parts of it
+                ordered=settings.order == "partition" or exactly_once,
             ),
             self._source,
             self._pool,

@@ -134,6 +134,8 @@ class Plan:
     """How long the first record of a slab waits for company while a slot is free."""
     drain_s: float
     revoke_s: float
+    ordered: bool = True
+    """False: each batch is published as it returns; commits stay per slab."""
 
 
 class Conductor:
@@ -259,7 +261,7 @@ class Conductor:
                 slab.released_ns = self._clock_ns()
                 self._count_released(slab)
                 self._meters.sent(self._outbox.add(slab, self.window.epochs))
-                if not slab.unacknowledged:
+                if not self._outbox.holds(slab):
                     self._hand_over(slab)
             for slab in self._outbox.push(self._delivery.on_delivery):
                 self._hand_over(slab)
@@ -499,6 +501,8 @@ class Conductor:
             if back.error is not None:
                 raise back.error
             self._meters.batch(back.batch.pipeline.name, back.batch)
+            if not self.plan.ordered:
+                self._meters.sent(self._outbox.add_batch(back.batch, self.window.epochs))
             self.window.returned(back.batch)
             self._starved = False
 

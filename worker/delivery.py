@@ -132,15 +132,15 @@ class AtLeastOnce:
             slab.unacknowledged -= 1
             if error is not None and slab.ends:
                 self._refused = DeliveryFailed("delivery", f"an output was refused for good: {error}")
-            if not slab.unacknowledged:
+            if not slab.unacknowledged and slab.sent:
                 done.append(slab)
 
         return acknowledged
 
     def handed_over(self, slab: Slab) -> None:
         self._pending += 1
-        if not slab.unacknowledged and slab not in self._done:
-            self._done.append(slab)  # nothing to publish: dropped, or not ours any more
+        if not slab.unacknowledged:
+            self._done.append(slab)  # acknowledged already, or nothing to publish at all
 
     def settled(self) -> list[Slab]:
         if self._refused is not None:

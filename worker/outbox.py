@@ -7,8 +7,8 @@ the same destination is one call; only rows out of the ordinary are looked at on
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from worker.admission import Route
@@ -83,17 +83,37 @@ class Outbox:
         Raises:
             DeadLetterLimit: too many of the last records are bad; nothing of this slab is published.
         """
-        spans = slab.live_spans(epochs)
         outcomes = lay_out(slab)
+        spans = slab.live_spans(epochs)
+        if slab.early:
+            spans = list(_within(spans, set(range(len(slab.columns))) - slab.early))
+        nbytes = self._publish(slab, spans, outcomes)
+        slab.rejected, slab.dropped = outcomes.rejected, outcomes.dropped
+        slab.batches = []
+        return nbytes
+
+    def add_batch(self, batch: Batch, epochs: Epochs) -> int:
+        """Plan what one batch publishes, before its slab's turn (``order: none``); else as :meth:`add`."""
+        slab: Slab = batch.slab
+        slab.early.update(batch.rows)
+        part = Outcomes.empty(len(slab.columns))
+        _lay_in(part, batch)
+        return self._publish(slab, list(_within(slab.live_spans(epochs), set(batch.rows))), part)
+
+    def holds(self, slab: Slab) -> bool:
+        """Whether some output of the slab is not with the producer yet."""
+        if slab.early:  # its outputs came in parts, with those of others in between
+            return any(send.slab is slab for send in self._sends)
+        return bool(self._sends) and slab in (self._sends[0].slab, self._sends[-1].slab)
+
+    def _publish(self, slab: Slab, spans: list[Span], outcomes: Outcomes) -> int:
         self._refuse_oversize(slab, outcomes)
         self._limit.check(slab, spans, outcomes)
-        slab.rejected, slab.dropped = outcomes.rejected, outcomes.dropped
         nbytes = 0
         for send in self._plan(slab, spans, outcomes):
             slab.unacknowledged += len(send.values)
             nbytes += sum(map(len, filter(None, send.values)))
             self._sends.append(send)
-        slab.batches = []
         return nbytes
 
     def push(self, on_delivery: Callable[[Slab], Callable[[Any, Any], None] | None]) -> list[Slab]:
@@ -120,7 +140,7 @@ class Outbox:
                 send.headers = send.headers[sent:] if send.headers is not None else None
                 break
             self._sends.popleft()
-            if not self._sends or self._sends[0].slab is not send.slab:
+            if send.slab.released_ns and not self.holds(send.slab):
                 handed.append(send.slab)
         return handed
 
@@ -129,7 +149,8 @@ class Outbox:
         cut: dict[Slab, None] = {}
         for send in self._sends:
             send.slab.unacknowledged -= len(send.values)
-            cut[send.slab] = None
+            if send.slab.released_ns:
+                cut[send.slab] = None
         self._sends.clear()
         return list(cut)
 
@@ -352,6 +373,19 @@ def tally(slab: Slab, spans: list[Span], worker_name: str) -> Tally:
         else:
             counts.dropped[name(row)] += 1
     return counts
+
+
+def _within(spans: list[Span], rows: Set[int]) -> Iterator[Span]:
+    """The parts of spans whose rows are all among ``rows``."""
+    for span in spans:
+        start = None
+        for row in range(span.start, span.stop + 1):
+            inside = row < span.stop and row in rows
+            if inside and start is None:
+                start = row
+            elif not inside and start is not None:
+                yield replace(span, start=start, stop=row)
+                start = None
 
 
 def _stretch(routes: Sequence[Route | None], start: int, stop: int) -> int:

@@ -38,6 +38,8 @@ class Slab:
     settled: Outcomes | None = None
     """Outcomes of rows that need no model: tombstones, too large, expired, unroutable."""
     batches: list[Batch] = field(default_factory=list)
+    early: set[int] = field(default_factory=set)
+    """Rows published before the slab's turn (``order: none``)."""
     rejected: dict[int, Rejection] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
     """Rows that gave no result, for the counters; known once it is released."""
