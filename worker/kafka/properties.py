@@ -10,8 +10,9 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from confluent_kafka import KafkaException
 
@@ -30,10 +31,39 @@ LARGEST_RESPONSE = 1_000_000_000
 ``HTTP`` mean as a length, so that a wrong port is noticed."""
 BATCH_BYTES = 1_000_000
 TRANSACTION_TIMEOUT_MS = 10_000
+MEMBERSHIP = (
+    "group.id",
+    "group.instance.id",
+    "group.protocol",
+    "group.remote.assignor",
+    "partition.assignment.strategy",
+    "session.timeout.ms",
+    "heartbeat.interval.ms",
+)
+"""Properties of a group's member."""
 REPEAT_S = 30.0
 LINES_KEPT = 200
 
 _Client = TypeVar("_Client")
+
+
+class Client(Protocol):
+    """What names a client and connects it: the worker's settings, or the few options of a tool."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kafka(self) -> dict[str, str]: ...
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A tool's own client, made of its command line."""
+
+    name: str
+    kafka: dict[str, str]
+    """librdkafka properties, ``bootstrap.servers`` among them."""
 
 
 def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str, Any]:
@@ -117,14 +147,42 @@ def metrics_properties(settings: Settings) -> dict[str, Any]:
     return {**_common(settings), **users, **ours}
 
 
-def admin_properties(settings: Settings) -> dict[str, Any]:
+def writer_properties(client: Client) -> dict[str, Any]:
+    """Properties of a tool's producer: everything acknowledged, or an error within half a minute."""
+    ours = {
+        "partitioner": "murmur2_random",
+        "enable.idempotence": True,
+        "message.timeout.ms": 30_000,
+        "message.max.bytes": LARGEST_CLIENT_LIMIT,
+        "linger.ms": 1,
+    }
+    users = _users(client, "P")
+    users.pop("transaction.timeout.ms", None)
+    return {**_common(client), **ours, **users}
+
+
+def reader_properties(client: Client, embedded: bool = False) -> dict[str, Any]:
+    """Properties of a tool's consumer, which is given its partitions and never joins a group or commits."""
+    users = _users(client, "C")
+    for name in MEMBERSHIP:
+        users.pop(name, None)
+    ours = {
+        "group.id": "unused",  # required by the client
+        "enable.auto.commit": False,
+        "auto.offset.reset": "earliest",
+        "fetch.wait.max.ms": 2 if embedded else 100,
+    }
+    return {**_common(client), **ours, **users}
+
+
+def admin_properties(client: Client) -> dict[str, Any]:
     """Properties of the short-lived client that looks at topics; its errors become one sentence, not log lines."""
-    return {**_common(settings), "log_level": 2, **_users(settings, "*")}
+    return {**_common(client), "log_level": 2, **_users(client, "*")}
 
 
-def client_id(settings: Settings) -> str:
+def client_id(client: Client) -> str:
     """The ``client.id`` of every client of this process: the given one, or ``<name>-<host>-<pid>``."""
-    return settings.kafka.get("client.id") or f"{settings.name}-{socket.gethostname()}-{os.getpid()}"
+    return client.kafka.get("client.id") or f"{client.name}-{socket.gethostname()}-{os.getpid()}"
 
 
 def check_properties(properties: Mapping[str, str]) -> None:
@@ -158,9 +216,9 @@ def build(client: Callable[[dict[str, Any]], _Client], properties: dict[str, Any
         raise ConfigError(f"kafka: {error.args[0].str()}") from None
 
 
-def _common(settings: Settings) -> dict[str, Any]:
+def _common(client: Client) -> dict[str, Any]:
     return {
-        "client.id": client_id(settings),
+        "client.id": client_id(client),
         "socket.keepalive.enable": True,
         "topic.metadata.refresh.interval.ms": 60_000,  # new partitions are seen within a minute
         "statistics.interval.ms": 0,
@@ -194,11 +252,11 @@ class _Once(logging.Filter):
         return True
 
 
-def _users(settings: Settings, scope: str) -> dict[str, str]:
+def _users(client: Client, scope: str) -> dict[str, str]:
     """The user's properties for one kind of client: librdkafka warns of each that is for the other kind."""
     known = known_properties()
     return {
         name: value
-        for name, value in settings.kafka.items()
+        for name, value in client.kafka.items()
         if name != "client.id" and (name not in known or known[name].scope in ("*", scope))
     }

@@ -1,16 +1,17 @@
-"""What the broker says of the topics a worker uses: that they exist, their partitions, their size limits."""
+"""What the broker says of the topics a worker uses: that they exist, our rights, their partitions, their size limits."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from concurrent.futures import wait
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without saying so
+    AclOperation,
     AdminClient,
     ClusterMetadata,
     ConfigResource,
@@ -19,14 +20,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported
 )
 
 from worker.errors import StartError
-from worker.kafka.properties import DEFAULT_TOPIC_LIMIT, admin_properties, build, check_properties
+from worker.kafka.properties import DEFAULT_TOPIC_LIMIT, Client, admin_properties, build, check_properties
 
 if TYPE_CHECKING:
     from worker.settings import CreateSettings, Settings
 
 CONNECT_TIMEOUT_S = 10.0
 CREATE_TIMEOUT_S = 10.0
-LIMITS_TIMEOUT_S = 3.0
+DESCRIBE_TIMEOUT_S = 3.0
 EMBEDDED_CLUSTER = "mockCluster"
 """How the cluster id of librdkafka's own broker begins."""
 HOPELESS = {
@@ -84,6 +85,8 @@ def open_topics(settings: Settings) -> Topics:
         if missing and not embedded:  # the embedded broker's topics are named on its command line
             admin.create(missing)
             cluster = admin.cluster()
+        if not embedded:
+            _check_rights(uses, settings.kafka["group.id"], admin)
         partitions: dict[str, int] = {}
         for use in uses:
             found = cluster.topics.get(use.topic)
@@ -114,6 +117,22 @@ def _uses(settings: Settings) -> Iterator[_Use]:
         yield _Use(settings.metrics.topic, "metrics.topic", True, create)
 
 
+def _check_rights(uses: list[_Use], group: str, admin: Admin) -> None:
+    """Refuse what the broker would refuse later, when records are already in flight.
+
+    Where it does not say what we may do (brokers before 2.3, an answer that takes too long), nothing is refused.
+    """
+    rights = admin.topic_rights(list(dict.fromkeys(use.topic for use in uses)))
+    for use in uses:
+        needed, verb = (AclOperation.WRITE, "write to") if use.written else (AclOperation.READ, "read")
+        if needed not in rights.get(use.topic, (needed,)):
+            raise StartError(
+                f"{use.field}: not authorised to {verb} topic {use.topic}; expected the right {needed.name}"
+            )
+    if AclOperation.READ not in admin.group_rights(group):
+        raise StartError(f"kafka.group.id: not authorised for group {group}; expected the right READ")
+
+
 def _check_partitions(settings: Settings, partitions: dict[str, int]) -> None:
     for pipeline in settings.pipelines.values():
         if pipeline.output.partition != "input":
@@ -130,15 +149,15 @@ def _check_partitions(settings: Settings, partitions: dict[str, int]) -> None:
 class Admin:
     """A short-lived client that asks a cluster about itself; a context manager.
 
-    Args:
-        settings: anything with the worker's ``name`` and ``kafka`` properties.
+    Raises:
+        ConfigError: librdkafka refuses the properties.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.bootstrap = settings.kafka.get("bootstrap.servers", "")
+    def __init__(self, client: Client) -> None:
+        self.bootstrap = client.kafka.get("bootstrap.servers", "")
         self._errors: dict[int, str] = {}
         """What librdkafka said last, by code, in order."""
-        self._client = build(AdminClient, {**admin_properties(settings), "error_cb": self._on_error})
+        self._client = build(AdminClient, {**admin_properties(client), "error_cb": self._on_error})
 
     def __enter__(self) -> Admin:
         return self
@@ -204,8 +223,8 @@ class Admin:
     def limits(self, topics: list[str]) -> dict[str, int]:
         """``max.message.bytes`` per topic; Kafka's default where the broker does not say."""
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
-        answers = self._client.describe_configs(resources, request_timeout=LIMITS_TIMEOUT_S)
-        wait(answers.values(), timeout=LIMITS_TIMEOUT_S + 1)
+        answers = self._client.describe_configs(resources, request_timeout=DESCRIBE_TIMEOUT_S)
+        wait(answers.values(), timeout=DESCRIBE_TIMEOUT_S + 1)
         found: dict[str, int] = {}
         unknown: list[str] = []
         for resource, answer in answers.items():
@@ -222,7 +241,45 @@ class Admin:
             )
         return {topic: found[topic] for topic in topics}
 
+    def topic_rights(self, topics: list[str]) -> dict[str, frozenset[AclOperation]]:
+        """What we may do with each topic; one we may not even see may not exist either, and has no rights.
+
+        Left out are topics of which the broker does not say.
+        """
+        answers = self._client.describe_topics(
+            TopicCollection(topics), include_authorized_operations=True, request_timeout=DESCRIBE_TIMEOUT_S
+        )
+        return _rights(answers, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+
+    def group_rights(self, group: str) -> frozenset[AclOperation]:
+        """What we may do with a consumer group; READ where the broker does not say."""
+        answers = self._client.describe_consumer_groups(
+            [group], include_authorized_operations=True, request_timeout=DESCRIBE_TIMEOUT_S
+        )
+        rights = _rights(answers, KafkaError.GROUP_AUTHORIZATION_FAILED)
+        return rights.get(group, frozenset((AclOperation.READ,)))
+
     def _on_error(self, error: Any) -> None:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # follows from the others and says less
             self._errors.pop(error.code(), None)
             self._errors[error.code()] = error.str()
+
+
+def _rights(answers: Mapping[str, Future[Any]], refusal: int) -> dict[str, frozenset[AclOperation]]:
+    """The operations each description allows: none where it was refused with the error code ``refusal``."""
+    wait(answers.values(), timeout=DESCRIBE_TIMEOUT_S + 1)
+    found: dict[str, frozenset[AclOperation]] = {}
+    for name, answer in answers.items():
+        try:
+            operations = answer.result(timeout=0).authorized_operations
+        except KafkaException as error:
+            if error.args[0].code() == refusal:
+                found[name] = frozenset()
+        except TimeoutError:
+            continue
+        else:
+            if (
+                operations
+            ):  # what can be described has at least DESCRIBE: nothing means that the broker is too old
+                found[name] = frozenset(operations)
+    return found

@@ -1,0 +1,58 @@
+"""``streaminfer broker``: the embedded development broker, until it is interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+
+from worker.errors import ConfigError
+from worker.kafka.broker import EmbeddedBroker
+
+LARGEST_PORT = 65535
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "A broker for demos and tests, inside this process: librdkafka's own, in memory, without Java. Clients "
+        "must be librdkafka's (Python, C, Go, .NET, ...); it is not Apache Kafka and keeps nothing."
+    )
+    parser.epilog = "example: streaminfer broker --topic digits:6 --topic digits.predictions:6"
+    parser.add_argument("--port", type=int, default=9092, help="bootstrap port on 127.0.0.1 (default: 9092)")
+    parser.add_argument(
+        "--topic",
+        dest="topics",
+        metavar="NAME:PARTITIONS",
+        action="append",
+        default=[],
+        help="make a topic (may be repeated)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError: an option makes no sense.
+        StartError: the port is taken.
+    """
+    if not 0 <= args.port <= LARGEST_PORT:
+        raise ConfigError(f"--port {args.port}: expected a number from 0 to {LARGEST_PORT}")
+    topics = dict(_topic(text) for text in args.topics)
+    stops = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # before any thread starts, so that only this one hears
+    with EmbeddedBroker(topics, args.port) as broker:
+        print(
+            f"embedded development broker on {broker.bootstrap} (librdkafka's, in memory; not Apache Kafka)",
+            file=sys.stderr,
+        )
+        print(broker.bootstrap, flush=True)
+        signal.sigwait(stops)
+    return 0
+
+
+def _topic(text: str) -> tuple[str, int]:
+    name, colon, count = text.rpartition(":")
+    if not colon or not name or not count.isdecimal() or int(count) < 1:
+        raise ConfigError(f"--topic {text}: expected NAME:PARTITIONS, such as digits:6")
+    return name, int(count)

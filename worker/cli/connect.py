@@ -1,0 +1,61 @@
+"""Options shared by commands that talk to a topic: where the broker is, and client properties."""
+
+from __future__ import annotations
+
+import argparse
+
+from worker.errors import ConfigError
+from worker.kafka.properties import Connection
+from worker.settings import Settings, is_secret
+from worker.telemetry import logs
+
+
+def add_property_option(parser: argparse.ArgumentParser) -> None:
+    """``-X prop=v``."""
+    parser.add_argument(
+        "-X",
+        dest="properties",
+        metavar="PROP=V",
+        action="append",
+        default=[],
+        help="a librdkafka client property, such as -X security.protocol=SSL (may be repeated)",
+    )
+
+
+def connection(
+    name: str, bootstrap: str | None, properties: list[str], settings: Settings | None
+) -> Connection:
+    """The client of a command line: a configuration's properties or a bootstrap address, then every ``-X``."""
+    kafka = dict(settings.kafka) if settings is not None else {}
+    if bootstrap is not None:
+        kafka["bootstrap.servers"] = bootstrap
+    kafka |= dict(pair("-X", text) for text in properties)
+    logs.configure([value for key, value in kafka.items() if is_secret(key)])
+    kafka.pop("client.id", None)  # the worker's own
+    return Connection(name, kafka)
+
+
+def pair(option: str, text: str) -> tuple[str, str]:
+    """``K=V`` as a pair."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"{option} {text}: expected NAME=VALUE")
+    return name, value
+
+
+def at_least_one(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text}")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return number

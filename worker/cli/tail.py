@@ -1,0 +1,170 @@
+"""``streaminfer tail``: reads results, metrics, dead letters or any topic, readable or as JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from worker import settings as configuration
+from worker.cli.connect import above_zero, add_property_option, at_least_one, connection
+from worker.cli.main import add_set_option
+from worker.errors import ConfigError, StartError
+from worker.kafka.tools import Record, TopicReader
+from worker.settings import Settings
+
+TICK_S = 0.1
+
+EXAMPLE = """\
+examples:
+  streaminfer tail digits.yaml
+  streaminfer tail digits.yaml --what dead-letter --from earliest
+  streaminfer tail --topic digits.predictions --bootstrap localhost:9092 --count 10 --timeout 30 --json"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Read what the worker writes, or any other topic."
+    parser.epilog = EXAMPLE
+    parser.add_argument("config", metavar="CONFIG", nargs="?", type=Path, help="the worker's YAML file")
+    parser.add_argument("--topic", help="a topic, instead of CONFIG")
+    parser.add_argument("--bootstrap", metavar="H:P", help="the broker, with --topic")
+    parser.add_argument(
+        "--what",
+        choices=["results", "metrics", "dead-letter"],
+        help="which topic of CONFIG (default: results)",
+    )
+    parser.add_argument(
+        "--from",
+        dest="start",
+        choices=["earliest", "latest"],
+        default="earliest",
+        help="begin with the oldest record, or with what comes from now on (default: earliest)",
+    )
+    parser.add_argument("--count", type=at_least_one, metavar="N", help="end after this many records")
+    parser.add_argument("--timeout", type=above_zero, metavar="S", help="end after this many seconds")
+    parser.add_argument("--json", action="store_true", help="one JSON object per record")
+    add_property_option(parser)
+    add_set_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print records until there are enough, the time is up or the user interrupts.
+
+    Raises:
+        ConfigError: options that do not go together.
+        StartError: no broker, no such topic, or fewer records than asked for in time.
+    """
+    topics, settings = _topics(args)
+    client = connection("streaminfer-tail", args.bootstrap, args.properties, settings)
+    deadline = time.monotonic() + args.timeout if args.timeout is not None else None
+    reader = TopicReader(client, topics, args.start)
+    try:
+        seen = _print(reader, args, deadline)
+    finally:
+        reader.close()
+    if args.count is not None and seen < args.count:
+        raise StartError(f"{seen} of {args.count} records came within {args.timeout:g} s")
+    return 0
+
+
+def _print(reader: TopicReader, args: argparse.Namespace, deadline: float | None) -> int:
+    """Print what comes; returns how many records that were."""
+    show = _json_line if args.json else _readable_line
+    out = sys.stdout.buffer
+    seen = 0
+    while args.count is None or seen < args.count:
+        left_s = TICK_S if deadline is None else deadline - time.monotonic()
+        if left_s <= 0:
+            break
+        records = reader.read(min(left_s, TICK_S))
+        if args.count is not None:
+            records = records[: args.count - seen]
+        for record in records:
+            out.write(show(record))
+        if records:
+            out.flush()
+        seen += len(records)
+    return seen
+
+
+def _topics(args: argparse.Namespace) -> tuple[list[str], Settings | None]:
+    """The topics to read, and the settings they come from if any."""
+    if args.config is None:
+        if args.topic is None or args.bootstrap is None:
+            raise ConfigError("tail: expected CONFIG, or --topic and --bootstrap")
+        if args.what is not None:
+            raise ConfigError("--what: expected CONFIG beside it; --topic names the topic itself")
+        return [args.topic], None
+    if args.topic is not None or args.bootstrap is not None:
+        raise ConfigError("tail: expected either CONFIG, or --topic and --bootstrap, not both")
+    settings = configuration.load(args.config, args.overrides)
+    if args.what == "dead-letter":
+        return [settings.dead_letter.topic], settings
+    if args.what == "metrics":
+        if settings.metrics.topic is None:
+            raise ConfigError(f"--what metrics: {args.config} names no metrics.topic")
+        return [settings.metrics.topic], settings
+    return list(dict.fromkeys(p.output.topic for p in settings.pipelines.values())), settings
+
+
+def _json_line(record: Record) -> bytes:
+    return orjson.dumps(
+        {
+            "topic": record.topic,
+            "partition": record.partition,
+            "offset": record.offset,
+            "timestamp_ms": record.timestamp_ms,
+            "key": _text(record.key),
+            "headers": {name: _text(value) for name, value in record.headers},
+            "value": _value(record.value),
+        },
+        option=orjson.OPT_APPEND_NEWLINE,
+    )
+
+
+def _value(value: bytes | None) -> Any:
+    """JSON as it is, number for number; anything else as base64."""
+    if value is None:
+        return None
+    try:
+        parsed = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
+    # a fragment keeps every digit, but would also keep line breaks
+    return parsed if b"\n" in value or b"\r" in value else orjson.Fragment(value)
+
+
+def _text(value: bytes | None) -> str | dict[str, str] | None:
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
+
+
+def _readable_line(record: Record) -> bytes:
+    when = datetime.fromtimestamp(record.timestamp_ms / 1000).strftime("%H:%M:%S.%f")[:-3]
+    parts = [when, f"{record.topic}/{record.partition}/{record.offset}"]
+    if record.key is not None:
+        parts.append(f"key={_readable(record.key)}")
+    parts += [f"{name}={_readable(value)}" for name, value in record.headers]
+    parts.append(_readable(record.value))
+    return "  ".join(parts).encode() + b"\n"
+
+
+def _readable(value: bytes | None) -> str:
+    """Text on one line without control characters (a record must not steer a terminal); else its size."""
+    if value is None:
+        return "null"
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return f"<{len(value)} bytes>"
+    return text if text.isprintable() else text.encode("unicode_escape").decode()

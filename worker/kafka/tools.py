@@ -1,0 +1,150 @@
+"""Clients for tools that look at a topic or fill one: no group, no commits, every failure one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
+
+from worker.batch import Headers
+from worker.errors import StartError
+from worker.kafka.properties import Client, build, check_properties, reader_properties, writer_properties
+from worker.kafka.topics import EMBEDDED_CLUSTER, Admin
+
+LOOKUP_TIMEOUT_S = 10.0
+FULL_QUEUE_WAIT_S = 0.1
+
+
+class Record(NamedTuple):
+    """One record read."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    """Unix milliseconds; 0 when the broker gives none."""
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class TopicWriter:
+    """Sends records to one topic and waits for every acknowledgement.
+
+    Raises:
+        ConfigError: a client property is wrong.
+        StartError: the broker does not answer or refuses us; the topic does not exist.
+    """
+
+    def __init__(self, client: Client, topic: str) -> None:
+        check_properties(client.kafka)
+        _look_up(client, [topic])
+        self.topic = topic
+        self.acknowledged = 0
+        self._failure: KafkaError | None = None
+        self._producer = build(Producer, writer_properties(client))
+
+    def send(self, value: bytes | None, key: bytes | None, headers: Headers) -> None:
+        """Queue one record, waiting while the queue is full.
+
+        Raises:
+            StartError: an earlier record failed, or this one is refused.
+        """
+        while True:
+            try:
+                self._producer.produce(
+                    self.topic, value, key, headers=[*headers], on_delivery=self._on_delivery
+                )
+                break
+            except BufferError:
+                self.poll(FULL_QUEUE_WAIT_S)
+            except KafkaException as error:
+                raise StartError(f"topic {self.topic}: {error.args[0].str()}") from None
+        self.poll(0.0)
+
+    def poll(self, timeout_s: float) -> None:
+        """Serve acknowledgements for up to ``timeout_s``."""
+        self._producer.poll(timeout_s)
+        if self._failure is not None:
+            raise StartError(f"topic {self.topic}: a record was not delivered: {self._failure.str()}")
+
+    def finish(self) -> Iterator[int]:
+        """Wait for what is still under way; yields how many records that is, a few times a second."""
+        while left := self._producer.flush(0.2):
+            yield left
+            self.poll(0.0)
+        self.poll(0.0)
+
+    def _on_delivery(self, error: KafkaError | None, _message: Any) -> None:
+        if error is None:
+            self.acknowledged += 1
+        else:
+            self._failure = self._failure or error
+
+
+class TopicReader:
+    """Reads all partitions of some topics.
+
+    Args:
+        start: ``earliest``, or ``latest`` for what comes after construction.
+
+    Raises:
+        ConfigError: a client property is wrong.
+        StartError: the broker does not answer or refuses us; a topic does not exist.
+    """
+
+    def __init__(self, client: Client, topics: list[str], start: str) -> None:
+        check_properties(client.kafka)
+        partitions, embedded = _look_up(client, topics)
+        self._consumer = build(Consumer, reader_properties(client, embedded))
+        offset = OFFSET_BEGINNING if start == "earliest" else OFFSET_END
+        places = [
+            TopicPartition(topic, n, offset) for topic, count in partitions.items() for n in range(count)
+        ]
+        if start != "earliest":  # resolved now: what comes from here on is wanted
+            try:
+                places = self._consumer.offsets_for_times(places, timeout=LOOKUP_TIMEOUT_S)
+            except KafkaException as error:
+                raise StartError(f"the ends of the topics cannot be read: {error.args[0].str()}") from None
+        self._consumer.assign(places)
+
+    def read(self, timeout_s: float) -> list[Record]:
+        """What has come, waiting up to ``timeout_s`` for the first record.
+
+        Raises:
+            StartError: the broker refuses us. What the client recovers from by itself is passed over.
+        """
+        first = self._consumer.poll(timeout_s)
+        messages: list[Any] = [] if first is None else [first, *self._consumer.consume(100, 0)]
+        records = []
+        for message in messages:
+            error: KafkaError | None = message.error()
+            if error is None:
+                place = (message.topic(), message.partition(), message.offset(), message.timestamp()[1])
+                records.append(Record(*place, message.key(), message.value(), message.headers() or []))
+            elif error.fatal() or error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                raise StartError(f"kafka: {error.str()}")
+        return records
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def _look_up(client: Client, topics: list[str]) -> tuple[dict[str, int], bool]:
+    """Partitions of each topic, and whether the broker is the embedded one."""
+    with Admin(client) as admin:
+        cluster = admin.cluster()
+    for topic in topics:
+        if topic not in cluster.topics:
+            raise StartError(f"topic {topic} does not exist on {admin.bootstrap}")
+    embedded = str(cluster.cluster_id).startswith(EMBEDDED_CLUSTER)
+    return {topic: len(cluster.topics[topic].partitions) for topic in topics}, embedded
