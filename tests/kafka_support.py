@@ -59,7 +59,7 @@ class Cluster:
             "name": "test",
             "input": {"topics": [topic], "format": "json", "start": start},
             "model": {"path": "model.onnx"},
-            "output": {"topic": more.pop("output", "out")},
+            "output": {"topic": more.pop("output", "out"), **more.pop("output_options", {})},
             "dead_letter": {"topic": more.pop("dead_letter", "dead")},
             "kafka": kafka,
             **more,

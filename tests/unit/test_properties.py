@@ -1,0 +1,162 @@
+"""Client properties: what the worker sets, what a user may add, and how a mistake is named."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
+
+from worker.errors import ConfigError
+from worker.kafka.library import known_properties
+from worker.kafka.properties import (
+    admin_properties,
+    build,
+    check_properties,
+    client_id,
+    consumer_properties,
+    metrics_properties,
+    producer_properties,
+    reader_properties,
+    writer_properties,
+)
+from worker.settings import Settings, validate
+
+
+def settings(limits: dict[str, Any] | None = None, **kafka: str) -> Settings:
+    """Settings with these Kafka properties; underscores stand for dots."""
+    properties = {name.replace("_", "."): value for name, value in kafka.items()}
+    return validate(
+        {
+            "name": "digits",
+            "input": {"topics": ["in"], "format": "json"},
+            "model": {"path": "m.onnx"},
+            "output": {"topic": "out"},
+            "dead_letter": {"topic": "dead"},
+            "limits": limits or {},
+            "kafka": {"bootstrap.servers": "localhost:1", "group.id": "g", **properties},
+        },
+        Path.cwd(),
+    )
+
+
+def test_every_client_takes_its_properties_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """librdkafka constructs each kind of client and has nothing to say, whatever the user added."""
+    given = settings(
+        linger_ms="3", fetch_min_bytes="2", security_protocol="plaintext", transaction_timeout_ms="9000"
+    )
+    with caplog.at_level(logging.DEBUG, "librdkafka"):
+        for client, properties in (
+            (Consumer, consumer_properties(given)),
+            (Consumer, consumer_properties(given, embedded=True)),
+            (Consumer, reader_properties(given)),
+            (Producer, producer_properties(given)),
+            (Producer, producer_properties(given, {"out": 500_000, "dead": 9_000_000}, "an-id")),
+            (Producer, metrics_properties(given)),
+            (Producer, writer_properties(given)),
+            (AdminClient, admin_properties(given)),
+        ):
+            build(client, properties).poll(0)
+    assert [record.message for record in caplog.records if "CONFWARN" in record.message] == []
+
+
+def test_the_consumer_protocol_takes_its_properties() -> None:
+    """With ``group.protocol: consumer`` the properties that belong to the broker are left out."""
+    properties = consumer_properties(settings(group_protocol="consumer"))
+    assert not {"partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"} & set(
+        properties
+    )
+    build(Consumer, properties).close()
+
+
+def test_a_users_property_wins_and_goes_to_its_client_only() -> None:
+    """A consumer property does not reach the producer, and a given value replaces ours."""
+    given = settings(linger_ms="77", session_timeout_ms="44000", socket_timeout_ms="5000")
+    consumer, producer = consumer_properties(given), producer_properties(given)
+    assert (consumer["session.timeout.ms"], producer["linger.ms"]) == ("44000", "77")
+    assert "linger.ms" not in consumer
+    assert "session.timeout.ms" not in producer
+    assert consumer["socket.timeout.ms"] == producer["socket.timeout.ms"] == "5000"
+
+
+def test_memory_limits_become_queue_limits() -> None:
+    """The prefetch is the queue and one response together; the output queue is output_bytes."""
+    given = settings({"prefetch_bytes": 8 << 20, "output_bytes": 32 << 20})
+    consumer = consumer_properties(given)
+    assert consumer["queued.max.messages.kbytes"] * 1024 + consumer["fetch.max.bytes"] == 8 << 20
+    assert producer_properties(given)["queue.buffering.max.kbytes"] * 1024 == 32 << 20
+
+
+def test_size_limits_follow_the_topics() -> None:
+    """One record may be as large as the most generous topic takes, a batch as the strictest."""
+    properties = producer_properties(settings(), {"out": 200_000, "dead": 20_000_000})
+    assert (properties["message.max.bytes"], properties["batch.size"]) == (20_000_000, 200_000)
+
+
+def test_the_client_id_names_worker_host_and_process() -> None:
+    """Unless given, client.id is <name>-<host>-<pid>."""
+    assert client_id(settings()) == f"digits-{socket.gethostname()}-{os.getpid()}"
+    assert client_id(settings(client_id="mine")) == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("botstrap.servers", "h:1", "kafka.botstrap.servers: .* did you mean kafka.bootstrap.servers"),
+        ("linger.ms", "soon", r"kafka.linger.ms: .* \(expected 0 .. 900000\)"),
+        ("security.protocol", "tls", r"kafka.security.protocol: .* \(expected plaintext, ssl"),
+        ("error_cb", "print", "kafka.error_cb: "),
+        ("queued.max.messages.kbytes", "0", "kafka.queued.max.messages.kbytes: "),
+    ],
+)
+def test_a_wrong_property_is_named(name: str, value: str, sentence: str) -> None:
+    """An unknown name or a wrong value is one sentence with the property and what was expected."""
+    with pytest.raises(ConfigError, match=sentence):
+        check_properties({name: value})
+
+
+def test_a_refused_value_is_not_repeated() -> None:
+    """A value may be a secret, so the sentence leaves it out."""
+    with pytest.raises(ConfigError) as caught:
+        check_properties({"security.protocol": "hunter2"})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_properties_that_contradict_each_other_are_a_configuration_error() -> None:
+    """What only the whole set shows is wrong still ends as one sentence."""
+    with pytest.raises(ConfigError, match="acks"):
+        build(Producer, producer_properties(settings(acks="1")))
+
+
+def test_the_library_tells_its_properties() -> None:
+    """The table read from librdkafka has names, scopes and ranges."""
+    known = known_properties()
+    assert known["group.id"].scope == "C"
+    assert known["linger.ms"].scope == "P"
+    assert known["bootstrap.servers"].scope == "*"
+    assert known["isolation.level"].expected == "read_uncommitted, read_committed"
+
+
+def test_a_line_of_the_library_is_logged_once_in_a_while() -> None:
+    """Repeated lines are left out, also where only the time of the connection differs."""
+    seen: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record.getMessage())
+
+    logger = admin_properties(settings())["logger"]
+    handler = Keep()
+    logger.addHandler(handler)
+    try:
+        for ms in range(5):
+            logger.error("broker is away (after %dms in state UP)", ms)
+        logger.error("something else")
+    finally:
+        logger.removeHandler(handler)
+    assert seen == ["broker is away (after 0ms in state UP)", "something else"]
