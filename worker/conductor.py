@@ -310,8 +310,10 @@ class Conductor:
             self._commit_until(deadline_ns)
             self._release_notes(self.window.owned)
         except DeliveryFailed as failure:
-            done = False
-            self._log.warning("drain_failed", error=str(failure))
+            # nothing of it became visible: whoever gets the partitions answers these records
+            self._log.warning("given_back", error=str(failure))
+            self._delivery.abandon(())
+            done = True
         self.close(max(1.0, self.plan.drain_s / 4))
         if not done:
             raise Stalled(

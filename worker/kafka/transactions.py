@@ -82,6 +82,8 @@ class KafkaTransactions:
             self._renew()
 
     def committed(self, partitions: Collection[Partition]) -> dict[Partition, int | None]:
+        if not partitions:
+            return {}
         deadline = time.monotonic() + RENEW_S
         while True:
             try:
