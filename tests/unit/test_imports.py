@@ -1,0 +1,164 @@
+"""Imports point one way: cli -> app -> {the loop, Kafka, the engine}, and each of the three knows only its own library."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import worker
+
+PACKAGE = Path(worker.__file__).parent
+LOOP = (
+    "admission",
+    "caution",
+    "conductor",
+    "deadletter",
+    "delivery",
+    "openslab",
+    "outbox",
+    "pool",
+    "watchdog",
+    "window",
+)
+ENGINE = ("engine", "codecs", "preprocess", "model", "postprocess")
+SHARED = ("batch", "errors", "settings", "settings_source", "model.signature")
+"""Values and settings that every side may know."""
+
+
+def test_only_the_kafka_package_knows_the_kafka_client() -> None:
+    """Only worker/kafka imports confluent_kafka."""
+    assert importers_of("confluent_kafka") <= within("kafka")
+
+
+def test_only_the_engines_side_knows_the_runtimes() -> None:
+    """Only the engine's side and quantize import ONNX Runtime or OpenCV, which also cuts videos for produce."""
+    assert importers_of("onnxruntime") <= within(*ENGINE, "quantize")
+    assert importers_of("cv2") <= within(*ENGINE, "quantize", "cli.produce")
+
+
+def test_only_quantize_knows_onnx() -> None:
+    """Only quantize reads and writes ONNX files: the worker runs without the onnx package."""
+    assert importers_of("onnx") <= within("quantize", "cli.quantize")
+
+
+def test_the_loop_stands_alone() -> None:
+    """The loop reaches neither Kafka nor an engine nor what puts them together: it declares what it needs."""
+    assert reached_from(within(*LOOP)) & within("kafka", *ENGINE, "telemetry", "app", "cli") <= within(
+        *SHARED
+    )
+
+
+def test_the_engine_has_never_heard_of_kafka() -> None:
+    """What runs in the pool reaches nothing of the loop and nothing of Kafka."""
+    assert reached_from(within(*ENGINE)) <= within(*ENGINE, *SHARED)
+
+
+def test_kafka_knows_neither_the_loop_nor_the_engine() -> None:
+    """The Kafka package reaches no model, no engine and none of the loop; of dead letters it knows the form."""
+    reached = reached_from(within("kafka")) - within("deadletter", *SHARED)
+    assert reached & within(*LOOP, *ENGINE, "app", "cli") == set()
+
+
+def test_only_commands_compose() -> None:
+    """app is imported by commands alone, and commands by nothing but each other and the entry point."""
+    assert importers_of("worker.app") <= within("cli")
+    assert {name for name in modules() if imports(name) & within("cli")} <= within("cli", "__main__")
+
+
+@pytest.mark.parametrize("name", ["worker.cli.main", "worker.app", "worker.conductor", "worker.codecs"])
+def test_importing_loads_no_runtime(name: str) -> None:
+    """A module outside Kafka and the model loads no client, no model runtime and no OpenCV by being imported."""
+    script = (
+        f"import sys, {name}; print(*{{'confluent_kafka', 'onnxruntime', 'cv2', 'onnx'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    """The graph holds imports inside functions and of submodules, not those for type checkers alone."""
+    source = """
+from typing import TYPE_CHECKING
+from worker.kafka import topics
+if TYPE_CHECKING:
+    import onnx.helper
+def late():
+    import cv2 as cv
+"""
+    assert set(imported_by(source)) == {
+        "typing",
+        "worker.kafka",
+        "worker.kafka.topics",
+        "typing.TYPE_CHECKING",
+        "cv2",
+    }
+
+
+# -- the graph -----------------------------------------------------------------------------------------------------
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def within(*names: str) -> set[str]:
+    """The modules called so inside the package, and everything below them."""
+    roots = [f"worker.{name}" for name in names]
+    return {name for name in modules() for root in roots if name == root or name.startswith(root + ".")}
+
+
+@cache
+def imports(name: str) -> frozenset[str]:
+    """What a module imports when it is loaded or runs; dotted names, this package's and others."""
+    return frozenset(imported_by(modules()[name].read_text(encoding="utf-8")))
+
+
+def imported_by(source: str) -> Iterator[str]:
+    for node in _running(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, "relative import: the package imports by absolute names"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under ``if TYPE_CHECKING``."""
+    yield node
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from _running(child)
+
+
+def importers_of(library: str) -> set[str]:
+    """Modules that import this module or something below it."""
+    return {
+        name
+        for name in modules()
+        if any(target == library or target.startswith(library + ".") for target in imports(name))
+    }
+
+
+def reached_from(names: Iterable[str]) -> set[str]:
+    """Modules of this package that these import, directly or through others."""
+    reached: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        found = (imports(waiting.pop()) & modules().keys()) - {"worker"} - reached
+        reached |= found
+        waiting += found
+    return reached
