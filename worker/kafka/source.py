@@ -150,8 +150,21 @@ class KafkaSource:
             if self._gone:
                 messages = self._still_ours(messages)
         if any(map(Message.error, messages)):
-            messages = self._without_errors(messages)
+            return self._columns_beside_events(messages)
         return self._columns(messages)
+
+    def _columns_beside_events(self, messages: list[Any]) -> tuple[Columns, list[Span]]:
+        """Some messages are no records but something that happened: act on it once the records are counted."""
+        events = [message for message in messages if message.error() is not None]
+        taken = self._columns([message for message in messages if message.error() is None])
+        for event in events:
+            error = event.error()
+            if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+                self._reset(Partition(event.topic(), event.partition()))
+            elif error.code() != KafkaError._PARTITION_EOF:
+                self._on_error(error)
+        self._raise_failure()
+        return taken
 
     def _columns(self, messages: list[Any]) -> tuple[Columns, list[Span]]:
         """Messages of any partitions as columns, all fields by C methods over the whole list."""
@@ -202,21 +215,9 @@ class KafkaSource:
         return [
             message
             for row, (message, place) in enumerate(zip(messages, places, strict=True))
-            if place in self._assigned and not (row == 0 and place in self._gone)
+            if message.error() is not None
+            or (place in self._assigned and not (row == 0 and place in self._gone))
         ]
-
-    def _without_errors(self, messages: list[Any]) -> list[Any]:
-        """Act on the events among the messages; return the records."""
-        for message in messages:
-            error = message.error()
-            if error is None or error.code() == KafkaError._PARTITION_EOF:
-                continue
-            if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                self._reset(Partition(message.topic(), message.partition()))
-            else:
-                self._on_error(error)
-        self._raise_failure()
-        return [message for message in messages if message.error() is None]
 
     # -- positions ---------------------------------------------------------------------------------------
 
@@ -378,8 +379,9 @@ class KafkaSource:
                 self._confirmed[Partition(tp.topic, tp.partition)] = tp.offset
             else:
                 self.commit_failures += 1
-                log.warning(
-                    "commit of %s/%d at %d failed: %s", tp.topic, tp.partition, tp.offset, wrong.str()
+                level = logging.INFO if wrong.code() in PASSING else logging.WARNING
+                log.log(
+                    level, "commit of %s/%d at %d failed: %s", tp.topic, tp.partition, tp.offset, wrong.str()
                 )
 
     def _on_error(self, error: KafkaError) -> None:
@@ -481,11 +483,19 @@ class KafkaSource:
                 raise ClientFatal(
                     f"cannot seek in {place.topic}/{place.number}: {error.args[0].str()}"
                 ) from None
-            # not fetching (stopped by an error, or not started yet): assign it anew
+            self._assign_anew(target)  # it is not being fetched: stopped by an error, or not started yet
+
+    def _assign_anew(self, target: TopicPartition) -> None:
+        """Begin at the target's offset; the eager protocol lets only the whole assignment be given."""
+        if self._incremental:
             self._consumer.incremental_unassign([target])
             self._consumer.incremental_assign([target])
-            if self._paused:
-                self._consumer.pause([target])
+        else:
+            self._consumer.assign(
+                [TopicPartition(*place, offset) for place, offset in self._assigned.items()]
+            )
+        if self._paused:
+            self.pause_all()
 
 
 def _is_incremental(properties: dict[str, Any]) -> bool:
