@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -122,7 +123,7 @@ class Subject:
         Raises:
             RuntimeError: it ended, or did not answer; with its last words.
         """
-        run = f"{self.name.replace(' ', '-')}-{uuid.uuid4().hex[:6]}"
+        run = f"{re.sub('[^a-z0-9]+', '-', self.name)}-{uuid.uuid4().hex[:6]}"
         topics = {f"{run}.in": self.partitions, f"{run}.out": self.partitions, f"{run}.dead": 1}
         if self.metrics:
             topics[f"{run}.metrics"] = 1
@@ -149,7 +150,7 @@ class Subject:
             "input": {**own["input"], "topics": [f"{run}.in"]},
             "output": {**own["output"], "topic": f"{run}.out"},
             "dead_letter": {"topic": f"{run}.dead"},
-            # frozen while its topic fills: that must not look like a death to the group
+            "limits": {"stall_s": 3600},  # frozen while others are measured: neither a stall nor a death
             "kafka": {
                 "bootstrap.servers": self.broker.bootstrap,
                 "group.id": run,

@@ -1,0 +1,198 @@
+"""``streaminfer bench``: open-loop load through a running group, and what its results say of latency."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from worker.cli.main import add_set_option
+from worker.errors import ConfigError, WorkerError
+from worker.settings import PipelineSettings, Settings, load
+from worker.telemetry import logs
+
+if TYPE_CHECKING:
+    from worker.bench.search import Found
+    from worker.bench.trial import Trial
+    from worker.kafka.load import Load
+
+DURATION_S, SEARCH_DURATION_S = 10.0, 4.0
+FEWEST_RECORDS = 200
+"""In a trial of a search: fewer have no 99th percentile."""
+
+EXAMPLE = """\
+examples:
+  streaminfer bench digits.yaml --rate 5000 --source frames/ --duration 30
+  streaminfer bench digits.yaml --search --p99-ms 20 --source records.jsonl --json bench.json"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Send records to a running group at a fixed rate and measure each from the moment it should have been sent to "
+        "the moment its result was read. Start the workers first."
+    )
+    parser.epilog = EXAMPLE
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="the running workers' YAML file")
+    add_set_option(parser)
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--rate", type=float, metavar="R", help="records per second")
+    how.add_argument("--search", action="store_true", help="find the highest rate that keeps --p99-ms")
+    parser.add_argument(
+        "--p99-ms", type=float, metavar="M", help="with --search: bound of the 99th percentile"
+    )
+    parser.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="records: JSONL (each line), CSV (each row as JSON), a file or a folder of files; sent round and round",
+    )
+    parser.add_argument(
+        "--duration",
+        type=float,
+        metavar="S",
+        help=f"seconds of one trial (default {DURATION_S:.0f}, with --search {SEARCH_DURATION_S:.0f})",
+    )
+    parser.add_argument(
+        "--pipeline", metavar="NAME", help="which pipeline, where there are several (default: the first)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Probe, load, measure, show.
+
+    Raises:
+        ConfigError: arguments, configuration or source are wrong.
+        StartError: no broker, no topic, or no worker that answers.
+    """
+    _check_arguments(args)
+    settings = load(args.config, args.overrides)
+    logs.configure(settings.secrets())
+    pipeline = _pipeline(settings, args.pipeline)
+
+    from worker.bench.values import read_values
+    from worker.kafka.load import Load
+
+    values = read_values(args.source)
+    with Load(settings, pipeline, values) as group:
+        group.probe()
+        document = _search(group, args) if args.search else _once(group, args)
+    if args.json is not None:
+        _write(args.json, document)
+    return 0
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    for name in ("rate", "p99_ms", "duration"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"--{name.replace('_', '-')}: got {value:g}, expected a number above 0")
+    if args.search and args.p99_ms is None:
+        raise ConfigError("--search: expected --p99-ms M, the 99th percentile to keep")
+    if args.p99_ms is not None and not args.search:
+        raise ConfigError("--p99-ms: goes with --search")
+    if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
+        raise ConfigError(f"--json: {args.json} cannot be written; expected a file in a folder that exists")
+
+
+def _pipeline(settings: Settings, name: str | None) -> PipelineSettings:
+    if name is None:
+        return next(iter(settings.pipelines.values()))
+    if name not in settings.pipelines:
+        raise ConfigError(f"--pipeline: got {name}, expected one of {', '.join(settings.pipelines)}")
+    return settings.pipelines[name]
+
+
+def _once(group: Load, args: argparse.Namespace) -> dict[str, Any]:
+    trial = _trial(group, args.rate, args.duration or DURATION_S, fewest=1)
+    _show(trial)
+    return trial.document()
+
+
+def _search(group: Load, args: argparse.Namespace) -> dict[str, Any]:
+    from worker.bench.search import search
+
+    print(f"{'records/s':>12} {'p50 ms':>9} {'p99 ms':>9} {'lost':>7}", flush=True)
+
+    def trial(rate: float) -> Trial:
+        found = _trial(group, rate, args.duration or SEARCH_DURATION_S, FEWEST_RECORDS)
+        p50, p99 = (found.latency_ms.get(name, float("nan")) for name in ("p50", "p99"))
+        verdict = (
+            ""
+            if found.holds(args.p99_ms)
+            else "  load generator late"
+            if found.generator_limited
+            else "  over"
+        )
+        print(f"{rate:12,.0f} {p50:9.2f} {p99:9.2f} {found.lost:7,}{verdict}", flush=True)
+        return found
+
+    found = search(trial, args.p99_ms)
+    _show_search(found, args.p99_ms)
+    return {
+        "p99_ms": args.p99_ms,
+        "best": found.best.document() if found.best else None,
+        "generator_limited": found.generator_limited,
+        "trials": [trial.document() for trial in found.trials],
+    }
+
+
+def _trial(group: Load, rate: float, duration_s: float, fewest: int) -> Trial:
+    from worker.bench.trial import evaluate, warm_up_s
+
+    count = max(round(rate * duration_s), fewest)
+    sent, answers = group.run(rate, count)
+    return evaluate(sent, answers, rate, warm_up_s(count / rate))
+
+
+def _show(trial: Trial) -> None:
+    """One trial for people."""
+    print(
+        f"{'records/s':12} {trial.answered_per_s:12,.1f}  (sent {trial.sent_per_s:,.1f}, wanted {trial.wanted_per_s:,.1f})"
+    )
+    print(
+        f"{'records':12} {trial.sent:12,}  results {trial.results:,}, dead letters {trial.dead_letters:,}, "
+        f"lost {trial.lost:,}, duplicates {trial.duplicates:,}"
+    )
+    if trial.latency_ms:
+        print(f"\n{'ms':12} {'p50':>9} {'p90':>9} {'p99':>9} {'p99.9':>9} {'max':>9}")
+        _show_times("end to end", trial.latency_ms)
+        for stage, times in trial.stages_ms.items():
+            _show_times(f"  {stage}", times)
+    if trial.refused:
+        print(f"\nThe broker did not take {trial.refused:,} records.")
+    if trial.generator_limited:
+        print(
+            f"\nThe load generator was the limit: it was {trial.late_p99_ms:.1f} ms late at its 99th percentile and "
+            f"reached {trial.sent_per_s:,.0f} of {trial.wanted_per_s:,.0f} records/s. The workers may do better."
+        )
+
+
+def _show_times(name: str, times: dict[str, float]) -> None:
+    print(f"{name:12} " + " ".join(f"{value:9.2f}" for value in times.values()))
+
+
+def _show_search(found: Found, p99_ms: float) -> None:
+    print()
+    if found.best is None:
+        print(f"No rate keeps the 99th percentile within {p99_ms:g} ms.")
+        return
+    print(
+        f"Highest rate with the 99th percentile within {p99_ms:g} ms: {found.best.wanted_per_s:,.0f} records/s."
+    )
+    if found.generator_limited:
+        print("The load generator was the limit; the workers may do better.")
+    print()
+    _show(found.best)
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    try:
+        path.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
+    except OSError as error:
+        raise WorkerError(f"--json: {path} cannot be written: {error}") from None
+    print(f"written to {path}", file=sys.stderr)

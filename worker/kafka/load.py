@@ -1,0 +1,335 @@
+"""Load on the input topic by a schedule, and everything that comes back of it.
+
+The sender is a process of its own: one interpreter that both sends and parses results would be late with both.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+
+from worker.batch import STAGES, Headers
+from worker.bench.trial import Answers, Sent, place_code
+from worker.errors import ConfigError, StartError
+from worker.kafka.properties import build, consumer_properties, producer_properties
+from worker.kafka.topics import open_topics
+
+if TYPE_CHECKING:
+    from worker.settings import PipelineSettings, Settings
+
+SLEEP_S = 0.0001
+"""Longest sleep while a record is due soon; the client sends in the background meanwhile."""
+PATIENCE_S = 10.0
+"""How long the first result may take, and how long nothing may come before what is missing counts as lost."""
+CONTENT_LENGTH = "inference-header-content-length"
+TIMES = (*STAGES, "total")
+
+
+class Load:
+    """Sends records through one pipeline of a running group and reads its outputs; a context manager.
+
+    Args:
+        settings: the group's own settings.
+        pipeline: which of its pipelines.
+        values: records, sent round and round.
+
+    Raises:
+        ConfigError: results of this pipeline do not say which record they are of.
+        StartError: the broker cannot be reached, or a topic is missing.
+    """
+
+    def __init__(self, settings: Settings, pipeline: PipelineSettings, values: Sequence[bytes]) -> None:
+        output = pipeline.output
+        if output.format in ("tensor", "npy") and output.headers == "none":
+            raise ConfigError(
+                f"output.headers: none leaves nothing in a {output.format} result that says which record it is of; "
+                "expected trace"
+            )
+        topics = open_topics(settings)
+        self._topic = pipeline.input.topics[0]
+        self._silence = (
+            f"no result came on topic {output.topic} within {PATIENCE_S:.0f} s: is a worker of group "
+            f"{settings.kafka['group.id']} running, and has it done what was waiting on {self._topic}?"
+        )
+        read = (output.topic, settings.dead_letter.topic)
+        self._reader = _Reader(
+            settings, topics.embedded, {name: topics.partitions[name] for name in read}, output, self._topic
+        )
+        headers: Headers | None = (
+            [(pipeline.when.header, pipeline.when.equals.encode())] if pipeline.when else None
+        )
+        plan = _Plan(
+            producer_properties(settings, topics.limits),
+            self._topic,
+            topics.partitions[self._topic],
+            list(values),
+            headers,
+        )
+        # spawned, not forked: a forked librdkafka has no threads
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._sender = context.Process(target=_send, args=(plan, theirs), name="sender", daemon=True)
+        self._sender.start()
+        theirs.close()
+
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pipe.close()  # the sender ends when nobody listens any more
+        self._sender.join(5)
+        if self._sender.is_alive():
+            self._sender.terminate()
+        self._reader.close()
+
+    def probe(self) -> None:
+        """One record there and back, before many are sent.
+
+        Raises:
+            StartError: nothing came back.
+        """
+        sent, answers = self.run(1.0, 1)
+        if not np.isin(sent.places, answers.places).any():
+            raise StartError(self._silence)
+
+    def run(self, per_s: float, count: int) -> tuple[Sent, Answers]:
+        """Send ``count`` records at a rate, and wait until all are answered or nothing has come for a while.
+
+        Raises:
+            StartError: the sender cannot reach the broker.
+        """
+        self._reader.clear()
+        self._pipe.send((per_s, count))
+        sent: Sent | None = None
+        quiet_since = time.monotonic()
+        while sent is None or (
+            self._reader.distinct < np.count_nonzero(sent.places >= 0)
+            and time.monotonic() - quiet_since < PATIENCE_S
+        ):
+            if sent is None and self._pipe.poll():
+                sent = self._received()
+                quiet_since = time.monotonic()
+            if self._reader.read():
+                quiet_since = time.monotonic()
+        return sent, self._reader.answers()
+
+    def _received(self) -> Sent:
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            raise StartError("the load generator ended before its last record was acknowledged") from None
+        if isinstance(answer, str):
+            raise StartError(answer)
+        assert isinstance(answer, Sent)
+        return answer
+
+
+# -- results ---------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Reads results and dead letters from now on, and finds the record each belongs to."""
+
+    def __init__(
+        self, settings: Settings, embedded: bool, topics: dict[str, int], output: Any, input_topic: str
+    ) -> None:
+        properties = consumer_properties(settings, embedded)
+        properties.pop("group.instance.id", None)
+        # an answer that waits for the next fetch would look like the worker's latency
+        properties |= {"group.id": "unused", "fetch.wait.max.ms": 2 if embedded else 500}
+        self._consumer = build(Consumer, properties)
+        self._dead_letters = settings.dead_letter.topic
+        self._input = input_topic
+        self._find = {"json": _find_json, "oip": _find_oip}.get(output.format, _find_header)
+        places = [TopicPartition(name, i) for name, count in topics.items() for i in range(count)]
+        try:
+            for place in places:
+                place.offset = self._consumer.get_watermark_offsets(place, timeout=PATIENCE_S)[1]
+        except KafkaException as error:
+            raise StartError(
+                f"the ends of {', '.join(topics)} cannot be read: {error.args[0].str()}"
+            ) from None
+        self._consumer.assign(places)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was read so far."""
+        self._places: list[int] = []
+        self._times: list[int] = []
+        self._dead: list[bool] = []
+        self._stages: list[tuple[float, ...]] = []
+        self._seen: set[int] = set()
+
+    @property
+    def distinct(self) -> int:
+        """Different records that were answered."""
+        return len(self._seen)
+
+    def read(self) -> int:
+        """Take what is there, waiting a little for it; how many outputs of our topic it was."""
+        first = self._consumer.poll(0.005)
+        if first is None:
+            return 0
+        messages = [first, *self._consumer.consume(10_000, 0)]
+        now_ns = time.monotonic_ns()
+        before = len(self._places)
+        for message in messages:
+            if message.error() is None:
+                self._add(message)
+        self._times += [now_ns] * (len(self._places) - before)
+        self._seen.update(self._places[before:])
+        return len(self._places) - before
+
+    def answers(self) -> Answers:
+        """Everything since :meth:`clear`."""
+        table = np.array(self._stages, np.float64).reshape(len(self._stages), len(TIMES))
+        return Answers(
+            np.array(self._places, np.int64),
+            np.array(self._times, np.int64),
+            np.array(self._dead, bool),
+            {stage: table[:, i] for i, stage in enumerate(TIMES)},
+        )
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _add(self, message: Message) -> None:
+        dead = message.topic() == self._dead_letters
+        try:
+            topic, partition, offset, times = (_find_dead if dead else self._find)(message)
+        except (KeyError, ValueError, TypeError):
+            return  # not an output of a worker, or one that does not say of what
+        if topic == self._input:
+            self._places.append(place_code(partition, offset))
+            self._dead.append(dead)
+            self._stages.append(times)
+
+
+_UNTIMED = (float("nan"),) * len(TIMES)
+_Found = tuple[str, int, int, tuple[float, ...]]
+
+
+def _find_json(message: Message) -> _Found:
+    result = orjson.loads(message.value() or b"")
+    source, times = result["source"], result.get("latency_ms")
+    timed = tuple(times[stage] for stage in TIMES) if times else _UNTIMED
+    return source["topic"], source["partition"], source["offset"], timed
+
+
+def _find_oip(message: Message) -> _Found:
+    value, headers = message.value() or b"", _headers(message)
+    length = headers.get(CONTENT_LENGTH)
+    response = orjson.loads(value[: int(length)] if length else value)
+    return _place(response["parameters"]["source"])
+
+
+def _find_header(message: Message) -> _Found:
+    return _place(_headers(message)["streaminfer.source"].decode())
+
+
+def _find_dead(message: Message) -> _Found:
+    headers = _headers(message)
+    topic, partition, offset = (
+        headers[f"__connect.errors.{name}"] for name in ("topic", "partition", "offset")
+    )
+    return topic.decode(), int(partition), int(offset), _UNTIMED
+
+
+def _place(text: str) -> _Found:
+    topic, partition, offset = text.rsplit("/", 2)
+    return topic, int(partition), int(offset), _UNTIMED
+
+
+def _headers(message: Message) -> dict[str, bytes]:
+    headers: Any = message.headers() or []
+    return {name.lower() if name.startswith("i") else name: value or b"" for name, value in headers}
+
+
+# -- the sender's process --------------------------------------------------------------------------------
+
+
+@dataclass
+class _Plan:
+    """What the sender needs to know."""
+
+    properties: dict[str, Any]
+    topic: str
+    partitions: int
+    values: list[bytes]
+    headers: Headers | None
+
+    def __post_init__(self) -> None:
+        self.properties.pop("logger", None)  # a logger stays in its process
+        self.properties |= {"linger.ms": 0.5, "message.timeout.ms": 30_000, "log_level": 2}
+
+
+@dataclass
+class _Progress:
+    """One trial as the sender sees it; aligned by record."""
+
+    sent_ns: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+
+
+def _send(plan: _Plan, pipe: Connection) -> None:
+    """Serve trials until the other end closes: (per_s, count) in, :class:`Sent` or a sentence out."""
+    producer = Producer({**plan.properties, "logger": logging.getLogger("librdkafka")})
+    number = 0
+    while True:
+        try:
+            per_s, count = pipe.recv()
+            pipe.send(_send_trial(plan, producer, per_s, count, number))
+        except (EOFError, BrokenPipeError, KeyboardInterrupt):
+            return
+        number += count
+
+
+def _send_trial(plan: _Plan, producer: Producer, per_s: float, count: int, number: int) -> Sent:
+    """Send each record as close to its time as can be, in turn to every partition; wait for all acknowledgements.
+
+    Args:
+        number: of the first record, so that the next trial goes on where the last one stopped in the values.
+    """
+    progress = _Progress([0] * count, [-1] * count)
+    start_ns = time.monotonic_ns() + 1_000_000
+    due_ns = start_ns + (np.arange(count) * (1e9 / per_s)).astype(np.int64)
+    sent = 0
+    while sent < count:
+        now_ns = time.monotonic_ns()
+        due = min(int((now_ns - start_ns) * per_s / 1e9) + 1, count) if now_ns >= start_ns else 0
+        for row in range(sent, due):
+            _produce(plan, producer, progress, row, number + row)
+        producer.poll(0)
+        sent = max(sent, due)
+        if sent < count:
+            time.sleep(max(0.0, min(SLEEP_S, (int(due_ns[sent]) - time.monotonic_ns()) / 1e9)))
+    producer.flush(60)
+    return Sent(due_ns, np.array(progress.sent_ns, np.int64), np.array(progress.places, np.int64))
+
+
+def _produce(plan: _Plan, producer: Producer, progress: _Progress, row: int, number: int) -> None:
+    def delivered(error: Any, message: Message) -> None:
+        if error is None:
+            place: Any = (message.partition(), message.offset())
+            progress.places[row] = place_code(*place)
+
+    options: dict[str, Any] = {"headers": plan.headers} if plan.headers else {}
+    value = plan.values[number % len(plan.values)]
+    while True:
+        try:
+            producer.produce(
+                plan.topic, value, partition=number % plan.partitions, on_delivery=delivered, **options
+            )
+            break
+        except BufferError:
+            producer.poll(0.01)
+    progress.sent_ns[row] = time.monotonic_ns()
