@@ -1,0 +1,283 @@
+"""The engine on one batch: grouping, running, and finding the guilty one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from fakes import columns_of
+
+from worker.batch import STAGES, Array, Batch, Columns, Feed, Item, Partition, Run
+from worker.engine import Engine, Pipeline
+from worker.errors import Reject, Rejection, SickModel
+from worker.model.signature import Signature, TensorSpec
+
+X = TensorSpec("x", np.dtype(np.float32), "FP32", (None, 1))
+Y = TensorSpec("y", np.dtype(np.float32), "FP32", (None, 1))
+
+
+class Decoder:
+    """A value is a number; ``b"2x7"`` is a record of two items that begin at 7, ``b"w3:1"`` one of width 3."""
+
+    shard_rows = 0
+
+    def __init__(self, fixed: bool = True) -> None:
+        self.fixed = fixed
+
+    def cost(self, value: bytes) -> int:
+        return 0
+
+    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
+        for row in range(start, stop):
+            text = (columns.values[row] or b"").decode()
+            if text == "bad":
+                feed.rejected[row] = Rejection.of(Reject("not a number"), "decode", self)
+            elif feed.arrays is not None:
+                feed.arrays["x"][row] = float(text)
+            else:
+                feed.items[row] = _item(text)
+
+
+def _item(text: str) -> Item:
+    width, _, rest = text.rpartition(":")
+    count, _, first = rest.rpartition("x")
+    rows = [[float(first) + n] * int(width[1:] or 1) for n in range(int(count or 1))]
+    return Item({"x": np.array(rows, np.float32)}, len(rows), single=not count)
+
+
+class Model:
+    """y = 2 x, and everything that can go wrong on the way."""
+
+    name, version, provider = "double", "1", "cpu"
+
+    def __init__(self, batchable: bool = True, fixed_batch: int | None = None) -> None:
+        self.signature = Signature((X,), (Y,), batchable)
+        self.fixed_batch = fixed_batch
+        self.needs_canary = False
+        self.healthy = True
+        self.poison: float | None = None
+        self.rows_max = 1_000
+        self.answer: Callable[[Array], Array] = lambda x: x[:, :1] * 2
+        self.asked: list[list[float]] = []
+        self.adopted: list[dict[str, Array]] = []
+
+    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        x = feeds["x"]
+        self.asked.append(x[:, 0].tolist())
+        if len(x) > self.rows_max:
+            raise RuntimeError("Failed to allocate memory for requested buffer")
+        if self.poison is not None and self.poison in x:
+            raise RuntimeError("poisoned")
+        return {"y": self.answer(x)}
+
+    def canary(self) -> bool:
+        return self.healthy
+
+    def adopt_canary(self, feeds: dict[str, Array], outputs: dict[str, Array]) -> None:
+        self.adopted.append(feeds)
+        self.needs_canary = False
+
+
+class Encoder:
+    """The answers of a record's items, as text."""
+
+    def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None:
+        stamp()
+        assert batch.outcomes is not None
+        start = 0
+        for row, count in zip(run.rows, run.counts or [1] * len(run.rows), strict=True):
+            numbers = run.outputs["y"][start : start + count].ravel().tolist()
+            batch.outcomes.bodies[row] = repr(numbers).encode()
+            start += count
+
+    def error_body(self, batch: Batch, row: int, rejection: Rejection) -> bytes:
+        return b"error: " + rejection.reason.encode()
+
+    def expired_body(self, columns: Columns, row: int, message: str) -> bytes:
+        return b""
+
+
+def pipeline(model: Model, fixed: bool = True, max_size: int = 64) -> Pipeline:
+    return Pipeline(
+        "double",
+        frozenset({"in"}),
+        None,
+        1_000,
+        "pass",
+        Decoder(fixed),
+        model,
+        Encoder(),
+        max_size,
+        0,
+        "out",
+        "key",
+    )
+
+
+def process(pipeline: Pipeline, *values: str) -> Batch:
+    """One batch through all three steps."""
+    columns = columns_of(Partition("in", 0), range(len(values)), [value.encode() for value in values])
+    batch = Batch(None, range(len(values)), columns, pipeline, 0, 0.0)
+    engine = Engine()
+    for start, stop in engine.shards(batch):
+        engine.decode(batch, start, stop)
+    engine.infer(batch)
+    engine.finish(batch)
+    return batch
+
+
+def bodies(batch: Batch) -> list[str | None]:
+    assert batch.outcomes is not None
+    return [body.decode() if body is not None else None for body in batch.outcomes.bodies]
+
+
+def rejections(batch: Batch) -> dict[int, tuple[str, str]]:
+    assert batch.outcomes is not None
+    return {row: (why.reason, why.stage) for row, why in batch.outcomes.rejected.items()}
+
+
+def test_a_batch_is_one_run() -> None:
+    """And every record gets its own answer."""
+    model = Model()
+    batch = process(pipeline(model), "1", "2", "3")
+    assert bodies(batch) == ["[2.0]", "[4.0]", "[6.0]"]
+    assert model.asked == [[1, 2, 3]]
+    assert (batch.items, len(batch.runs)) == (3, 1)
+
+
+def test_a_record_that_cannot_be_decoded_is_left_out_of_the_run() -> None:
+    """It alone is rejected, by its own reason."""
+    model = Model()
+    batch = process(pipeline(model), "1", "bad", "3")
+    assert bodies(batch) == ["[2.0]", None, "[6.0]"]
+    assert rejections(batch) == {1: ("invalid", "decode")}
+    assert model.asked == [[1, 3]]
+
+
+def test_nothing_runs_when_nothing_could_be_decoded() -> None:
+    """An empty run would be the model's problem."""
+    model = Model()
+    assert set(rejections(process(pipeline(model), "bad", "bad"))) == {0, 1}
+    assert model.asked == []
+
+
+def test_a_model_that_is_not_batchable_runs_every_record_alone() -> None:
+    """Its output stays whole."""
+    model = Model(batchable=False)
+    batch = process(pipeline(model), "1", "2")
+    assert model.asked == [[1], [2]]
+    assert all(run.alone for run in batch.runs)
+    assert bodies(batch) == ["[2.0]", "[4.0]"]
+
+
+def test_a_fixed_batch_is_padded_and_cut() -> None:
+    """The model sees its own batch size, the record only its own answer."""
+    model = Model(batchable=False, fixed_batch=4)
+    batch = process(pipeline(model), "5")
+    assert model.asked == [[5, 0, 0, 0]]
+    assert bodies(batch) == ["[10.0]"]
+
+
+def test_records_of_several_items_share_runs_up_to_the_limit() -> None:
+    """In order, whole records only, at most `max_size` items together; a larger record runs alone."""
+    model = Model()
+    batch = process(pipeline(model, fixed=False, max_size=4), "2x10", "1", "5x20", "3x30")
+    assert model.asked == [[10, 11, 1], [20, 21, 22, 23, 24], [30, 31, 32]]
+    assert bodies(batch) == ["[20.0, 22.0]", "[2.0]", "[40.0, 42.0, 44.0, 46.0, 48.0]", "[60.0, 62.0, 64.0]"]
+    assert batch.items == 11
+
+
+def test_records_of_different_shapes_do_not_share_a_run() -> None:
+    """Each shape has its own; every record its own answer."""
+    model = Model()
+    batch = process(pipeline(model, fixed=False), "w2:1", "w3:2", "w2:3")
+    assert sorted(model.asked) == [[1, 3], [2]]
+    assert bodies(batch) == ["[2.0]", "[4.0]", "[6.0]"]
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("guilty", [0, 31, 63])
+def test_the_record_that_makes_the_model_fail_is_found(fixed: bool, guilty: int) -> None:
+    """One of 64 is rejected with the model's own error; 63 are answered, in a logarithmic number of runs."""
+    model = Model()
+    model.poison = float(guilty)
+    batch = process(pipeline(model, fixed), *map(str, range(64)))
+    assert rejections(batch) == {guilty: ("model_error", "infer")}
+    assert bodies(batch) == [f"[{2.0 * n}]" if n != guilty else None for n in range(64)]
+    assert len(model.asked) <= 2 * 6 + 1
+
+
+def test_a_sick_model_blames_nobody() -> None:
+    """The warm-up input fails too: the process ends, no record is rejected."""
+    model = Model()
+    model.poison, model.healthy = 1.0, False
+    with pytest.raises(SickModel, match=r"double is sick.*first error: poisoned"):
+        process(pipeline(model), "1", "2")
+
+
+def test_out_of_memory_halves_the_batch_for_good() -> None:
+    """Nothing is rejected, no row is passed over, and the size is remembered: also while it still shrinks."""
+    model = Model()
+    model.rows_max = 5
+    double = pipeline(model)
+    double.row_limit = 16
+    values = [str(n) for n in range(50)]
+    assert bodies(process(double, *values)) == [f"[{2.0 * n}]" for n in range(50)]
+    assert double.run_limit == 4
+    model.asked.clear()
+    process(double, *values)
+    assert max(map(len, model.asked)) == 4
+
+
+def test_outputs_that_do_not_follow_the_batch_are_the_models_error() -> None:
+    """No record gets its neighbour's answer: alone each may still be answered, or is rejected by itself."""
+    model = Model()
+    model.answer = lambda x: x[:1]
+    assert bodies(process(pipeline(model), "1", "2", "3")) == ["[1.0]", "[2.0]", "[3.0]"]
+    model.answer = lambda x: np.zeros((7, 1), np.float32)
+    assert set(rejections(process(pipeline(model), "1", "2", "3"))) == {0, 1, 2}
+
+
+def test_the_first_answered_record_becomes_the_canary_where_there_is_none() -> None:
+    """Exactly as the model got it, once."""
+    model = Model(batchable=False)
+    model.needs_canary = True
+    process(pipeline(model), "7", "8")
+    assert [feeds["x"].tolist() for feeds in model.adopted] == [[[7.0]]]
+
+
+def test_rejected_requests_have_an_error_body_when_asked_for() -> None:
+    """`output.errors`; otherwise none is made."""
+    quiet, talking = pipeline(Model()), pipeline(Model())
+    talking.output_errors = True
+    for one, expected in ((quiet, {}), (talking, {0: b"error: invalid"})):
+        outcomes = process(one, "bad").outcomes
+        assert outcomes is not None
+        assert outcomes.error_bodies == expected
+
+
+def test_stage_times_add_up() -> None:
+    """`total` is the exact sum; the one stage across two clocks is never negative and 0 where nobody knows."""
+    columns = columns_of(Partition("in", 0), range(3), [b"1", b"2", b"3"])
+    columns.timestamps_ms = [999_000, 1_001_000, 0]
+    batch = Batch(None, range(3), columns, pipeline(Model()), 0, 1_000_000.0)
+    engine = Engine()
+    engine.shards(batch)
+    engine.decode(batch, 0, 3)
+    engine.infer(batch)
+    engine.finish(batch)
+    (run,) = batch.runs
+    stages = {name: np.broadcast_to(us, 3) for name, us in run.stages_us.items()}
+    assert stages["broker"].tolist() == [1_000_000, 0, 0]
+    assert (sum(stages[name] for name in STAGES) == stages["total"]).all()
+    assert all((us >= 0).all() for us in stages.values())
+
+
+def test_a_finished_batch_holds_no_tensors() -> None:
+    """What is left are the bodies."""
+    batch = process(pipeline(Model()), "1")
+    assert batch.feed is not None
+    assert batch.feed.arrays is None
+    assert batch.feed.items == []
+    assert all(run.outputs == {} for run in batch.runs)
