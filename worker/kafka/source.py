@@ -43,6 +43,16 @@ REFUSALS = {
 }
 """Errors that waiting does not mend: before the first assignment they end the start."""
 
+PASSING = frozenset(
+    {
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.STALE_MEMBER_EPOCH,
+    }
+)
+"""Why a commit is refused while partitions change hands: whoever has them next starts from the last that worked."""
+
 # One class stands for records and for events, so every field may be None to a type checker; a record's never is.
 _topic: Any = Message.topic
 _number: Any = Message.partition
