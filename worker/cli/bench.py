@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from worker.cli.connect import above_zero
 from worker.cli.main import add_set_option
+from worker.cli.produce import IMAGES, LINES, VIDEOS, opened
 from worker.errors import ConfigError, WorkerError
 from worker.settings import PipelineSettings, Settings, load
 from worker.telemetry import logs
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from worker.kafka.load import Load
 
 DURATION_S, SEARCH_DURATION_S = 10.0, 4.0
+MOST_BYTES = 256 << 20
+"""Records are kept in memory; what a source holds beyond this is left out."""
 FEWEST_RECORDS = 200
 """In a trial of a search: fewer have no 99th percentile."""
 
@@ -38,21 +42,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", type=Path, help="the running workers' YAML file")
     add_set_option(parser)
     how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--rate", type=float, metavar="R", help="records per second")
+    how.add_argument("--rate", type=above_zero, metavar="R", help="records per second")
     how.add_argument("--search", action="store_true", help="find the highest rate that keeps --p99-ms")
     parser.add_argument(
-        "--p99-ms", type=float, metavar="M", help="with --search: bound of the 99th percentile"
+        "--p99-ms", type=above_zero, metavar="M", help="with --search: bound of the 99th percentile"
     )
     parser.add_argument(
         "--source",
-        type=Path,
         required=True,
         metavar="FILE",
-        help="records: JSONL (each line), CSV (each row as JSON), a file or a folder of files; sent round and round",
+        help="records as for produce, or any other file as one record; sent round and round",
     )
     parser.add_argument(
         "--duration",
-        type=float,
+        type=above_zero,
         metavar="S",
         help=f"seconds of one trial (default {DURATION_S:.0f}, with --search {SEARCH_DURATION_S:.0f})",
     )
@@ -74,10 +77,9 @@ def run(args: argparse.Namespace) -> int:
     logs.configure(settings.secrets())
     pipeline = _pipeline(settings, args.pipeline)
 
-    from worker.bench.values import read_values
     from worker.kafka.load import Load
 
-    values = read_values(args.source)
+    values = _values(args.source)
     with Load(settings, pipeline, values) as group:
         group.probe()
         document = _search(group, args) if args.search else _once(group, args)
@@ -87,10 +89,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    for name in ("rate", "p99_ms", "duration"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"--{name.replace('_', '-')}: got {value:g}, expected a number above 0")
     if args.search and args.p99_ms is None:
         raise ConfigError("--search: expected --p99-ms M, the 99th percentile to keep")
     if args.p99_ms is not None and not args.search:
@@ -105,6 +103,30 @@ def _pipeline(settings: Settings, name: str | None) -> PipelineSettings:
     if name not in settings.pipelines:
         raise ConfigError(f"--pipeline: got {name}, expected one of {', '.join(settings.pipelines)}")
     return settings.pipelines[name]
+
+
+def _values(source: str) -> list[bytes]:
+    """The records of the source, as many as fit in memory.
+
+    Raises:
+        ConfigError: it is missing, cannot be read, or holds no record.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() not in {*IMAGES, *VIDEOS, *LINES, ".csv"}:
+        try:
+            return [path.read_bytes()]  # such as one raw tensor, of which nothing need be known
+        except OSError as error:
+            raise ConfigError(f"--source: {path} cannot be read: {error.strerror}") from None
+    values: list[bytes] = []
+    size = 0
+    for item in opened(source, key=None)():
+        values.append(item.value)
+        size += len(item.value)
+        if size > MOST_BYTES:
+            break
+    if not values:
+        raise ConfigError(f"--source: {source} holds no record; expected at least one")
+    return values
 
 
 def _once(group: Load, args: argparse.Namespace) -> dict[str, Any]:
