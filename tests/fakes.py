@@ -230,6 +230,10 @@ class FakeSource:
         """What this member believes it owns."""
         return sorted(self._next)
 
+    def records_read(self, partition: Partition) -> int:
+        """How many records of the partition's log lie before the reader."""
+        return self._next[partition]
+
     def subscribe(self, listener: Any) -> None:
         self._listener = listener
         self._kafka.members.append(self)

@@ -1,0 +1,421 @@
+"""The loop over fakes: one replica, a clock that passes when somebody waits, a pool that finishes when told."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import (
+    DEAD_LETTERS,
+    RESULTS,
+    FakeClock,
+    FakeKafka,
+    FakeMeters,
+    FakePool,
+    FakeRoute,
+    FakeSink,
+    FakeSource,
+    NullLog,
+)
+
+from worker.admission import Admission
+from worker.batch import Partition
+from worker.caution import Caution, Note
+from worker.conductor import Conductor, Plan
+from worker.delivery import AtLeastOnce
+from worker.errors import ClientFatal, DeadLetterLimit, SickModel, Stalled
+from worker.outbox import DeadLetterRate, Letterhead, Outbox
+from worker.window import Window
+
+A, B = Partition("in", 0), Partition("in", 1)
+RECORD_BYTES = 512 + 1
+"""What one record of these tests weighs before it is decoded."""
+
+
+class Loop:
+    """A replica with everything around it; ``finishes``: whoever waits for the pool finds its batches done."""
+
+    def __init__(
+        self,
+        kafka: FakeKafka | None = None,
+        slab_records: int = 4,
+        limit_bytes: int = 1_000_000,
+        ratio: float = 2.0,
+        capacity: int = 1_000,
+        finishes: bool = True,
+        max_crashes: int = 3,
+        ordered: bool = True,
+        **route: object,
+    ) -> None:
+        self.kafka = kafka or FakeKafka(FakeClock(), {"in": 2}, {RESULTS: 1})
+        clock = self.clock = self.kafka.clock
+        self.source = FakeSource(self.kafka)
+        self.sink = FakeSink(self.kafka, capacity=capacity)
+        self.pool = FakePool(clock)
+        self.pool.finishes = finishes
+        self.meters, self.log, self.window = FakeMeters(), NullLog(), Window(limit_bytes)
+        caution = Caution(2 * slab_records, max_crashes)
+        self.conductor = Conductor(
+            Plan("worker", slab_records, max_wait_s=0.005, drain_s=1.0, revoke_s=0.5, ordered=ordered),
+            self.source,
+            self.pool,
+            self.window,
+            Admission([FakeRoute(**route)], None, "drop", limit_bytes),  # type: ignore[arg-type]
+            Outbox(self.sink, Letterhead(DEAD_LETTERS, "client", "worker"), DeadLetterRate(ratio, 1_000)),
+            self.sink,
+            AtLeastOnce(self.source, self.sink, 0.02, clock, caution.metadata),
+            self.meters,
+            self.log,
+            caution,
+            clock,
+            clock.wall_ms,
+        )
+        self.source.subscribe(self.conductor)
+        self.kafka.rebalance()
+
+    def feed(self, *values: bytes, partition: Partition = A) -> None:
+        for value in values:
+            self.kafka.append(partition, value)
+
+    def turn(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.conductor.turn()
+
+    def until_quiet(self) -> None:
+        for _ in range(1_000):
+            if self.kafka.drained() and not self.window.slabs:
+                return
+            self.turn()
+        raise AssertionError("not quiet after 1,000 turns")
+
+    @property
+    def results(self) -> list[tuple[int, int]]:
+        """(partition, offset) of what is on the output topic."""
+        return [(m.source.number, m.offset) for m in self.kafka.outputs(RESULTS)]
+
+
+def test_records_become_results_and_their_positions_are_committed() -> None:
+    """Both partitions, offsets with gaps; the counters agree and nothing is held afterwards."""
+    loop = Loop()
+    loop.feed(b"x", b"x")
+    loop.kafka.append(A, b"x", gap=5)
+    loop.feed(b"x", partition=B)
+    loop.until_quiet()
+    assert sorted(loop.results) == [(0, 0), (0, 1), (0, 7), (1, 0)]
+    assert loop.kafka.committed == {A: 8, B: 1}
+    assert loop.meters.records == {"taken": 4, "ok": 4, "dead_letter": 0, "dropped": 0}
+    assert loop.window.bytes == 0
+
+
+def test_a_slab_waits_for_company_no_longer_than_it_must() -> None:
+    """Until it is full, or its first record has waited long enough."""
+    loop = Loop(finishes=False)
+    loop.turn()
+    loop.feed(b"x")
+    loop.turn()
+    assert loop.pool.held == []
+    loop.turn(6)  # a millisecond each
+    assert [len(batch) for batch in loop.pool.held] == [1]
+    loop.feed(*[b"x"] * 4)
+    loop.turn()
+    assert [len(batch) for batch in loop.pool.held] == [1, 4]
+
+
+def test_nothing_is_committed_before_it_is_acknowledged() -> None:
+    """However long the producer takes."""
+    loop = Loop()
+    loop.sink.stalled = True
+    loop.feed(b"x")
+    loop.turn(300)
+    assert loop.results == []
+    assert loop.kafka.committed.get(A, 0) == 0
+    loop.sink.stalled = False
+    loop.until_quiet()
+    assert loop.kafka.committed[A] == 1
+
+
+def test_results_keep_the_order_of_the_input_whatever_the_pool_does() -> None:
+    """The second slab is finished first."""
+    loop = Loop(slab_records=1, finishes=False)
+    loop.feed(b"x", b"x")
+    loop.turn(3)
+    first, second = loop.pool.held
+    loop.pool.finish(second)
+    loop.turn(3)
+    assert loop.results == []
+    loop.pool.finish(first)
+    loop.turn(3)
+    assert loop.results == [(0, 0), (0, 1)]
+
+
+def test_without_order_a_batch_is_published_as_it_returns() -> None:
+    """Positions still move in order only."""
+    loop = Loop(slab_records=1, finishes=False, ordered=False)
+    loop.feed(b"x", b"x")
+    loop.turn(3)
+    first, second = loop.pool.held
+    loop.pool.finish(second)
+    loop.turn(100)
+    assert loop.results == [(0, 1)]
+    assert loop.kafka.committed.get(A, 0) == 0
+    loop.pool.finish(first)
+    loop.until_quiet()
+    assert sorted(loop.results) == [(0, 0), (0, 1)]
+
+
+def test_a_full_window_pauses_the_assignment_and_keeps_its_place_in_the_group() -> None:
+    """The open slab fills one record at a time, then nothing is fetched; rebalances are still served."""
+    loop = Loop(slab_records=2, finishes=False)
+    loop.feed(*[b"x"] * 100)
+    loop.turn(20)
+    assert loop.source.paused
+    assert loop.pool.outstanding == loop.pool.capacity
+    taken = loop.source.records_read(A)
+    assert taken == 2 * loop.pool.capacity + 2
+    loop.kafka.rebalance({A: loop.source})
+    loop.turn()
+    assert loop.source.assignment == [A]
+    loop.pool.finishes = True
+    loop.until_quiet()
+    assert not loop.source.paused
+    assert len(loop.results) == 100
+
+
+def test_the_byte_budget_bounds_what_is_taken() -> None:
+    """Payloads and tensors together, with slots still free."""
+    limit = 3 * RECORD_BYTES + 350
+    loop = Loop(slab_records=1, limit_bytes=limit, finishes=False, item_nbytes=100)
+    loop.pool.capacity = 100
+    loop.feed(*[b"x"] * 20)
+    loop.turn(50)
+    assert loop.pool.outstanding == 3
+    assert loop.window.bytes <= limit + RECORD_BYTES
+    loop.pool.finishes = True
+    loop.until_quiet()
+    assert loop.window.bytes == 0
+
+
+def test_a_record_larger_than_what_is_left_goes_when_nothing_else_is_in_flight() -> None:
+    """Also when the last thing awaited was an acknowledgement, not a batch."""
+    loop = Loop(slab_records=8, limit_bytes=2_000, item_nbytes=1_200)
+    loop.sink.stalled = True
+    loop.feed(*[b"x"] * 3)
+    loop.turn(30)
+    loop.feed(*[b"x"] * 3)
+    loop.turn(30)
+    loop.sink.stalled = False
+    loop.until_quiet()
+    assert [offset for _, offset in loop.results] == list(range(6))
+
+
+def test_a_full_producer_queue_stops_taking_and_loses_nothing() -> None:
+    """Outputs that do not fit wait; what is behind them waits too."""
+    loop = Loop(capacity=3)
+    loop.sink.stalled = True
+    loop.feed(*[b"x"] * 50)
+    loop.turn(100)
+    assert len(loop.sink) == 3
+    assert loop.source.records_read(A) < 50
+    loop.sink.stalled = False
+    loop.until_quiet()
+    assert [offset for _, offset in loop.results] == list(range(50))
+
+
+def test_a_revoke_finishes_what_is_in_flight_and_commits_it() -> None:
+    """Records that were not started are left to the new owner."""
+    loop = Loop(slab_records=2, finishes=False)
+    loop.feed(b"x", b"x", b"x")
+    loop.turn()
+    assert len(loop.pool.held) == 1
+    loop.turn()
+    loop.pool.finishes = True
+    loop.kafka.rebalance({B: loop.source})
+    loop.turn()
+    assert loop.results == [(0, 0), (0, 1)]
+    assert loop.kafka.committed[A] == 2
+    assert not loop.window.unsettled()
+    assert loop.window.bytes == 0
+
+
+def test_a_revoke_that_cannot_finish_lets_go_in_time() -> None:
+    """After `revoke_s`; what comes back later is neither published nor committed."""
+    loop = Loop(finishes=False)
+    loop.feed(*[b"x"] * 4)
+    loop.turn()
+    loop.kafka.rebalance({B: loop.source})
+    before_ns = loop.clock()
+    loop.turn()
+    assert 0.5e9 <= loop.clock() - before_ns < 1e9
+    loop.pool.finishes = True
+    loop.turn(50)
+    assert loop.results == []
+    assert loop.kafka.committed.get(A, 0) == 0
+    assert loop.window.bytes == 0
+    assert loop.meters.records == {"taken": 4, "ok": 0, "dead_letter": 0, "dropped": 4}
+
+
+def test_a_partition_handed_over_without_progress_keeps_its_position() -> None:
+    """Records that were only read are the next owner's, from where this one began."""
+    loop = Loop(slab_records=8, finishes=False)
+    loop.kafka.committed[A] = 1
+    loop.feed(b"x", b"x", b"x")
+    loop.turn()  # read, not submitted
+    loop.kafka.rebalance({B: loop.source})
+    loop.turn()
+    assert loop.kafka.committed[A] == 1
+    assert loop.kafka.notes[A] == ""
+
+
+def test_lost_partitions_are_neither_published_nor_committed() -> None:
+    """Not even what is finished already: somebody else may have answered it."""
+    loop = Loop(finishes=False)
+    loop.feed(*[b"x"] * 4)
+    loop.turn()
+    other = FakeSource(loop.kafka)
+    other.subscribe(Window(1))  # never polls
+    loop.kafka.kick(loop.source)
+    loop.pool.finish()
+    loop.turn(100)
+    assert loop.results == []
+    assert loop.kafka.committed.get(A, 0) == 0
+    assert not loop.window.unsettled()
+    assert loop.window.bytes == 0
+
+
+def test_a_refused_output_rewinds_to_the_settled_position() -> None:
+    """Everything from there is read and published again, in order."""
+    loop = Loop(slab_records=1)
+    loop.feed(*[b"x"] * 6)
+    loop.sink.refuse = 1
+    loop.until_quiet()
+    assert loop.meters.rewinds == {"delivery": 1}
+    assert loop.kafka.committed[A] == 6
+    assert sorted(set(loop.results)) == [(0, n) for n in range(6)]
+    assert loop.window.bytes == 0
+
+
+def test_three_rewinds_without_a_commit_are_enough() -> None:
+    """The fourth failure ends the process: a client that cannot publish is fatal."""
+    loop = Loop()
+    loop.feed(b"x")
+    loop.sink.refuse = 1_000
+    with pytest.raises(ClientFatal, match="3 rewinds in a row brought no commit"):
+        loop.until_quiet()
+
+
+def test_a_refusal_during_a_revoke_rewinds_what_stays() -> None:
+    """The refused output of a partition that stays is not forgotten with the one that goes."""
+    loop = Loop(slab_records=2)
+    loop.turn()
+    loop.sink.stalled = True
+    loop.feed(b"x")
+    loop.feed(b"x", partition=B)
+    loop.turn(10)
+    loop.sink.stalled, loop.sink.refuse = False, 2
+    loop.kafka.rebalance({A: loop.source})
+    loop.turn(100)
+    assert loop.results == [(0, 0)]
+    assert loop.kafka.committed[A] == 1
+    assert loop.kafka.committed.get(B, 0) == 0
+
+
+def test_a_drain_finishes_commits_and_leaves() -> None:
+    """What was read and not started is not committed: the next owner reads it."""
+    loop = Loop(slab_records=2)
+    loop.feed(b"x", b"x", b"x")
+    loop.turn(2)
+    loop.conductor.drain()
+    committed = loop.kafka.committed[A]
+    assert loop.results == [(0, n) for n in range(committed)]
+    assert committed >= 2
+    assert loop.kafka.members == []
+    assert loop.log.events()[-1] == "drained"
+    assert loop.window.bytes == 0
+
+
+def test_a_drain_over_its_budget_says_so() -> None:
+    """What was settled by then is committed, the rest is read again."""
+    loop = Loop(slab_records=1, finishes=False)
+    loop.feed(b"x", b"x")
+    loop.turn(3)
+    loop.pool.finish(loop.pool.held[0])
+    with pytest.raises(Stalled, match=r"limits\.drain_s \(1\.0 s\)"):
+        loop.conductor.drain()
+    assert loop.kafka.committed[A] == 1
+    assert loop.kafka.members == []
+
+
+def test_stopping_ends_the_loop_by_a_drain() -> None:
+    """What a signal handler sets is seen at the next turn."""
+    loop = Loop()
+    loop.kafka.members.clear()
+    loop.conductor.stop_requested = True
+    loop.conductor.run()
+    assert loop.log.events() == ["drain", "drained"]
+    assert not loop.conductor.joined
+
+
+def test_too_many_dead_letters_end_the_process_before_their_slab() -> None:
+    """What came before is published and committed; the slab that tripped the limit is neither."""
+    loop = Loop(slab_records=50, ratio=0.5)
+    loop.kafka.members.clear()
+    loop.feed(*[b"x"] * 50, *[b"bad"] * 150)
+    with pytest.raises(DeadLetterLimit, match=r"dead_letter\.stop_after\.ratio is 0\.5"):
+        loop.conductor.run()
+    assert loop.kafka.committed[A] == len(loop.kafka.landed)
+    assert loop.kafka.committed[A] < 200
+
+
+def test_a_sick_model_commits_nothing_more() -> None:
+    """The exception of a batch ends the loop as it is."""
+    loop = Loop(finishes=False)
+    loop.feed(*[b"x"] * 4)
+    loop.turn()
+    loop.pool.finish(error=SickModel("model digits is sick"))
+    with pytest.raises(SickModel):
+        loop.turn()
+    assert loop.kafka.committed.get(A, 0) == 0
+
+
+def test_a_client_that_cannot_go_on_ends_the_process() -> None:
+    """With the client's own reason."""
+    loop = Loop()
+    loop.source.fatal = "fenced"
+    with pytest.raises(ClientFatal, match="fenced"):
+        loop.turn()
+
+
+def test_poison_that_killed_often_enough_is_a_dead_letter_undecoded() -> None:
+    """The note beside the position says so; the records behind it are answered."""
+    loop = Loop(finishes=True, max_crashes=3)
+    loop.feed(b"kill", b"x", b"x")
+    loop.kafka.notes[A] = str(Note(attempts=2, until=2))
+    loop.until_quiet()
+    (letter,) = loop.kafka.outputs(DEAD_LETTERS)
+    headers = dict(letter.headers or ())
+    assert headers["streaminfer.error.reason"] == b"crashed"
+    assert headers["streaminfer.error.attempts"] == b"3"
+    assert sorted(loop.results) == [(0, 1), (0, 2)]
+    assert loop.kafka.notes[A] == ""
+
+
+def test_under_caution_one_record_is_in_flight_and_its_attempt_is_noted_first() -> None:
+    """Where the settled position is, also behind a gap: so the next commit does not erase it."""
+    loop = Loop(finishes=False)
+    loop.kafka.append(A, b"x")
+    loop.kafka.append(A, b"x", gap=3)
+    loop.kafka.notes[A] = str(Note(attempts=0, until=8))
+    loop.turn(30)
+    assert [len(batch) for batch in loop.pool.held] == [1]
+    assert (loop.kafka.committed[A], loop.kafka.notes[A]) == (0, str(Note(1, 8)))
+    loop.pool.finish()
+    loop.turn(30)
+    assert [batch.columns.offsets for batch in loop.pool.held] == [[4]]
+    assert (loop.kafka.committed[A], loop.kafka.notes[A]) == (1, str(Note(1, 8)))
+
+
+def test_the_loop_knows_what_it_spends_its_time_on() -> None:
+    """Per turn it calls back, and its age is the clock's."""
+    loop = Loop()
+    loop.feed(b"x")
+    loop.turn()
+    assert loop.conductor.turned_ns == loop.clock()
+    assert loop.conductor.joined
