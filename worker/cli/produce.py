@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         for _left in writer.finish():
             show(writer.acknowledged)
         show(writer.acknowledged)
-    print(f"{writer.acknowledged} records sent to {args.topic}")
+    print(f"{writer.acknowledged} record{'s' * (writer.acknowledged != 1)} sent to {args.topic}")
     return 0
 
 

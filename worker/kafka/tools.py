@@ -22,6 +22,8 @@ from worker.kafka.topics import EMBEDDED_CLUSTER, Admin
 
 LOOKUP_TIMEOUT_S = 10.0
 FULL_QUEUE_WAIT_S = 0.1
+PRODUCER_ID_S = 0.55
+"""The client asks for its producer id on a timer of 500 ms; a record sent before waits for it, older than it should be."""
 
 
 class Record(NamedTuple):
@@ -52,6 +54,7 @@ class TopicWriter:
         self.acknowledged = 0
         self._failure: KafkaError | None = None
         self._producer = build(Producer, writer_properties(client))
+        self._producer.poll(PRODUCER_ID_S)
 
     def send(self, value: bytes | None, key: bytes | None, headers: Headers) -> None:
         """Queue one record, waiting while the queue is full.
