@@ -210,6 +210,7 @@ def test_check_goes_through_everything(config: Path, app: Any, capsys: pytest.Ca
         "config",
         "labels",
         "own code",
+        "kafka",
         "model file",
         "sample file",
         "model",

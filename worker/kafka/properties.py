@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, KafkaException, Producer
 
 from worker.errors import ConfigError
 from worker.kafka.library import known_properties, property_fault
@@ -96,10 +96,8 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
         # with the consumer protocol these belong to the broker, and setting one fails construction
         ours["partition.assignment.strategy"] = "cooperative-sticky"
         ours["session.timeout.ms"] = 3_000 if embedded else 10_000
-        ours["heartbeat.interval.ms"] = 500 if embedded else 3_000
-        ours["heartbeat.interval.ms"] = (
-            1_000  # members hear of a rebalance this soon; it waits for the last one
-        )
+        # members hear of a rebalance this soon, and it waits for the last of them
+        ours["heartbeat.interval.ms"] = 500 if embedded else 1_000
     return {**_common(settings), **ours, **_users(settings, "C")}
 
 
@@ -199,9 +197,32 @@ def check_properties(properties: Mapping[str, str]) -> None:
             raise ConfigError(f"kafka.{name}: librdkafka knows no such property{hint}")
         fault = property_fault(name, value)
         if fault is not None:
-            said = fault if not value else fault.replace(value, "...")  # a value may be a secret
+            from worker.settings import is_secret  # the tools that need no settings start without them
+
+            said = fault.replace(value, "[redacted]") if value and is_secret(name) else fault
             expected = f" (expected {known[name].expected})" if known[name].expected else ""
             raise ConfigError(f"kafka.{name}: {said}{expected}")
+
+
+def check_clients(settings: Settings) -> str:
+    """Check the worker's client properties, each alone and all together, without reaching for the broker.
+
+    Returns:
+        What was checked, in a few words.
+
+    Raises:
+        ConfigError: a name or value is wrong, or some contradict each other.
+    """
+    check_properties(settings.kafka)
+    transactional_id = "check" if settings.delivery == "exactly_once" else None
+    clients: list[tuple[Any, dict[str, Any]]] = [
+        (Consumer, consumer_properties(settings)),
+        (Producer, producer_properties(settings, transactional_id=transactional_id)),
+    ]
+    for client, properties in clients:
+        del properties["bootstrap.servers"]
+        build(client, {**properties, "log_level": 0})
+    return f"{len(settings.kafka)} client properties"
 
 
 def build(client: Callable[[dict[str, Any]], _Client], properties: dict[str, Any]) -> _Client:
