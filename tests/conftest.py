@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -53,6 +53,13 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield bootstrap
 
 
+@pytest.fixture(scope="session")
+def start_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Starts a Kafka of the test's own with these options of ``scripts/kafka start``; returns its address."""
+    with ExitStack() as running:
+        yield lambda *options: _from_jars(running, tmp_path_factory.mktemp("kafka"), *options)
+
+
 def _in_docker(running: ExitStack) -> str | None:
     if shutil.which("docker") is None:
         return None
@@ -67,10 +74,9 @@ def _in_docker(running: ExitStack) -> str | None:
     return None
 
 
-def _from_jars(running: ExitStack, home: Path) -> str:
-    started = subprocess.run(
-        [sys.executable, str(SCRIPT), "start", "--dir", str(home)], capture_output=True, text=True
-    )
+def _from_jars(running: ExitStack, home: Path, *options: str) -> str:
+    command = [sys.executable, str(SCRIPT), "start", "--dir", str(home), *options]
+    started = subprocess.run(command, capture_output=True, text=True)
     if started.returncode:
         why = f"no real Kafka: Docker is not running, and {started.stderr.strip().splitlines()[-1]}"
         if os.environ.get("REQUIRE_KAFKA") == "1":

@@ -1,0 +1,262 @@
+"""The worker on a Kafka with TLS, passwords, tokens and rights: it gets in, says why it does not, and tells no secret."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import models
+import orjson
+import pytest
+from confluent_kafka.admin import AclOperation, ResourceType
+from secured import CANARY, PASSWORD, SecuredKafka
+from stream import (
+    Worker,
+    create_topics,
+    produce,
+    read_all,
+    unique,
+    wait_for_outputs,
+    write_config,
+)
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
+
+READ, WRITE = AclOperation.READ, AclOperation.WRITE
+TOPIC, GROUP = ResourceType.TOPIC, ResourceType.GROUP
+GOOD = {"value": b'{"features": [1, 2, 3, 4]}'}
+BAD = {"value": b'{"features": [1, 2, 3]}'}
+
+
+@pytest.fixture(scope="module")
+def broker(start_kafka: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> SecuredKafka:
+    if shutil.which("openssl") is None:
+        pytest.fail("openssl is needed to make certificates")
+    return SecuredKafka(start_kafka, tmp_path_factory.mktemp("tls"))
+
+
+class Place:
+    """Topics and a group of one test on the secured broker, and the worker's configuration for them."""
+
+    def __init__(self, broker: SecuredKafka, folder: Path) -> None:
+        self.broker = broker
+        self.folder = folder
+        self.names = {
+            field: unique(field.split(".")[0])
+            for field in (
+                "input.topics",
+                "output.topic",
+                "dead_letter.topic",
+                "metrics.topic",
+                "kafka.group.id",
+            )
+        }
+        """Setting -> the topic or group it names."""
+        self.topics = [name for field, name in self.names.items() if field != "kafka.group.id"]
+        create_topics(broker.bootstrap, dict.fromkeys(self.topics, 2))
+        self.rights = {
+            field: (
+                READ if field in ("input.topics", "kafka.group.id") else WRITE,
+                GROUP if field == "kafka.group.id" else TOPIC,
+            )
+            for field in self.names
+        }
+        models.write(folder, models.mlp(features=4))
+
+    def allow(self, *fields: str) -> None:
+        """Give the user what the worker needs of what these settings name."""
+        for field in fields:
+            self.broker.allow(*self.rights[field], self.names[field])
+
+    def config(self, way: str = "scram", **more: Any) -> Path:
+        kafka = {"group.id": self.names["kafka.group.id"], **self.broker.ways[way], **more.pop("kafka", {})}
+        return write_config(
+            self.folder,
+            {
+                "name": "locked",
+                "input": {"topics": [self.names["input.topics"]], "format": "json"},
+                "model": {"path": "model.onnx", "threads": 0},
+                "output": {"topic": self.names["output.topic"]},
+                "dead_letter": {"topic": self.names["dead_letter.topic"]},
+                "metrics": {
+                    "topic": self.names["metrics.topic"],
+                    "interval_s": 0.2,
+                    "http": "127.0.0.1:0",
+                },
+                "kafka": kafka,
+                **more,
+            },
+        )
+
+
+@pytest.fixture
+def place(broker: SecuredKafka, tmp_path: Path) -> Place:
+    return Place(broker, tmp_path)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Worker]]:
+    """Starts workers that are dead when the test is."""
+    workers: list[Worker] = []
+
+    def start(config: Path, **env: str) -> Worker:
+        workers.append(Worker.start(config, env=env))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.kill()
+
+
+def command(*arguments: object, **env: str) -> subprocess.CompletedProcess[bytes]:
+    """One finished command."""
+    line = [sys.executable, "-m", "worker", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, timeout=60, env={**os.environ, **env})
+
+
+def assert_cannot_start(config: Path, *said: str) -> None:
+    """``run`` and ``check`` both exit 3 with the same one sentence, in which all of ``said`` occurs."""
+    ran, checked = command("run", config), command("check", config, "--json")
+    assert (ran.returncode, checked.returncode) == (3, 3), ran.stderr + checked.stderr
+    lines = [line for line in ran.stderr.decode().splitlines() if not line.startswith("{")]
+    assert len(lines) == 1, lines
+    sentence = lines[0].removeprefix("streaminfer: ")
+    assert all(part in sentence for part in said), sentence
+    last = json.loads(checked.stdout.splitlines()[-1])
+    assert (last["check"], last["ok"]) == ("broker", False)
+    assert all(part in last["message"] for part in said), last
+    assert CANARY not in ran.stdout + ran.stderr + checked.stdout + checked.stderr
+
+
+# Getting in
+
+
+@pytest.mark.parametrize("way", ["scram", "oauthbearer", "certificate"])
+def test_the_worker_answers_over_tls(place: Place, start: Callable[..., Worker], way: str) -> None:
+    """With just the rights it needs the worker answers, by password, by token and by certificate."""
+    place.allow(*place.names)
+    produce(place.broker.bootstrap, place.names["input.topics"], [GOOD, BAD])
+    worker = start(place.config(way))
+    wait_for_outputs(
+        place.broker.bootstrap, [place.names["output.topic"], place.names["dead_letter.topic"]], 2, [worker]
+    )
+    assert worker.stop()[0] == 0, worker.text()
+    (answer,) = read_all(place.broker.bootstrap, place.names["output.topic"])
+    assert orjson.loads(answer.value())["model"]["name"] == "locked"
+
+
+# Staying out
+
+
+def test_another_authority(place: Place) -> None:
+    """A broker whose certificate another authority signed is not talked to: exit 3, and where to look."""
+    place.allow(*place.names)
+    config = place.config(kafka={"ssl.ca.location": str(place.broker.strange_ca)})
+    assert_cannot_start(config, "TLS failed", "ssl.ca.location")
+
+
+def test_a_wrong_password(place: Place) -> None:
+    """A wrong password is exit 3 at once, and neither it nor the user is said."""
+    place.allow(*place.names)
+    assert_cannot_start(place.config(kafka={"sasl.password": "canary-wrong"}), "authentication failed")
+
+
+@pytest.mark.parametrize(
+    ("field", "right"),
+    [
+        ("input.topics", "READ"),
+        ("output.topic", "WRITE"),
+        ("dead_letter.topic", "WRITE"),
+        ("metrics.topic", "WRITE"),
+        ("kafka.group.id", "READ"),
+    ],
+)
+def test_a_right_that_is_missing(place: Place, field: str, right: str) -> None:
+    """A missing right is exit 3 before any record is taken, naming the setting, the topic or group, and the right."""
+    place.allow(*(other for other in place.names if other != field))
+    assert_cannot_start(place.config(), f"{field}: not authorised", place.names[field], right)
+
+
+def test_a_topic_that_may_be_seen_only(place: Place) -> None:
+    """The right to see a topic is not the right to write to it."""
+    place.allow(*(field for field in place.names if field != "output.topic"))
+    place.broker.allow(AclOperation.DESCRIBE, TOPIC, place.names["output.topic"])
+    assert_cannot_start(place.config(), "output.topic: not authorised to write", "WRITE")
+
+
+def test_exactly_once_needs_its_transactional_id(place: Place) -> None:
+    """Exactly once without the right to its transactional id is exit 3 that names the setting."""
+    place.allow(*place.names)
+    ran = command("run", place.config(delivery="exactly_once"))
+    sentence = ran.stderr.decode().splitlines()[-1]
+    assert ran.returncode == 3, sentence
+    assert "delivery: exactly_once cannot start" in sentence
+    assert "authorization failed" in sentence
+
+
+# Keeping secrets
+
+
+@pytest.mark.parametrize("way", ["scram", "oauthbearer", "certificate"])
+def test_no_secret_leaves_the_worker(place: Place, start: Callable[..., Worker], way: str) -> None:
+    """No log line at any level, metric, result, dead letter, page or check holds a secret, whatever the client logs."""
+    place.allow(*place.names)
+    config = place.config(way, kafka={"debug": "security,broker,protocol,conf,feature"})
+    assert CANARY in config.read_bytes(), "the secret is what the worker was given"
+    produce(place.broker.bootstrap, place.names["input.topics"], [GOOD, BAD])
+    worker = start(config, LOG_LEVEL="debug")
+    written = [place.names["output.topic"], place.names["dead_letter.topic"]]
+    wait_for_outputs(place.broker.bootstrap, written, 2, [worker])
+    wait_for_outputs(place.broker.bootstrap, [place.names["metrics.topic"]], 1, [worker])
+    pages = http_pages(worker)
+    assert worker.stop()[0] == 0, worker.text()
+
+    log = worker.log.read_bytes()
+    assert b"SSL" in log, "the client's own debug lines are in the log"
+    assert CANARY not in log
+    for page in pages:
+        assert CANARY not in page
+    for topic in (*written, place.names["metrics.topic"]):
+        for message in read_all(place.broker.bootstrap, topic):
+            assert CANARY not in repr((message.key(), message.value(), message.headers())).encode()
+    for options in ([], ["--json"]):
+        checked = command("check", config, *options, LOG_LEVEL="debug")
+        assert checked.returncode == 0, checked.stderr
+        assert CANARY not in checked.stdout + checked.stderr
+
+
+def http_pages(worker: Worker) -> list[bytes]:
+    """Everything the worker's HTTP server says."""
+    lines = (json.loads(line) for line in worker.text().splitlines() if line.startswith("{"))
+    port = next(line["port"] for line in lines if "port" in line)
+    pages = []
+    for path in ("metrics", "livez", "readyz", "progressz"):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as page:
+            pages.append(page.read())
+    return pages
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"kafka.sasl.pasword={PASSWORD}",
+        f"kafka.sasl.username.{PASSWORD}=x",
+        f"kafka.ssl.key.pem={PASSWORD}",
+        f"kafka.sasl.mechanism={PASSWORD}",
+        f"kafka.sasl.oauthbearer.method={PASSWORD}",
+    ],
+)
+def test_a_secret_in_the_wrong_place(place: Place, override: str) -> None:
+    """A mistake about a secret setting is told without the secret."""
+    place.allow(*place.names)
+    for verb in ("check", "run"):
+        done = command(verb, place.config(), "--set", override)
+        assert done.returncode in (2, 3)
+        assert CANARY not in done.stdout + done.stderr, done.stderr
