@@ -225,21 +225,27 @@ def place_of(message: Message) -> tuple[int, int]:
     return value["source"]["partition"], value["source"]["offset"]
 
 
-def judge(sent: list[Sent], outputs: list[Message]) -> Verdict:
-    """Lost, doubled and reordered inputs. Order is per input partition within one output partition and topic."""
+def judge(
+    sent: list[Sent], outputs: list[Message], place: Callable[[Message], tuple[int, int]] = place_of
+) -> Verdict:
+    """Lost, doubled and reordered inputs. Order is per input partition within one output partition and topic.
+
+    Args:
+        place: tells an output's input; given where there are tombstones, which say nothing themselves.
+    """
     verdict = Verdict()
     expected = {(record.partition, record.offset) for record in sent}
     seen: dict[tuple[int, int], int] = defaultdict(int)
     last: dict[tuple[str, int, int], int] = {}
     for message in sorted(outputs, key=lambda m: (m.topic(), m.partition(), m.offset())):
-        place = place_of(message)
-        if place not in expected:
-            verdict.unknown.append(place)
-        seen[place] += 1
-        line = (message.topic(), message.partition(), place[0])
-        if seen[place] == 1 and place[1] < last.get(line, -1):
-            verdict.reordered.append(place)
-        last[line] = max(place[1], last.get(line, -1))
+        found = place(message)
+        if found not in expected:
+            verdict.unknown.append(found)
+        seen[found] += 1
+        line = (message.topic(), message.partition(), found[0])
+        if seen[found] == 1 and found[1] < last.get(line, -1):
+            verdict.reordered.append(found)
+        last[line] = max(found[1], last.get(line, -1))
     verdict.lost = sorted(expected - seen.keys())
-    verdict.doubled = sorted(place for place, times in seen.items() if times > 1)
+    verdict.doubled = sorted(found for found, times in seen.items() if times > 1)
     return verdict
