@@ -208,9 +208,9 @@ def test_check_goes_through_everything(config: Path, app: Any, capsys: pytest.Ca
     checks = lines(capsys)
     assert list(checks) == [
         "config",
+        "kafka",
         "labels",
         "own code",
-        "kafka",
         "model file",
         "sample file",
         "model",

@@ -58,7 +58,6 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace) -> 
     report.check("kafka", lambda: _clients(settings), str)
     report.check("labels", lambda: _labels(settings), str)
     report.check("own code", lambda: _own_code(settings), str)
-    report.check("kafka", lambda: _properties(settings), str)
     report.check("model file", lambda: _model_files(settings), str)
     sample = (
         report.check("sample file", lambda: _read_sample(args.sample), _bytes_line) if args.sample else None
@@ -152,13 +151,6 @@ def _own_code(settings: Settings) -> str:
     for _, name in settings.own_code():
         configuration.import_attribute(name)
     return ", ".join(name for _, name in settings.own_code()) or "none"
-
-
-def _properties(settings: Settings) -> str:
-    from worker.kafka.properties import check_properties
-
-    check_properties(settings.kafka)
-    return f"{len(settings.kafka)} client properties, all known to librdkafka"
 
 
 def _model_files(settings: Settings) -> str:
