@@ -240,7 +240,8 @@ class ExactlyOnce:
         """Slabs whole in the open transaction."""
         self._records = 0
         self._committing: _Committing | None = None
-        self._given_up: list[Slab] = []
+        self._done: list[Slab] = []
+        """Committed or given up, and not reported yet."""
         self._lost: list[Partition] = []
 
     @property
@@ -267,17 +268,15 @@ class ExactlyOnce:
         self._records += len(slab.routes)
 
     def settled(self) -> list[Slab]:
-        settled, self._given_up = self._given_up, []
         if self._committing is not None and self._committing.done:
-            settled += self._conclude()
+            self._done += self._conclude()
         if self._lost:
             lost, self._lost = self._lost, []
             names = ", ".join(f"{p.topic}/{p.number}" for p in lost)
-            self._given_up = settled
             raise DeliveryFailed(
                 "lost", f"partitions with outputs in the open transaction were lost: {names}"
             )
-        return settled
+        return self._report()
 
     def due(self, now_ns: int) -> bool:
         if not self._slabs or self._partial is not None or not self.ready:
@@ -285,14 +284,15 @@ class ExactlyOnce:
         return now_ns - self._began_ns >= self._interval_ns or self._records >= self._most_records
 
     def commit(self, window: Window, wait: bool) -> list[Slab]:
-        settled = self._conclude() if self._committing is not None else []
-        if not self._slabs:
-            return settled
+        if self._committing is not None:
+            self._done += self._conclude()
         if self._partial is not None:
-            self._given_up += settled
             raise DeliveryFailed("handover", "a slab was handed over in part when its partitions had to go")
-        self._start(window)
-        return settled + self._conclude() if wait else settled
+        if self._slabs:
+            self._start(window)
+            if wait:
+                self._done += self._conclude()
+        return self._report()
 
     def hurry(self, window: Window) -> list[Slab]:
         ready = self._slabs and self._partial is None and self.ready
@@ -305,13 +305,18 @@ class ExactlyOnce:
     def abandon(self, owned: Collection[Partition]) -> dict[Partition, int | None]:
         if self._committing is not None:
             with suppress(DeliveryFailed):
-                self._given_up += self._conclude()
+                self._done += self._conclude()
         if self._begun or self._partial is not None:
             self._transactions.abort()
             self._count("aborted")
-        self._given_up += self._slabs
+        self._done += self._slabs
         self._slabs, self._records, self._partial, self._begun = [], 0, None, False
         return self._transactions.committed(owned)
+
+    def _report(self) -> list[Slab]:
+        """Slabs nothing is awaited for any more, each once; kept until asked for, whatever fails meanwhile."""
+        done, self._done = self._done, []
+        return done
 
     def _begin(self) -> None:
         self._begun = True  # also when it fails: then there is something to give up
@@ -323,7 +328,9 @@ class ExactlyOnce:
     def _start(self, window: Window) -> None:
         positions: dict[Partition, int] = {}
         for slab in self._slabs:
-            positions.update(slab.ends)
+            # not in order: a slab without outputs is handed over before one that waits for the producer's queue
+            for partition, end in slab.ends.items():
+                positions[partition] = max(end, positions.get(partition, end))
         if not self._begun:
             self._begin()  # nothing to publish, only positions to move
         notes = self._annotate(positions)
@@ -341,7 +348,7 @@ class ExactlyOnce:
         failure = committing.result()
         if failure is not None:
             self._begun = True
-            self._given_up += committing.slabs
+            self._done += committing.slabs
             if failure.result != "aborted":
                 self._count(failure.result)
             raise DeliveryFailed("transaction", str(failure))
