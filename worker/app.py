@@ -81,6 +81,8 @@ def load(settings: Settings) -> Loaded:
     """Load, warm up and tune every pipeline; see :class:`Loaded`."""
     for name in settings.pipelines:
         check_model_file(settings, name)
+    for key, path in settings.label_files():
+        labels_of(path, key)
     deadline = time.perf_counter() + TUNING_S
     loaded = [_load_one(settings, name, deadline) for name in settings.pipelines]
     return Loaded(

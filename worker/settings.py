@@ -106,7 +106,7 @@ def _one_or_more(value: Any) -> Any:
 
 def _non_zero(values: list[float]) -> list[float]:
     if 0 in values:
-        raise ValueError("expected numbers other than 0, because pixels are divided by them")
+        raise ValueError("expected numbers other than 0, because they are divided by")
     return values
 
 
@@ -290,7 +290,7 @@ class ModelSettings(_Section):
 class BatchingSettings(_Section):
     """How many items run together."""
 
-    max_size: Positive | Literal["auto"] = 64
+    max_size: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = 64
     """Upper bound of a batch in items; auto measures at start."""
     max_wait_ms: Annotated[float, Field(ge=0)] = 5.0
     """Milliseconds a batch waits to fill, from its first record taken while a slot is free."""

@@ -24,7 +24,7 @@ Key = tuple[str, ...]
 _NULL = "tag:yaml.org,2002:null"
 _MERGE = "tag:yaml.org,2002:merge"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-_QUOTED = re.compile(r"'(?!<)[^']{2,}'")
+_QUOTED = re.compile(r"'([^']*)'")
 """What a YAML error quotes of the file: it may be a password that begins with ``*`` or ``!``."""
 _MORE_THAN_TEXT = re.compile(r"\s*(?:[\[{].*|~|null)\s*", re.DOTALL)
 
@@ -58,10 +58,16 @@ def parse(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        problem = _QUOTED.sub("'...'", ", ".join(filter(None, (error.context, error.problem))))
+        problem = _QUOTED.sub(_masked, ", ".join(filter(None, (error.context, error.problem))))
         raise ConfigError(f"not valid YAML: {where}{problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _masked(quoted: re.Match[str]) -> str:
+    """A quotation of the file without its words; YAML's own signs and names, such as ``','`` and ``'<block end>'``."""
+    text = quoted[1]
+    return quoted[0] if len(text) < 2 or text.startswith("<") else "'...'"
 
 
 def sentence(error: ValidationError, document: Any, known: set[Key], hidden: Key = ()) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 
@@ -53,6 +54,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _topic(text: str) -> tuple[str, int]:
     name, colon, count = text.rpartition(":")
-    if not colon or not name or not count.isdecimal() or int(count) < 1:
+    if (
+        not colon
+        or not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", name)
+        or not count.isdecimal()
+        or int(count) < 1
+    ):
         raise ConfigError(f"--topic {text}: expected NAME:PARTITIONS, such as digits:6")
     return name, int(count)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("produce: expected one of --bootstrap and --config")
     headers: Headers = [(name, value.encode()) for name, value in (pair("--header", h) for h in args.headers)]
     items = _repeated(opened(args.source, args.key), args.source, args.count)
+    items = chain([next(items)], items)  # what is wrong with the source is found before anyone is called
     settings = configuration.load(args.config, args.overrides) if args.config is not None else None
     client = connection("streaminfer-produce", args.bootstrap, args.properties, settings)
     writer = TopicWriter(client, args.topic)
@@ -182,10 +184,13 @@ def _image(path: Path, key: str | None) -> Item:
 
 
 def _frames(path: Path, key: str | None) -> Iterator[Item]:
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a file is said here, once
     import cv2
 
     video = cv2.VideoCapture(str(path))
     try:
+        if not video.isOpened():
+            raise ConfigError(f"{path}: cannot be read as a video")
         name = _name_key(path, key)
         while True:
             there, frame = video.read()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import socket
 import threading
 from collections.abc import Mapping
@@ -150,8 +151,9 @@ class _Forwarder:
         self._target = (host, int(number))
         try:
             self._listener = socket.create_server(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise StartError(f"--port {port}: cannot listen on 127.0.0.1:{port}: {error}") from None
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else str(error)
+            raise StartError(f"--port {port}: cannot listen on 127.0.0.1:{port}: {why}") from None
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, name="embedded-broker-port", daemon=True).start()
 

@@ -58,7 +58,7 @@ class Detection:
         self, settings: DetectionSettings, signature: Signature, labels: Sequence[str] | None
     ) -> None:
         output = numeric_output(signature, _FIELD)
-        _check_shape(output, settings.layout, labels)
+        _check_shape(output, signature.batchable, settings.layout, labels)
         self._output = output.name
         self._read = yolov8_boxes if settings.layout == "yolov8" else xyxy_boxes
         self._score, self._iou, self._max = settings.score, settings.iou, settings.max
@@ -183,14 +183,14 @@ def _matrix(item: Array) -> Array:
     return item if item.dtype.kind == "f" and item.dtype.itemsize >= 4 else item.astype(np.float32)
 
 
-def _check_shape(output: TensorSpec, layout: str, labels: Sequence[str] | None) -> None:
+def _check_shape(output: TensorSpec, batchable: bool, layout: str, labels: Sequence[str] | None) -> None:
     """Refuse at start what the model's output shape already rules out.
 
     Raises:
         ConfigError: no matrix per item, not six columns (``xyxy``), or another number of classes than labels.
     """
     shape = list(output.shape)
-    if len(shape) < 2:
+    if len(shape) < 2 + batchable:
         raise ConfigError(
             f"{_FIELD} needs a matrix per item, but the model's output {output.name!r} has shape {shape}"
         )
