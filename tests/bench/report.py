@@ -56,7 +56,11 @@ class Report:
     broker: str
     measured: list[Measured] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    titles: dict[str, str] = field(default_factory=dict)
+    """Group -> one line of what it does, where its name does not say."""
     notes: list[str] = field(default_factory=list)
+    disturbed: dict[str, float] = field(default_factory=dict)
+    """Group -> most cores that others kept busy just before one of its rounds."""
 
     def at_most(self, group: str, what: str, value: float, bound: float) -> None:
         self.rows.append(Row(group, what, value, "<=", bound))
@@ -80,7 +84,7 @@ class Report:
                 for m in self.measured
             ],
             "rows": [{**asdict(row), "value": round(row.value, 4), "holds": row.holds} for row in self.rows],
-            "notes": self.notes,
+            "notes": self._notes(),
         }
 
     def table(self) -> str:
@@ -90,7 +94,7 @@ class Report:
         for m in self.measured:
             if m.group != group:
                 group = m.group
-                lines.append(f"{group} ({self.broker})")
+                lines.append(f"{self.titles.get(group, group)} ({self.broker})")
             cpu = sorted(r.cpu_us for r in m.rounds)
             spread = f"({_short(cpu[0])}..{_short(cpu[-1])})"
             per_s = f"{m.per_s:,.0f}" if m.per_s else ""
@@ -99,9 +103,17 @@ class Report:
         for row in self.rows:
             verdict = "" if row.holds else "   MISSED"
             lines.append(
-                f"{row.group.partition(',')[0] + ': ' + row.what:60} {row.value:8.2f} {row.sense:>3} {row.bound:g}{verdict}"
+                f"{row.group + ': ' + row.what:60} {row.value:8.2f} {row.sense:>3} {row.bound:g}{verdict}"
             )
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"note: {note}" for note in self._notes())])
+
+    def _notes(self) -> list[str]:
+        busy = [
+            f"{group}: measured beside other work (up to {cores:.1f} cores): trust its CPU figures to 10 %, "
+            "its records/s and latencies not at all"
+            for group, cores in self.disturbed.items()
+        ]
+        return [*self.notes, *busy]
 
 
 def _spread(values: list[float]) -> dict[str, float] | None:

@@ -17,13 +17,13 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from workloads import Workload
 
@@ -31,13 +31,14 @@ HERE = Path(__file__).resolve().parent
 PATIENCE_S = 120.0
 POLL_S = 0.004
 """How often the outputs are counted; a round takes a hundred times as long."""
-PEERS: dict[str, tuple[str, str]] = {
-    name: (str(HERE / "peers" / f".venv-{name}" / "bin" / "python"), f"peers/{name}_app.py")
-    for name in ("quix", "bytewax")
-}
-"""Other frameworks: the interpreter of their own environment, and the script."""
 EMBEDDED_BYTES_PER_PARTITION = 4_500_000
 """What may wait unread: the embedded broker keeps 5 MB per partition and forgets the oldest beyond that."""
+PEERS = {name: HERE / "peers" / name for name in ("quix", "bytewax")}
+"""Other frameworks: the folder with app.py, requirements.txt and, once made, their own .venv."""
+
+
+def peer_python(name: str) -> Path:
+    return PEERS[name] / ".venv" / "bin" / "python"
 
 
 @dataclass
@@ -131,7 +132,7 @@ class Subject:
         config = folder / f"{run}.yaml"
         config.write_text(yaml.safe_dump(self._config(run)))
         processes = [self._spawn(run, config, folder, index) for index in range(self.replicas)]
-        running = Running(self, run, processes, list(topics))
+        running = Running(self, run, config, processes, list(topics))
         try:
             if self.way not in PEERS:
                 _wait(lambda: all(map(_assigned, processes)), f"{self.name} to join its group")
@@ -170,6 +171,7 @@ class Subject:
                         "way": self.way,
                         "workload": self.workload.name,
                         "folder": str(folder),
+                        "model": self.workload.settings["model"]["path"],
                         "config": str(config),
                         "broker": self.broker.kind,
                         "bootstrap": self.broker.bootstrap,
@@ -181,8 +183,10 @@ class Subject:
                     }
                 )
             )
-            python, script = PEERS.get(self.way, (sys.executable, "loops.py"))
-            command = [str(python), str(HERE / script), str(job)]
+            if self.way in PEERS:
+                command = [str(peer_python(self.way)), str(PEERS[self.way] / "app.py"), str(job)]
+            else:
+                command = [sys.executable, str(HERE / "loops.py"), str(job)]
         log = folder / f"{run}-{index}.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
@@ -221,8 +225,11 @@ class Round:
 class Running:
     """A warm subject."""
 
-    def __init__(self, subject: Subject, run: str, processes: list[Process], topics: list[str]) -> None:
+    def __init__(
+        self, subject: Subject, run: str, config: Path, processes: list[Process], topics: list[str]
+    ) -> None:
         self.subject = subject
+        self.config = config
         self.processes = processes
         self._topics = topics
         self._input, self._output = f"{run}.in", f"{run}.out"
@@ -236,18 +243,22 @@ class Running:
         self._signal(signal.SIGSTOP)
         target = self._meter.outputs() + count
         self._fill(count)
-        cpu, began = self._cpu_s(), time.perf_counter()
+        cpu, began = self.cpu_s(), time.perf_counter()
         self._signal(signal.SIGCONT)
         try:
             self._await(target, began + PATIENCE_S)
             wall = time.perf_counter() - began
-            return Round((self._cpu_s() - cpu) * 1e6 / count, count / wall)
+            return Round((self.cpu_s() - cpu) * 1e6 / count, count / wall)
         finally:
             self._signal(signal.SIGSTOP)
 
     def thawed(self) -> None:
         """Let it run outside of rounds."""
         self._signal(signal.SIGCONT)
+
+    def frozen(self) -> None:
+        """Stop it until its next round."""
+        self._signal(signal.SIGSTOP)
 
     def rss_bytes(self) -> int:
         """Resident memory of all its processes now."""
@@ -302,7 +313,8 @@ class Running:
         if self._producer.flush(60):
             raise RuntimeError(f"{subject.name}: its input topic could not be filled")
 
-    def _cpu_s(self) -> float:
+    def cpu_s(self) -> float:
+        """CPU seconds of all its processes together."""
         return sum(process.cpu_s() for process in self.processes)
 
     def _signal(self, number: int) -> None:
@@ -316,9 +328,14 @@ class _EndMeter:
     def __init__(self, bootstrap: str, topic: str, partitions: int) -> None:
         self._consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "unused", "log_level": 2})
         self._places = [TopicPartition(topic, number) for number in range(partitions)]
+        self._last = 0
 
     def outputs(self) -> int:
-        return sum(self._consumer.get_watermark_offsets(place, timeout=10)[1] for place in self._places)
+        with suppress(KafkaException):  # the leader of a new topic may not know yet that it is
+            self._last = sum(
+                self._consumer.get_watermark_offsets(place, timeout=10)[1] for place in self._places
+            )
+        return self._last
 
     def close(self) -> None:
         self._consumer.close()
@@ -362,6 +379,20 @@ def _filler(bootstrap: str) -> Producer:
             "queue.buffering.max.kbytes": 262_144,
         }
     )
+
+
+def busy_cores(over_s: float = 0.2) -> float:
+    """How many cores this machine keeps busy right now; with every subject frozen, that is other people's work."""
+    before, began = _busy_s(), time.perf_counter()
+    time.sleep(over_s)
+    return (_busy_s() - before) / (time.perf_counter() - began)
+
+
+def _busy_s() -> float:
+    """CPU seconds of everybody since boot: the first line of /proc/stat without idle and iowait."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    ticks = [int(field) for field in fields]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def _assigned(process: Process) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import statistics
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +14,13 @@ from typing import Any
 
 import limits
 from report import Measured, Report
-from stage import PEERS, Broker, Round, Running, Subject
+from stage import PEERS, Broker, Round, Running, Subject, busy_cores, peer_python
 from workloads import WORKLOADS, Workload
 
 RTT_MS = 1
+LATENCY_PER_S = 5000
+QUIET_CORES = 0.15
+"""Of other people's work beside which a round is taken as undisturbed."""
 
 
 @dataclass
@@ -25,6 +32,8 @@ class Suite:
     report: Report
     rounds: int
     partitions: int = 12
+    patience_s: float = 5.0
+    """How long a round waits for the machine to be quiet."""
 
     def run(self, name: str) -> None:
         """Measure one group; what keeps it from being measured becomes a note."""
@@ -42,7 +51,7 @@ class Suite:
         """JSON records through a small network: against the limits and against ordinary ways."""
         work = self._workload("json")
         found = self._compare(
-            work.title,
+            work.name,
             [
                 self._worker(work),
                 self._loop(work, "bare"),
@@ -54,7 +63,7 @@ class Suite:
         )
         worker, bare = found["worker"], found["bare"]
         floor = found["limit"].cpu_us + bare.cpu_us
-        add, group = self.report, work.title
+        add, group = self.report, work.name
         add.at_most(group, "CPU over compute limit + bare loop", worker.cpu_us / floor, 1.3)
         add.at_least(group, "records/s over one by one", worker.per_s / found["one_by_one"].per_s, 60)
         for peer, bound in (("quix", 6.0), ("bytewax", 2.5)):
@@ -65,9 +74,9 @@ class Suite:
         """Raw tensors in and out: messaging is nearly all there is."""
         work = self._workload("raw")
         ways = [self._loop(work, way) for way in ("bare", "one_by_one", "improved")]
-        found = self._compare(work.title, [self._worker(work), *ways], work)
+        found = self._compare(work.name, [self._worker(work), *ways], work)
         worker, bare = found["worker"], found["bare"]
-        add, group = self.report, work.title
+        add, group = self.report, work.name
         add.at_most(group, "CPU over the bare loop", worker.cpu_us / bare.cpu_us, 1.5)
         add.at_least(group, "records/s over the bare loop", worker.per_s / bare.per_s, 0.7)
         add.at_least(group, "records/s over one by one", worker.per_s / found["one_by_one"].per_s, 150)
@@ -159,7 +168,43 @@ class Suite:
             ratio = found["2 replicas"].per_s / found["1 replica"].per_s
             self.report.at_least(group, "records/s, 2 over 1", ratio, bound)
 
+    def latency(self) -> None:
+        """Five thousand records a second, measured by `streaminfer bench`; batches wait at most a millisecond."""
+        work = self._workload("json")
+        source, written = self.folder / "records.jsonl", self.folder / "latency.json"
+        source.write_bytes(b"\n".join(work.values))
+        running = self._worker(work, batching={"max_size": 256, "max_wait_ms": 1}).start(self.folder)
+        cores, percentiles = [], []
+        try:
+            for number in range(self.rounds):
+                _say(f"latency: round {number + 1} of {self.rounds}")
+                running.frozen()
+                self._wait_for_quiet("latency")
+                running.thawed()
+                cpu, began = running.cpu_s(), time.perf_counter()
+                _streaminfer("bench", running.config, "--rate", LATENCY_PER_S, "--duration", 8, "--source", source,
+                             "--json", written)  # fmt: skip
+                cores.append((running.cpu_s() - cpu) / (time.perf_counter() - began))
+                percentiles.append(json.loads(written.read_bytes()))
+        finally:
+            running.stop()
+        if any(document["generator"]["limited"] for document in percentiles):
+            self.report.notes.append("latency: the load generator itself was late in some round")
+        group = f"latency at {LATENCY_PER_S} records/s"
+        for name, bound in (("p50", 5.0), ("p99", 8.0)):
+            value = statistics.median(document["latency_ms"][name] for document in percentiles)
+            self.report.at_most(group, f"{name} ms", value, bound)
+        self.report.at_most(group, "share of a core", statistics.median(cores), 0.12)
+
     # -- parts -----------------------------------------------------------------------------------------------
+
+    def _wait_for_quiet(self, group: str) -> None:
+        """Wait until nobody else uses the machine; when that does not come, note how busy it was."""
+        deadline = time.monotonic() + self.patience_s
+        while (busy := busy_cores()) > QUIET_CORES:
+            if time.monotonic() > deadline:
+                self.report.disturbed[group] = max(busy, self.report.disturbed.get(group, 0.0))
+                return
 
     def _frames(self, name: str) -> None:
         work = self._workload(name)
@@ -167,14 +212,16 @@ class Suite:
             self._worker(work, f"worker, {n} thread", model={**work.settings["model"], "threads": n})
             for n in (1, 2)
         ]
-        found = self._compare(work.title, [*subjects, self._loop(work, "one_by_one")], work)
+        found = self._compare(work.name, [*subjects, self._loop(work, "one_by_one")], work)
         one, two = found["worker, 1 thread"], found["worker, 2 thread"]
-        add, group = self.report, work.title
+        add, group = self.report, work.name
         add.at_most(group, "CPU over decode + preprocess + run", one.cpu_us / found["limit"].cpu_us, 1.05)
         add.at_least(group, "frames/s, 2 threads over 1", two.per_s / one.per_s, 1.85)
 
     def _workload(self, name: str) -> Workload:
-        return WORKLOADS[name](self.folder)
+        work = WORKLOADS[name](self.folder)
+        self.report.titles[work.name] = work.title
+        return work
 
     def _worker(
         self, work: Workload, name: str = "worker", counts_records: bool = False, **settings: Any
@@ -189,7 +236,7 @@ class Suite:
 
     def _peers(self, work: Workload) -> list[Subject]:
         """The frameworks whose environments are there (scripts/bench --peers makes them)."""
-        there = [way for way, (python, _) in PEERS.items() if Path(python).exists()]
+        there = [way for way in PEERS if peer_python(way).exists()]
         return [self._loop(work, way) for way in there]
 
     def _compare(
@@ -207,6 +254,7 @@ class Suite:
             for number in range(self.rounds):
                 _say(f"{group}: round {number + 1} of {self.rounds}")
                 for name, subject in running.items():
+                    self._wait_for_quiet(group)
                     found[name].rounds.append(subject.round())
                 if limit_of is not None:
                     found["limit"].rounds.append(Round(limits.measure(limit_of), 0.0))
@@ -229,6 +277,7 @@ GROUPS: dict[str, Callable[[Suite], None]] = {
     "partitions": Suite.spread,
     "backlog": Suite.backlog,
     "replicas": Suite.replicas,
+    "latency": Suite.latency,
 }
 """By the name given on the command line."""
 ONLY_ON = {"rtt": "embedded", "backlog": "kafka"}
@@ -237,3 +286,15 @@ ONLY_ON = {"rtt": "embedded", "backlog": "kafka"}
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _streaminfer(*arguments: object) -> None:
+    """One command to its end.
+
+    Raises:
+        RuntimeError: it failed; with its last line.
+    """
+    command = [sys.executable, "-m", "worker", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{arguments[0]}: {done.stderr.strip()}")
