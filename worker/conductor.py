@@ -378,11 +378,15 @@ class Conductor:
     def _keep_what_was_sent(self) -> None:
         """Commit what is before the slab that tripped the limit; that slab and all behind it stay unpublished."""
         deadline_ns = self._clock_ns() + int(self.plan.drain_s * 1e9)
-        while self._delivery.waiting and self._clock_ns() < deadline_ns:
-            self._sink.poll(BUSY_POLL_S)
-            self._settle(self._delivery.settled())
-            self._settle(self._delivery.hurry(self.window))
-        self.commit(wait=True)
+        try:
+            while self._delivery.waiting and self._clock_ns() < deadline_ns:
+                self._sink.poll(BUSY_POLL_S)
+                self._settle(self._delivery.settled())
+                self._settle(self._delivery.hurry(self.window))
+            self.commit(wait=True)
+        except DeliveryFailed as failure:  # not the reason why we end; what is not committed is read again
+            self._log.warning("given_back", error=str(failure))
+            self._delivery.abandon(())
 
     def _finish(self, budget_s: float, unfinished: Callable[[], bool]) -> bool:
         """Collect and publish until nothing is unfinished; False when the budget ended first."""

@@ -364,6 +364,23 @@ def test_too_many_dead_letters_end_the_process_before_their_slab() -> None:
     assert loop.kafka.committed[A] < 200
 
 
+def test_the_limit_ends_the_process_also_when_an_output_is_refused_meanwhile() -> None:
+    """With its own reason, and nothing committed beyond what was acknowledged."""
+    loop = Loop(slab_records=50, ratio=0.5)
+    loop.kafka.members.clear()
+    loop.sink.stalled, loop.sink.refuse = True, 1
+    loop.feed(*[b"x"] * 50, *[b"bad"] * 150)
+    end_of_stall = iter(range(200))
+
+    def fuse(_step: str) -> None:
+        loop.sink.stalled = next(end_of_stall, None) is not None
+
+    loop.pool.fuse = loop.sink.fuse = fuse
+    with pytest.raises(DeadLetterLimit):
+        loop.conductor.run()
+    assert loop.kafka.committed.get(A, 0) == 0
+
+
 def test_a_sick_model_commits_nothing_more() -> None:
     """The exception of a batch ends the loop as it is."""
     loop = Loop(finishes=False)
