@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from worker.batch import Batch, Columns, Headers, Outcomes, Partition, Span
-from worker.errors import Reject, Rejection
+from worker.errors import Reject, Rejection, TransactionFailed
 from worker.pool import Returned
 
 DEAD_LETTERS = "dead-letters"
@@ -419,6 +419,10 @@ class FakeSink:
         """Nothing is delivered for now."""
         self.limits: dict[str, int] = {}
         """``max.message.bytes`` by topic; 1,048,588 where not given."""
+        self.transaction: list[Message] | None = None
+        """Delivered and invisible until :class:`FakeTransactions` commits; None = no transactions."""
+        self.doomed = False
+        """An output of the open transaction was refused: it can only be aborted."""
         self.fuse: Callable[[str], None] = never
         self.who = who
         self._kafka = kafka
@@ -476,32 +480,107 @@ class FakeSink:
 
     def die(self) -> None:
         """The process is gone: of each partition's queue some beginning still lands, and nobody hears of it."""
-        if self._kafka.up:
+        if self._kafka.up and self.transaction is None:
             for queue in self._queues.values():
                 for _ in range(self._some(len(queue))):
                     self._kafka.land(queue.popleft())
+
+    def flush(self) -> bool:
+        """Deliver everything, if the broker takes it now."""
+        rng, self._rng = self._rng, None
+        self._deliver()
+        self._rng = rng
+        self._reports.clear()
+        return not self._queued
 
     def _deliver(self) -> None:
         if self.stalled or not self._kafka.up:
             return
         for queue in self._queues.values():
             for _ in range(self._some(len(queue))):
-                message = queue.popleft()
                 self._queued -= 1
-                if self.refuse:
-                    self.refuse -= 1
-                    self._reports.append((message, "refused for good"))
-                else:
-                    self._kafka.land(message)
-                    self._reports.append((message, None))
+                self._deliver_one(queue.popleft())
+
+    def _deliver_one(self, message: Message) -> None:
+        error = None
+        if self.refuse:
+            self.refuse -= 1
+            self.doomed = True
+            error = "refused for good"
+        elif self.transaction is None:
+            self._kafka.land(message)
+        else:
+            self.transaction.append(message)
+        self._reports.append((message, error))
 
     def _report(self, message: Message, error: str | None) -> None:
-        self._kafka.witness.reported(self.who, message, error)
+        if self.transaction is None:
+            self._kafka.witness.reported(self.who, message, error)
         if message.on_delivery is not None:
             message.on_delivery(error, message)
 
     def _some(self, most: int) -> int:
         return self._rng.randint(0, most) if self._rng and most > 0 else most
+
+
+class FakeTransactions:
+    """The transactional side of a sink, with the offsets of its source in the same transaction.
+
+    Readers see what is committed and nothing else (``read_committed``).
+    """
+
+    def __init__(
+        self, kafka: FakeKafka, source: FakeSource, sink: FakeSink, rng: Random | None = None
+    ) -> None:
+        self._kafka = kafka
+        self._source = source
+        self._sink = sink
+        self._rng = rng
+        self._open = False
+        sink.transaction = []
+
+    def begin(self) -> None:
+        assert not self._open, "a transaction is open already"
+        self._open = True
+
+    def group(self) -> Any:
+        """The generation we are a member of: what fences a zombie's offsets."""
+        return self._source.assignment
+
+    def commit(self, positions: dict[Partition, int], metadata: dict[Partition, str], group: Any) -> None:
+        assert self._open, "no transaction is open"
+        self._sink.fuse("commit transaction")
+        if not self._sink.flush() or not self._kafka.up:
+            raise TransactionFailed("unknown", "the broker does not answer")
+        if self._sink.doomed or self._source.refuse_commits or not self._may_commit(positions):
+            raise TransactionFailed("aborted", "the broker refuses")
+        self._make_visible(positions, metadata)
+        if self._rng is not None and self._rng.random() < 0.02:
+            raise TransactionFailed("unknown", "the broker's answer was lost")
+
+    def abort(self) -> None:
+        self._sink.purge()
+        self._sink.flush()
+        self._sink.transaction, self._sink.doomed, self._open = [], False, False
+
+    def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int | None]:
+        return {partition: self._kafka.committed.get(partition) for partition in partitions}
+
+    def _may_commit(self, positions: dict[Partition, int]) -> bool:
+        return not self._source.kicked and all(
+            self._kafka.owner.get(partition) is self._source for partition in positions
+        )
+
+    def _make_visible(self, positions: dict[Partition, int], metadata: dict[Partition, str]) -> None:
+        messages, self._sink.transaction, self._open = self._sink.transaction or [], [], False
+        for message in messages:
+            self._kafka.land(message)
+            self._kafka.witness.reported(self._source.who, message, None)
+        if positions:
+            self._kafka.witness.committing(self._source.who, positions)
+        for partition, offset in positions.items():
+            self._kafka.committed[partition] = offset
+            self._kafka.notes[partition] = metadata.get(partition, "")
 
 
 class FakePool:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from fakes import FakeSource
+from fakes import FakeSource, FakeTransactions
 
 from worker import conductor, openslab, outbox
 from worker.admission import Admission, Admitted
 from worker.batch import Batch, Partition, Span
 from worker.conductor import Conductor
-from worker.delivery import AtLeastOnce
+from worker.delivery import AtLeastOnce, ExactlyOnce
 from worker.openslab import OpenSlab
 from worker.outbox import Outbox, Tally
 from worker.window import Epochs, Slab, Window
@@ -214,6 +214,40 @@ _right_tally = outbox.tally
 @replaces(conductor, "tally", "CountersReconcile")
 def what_was_lost_counts_as_answered(slab: Slab, spans: list[Span], worker_name: str) -> Tally:
     return _right_tally(slab, slab.spans, worker_name)
+
+
+# -- exactly once ---------------------------------------------------------------------------------------
+
+
+@replaces(ExactlyOnce, "commit", "NothingDoubled")
+def committed_beside_half_a_slab(self: ExactlyOnce, window: Window, wait: bool) -> list[Slab]:
+    if self._committing is not None:
+        self._done += self._conclude()
+    if self._slabs:
+        self._start(window)
+        if wait:
+            self._done += self._conclude()
+    return self._report()
+
+
+@replaces(ExactlyOnce, "lost", "NothingDoubled")
+def outputs_of_lost_partitions_stay_in_the_transaction(
+    self: ExactlyOnce, partitions: Iterable[Partition]
+) -> None:
+    """Their positions are another's to commit, and these outputs with them."""
+
+
+_right_abandon = ExactlyOnce.abandon
+
+
+@replaces(ExactlyOnce, "abandon", "NothingDoubled")
+def unknown_outcome_taken_for_an_abort(self: ExactlyOnce, owned: Any) -> None:
+    _right_abandon(self, owned)
+
+
+@replaces(FakeTransactions, "abort", "NothingDoubled", "DeadLettersAccountedFor")
+def abort_keeps_the_outputs(self: FakeTransactions) -> None:
+    self._sink.doomed, self._open = False, False
 
 
 # -- budget and progress --------------------------------------------------------------------------------

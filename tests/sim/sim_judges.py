@@ -34,6 +34,19 @@ class NothingLost(Judge):
                 raise self.broken(f"{place} ({fate}) has no output")
 
 
+class NothingDoubled(Judge):
+    """Exactly once: whoever reads committed records sees every answer at most once, crashes or not."""
+
+    def __init__(self) -> None:
+        self._seen: set[Place] = set()
+
+    def landed(self, message: Message) -> None:
+        place = message.source, message.offset
+        if self.schedule.exactly_once and place in self._seen:
+            raise self.broken(f"{place} is answered twice")
+        self._seen.add(place)
+
+
 class NothingCommittedEarly(Judge):
     """A commit never covers a record whose output was not acknowledged."""
 
@@ -219,6 +232,7 @@ class Cases(Judge):
 
     def turned(self, replica: Replica) -> None:
         self._met("assignment paused", replica.conductor.paused)
+        self._met("turn exactly once", self.schedule.exactly_once)
         self._met("turn without order", not self.schedule.ordered)
         self._met("budget used up", replica.window.bytes >= replica.window.limit_bytes)
 
@@ -231,6 +245,7 @@ class Cases(Judge):
 def all_judges() -> list[Judge]:
     return [
         NothingLost(),
+        NothingDoubled(),
         NothingCommittedEarly(),
         OnlyTheOwner(),
         InOrder(),

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
 from random import Random
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from fakes import (
     DEAD_LETTERS,
@@ -23,17 +26,19 @@ from fakes import (
     FakeRoute,
     FakeSink,
     FakeSource,
+    FakeTransactions,
     NullLog,
     Record,
     Witness,
     never,
 )
 
+from worker import delivery
 from worker.admission import Admission
 from worker.batch import Batch, Headers, Partition
 from worker.caution import Caution
 from worker.conductor import Conductor, Plan
-from worker.delivery import AtLeastOnce
+from worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from worker.errors import ClientFatal, Stalled, WorkerError
 from worker.outbox import DeadLetterRate, Letterhead, Outbox
 from worker.pool import Returned
@@ -56,6 +61,28 @@ class Violation(AssertionError):
     def __init__(self, judge: str, what: str) -> None:
         super().__init__(f"{judge}: {what}")
         self.judge = judge
+
+
+class LazyThread:
+    """Runs when it is waited for, or at some look at whether it is still running: a thread without a thread."""
+
+    def __init__(self, rng: Random, target: Callable[[], None], **_name: Any) -> None:
+        self._rng = rng
+        self._target: Callable[[], None] | None = target
+
+    def start(self) -> None:
+        if self._rng.random() < 0.3:
+            self.join()
+
+    def is_alive(self) -> bool:
+        if self._rng.random() < 0.3:
+            self.join()
+        return self._target is not None
+
+    def join(self) -> None:
+        target, self._target = self._target, None
+        if target is not None:
+            target()
 
 
 class SlowPool(FakePool):
@@ -217,7 +244,8 @@ class Schedule:
         self.replicas: list[Replica] = []
         self.limit_bytes = rng.choice([LARGEST_RECORD * 4, 20_000, 1_000_000])
         self.slab_records = rng.choice([1, 4, 16])
-        self.ordered = rng.random() < 0.8
+        self.exactly_once = rng.random() < 0.3
+        self.ordered = self.exactly_once or rng.random() < 0.8
         self.routes = _routes(rng)
         self._tombstone = self.routes[0].tombstone
         self._expired = rng.choice(["dead_letter", "drop", "publish"])
@@ -234,7 +262,7 @@ class Schedule:
             witness=self.court,
         )
         self._capacity = rng.choice([3, 10, 1_000])
-        self._slowest_s = rng.choice([0.0, 0.01, 0.01 if self._killers else 0.3])
+        self._slowest_s = rng.choice([0.0, 0.01, 0.01 if self._killers else 0.06])
         self._odd = rng.choice([0.0, 0.1, 0.4])
         self.court.begin(self)
 
@@ -246,6 +274,11 @@ class Schedule:
         Raises:
             Violation: a judge saw a promise broken, or the loop raised what it should not.
         """
+        threads = SimpleNamespace(Thread=partial(LazyThread, self.rng))
+        with mock.patch.object(delivery, "threading", threads):
+            self._play()
+
+    def _play(self) -> None:
         rng = self.rng
         for _ in range(rng.randint(1, 3)):
             self._start()
@@ -296,6 +329,8 @@ class Schedule:
 
     def _weather_explains(self, error: WorkerError) -> bool:
         weather = self._weather
+        if isinstance(error, ClientFatal) and self.exactly_once:
+            return any(astuple(weather))
         if isinstance(error, ClientFatal):
             return weather.refuse > 0
         return not self._calmed and weather.refuse + weather.outage + weather.stall > 0
@@ -319,14 +354,14 @@ class Schedule:
         caution = Caution(2 * self.slab_records, 3 if self._killers else 10_000)
         outbox = Outbox(sink, Letterhead(DEAD_LETTERS, name, name), DeadLetterRate(2.0, 1_000))
         conductor = Conductor(
-            Plan(name, self.slab_records, max_wait_s=0.005, drain_s=2.0, revoke_s=0.5, ordered=self.ordered),
+            Plan(name, self.slab_records, max_wait_s=0.002, drain_s=2.0, revoke_s=0.1, ordered=self.ordered),
             source,
             pool,
             window,
             Admission(self.routes, None, self._expired, self.limit_bytes),
             outbox,
             sink,
-            AtLeastOnce(source, sink, 0.05, self.clock, caution.metadata),
+            self._delivery(source, sink, caution),
             meters,
             log,
             caution,
@@ -336,6 +371,15 @@ class Schedule:
         replica = Replica(name, conductor, outbox, source, sink, pool, meters, log)
         source.who = sink.who = replica
         return replica
+
+    def _delivery(self, source: FakeSource, sink: FakeSink, caution: Caution) -> Delivery:
+        if not self.exactly_once:
+            return AtLeastOnce(source, sink, 0.05, self.clock, caution.metadata)
+        transactions = FakeTransactions(self.kafka, source, sink, self.rng)
+        return ExactlyOnce(transactions, 0.05, 20, self.clock, self._count_transaction, caution.metadata)
+
+    def _count_transaction(self, result: str) -> None:
+        self.cases[f"transaction {result}"] += 1
 
     def _gone(self, replica: Replica, drained: bool) -> None:
         self.cases["batches out of order"] += replica.pool.out_of_order

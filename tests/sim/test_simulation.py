@@ -20,6 +20,7 @@ HARD_CASES = (
     "cooperative rebalance",
     "crash in collect",
     "crash in commit",
+    "crash in commit transaction",
     "crash in model",
     "crash in poll",
     "crash in send",
@@ -45,6 +46,10 @@ HARD_CASES = (
     "tombstone",
     "too_large",
     "too_large_output",
+    "transaction aborted",
+    "transaction committed",
+    "transaction unknown",
+    "turn exactly once",
     "turn without order",
     "unroutable",
 )
@@ -54,7 +59,7 @@ SEEDS_PER_BUG = 400
 
 @pytest.mark.timeout(600)
 def test_every_promise_holds_in_every_schedule(seeds: range) -> None:
-    """Nothing lost, nothing committed early, order, budget, dead letters, counters, progress; all hard cases met."""
+    """Nothing lost, nothing doubled, nothing committed early, order, budget, dead letters, counters, progress; all hard cases met."""
     cases: Counter[str] = Counter()
     for seed in seeds:
         try:
@@ -62,7 +67,7 @@ def test_every_promise_holds_in_every_schedule(seeds: range) -> None:
         except Violation as violation:
             pytest.fail(f"--sim-seed={seed}: {violation}")
     if len(seeds) > 1_000:
-        assert [case for case in HARD_CASES if cases[case] < 5] == []
+        assert [case for case in HARD_CASES if cases[case] < 3] == []
 
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS.keys())
