@@ -8,7 +8,7 @@ from pathlib import Path
 
 from worker.cli.main import add_set_option
 from worker.errors import ConfigError
-from worker.settings import check_replicas, load
+from worker.settings import Settings, check_replicas, load, plaintext_hosts
 from worker.telemetry import logs
 
 
@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     settings = load(args.config, args.overrides)
     check_replicas(settings, args.replicas)
     logs.configure(settings.secrets())
+    if args.replica_index is None:
+        _warn_of_plaintext(settings)
     if args.replicas > 1:
         from worker.supervisor import supervise
 
@@ -47,6 +49,14 @@ def run(args: argparse.Namespace) -> int:
     from worker import app
 
     return app.run(settings, args.replica_index)
+
+
+def _warn_of_plaintext(settings: Settings) -> None:
+    if hosts := plaintext_hosts(settings):
+        logs.get(__name__).warning(
+            f"the connection to {', '.join(hosts)} is not encrypted: "
+            f"kafka.security.protocol is {settings.kafka.get('security.protocol', 'plaintext')}"
+        )
 
 
 def _replica(args: argparse.Namespace, index: int) -> list[str]:

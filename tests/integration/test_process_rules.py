@@ -1,0 +1,330 @@
+"""The worker as a process: what it serves, counts, logs and hides, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import models
+import orjson
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from stream import (
+    Worker,
+    create_topics,
+    judge,
+    produce,
+    read_all,
+    unique,
+    wait_for,
+    wait_for_outputs,
+    write_config,
+)
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
+
+SECRET = "correct-horse-battery"
+FAMILIES = {
+    "records",
+    "records_in",
+    "records_in_flight",
+    "errors",
+    "items",
+    "batches",
+    "stage_duration_seconds",
+    "batch_size",
+    "in_flight_bytes",
+    "consumer_lag_records",
+    "rebalances",
+    "transactions",
+    "rewinds",
+    "model_info",
+}
+
+
+class Stage:
+    """Topics, a configuration and the workers of one test."""
+
+    def __init__(self, kafka: str, folder: Path) -> None:
+        self.kafka, self.folder = kafka, folder
+        self.input, self.output, self.letters, self.metrics = map(unique, ("in", "out", "dead", "metrics"))
+        self.group = unique("group")
+        create_topics(kafka, {self.input: 4, self.output: 4, self.letters: 1, self.metrics: 1})
+        models.write(folder, models.identity(), "same.onnx")
+        models.write(folder, models.slow(steps=100), "slow.onnx")
+        self.workers: list[Worker] = []
+
+    def start(self, *arguments: str, env: dict[str, str] | None = None, **sections: Any) -> Worker:
+        config = {
+            "input": {"topics": [self.input], "format": "json"},
+            "model": {"path": "same.onnx", "threads": 1},
+            "output": {"topic": self.output},
+            "dead_letter": {"topic": self.letters},
+            **sections,
+        }
+        config["kafka"] = {
+            "bootstrap.servers": self.kafka,
+            "group.id": self.group,
+            **sections.get("kafka", {}),
+        }
+        worker = Worker.start(write_config(self.folder, config), *arguments, env=env)
+        self.workers.append(worker)
+        return worker
+
+    def outputs(self) -> list[Any]:
+        return [*read_all(self.kafka, self.output), *read_all(self.kafka, self.letters)]
+
+
+@pytest.fixture
+def stage(kafka: str, tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(kafka, tmp_path)
+    yield made
+    for worker in made.workers:
+        worker.kill()
+
+
+def good(count: int, width: int = 4) -> list[dict[str, Any]]:
+    return [{"value": orjson.dumps({"features": [n] * width}), "partition": n % 4} for n in range(count)]
+
+
+def bad(count: int) -> list[dict[str, Any]]:
+    return [{"value": b"no JSON", "partition": n % 4} for n in range(count)]
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def port_of(worker: Worker) -> int:
+    """The port the worker says it serves on."""
+    found = wait_for(lambda: re.search(r'"port": (\d+)', worker.text()), "the port in the log")
+    return int(found[1])
+
+
+def samples(text: str) -> dict[str, float]:
+    """Prometheus text as {"name{labels}": value}, our prefix left out."""
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name.removeprefix("streaminfer_"): float(value) for name, _, value in lines}
+
+
+def test_http_and_metrics_topic_tell_the_same_truth(stage: Stage) -> None:
+    """Counters add up, over HTTP and in the metrics topic; health answers; port 0 is logged; names have defaults."""
+    worker = stage.start(metrics={"topic": stage.metrics, "interval_s": 0.3, "http": "127.0.0.1:0"})
+    worker.wait_ready()
+    port = port_of(worker)
+    produce(stage.kafka, stage.input, [*good(900), *bad(50)])
+    wait_for_outputs(stage.kafka, [stage.output, stage.letters], 950, [worker])
+
+    def settled() -> dict[str, float] | None:
+        now = samples(get(port, "/metrics")[1])
+        return now if now.get('records_in_flight{pipeline="same"}') == 0 else None
+
+    now = wait_for(settled, "nothing in flight")
+    text = get(port, "/metrics")[1]
+    families = {
+        line.split()[2].removeprefix("streaminfer_")
+        for line in text.splitlines()
+        if line.startswith("# TYPE streaminfer_")
+    }
+    assert {name.removesuffix("_total") for name in families} == FAMILIES
+    assert "process_resident_memory_bytes" in now
+    assert now['records_in_total{pipeline="same"}'] == 950
+    assert now['records_total{outcome="ok",pipeline="same"}'] == 900
+    assert now['records_total{outcome="dead_letter",pipeline="same"}'] == 50
+    assert now['errors_total{pipeline="same",reason="undecodable",stage="decode"}'] == 50
+    assert now['items_total{pipeline="same"}'] == 900
+    assert now['batch_size_sum{pipeline="same"}'] == 900
+    assert now['batch_size_count{pipeline="same"}'] == now['batches_total{pipeline="same"}']
+    stages = {"broker", "queue", "decode", "wait", "infer", "encode", "total", "hold", "publish"}
+    assert {
+        name for name in stages if f'stage_duration_seconds_count{{pipeline="same",stage="{name}"}}' in now
+    } == stages
+    assert any(name.startswith('model_info{name="same",') and 'provider="cpu"' in name for name in now)
+    for path in ("/livez", "/readyz", "/progressz", "/v2/health/live", "/v2/health/ready"):
+        assert get(port, path)[0] == 200, path
+    assert json.loads(get(port, "/progressz")[1])["type"] == "streaminfer.metrics"
+    assert get(port, "/nothing")[0] == 404
+
+    code, _ = worker.stop()
+    assert code == 0
+    reports = [orjson.loads(message.value()) for message in read_all(stage.kafka, stage.metrics)]
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update(report["pipelines"]["same"]["records"])
+        total.update(report["pipelines"]["same"]["errors"])
+        assert set(report["loop_ratio"]) == {"poll", "submit", "publish", "commit", "wait"}
+        assert set(report["pipelines"]["same"]["latency_ms"]) == stages
+    assert +total == Counter({"in": 950, "out": 900, "dead_letter": 50, "undecodable": 50})
+    last, ids = reports[-1], {message.key() for message in read_all(stage.kafka, stage.metrics)}
+    assert ids == {last["worker"]["id"].encode()}
+    host, pid = socket.gethostname(), worker.process.pid
+    assert last["worker"]["id"] == f"same-{host}-{pid}"
+    assert (last["worker"]["group"], last["worker"]["host"], last["worker"]["pid"]) == (
+        stage.group,
+        host,
+        pid,
+    )
+    places = next(report["partitions"] for report in reversed(reports) if report["partitions"])
+    assert set(places) == {f"{stage.input}/{number}" for number in range(4)}
+    assert sum(place["position"] for place in places.values()) == 950
+    assert sum(place["committed"] + place["lag"] for place in places.values()) == 950
+
+
+def test_a_bad_deploy_stops_the_worker(stage: Stage) -> None:
+    """At the dead-letter limit: exit code 4, one sentence, nothing of that slab published or committed."""
+    produce(stage.kafka, stage.input, bad(400))
+    worker = stage.start()
+    assert worker.process.wait(60) == 4, worker.text()
+    sentence = next(line for line in worker.text().splitlines() if line.startswith("streaminfer: "))
+    assert "dead_letter.stop_after" in sentence
+    assert "Traceback" not in worker.text()
+    letters = read_all(stage.kafka, stage.letters)
+    consumer = Consumer({"bootstrap.servers": stage.kafka, "group.id": stage.group})
+    positions = consumer.committed([TopicPartition(stage.input, n) for n in range(4)], timeout=10)
+    consumer.close()
+    committed = sum(max(0, position.offset) for position in positions)
+    assert committed <= len(letters) < 400
+
+
+def test_sigterm_under_load_drains_and_says_so(stage: Stage) -> None:
+    """While draining it is alive and not ready; it ends with 0 within its budget; a successor loses and doubles nothing."""
+    worker = stage.start(
+        model={"path": "slow.onnx", "threads": 1},
+        batching={"max_size": 32},
+        postprocess="embedding",
+        metrics={"http": "127.0.0.1:0"},
+    )
+    worker.wait_ready()
+    port = port_of(worker)
+    sent = produce(stage.kafka, stage.input, good(1500, 512))
+    wait_for_outputs(stage.kafka, [stage.output], 1, [worker])
+    worker.process.send_signal(signal.SIGTERM)
+    answers = []
+
+    def unready() -> bool:
+        try:
+            answers.append((get(port, "/readyz")[0], get(port, "/livez")[0]))
+        except OSError:  # gone already
+            return worker.process.poll() is not None
+        return answers[-1] == (503, 200)
+
+    wait_for(unready, "an answer that it drains")
+    assert worker.process.wait(30) == 0, worker.text()
+    second = stage.start(model={"path": "slow.onnx", "threads": 1}, postprocess="embedding")
+    wait_for_outputs(stage.kafka, [stage.output], len(sent), [second])
+    assert second.stop()[0] == 0
+    verdict = judge(sent, stage.outputs())
+    assert verdict.clean, verdict
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_stops_at_once(stage: Stage, number: int, code: int) -> None:
+    """While the first drains a slow model's batch, the second ends the process with 128 + its number."""
+    models.write(stage.folder, models.slow(steps=1000), "slow.onnx")
+    worker = stage.start(model={"path": "slow.onnx", "threads": 1}, postprocess="embedding")
+    worker.wait_ready()
+    produce(stage.kafka, stage.input, good(2000, 512))
+    wait_for_outputs(stage.kafka, [stage.output], 1, [worker])
+    worker.process.send_signal(number)
+    wait_for(lambda: "drain" in worker.text(), "the drain in the log")
+    worker.process.send_signal(number)
+    assert worker.process.wait(10) == code
+
+
+def test_replicas_have_numbers_in_names_and_ports(stage: Stage) -> None:
+    """Each replica serves HTTP on port + index and calls itself <client.id>-<index>; SIGTERM drains all."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    worker = stage.start(
+        "--replicas", "2",
+        kafka={"client.id": "edge"},
+        metrics={"topic": stage.metrics, "interval_s": 0.3, "http": f"127.0.0.1:{port}"},
+    )  # fmt: skip
+
+    def served(port: int) -> bool:
+        try:
+            return get(port, "/readyz")[0] == 200
+        except OSError:
+            return False
+
+    wait_for(lambda: served(port) and served(port + 1), f"both ports\n{worker.text()}")
+    sent = produce(stage.kafka, stage.input, good(400))
+    wait_for_outputs(stage.kafka, [stage.output], 400, [worker])
+    assert worker.stop()[0] == 0, worker.text()
+    assert judge(sent, stage.outputs()).clean
+    assert {message.key() for message in read_all(stage.kafka, stage.metrics)} == {b"edge-0", b"edge-1"}
+
+
+def test_secrets_and_formats_of_the_log(stage: Stage) -> None:
+    """JSON lines off a terminal, readable ones on request; no line, metric, letter or check shows a secret."""
+    kafka = {
+        "bootstrap.servers": f"kafka.invalid:9092,{stage.kafka}",
+        "sasl.password": SECRET,
+        "sasl.username": "worker",
+        "ssl.key.password": SECRET[::-1],
+    }
+    metrics = {"topic": stage.metrics, "interval_s": 0.3}
+    worker = stage.start(env={"LOG_LEVEL": "debug"}, kafka=kafka, metrics=metrics)
+    worker.wait_ready()
+    produce(stage.kafka, stage.input, [{"value": SECRET.encode()}, *good(4)])
+    wait_for_outputs(stage.kafka, [stage.output, stage.letters], 5, [worker])
+    assert worker.stop()[0] == 0
+    lines = [json.loads(line) for line in worker.text().splitlines()]
+    warnings = [
+        line["event"] for line in lines if line["level"] == "warning" and "kafka.invalid" in line["event"]
+    ]
+    assert [w for w in warnings if "encrypt" in w.lower() or "plaintext" in w.lower()], worker.text()
+    (letter,) = read_all(stage.kafka, stage.letters)
+    shown = [worker.text(), str(letter.headers())]
+    shown += [message.value().decode() for message in read_all(stage.kafka, stage.metrics)]
+    config = next(stage.folder.glob("config-*.yaml"))
+    for options in ([], ["--json"]):
+        command = [sys.executable, "-m", "worker", "check", str(config), *options]
+        checked = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert checked.returncode == 0, checked.stderr
+        shown += [checked.stdout, checked.stderr]
+    for line in checked.stdout.splitlines():
+        assert set(json.loads(line)) == {"check", "ok", "message"}
+    assert not [text for text in shown if SECRET in text or SECRET[::-1] in text]
+
+    readable = stage.start(env={"LOG_FORMAT": "console", "NO_COLOR": "1"})
+    wait_for(lambda: "assigned" in readable.text(), "the worker to join")
+    assert readable.stop()[0] == 0
+    assert not [line for line in readable.text().splitlines() if line.startswith("{") or "\x1b" in line]
+
+
+def test_tail_gives_json_lines(stage: Stage) -> None:
+    """Every field of a record, values as JSON where they are, else base64; and nothing else on standard output."""
+    produce(
+        stage.kafka,
+        stage.output,
+        [{"value": b'{"a": 1}', "key": b"k", "headers": [("h", b"v")], "partition": 0}],
+    )
+    produce(
+        stage.kafka, stage.output, [{"value": b"\xff\x00", "partition": 0}, {"value": None, "partition": 0}]
+    )
+    command = [sys.executable, "-m", "worker", "tail", "--topic", stage.output, "--bootstrap", stage.kafka]
+    options = ["--from", "earliest", "--count", "3", "--timeout", "30", "--json"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    first, second, third = map(json.loads, done.stdout.splitlines())
+    assert list(first) == ["topic", "partition", "offset", "timestamp_ms", "key", "headers", "value"]
+    assert (first["topic"], first["partition"], first["offset"], first["key"]) == (stage.output, 0, 0, "k")
+    assert first["value"] == {"a": 1}
+    assert second["value"] == {"base64": "/wA="}
+    assert third["value"] is None
