@@ -146,6 +146,7 @@ class Suite:
         try:
             short, long = Measured("backlog", "50,000 waiting"), Measured("backlog", "1,000,000 waiting")
             for _ in range(3):
+                self._wait_for_quiet("backlog")
                 short.rounds.append(running.round(50_000))
             before = running.rss_bytes()
             long.rounds.append(running.round(1_000_000))
