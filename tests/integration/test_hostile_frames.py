@@ -72,6 +72,7 @@ def test_hostile_frames_cost_one_dead_letter_each(kafka: str, workers: list[Work
     wait_for_outputs(kafka, [results, letters], FRAMES, [worker])
     code, _ = worker.stop()
     assert code == 0, worker.text()[-3000:]
+    assert [orjson.loads(line) for line in worker.text().splitlines()], "and nothing but JSON lines"
 
     refused = {int(m.key().partition(b"-")[2]): m for m in read_all(kafka, letters)}
     answered = {int(m.key().partition(b"-")[2]): m for m in read_all(kafka, results)}
