@@ -111,7 +111,9 @@ class Witness:
         self._positions: dict[tuple[str, int], int] = {}
         self._committed: dict[int, int] = defaultdict(int)
         self._closing = threading.Event()
-        self._auditor = Consumer({"bootstrap.servers": bootstrap, "group.id": group, **QUIET})
+        # uncommitted: the end is then that of the log, not the first open transaction's
+        watching = {"bootstrap.servers": bootstrap, "group.id": group, "isolation.level": "read_uncommitted"}
+        self._auditor = Consumer({**watching, **QUIET})
         self._threads = [
             threading.Thread(target=work, name=work.__name__, daemon=True)
             for work in (self._read, self._audit)
@@ -195,16 +197,15 @@ class Witness:
 
     def _compare(self, commits: dict[int, int]) -> None:
         self.audits += 1
-        covered = [r for r in self._traffic.sent if r.offset < commits.get(r.partition, 0)]
-        for record in covered:
-            if (record.partition, record.offset) not in self.seen:
-                self.early_commits.append(
-                    f"{record.partition}@{commits[record.partition]} covers {record.offset}"
-                )
         for number, offset in commits.items():
             if offset < self._committed[number]:
                 self.early_commits.append(f"{number} went back from {self._committed[number]} to {offset}")
-            self._committed[number] = offset
+        for record in self._traffic.sent:
+            number, offset = record.partition, record.offset
+            new = self._committed[number] <= offset < commits.get(number, 0)
+            if new and (number, offset) not in self.seen:
+                self.early_commits.append(f"{number}@{commits[number]} covers {offset}")
+        self._committed.update(commits)
 
     def _commits(self) -> dict[int, int]:
         asked = [TopicPartition(self._source, number) for number in self._traffic.newest]
