@@ -656,6 +656,10 @@ class FakeRoute:
     def model_label(self) -> str:
         return f"{self.name}@1"
 
+    @property
+    def batch_records(self) -> int:
+        return self.max_size
+
     def cost(self, value: bytes) -> int:
         return self.scratch(value)
 

@@ -41,7 +41,8 @@ class Route(Protocol):
     def tombstone(self) -> str: ...
 
     @property
-    def max_size(self) -> int: ...
+    def batch_records(self) -> int:
+        """Most records in one batch."""
 
     @property
     def item_nbytes(self) -> int: ...

@@ -36,7 +36,7 @@ from worker.telemetry.exchange import SnapshotExchange
 from worker.telemetry.http import Health, HttpServer
 from worker.telemetry.meters import Meters, ModelLabel, PartitionState, Snapshot
 from worker.telemetry.topic import MetricsReporter, WorkerInfo
-from worker.watchdog import BatchDeadline, Progress, Watchdog
+from worker.watchdog import AwakeClock, BatchDeadline, Progress, Standstill, Watchdog
 from worker.window import Window
 
 SWITCH_INTERVAL_S = 0.0002
@@ -46,8 +46,8 @@ TUNING_S = 5.0
 WARM_BYTES = 64 << 20
 """Made-up warm-up batches never take more than this."""
 SLAB_WORK_S = 0.004
-SLAB_BATCHES_MAX = 8
-"""A slab holds several batches of a fast model, about this much work: what is done per slab is then shared."""
+SLAB_RECORDS_MAX = 2048
+"""A slab holds several runs of a fast model, about this much work: what is done per slab is then shared."""
 COMMIT_INTERVAL_S = 0.5
 LAGS_EVERY_S = 1.0
 
@@ -139,6 +139,8 @@ def _load_one(settings: Settings, name: str, deadline: float) -> tuple[Pipeline,
         output_errors=wanted.output.errors,
     )
     slab = _slab_records(pipeline)
+    if decoder.fixed and not decoder.shard_rows and model.signature.batchable:
+        pipeline.batch_records = slab
     log.info(
         "model ready",
         pipeline=name,
@@ -176,7 +178,9 @@ def _slab_records(pipeline: Pipeline) -> int:
     took = time.perf_counter() - started
     if not model.signature.batchable:
         took *= pipeline.max_size
-    return pipeline.max_size * max(1, min(SLAB_BATCHES_MAX, int(SLAB_WORK_S / max(took, 1e-6))))
+    return pipeline.max_size * max(
+        1, min(SLAB_RECORDS_MAX // pipeline.max_size, int(SLAB_WORK_S / max(took, 1e-6)))
+    )
 
 
 def answer(pipeline: Pipeline, value: bytes) -> Any:
@@ -332,10 +336,12 @@ class _Process:
         )
         self._next_lags_s = 0.0
         self._lags: dict[Partition, tuple[int | None, int | None]] = {}
-        self._progress = Progress(limits.stall_s, self._read_progress, time.monotonic)
-        deadline = BatchDeadline(limits.batch_timeout_s, self._pool.oldest, _interrupt, time.monotonic)
+        awake = AwakeClock(time.monotonic)
+        self._progress = Progress(limits.stall_s, self._read_progress, awake)
+        self._turning = Standstill(limits.stall_s, lambda: self._conductor.turned_ns, awake)
+        deadline = BatchDeadline(limits.batch_timeout_s, self._pool.oldest, _interrupt, awake)
         self._watchdog = Watchdog(
-            [deadline.stuck, self._not_turning, self._progress.stuck], self._state, log.error
+            [deadline.stuck, self._turning.stuck, self._progress.stuck], self._state, log.error, awake
         )
 
     def run(self) -> int:
@@ -394,7 +400,7 @@ class _Process:
     def health(self) -> Health:
         """See :class:`worker.telemetry.http.Provider`."""
         conductor = self._conductor
-        alive = self._not_turning() is None and self._source.fatal is None
+        alive = self._idle_s() < self._settings.limits.stall_s and self._source.fatal is None
         ready = alive and conductor.joined and not conductor.draining
         detail = {"turned_s_ago": round(self._idle_s(), 3), "draining": conductor.draining}
         return Health(alive, ready, alive and self._progress.standing() is None, detail)
@@ -402,21 +408,12 @@ class _Process:
     def _idle_s(self) -> float:
         return (time.monotonic_ns() - self._conductor.turned_ns) / 1e9
 
-    def _not_turning(self) -> str | None:
-        limit = self._settings.limits.stall_s
-        idle_s = self._idle_s()
-        return (
-            f"the loop has not turned for {idle_s:.0f} s (limits.stall_s is {limit:g})"
-            if idle_s > limit
-            else None
-        )
-
     def _read_progress(self) -> tuple[Mapping[Partition, tuple[int | None, int | None]], int, bool]:
         return self._lags, self._meters.settled_records, self._conductor.paused
 
     def _state(self) -> dict[str, Any]:
         """What a stuck process knows of itself, read without its help."""
-        conductor, oldest = self._conductor, self._pool.oldest()
+        conductor = self._conductor
         return {
             "turned_s_ago": round(self._idle_s(), 1),
             "paused": conductor.paused,
@@ -425,7 +422,6 @@ class _Process:
             "bytes_in_flight": conductor.window.bytes,
             "records_in_flight": conductor.window.records,
             "batches_in_pool": self._pool.outstanding,
-            "oldest_batch_s": round(time.monotonic() - oldest[1], 1) if oldest else None,
             "partitions": {f"{p.topic}/{p.number}": lag for p, lag in self._lags.items()},
         }
 

@@ -167,6 +167,8 @@ class Run:
     ended_ns: int = 0
     stages_us: dict[str, int | NDArray[np.int64]] = field(default_factory=dict)
     """Latency by stage in whole microseconds, one number for the run or one per row; with ``total``."""
+    sizes: Sequence[int] = ()
+    """Items of each model run, where several were put together; empty = one run."""
 
 
 @dataclass(slots=True)

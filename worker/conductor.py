@@ -230,7 +230,12 @@ class Conductor:
             if self.paused and self.window.bytes <= self.window.limit_bytes * RESUME_SHARE:
                 self._source.resume_all()
                 self.paused = False
-            self._read(self._poll_s(), self._room())
+            if len(self._open) and not self._due():
+                # records gather while acknowledgements are waited for: a turn for each of them would cost more
+                self._sink.poll(BUSY_POLL_S)
+                self._read(0.0, self._room())
+            else:
+                self._read(self._poll_s(), self._room())
         elif not self._due():  # else the open slab goes in this very turn
             self._wait()
 
@@ -474,7 +479,7 @@ class Conductor:
         return self._clock_ns() - self._open.first_ns >= self.plan.max_wait_s * 1e9
 
     def _poll_s(self) -> float:
-        return BUSY_POLL_S if self.window.slabs or len(self._open) else TICK_S
+        return BUSY_POLL_S if self.window.slabs else TICK_S
 
     def _read(self, timeout_s: float, most: int) -> None:
         with self._timed("poll"):

@@ -19,6 +19,9 @@ from worker.batch import STAGES, Array, Batch, Columns, Feed, Item, Outcomes, Ru
 from worker.errors import Reject, Rejection, SickModel
 from worker.model.signature import Signature
 
+MERGE_BYTES = 4 << 20
+"""Outputs of several runs are put together for encoding up to this size."""
+
 
 class Decoder(Protocol):
     """Bytes -> arrays; see ``worker.codecs``."""
@@ -78,8 +81,13 @@ class Pipeline:
     output_topic: str
     output_partition: str
     output_errors: bool = False
+    batch_records: int = 0
+    """Most records in one batch: ``max_size``, or more where several runs are decoded and encoded as one."""
     row_limit: int = 0
     """Most items one run is given since the model ran out of memory; 0 = ``max_size``."""
+
+    def __post_init__(self) -> None:
+        self.batch_records = self.batch_records or self.max_size
 
     @property
     def item_nbytes(self) -> int:
@@ -128,6 +136,8 @@ class Engine:
     def infer(self, batch: Batch) -> None:
         for group in _groups(batch):
             batch.runs.extend(_answer(batch, group))
+        if len(batch.runs) > 1:
+            batch.runs = _merged(batch.runs)
 
     def finish(self, batch: Batch) -> None:
         pipeline: Pipeline = batch.pipeline
@@ -328,6 +338,38 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def _merged(runs: list[Run]) -> list[Run]:
+    """Runs over plain rows as one, where their outputs fit together: encoding costs by the run as much as by the row.
+
+    The stages of all its rows are then those of the whole: from the first run's start to the last one's end.
+    """
+    first = runs[0]
+    alike = all(
+        not run.alone and run.counts is None and _item_shapes(run) == _item_shapes(first) for run in runs
+    )
+    if not alike or sum(o.nbytes for run in runs for o in run.outputs.values()) > MERGE_BYTES:
+        return runs
+    return [
+        Run(
+            _chained([run.rows for run in runs]),
+            {name: np.concatenate([run.outputs[name] for run in runs]) for name in first.outputs},
+            started_ns=first.started_ns,
+            ended_ns=runs[-1].ended_ns,
+            sizes=[len(run.rows) for run in runs],
+        )
+    ]
+
+
+def _item_shapes(run: Run) -> list[tuple[int, ...]]:
+    return [output.shape[1:] for output in run.outputs.values()]
+
+
+def _chained(parts: list[Sequence[int]]) -> Sequence[int]:
+    """Rows one after the other; a range where they are consecutive."""
+    rows = [row for part in parts for row in part]
+    return range(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
+
+
 # -- buffers and stamps ---------------------------------------------------------------------------------
 
 
@@ -351,9 +393,9 @@ def _stamp(batch: Batch, run: Run) -> None:
     ``broker`` is the only one across two clocks (record timestamp -> taken) and is never negative.
     """
     now_ns = time.monotonic_ns()
-    stamps = batch.columns.timestamps_ms
-    taken_at = np.array([stamps[row] for row in run.rows], np.float64)
-    broker = np.where(taken_at > 0, np.maximum((batch.taken_ms - taken_at) * 1000, 0), 0).astype(np.int64)
+    written_us = np.array(batch.columns.select(run.rows).timestamps_ms, np.int64) * 1000
+    broker = np.maximum(round(batch.taken_ms * 1000) - written_us, 0)
+    broker[written_us <= 0] = 0  # not known
     times = (
         broker,
         _us(batch.decode_started_ns - batch.taken_ns),

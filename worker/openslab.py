@@ -158,7 +158,7 @@ def _split(spans: list[Span], rows: int, offsets: Sequence[int]) -> tuple[list[S
 
 
 def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
-    """The slab's rows by pipeline, at most ``max_size`` records each; consecutive where they can be."""
+    """The slab's rows by pipeline, at most ``batch_records`` each; consecutive where they can be."""
     rows_of: dict[Route, Sequence[int]] = {}
     routes = slab.routes
     if slab.one_route and not admitted.settled:
@@ -171,9 +171,9 @@ def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
         rows_of.update(grouped)
     batches = []
     for route, rows in rows_of.items():
-        for start in range(0, len(rows), route.max_size):
-            part = rows[start : start + route.max_size]
-            cost = sum(admitted.costs[row] for row in part)
+        for start in range(0, len(rows), route.batch_records):
+            part = rows[start : start + route.batch_records]
+            cost = sum(map(admitted.costs.__getitem__, part))
             columns = slab.columns.select(part)
             batches.append(Batch(slab, part, columns, route, slab.taken_ns, slab.taken_ms, cost_bytes=cost))
     return batches

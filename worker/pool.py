@@ -43,8 +43,6 @@ class Returned:
 @dataclass(slots=True, eq=False)
 class _Job:
     batch: Batch
-    began_s: float = 0.0
-    """Monotonic seconds when work on it began."""
     todo: deque[tuple[int, int]] = field(default_factory=deque)
     undecoded: int = 0
 
@@ -112,11 +110,11 @@ class ThreadPool:
         self.outstanding -= len(found)
         return found
 
-    def oldest(self) -> tuple[Batch, float] | None:
-        """The batch worked on for longest, with the monotonic second that began; for any thread to ask."""
+    def oldest(self) -> Batch | None:
+        """The batch that has been worked on for longest; for any thread to ask."""
         with self._lock:
             job = next(iter(self._begun), None)
-            return (job.batch, job.began_s) if job is not None else None
+            return job.batch if job is not None else None
 
     def close(self, timeout_s: float) -> bool:
         """Stop the threads once they are done with what they hold; False when one is still busy after that."""
@@ -151,7 +149,6 @@ class ThreadPool:
                     return opened, partial(self._decode, opened, *opened.todo.popleft())
                 if self._waiting and self._decoded + self._running < self._instances + 1:
                     job = self._waiting.popleft()
-                    job.began_s = time.monotonic()
                     self._begun[job] = None
                     self._decoded += 1
                     return job, partial(self._open, job)
@@ -221,15 +218,15 @@ class InlinePool:
         self.outstanding = 0
         self.free = True
         self._steps = steps
-        self._current: tuple[Batch, float] | None = None
+        self._current: Batch | None = None
 
-    def oldest(self) -> tuple[Batch, float] | None:
-        """The batch being worked on, with the monotonic second that began; for any thread to ask."""
+    def oldest(self) -> Batch | None:
+        """The batch being worked on; for any thread to ask."""
         return self._current
 
     def submit(self, batch: Batch) -> None:
         self.outstanding += 1
-        self._current = (batch, time.monotonic())
+        self._current = batch
         try:
             for start, stop in self._steps.shards(batch):
                 self._steps.decode(batch, start, stop)

@@ -22,11 +22,34 @@ Check = Callable[[], str | None]
 """One way to be stuck: asked on every tick, answers with a sentence once it is so."""
 
 
+class AwakeClock:
+    """Seconds this process was awake to see: a suspended machine or a stopped process is not stuck.
+
+    The watchdog moves it on at its ticks, by a second at most each.
+    """
+
+    LONGEST_STEP_S = 1.0
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last = clock()
+        self._awake_s = 0.0
+
+    def __call__(self) -> float:
+        return self._awake_s
+
+    def tick(self) -> None:
+        now = self._clock()
+        self._awake_s += min(now - self._last, self.LONGEST_STEP_S)
+        self._last = now
+
+
 class Watchdog:
     """Asks every check until one says that the process is stuck.
 
     Args:
         state: what to put on the JSON line: everything the process knows of itself.
+        clock: what the checks measure by.
         leave: ends the process; given by tests.
     """
 
@@ -35,10 +58,12 @@ class Watchdog:
         checks: Sequence[Check],
         state: Callable[[], dict[str, Any]],
         report: Callable[..., Any],
+        clock: AwakeClock,
         leave: Callable[[int], Any] = os._exit,
         tick_s: float = TICK_S,
     ) -> None:
         self._checks = checks
+        self._clock = clock
         self._state = state
         self._report = report
         self._leave = leave
@@ -52,6 +77,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._closing.wait(self._tick_s):
+            self._clock.tick()
             for check in self._checks:
                 why = check()
                 if why is not None:
@@ -69,11 +95,34 @@ class Watchdog:
         self._leave(Stalled.exit_code)
 
 
+class Standstill:
+    """A number that should keep changing and does not.
+
+    Args:
+        read: the number, such as the moment of the loop's last turn.
+    """
+
+    def __init__(self, stall_s: float, read: Callable[[], int], clock: Callable[[], float]) -> None:
+        self._stall_s = stall_s
+        self._read = read
+        self._clock = clock
+        self._seen = (read(), clock())
+
+    def stuck(self) -> str | None:
+        value, now = self._read(), self._clock()
+        if value != self._seen[0]:
+            self._seen = (value, now)
+        stood_s = now - self._seen[1]
+        if stood_s <= self._stall_s:
+            return None
+        return f"the loop has not turned for {stood_s:.0f} s (limits.stall_s is {self._stall_s:g})"
+
+
 class BatchDeadline:
     """A batch past ``batch_timeout_s``: its run is told to stop, and 2 s later it counts as stuck.
 
     Args:
-        oldest: the batch that has been worked on for longest, with the monotonic second it began; None = none.
+        oldest: the batch that has been worked on for longest; None = none.
         interrupt: tells the runs of that batch's model to stop.
     """
 
@@ -82,7 +131,7 @@ class BatchDeadline:
     def __init__(
         self,
         timeout_s: float,
-        oldest: Callable[[], tuple[Any, float] | None],
+        oldest: Callable[[], Any],
         interrupt: Callable[[Any], None],
         clock: Callable[[], float],
     ) -> None:
@@ -90,14 +139,17 @@ class BatchDeadline:
         self._oldest = oldest
         self._interrupt = interrupt
         self._clock = clock
+        self._timed: Any = None
+        self._since = 0.0
         self._interrupted: Any = None
 
     def stuck(self) -> str | None:
-        found = self._oldest()
-        if found is None:
+        batch = self._oldest()
+        if batch is not self._timed:
+            self._timed, self._since = batch, self._clock()
+        if batch is None:
             return None
-        batch, since = found
-        age = self._clock() - since
+        age = self._clock() - self._since
         if age > self._timeout_s + self.GRACE_S:
             return (
                 f"a batch of pipeline {batch.pipeline.name} has been worked on for {age:.1f} s "

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from worker.batch import Partition
-from worker.watchdog import BatchDeadline, Progress, Watchdog
+from worker.watchdog import AwakeClock, BatchDeadline, Progress, Standstill, Watchdog
 
 P = Partition("in", 0)
 
@@ -25,7 +25,8 @@ def batch(name: str = "digits") -> Any:
 def test_a_batch_is_told_to_stop_before_it_counts_as_stuck() -> None:
     """Past the limit the run is interrupted once; only after the grace it is stuck."""
     clock, told, running = Clock(), [], batch()
-    deadline = BatchDeadline(10.0, lambda: (running, 0.0), told.append, clock)
+    deadline = BatchDeadline(10.0, lambda: running, told.append, clock)
+    assert deadline.stuck() is None
     clock.now = 9.9
     assert deadline.stuck() is None
     assert told == []
@@ -35,6 +36,23 @@ def test_a_batch_is_told_to_stop_before_it_counts_as_stuck() -> None:
     assert told == [running]
     clock.now = 12.1
     assert "digits" in (deadline.stuck() or "")
+
+
+def test_a_loop_that_does_not_turn_is_stuck_but_a_suspended_machine_is_not() -> None:
+    """Time the process could not see does not count: after a pause of an hour it goes on."""
+    wall = Clock()
+    awake = AwakeClock(wall)
+    turns = [0]
+    turning = Standstill(60.0, lambda: turns[0], awake)
+    wall.now = 3600.0
+    awake.tick()
+    assert turning.stuck() is None
+    for _ in range(61):
+        wall.now += 1.0
+        awake.tick()
+    assert "has not turned for 62 s" in (turning.stuck() or "")
+    turns[0] += 1
+    assert turning.stuck() is None
 
 
 def test_nothing_running_is_not_stuck() -> None:
@@ -77,6 +95,7 @@ def test_the_watchdog_reports_and_leaves_with_5() -> None:
         [lambda: None, lambda: "it stands still"],
         lambda: {"in_flight": 3},
         lambda event, **fields: told.append({"event": event, **fields}),
+        AwakeClock(Clock()),
         leave,
         tick_s=0.001,
     )

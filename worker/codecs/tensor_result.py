@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from worker.batch import Batch, Run
+from worker.batch import Array, Batch, Run
 from worker.codecs.envelope import CONTENT_LENGTH, ResultEncoder, header_column, item_spans, source_of
 from worker.codecs.oip_response import little_endian
 from worker.errors import ConfigError
@@ -49,12 +49,7 @@ class TensorEncoder(ResultEncoder):
         """Bodies and headers of one run's rows; see :class:`worker.codecs.encoders.Encoder`."""
         assert batch.outcomes is not None
         values = little_endian(run.outputs[self._output])
-        records = [values] if run.alone else [values[start:stop] for start, stop in item_spans(run)]
-        for row, record in zip(run.rows, records, strict=True):
-            body = record.tobytes()
-            if self._as_file:
-                single = not run.alone and _is_single(batch, row)
-                body = npy_header(record.dtype.str, record.shape[1:] if single else record.shape) + body
+        for row, body in zip(run.rows, self._bodies(batch, run, values), strict=True):
             batch.outcomes.bodies[row] = body
         if self._says_source:
             headers = header_column(batch)
@@ -62,6 +57,28 @@ class TensorEncoder(ResultEncoder):
                 headers[row] = [(_SOURCE, source_of(batch.columns, row).encode())]
         self._copy_headers(batch, run.rows)
         stamp()  # the body carries no latency, so all of the encoding can be counted
+
+    def _bodies(self, batch: Batch, run: Run, values: Array) -> list[bytes]:
+        if run.counts is None and not run.alone and values.nbytes:
+            return self._one_item_each(values)
+        records = [values] if run.alone else [values[start:stop] for start, stop in item_spans(run)]
+        bodies = [record.tobytes() for record in records]
+        if not self._as_file:
+            return bodies
+        shapes = [
+            record.shape[1:] if not run.alone and _is_single(batch, row) else record.shape
+            for row, record in zip(run.rows, records, strict=True)
+        ]
+        return [npy_header(values.dtype.str, s) + body for s, body in zip(shapes, bodies, strict=True)]
+
+    def _one_item_each(self, values: Array) -> list[bytes]:
+        """The hot path of small tensors: one copy of them all, cut into pieces."""
+        joined, size = values.tobytes(), values.nbytes // len(values)
+        bodies = [joined[start : start + size] for start in range(0, len(joined), size)]
+        if not self._as_file:
+            return bodies
+        header = npy_header(values.dtype.str, values.shape[1:])
+        return [header + body for body in bodies]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -188,10 +188,10 @@ class Meters:
         """A batch is back from the engine: its runs are what the model saw as batches."""
         counts = self._of(pipeline)
         for run in batch.runs:
-            items = len(run.rows) if run.counts is None else sum(run.counts)
-            counts.items += items
-            counts.batches += 1
-            counts.batch_size.add(items)
+            for items in run.sizes or (len(run.rows) if run.counts is None else sum(run.counts),):
+                counts.items += items
+                counts.batches += 1
+                counts.batch_size.add(items)
             for stage, us in run.stages_us.items():
                 counts.stages_us[stage].add(us, len(run.rows))
 
