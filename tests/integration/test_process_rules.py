@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import signal
 import socket
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,18 @@ def port_of(worker: Worker) -> int:
     """The port the worker says it serves on."""
     found = wait_for(lambda: re.search(r'"port": (\d+)', worker.text()), "the port in the log")
     return int(found[1])
+
+
+def two_free_ports() -> int:
+    """The first of two ports side by side, below those that outgoing connections take."""
+    for port in random.sample(range(15_000, 30_000, 2), 100):
+        with (
+            suppress(OSError),
+            socket.create_server(("127.0.0.1", port)),
+            socket.create_server(("127.0.0.1", port + 1)),
+        ):
+            return port
+    raise AssertionError("no free ports")
 
 
 def samples(text: str) -> dict[str, float]:
@@ -248,8 +262,7 @@ def test_a_second_signal_stops_at_once(stage: Stage, number: int, code: int) -> 
 
 def test_replicas_have_numbers_in_names_and_ports(stage: Stage) -> None:
     """Each replica serves HTTP on port + index and calls itself <client.id>-<index>; SIGTERM drains all."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = two_free_ports()
     worker = stage.start(
         "--replicas", "2",
         kafka={"client.id": "edge"},
@@ -257,12 +270,13 @@ def test_replicas_have_numbers_in_names_and_ports(stage: Stage) -> None:
     )  # fmt: skip
 
     def served(port: int) -> bool:
+        assert worker.process.poll() is None, worker.text()
         try:
             return get(port, "/readyz")[0] == 200
         except OSError:
             return False
 
-    wait_for(lambda: served(port) and served(port + 1), f"both ports\n{worker.text()}")
+    wait_for(lambda: served(port) and served(port + 1), "both ports")
     sent = produce(stage.kafka, stage.input, good(400))
     wait_for_outputs(stage.kafka, [stage.output], 400, [worker])
     assert worker.stop()[0] == 0, worker.text()
