@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def test_hostile_frames_cost_one_dead_letter_each(kafka: str, workers: list[Work
     )
     workers.append(worker)
     sent = list(frames())
-    stamp = 1_700_000_000_000
+    stamp = int(time.time() * 1000) - 3_600_000
     records = [
         {
             "key": b"frame-%d" % number,
