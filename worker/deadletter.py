@@ -1,7 +1,8 @@
 """Dead letters: the record unchanged, with headers that say where it came from and why it is here.
 
 The ``__connect.errors.*`` names are Kafka Connect's (``DeadLetterQueueReporter``), values UTF-8 text, so that
-existing triage tools read them; ``streaminfer.*`` are ours.
+existing triage tools read them; ``streaminfer.*`` are ours. The timestamp stays the original's, so the topic's
+``retention.ms`` counts from there: give it ``message.timestamp.type=LogAppendTime`` to count from the failure.
 """
 
 from __future__ import annotations
