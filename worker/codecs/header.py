@@ -1,23 +1,29 @@
-"""What a picture says about itself before it is decoded: format and size; and whether its data reach its end.
+"""What a picture says about itself before it is decoded: format and size; and whether a decoder may have it.
 
 A few kilobytes can decode to gigabytes, so width and height are read here, without a decoder, first. Decoders are
-lenient: where data end early they fill the picture up, so the end is looked for here too.
+lenient: where data end early they fill the picture up, so the end is looked for here too, and so is what makes them
+take minutes or gigabytes for a small picture.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import takewhile
 from typing import Literal, NamedTuple
 
 from worker.errors import Reject
 
 Kind = Literal["jpeg", "progressive_jpeg", "png", "webp", "animation"]
 
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG_END = 0xD9
 _JPEG_SCAN = 0xDA
+# Encoders write about 10. One of 60 bytes costs as much time as the whole picture.
+_JPEG_SCANS_MAX = 100
 # What ends a scan's data: a marker other than a restart, a stuffed zero or a fill byte.
 _JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+# Text that libpng unpacks: up to 8 MB of each of up to 1,000 chunks, from as many kilobytes of file.
+_PNG_PACKED_TEXTS = frozenset((b"zTXt", b"iTXt"))
 # Start-of-frame markers of the JPEG processes (C4, C8 and CC in between are something else).
 _BASELINE_FRAMES = frozenset((0xC0, 0xC1))
 _PROGRESSIVE_FRAMES = frozenset((0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
@@ -35,6 +41,14 @@ class ImageHeader(NamedTuple):
     """JPEG: where its start of frame is."""
 
 
+class _Chunk(NamedTuple):
+    """One chunk of a PNG file: bytes ``start..end``, its length and checksum included."""
+
+    name: bytes
+    start: int
+    end: int
+
+
 def peek(value: bytes) -> ImageHeader:
     """The header of a JPEG, PNG or WebP file.
 
@@ -50,13 +64,25 @@ def peek(value: bytes) -> ImageHeader:
     raise Reject("not a JPEG, PNG or WebP image", "undecodable")
 
 
-def complete(value: bytes, header: ImageHeader) -> bool:
-    """Whether the file's own end is there, with nothing but the picture's data before it."""
+def decodable(value: bytes, header: ImageHeader) -> bytes:
+    """The file as a decoder may have it: whole, and without what costs much and shows nothing.
+
+    Raises:
+        Reject: ``undecodable``: the file's own end is not there, or only after more scans than a picture needs.
+    """
     if header.kind in ("jpeg", "progressive_jpeg"):
-        return _jpeg_ends(value, header.position)
-    if value.startswith(b"RIFF"):
-        return len(value) >= 8 + int.from_bytes(value[4:8], "little")
-    return value.rfind(_PNG_END) > 0
+        whole = _jpeg_ends(value, header.position)
+    elif value.startswith(b"RIFF"):
+        whole = len(value) >= 8 + int.from_bytes(value[4:8], "little")
+    else:
+        chunks = list(_png_chunks(value))
+        whole = any(chunk.name == b"IEND" for chunk in chunks)
+        if any(chunk.name in _PNG_PACKED_TEXTS for chunk in chunks):
+            kept = (value[c.start : c.end] for c in chunks if c.name not in _PNG_PACKED_TEXTS)
+            value = value[:8] + b"".join(kept)
+    if not whole:
+        raise Reject("the image ends early", "undecodable")
+    return value
 
 
 def _jpeg_ends(value: bytes, position: int) -> bool:
@@ -64,7 +90,7 @@ def _jpeg_ends(value: bytes, position: int) -> bool:
 
     Two bytes that look like the end turn up in any noise: only an end that the walk arrives at counts.
     """
-    end = len(value) - 1
+    end, scans = len(value) - 1, 0
     while position < end and value[position] == 0xFF:
         marker = value[position + 1]
         if marker == _JPEG_END:
@@ -76,6 +102,9 @@ def _jpeg_ends(value: bytes, position: int) -> bool:
         else:
             position += 2 + int.from_bytes(value[position + 2 : position + 4], "big")
             if marker == _JPEG_SCAN:
+                scans += 1
+                if scans > _JPEG_SCANS_MAX:
+                    raise Reject(f"a JPEG image of more than {_JPEG_SCANS_MAX} scans", "undecodable")
                 found = _JPEG_SCAN_END.search(value, position)
                 position = found.start() if found else end
     return False
@@ -106,8 +135,21 @@ def _png(value: bytes) -> ImageHeader:
     if len(value) < 33 or value[12:16] != b"IHDR":
         raise Reject("a PNG image whose header is broken or ends early", "undecodable")
     width, height = int.from_bytes(value[16:20], "big"), int.from_bytes(value[20:24], "big")
-    kind: Kind = "animation" if value[37:41] == b"acTL" else "png"
-    return ImageHeader(kind, width, height)
+    before_pixels = takewhile(lambda chunk: chunk.name != b"IDAT", _png_chunks(value))
+    moving = any(chunk.name == b"acTL" for chunk in before_pixels)
+    return ImageHeader("animation" if moving else "png", width, height)
+
+
+def _png_chunks(value: bytes) -> Iterator[_Chunk]:
+    """The chunks up to the first one that says it is longer than the file.
+
+    Such a chunk must never reach OpenCV: it allocates, and fills, as much as the chunk says before it looks whether
+    the data are there, up to 4 GB for a file of a kilobyte.
+    """
+    position, size = 8, len(value)
+    while (end := position + 12 + int.from_bytes(value[position : position + 4], "big")) <= size:
+        yield _Chunk(value[position + 4 : position + 8], position, end)
+        position = end
 
 
 def _webp(value: bytes) -> ImageHeader:

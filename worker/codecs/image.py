@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from worker.batch import Array, Columns, Feed
-from worker.codecs.header import ImageHeader, complete, peek
+from worker.codecs.header import ImageHeader, decodable, peek
 from worker.codecs.rows import decode_each, put
 from worker.errors import ConfigError, Reject, Rejection
 from worker.model.signature import Signature
@@ -81,10 +81,9 @@ class ImageReader:
         """
         header = peek(value)
         self._cost(header)
-        if not complete(value, header):
-            raise Reject("the image ends early", "undecodable")
+        file = np.frombuffer(decodable(value, header), np.uint8)
         try:
-            pixels: Array | None = cv2.imdecode(np.frombuffer(value, np.uint8), flags)
+            pixels: Array | None = cv2.imdecode(file, flags)
         except cv2.error:
             pixels = None
         if pixels is None:

@@ -49,7 +49,7 @@ class NpyDecoder:
     def _item(self, value: bytes) -> Item:
         array, spec = parse_npy(value), self.spec
         if spec.dtype == object and array.dtype.kind == "U":
-            array = array.astype(object)
+            array = _strings(array)
         elif array.dtype.newbyteorder("=") != spec.dtype:
             raise Reject(f"the array is {array.dtype}, expected {spec.datatype} ({spec.dtype})")
         array = np.require(array, spec.dtype, ("C", "A"))
@@ -96,15 +96,28 @@ def parse_npy(value: bytes) -> Array:
 def _header(text: bytes, encoding: str) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
     """(dtype, Fortran order, shape) from the header's Python literal."""
     try:
-        header = ast.literal_eval(text.decode(encoding).strip())
+        header = ast.literal_eval(text.decode(encoding))
         dtype = np.dtype(header["descr"])
         fortran, shape = header["fortran_order"], header["shape"]
-        sound = isinstance(fortran, bool) and isinstance(shape, tuple) and all(type(d) is int for d in shape)
+        sound = len(header) == 3 and isinstance(fortran, bool) and isinstance(shape, tuple)
+        sound = sound and all(type(d) is int for d in shape)
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
         sound = False
     if not sound or any(d < 0 for d in shape):
         raise Reject("an .npy file whose header is broken", "undecodable")
     return dtype, fortran, shape
+
+
+def _strings(array: Array) -> Array:
+    """Python strings of a text array, which numpy keeps as numbers that need not be characters.
+
+    Raises:
+        Reject: ``invalid``: beyond Unicode, or half of a surrogate pair.
+    """
+    codes = np.require(array, array.dtype.newbyteorder("="), ("C",)).view(np.uint32)
+    if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+        raise Reject("the array holds text that is not Unicode")
+    return array.astype(object)
 
 
 def _matches(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
