@@ -87,11 +87,10 @@ def activate(scores: Array, activation: str) -> Array:
         scores = scores.astype(np.uint8)
     if activation == "none":
         return scores
-    if scores.dtype.kind != "f":
-        scores = scores.astype(np.float64)
-    elif scores.dtype == np.float16:
-        scores = scores.astype(np.float32)  # half precision would lose the small probabilities
-    with np.errstate(invalid="ignore"):
+    # half precision would lose the small probabilities
+    dtype = np.promote_types(scores.dtype, np.float32) if scores.dtype.kind == "f" else np.float64
+    with np.errstate(invalid="ignore", over="ignore"):
+        scores = scores.astype(dtype, copy=False)
         if activation == "softmax":
             powers = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf))
             probabilities: Array = powers / powers.sum(axis=1, keepdims=True)

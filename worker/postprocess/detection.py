@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from worker.settings import DetectionSettings
 
 _FIELD = "postprocess.detection"
+CLASSES_MAX = 1 << 31
+"""A larger class number of a floating output is nonsense, and soon no integer."""
 
 
 class Geometry(Protocol):
@@ -82,9 +84,14 @@ class Detection:
 
     def _boxes(self, item: Array, geometry: Geometry | None) -> Boxes:
         """The boxes of one item that stay, in the picture's own pixels."""
-        boxes = self._read(_matrix(item), self._score)
-        boxes = boxes.take(suppress(boxes, self._iou, self._max))
-        return boxes if geometry is None else boxes._replace(xyxy=to_image(boxes.xyxy, geometry))
+        with np.errstate(over="ignore", invalid="ignore"):  # coordinates may be of any size
+            boxes = self._read(_matrix(item), self._score)
+            boxes = boxes.take(suppress(boxes, self._iou, self._max))
+            if geometry is not None:
+                boxes = boxes._replace(xyxy=to_image(boxes.xyxy, geometry))
+        if not np.isfinite(boxes.xyxy).all():
+            raise Reject("a box is too large for its numbers", "non_finite")
+        return boxes
 
     def _render(self, boxes: Boxes) -> bytes:
         if not len(boxes.scores):
@@ -129,7 +136,10 @@ def xyxy_boxes(item: Array, least: float) -> Boxes:
             f"expected candidates of 6 numbers, the model gave shape {list(item.shape)}", "model_error"
         )
     chosen = item[item[:, 4] >= least]
-    return Boxes(chosen[:, :4], chosen[:, 4], np.rint(chosen[:, 5]).astype(np.int64))
+    classes = np.rint(chosen[:, 5])
+    if (np.abs(classes) > CLASSES_MAX).any():
+        raise Reject("the model gave a class number beyond any number of classes", "model_error")
+    return Boxes(chosen[:, :4], chosen[:, 4], classes.astype(np.int64))
 
 
 def suppress(boxes: Boxes, iou: float, at_most: int) -> Array:

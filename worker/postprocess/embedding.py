@@ -42,8 +42,8 @@ def normalized(values: Array) -> Array:
     Lengths are taken in float64: squares of large float32 values would overflow.
     """
     dtype = values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
-    exact = values.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
+        exact = values.astype(np.float64)
         length = np.sqrt((exact * exact).sum(axis=1, keepdims=True))
-        unit: Array = exact / np.where(length == 0, 1, length)
-    return unit.astype(dtype)
+        unit: Array = (exact / np.where(length == 0, 1, length)).astype(dtype)
+    return unit
