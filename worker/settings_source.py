@@ -115,6 +115,11 @@ class _TextLoader(yaml.SafeLoader):
         for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    yaml_constructors = {  # noqa: RUF012 - other tags, such as !!int, are no text: an error
+        tag: yaml.SafeLoader.yaml_constructors[tag]
+        for tag in (*(f"tag:yaml.org,2002:{name}" for name in ("str", "null", "seq", "map")), None)
+    }
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
@@ -145,14 +150,14 @@ def _override(document: dict[str, Any], override: str) -> None:
     """Lay one ``a.b=yaml`` over the document; behind ``kafka.`` the rest is one key."""
     name, equals, text = override.partition("=")
     name = name.strip()
+    option = f"--set {dotted([name])}"
     if not equals or not all(name.split(".")):
-        raise ConfigError(
-            f"--set {re.split('[=:]', override)[0]}: expected key=value, such as batching.max_size=32"
-        )
+        key = dotted([re.split("[=:]", override)[0]])
+        raise ConfigError(f"--set {key}: expected key=value, such as batching.max_size=32")
     try:
         value = parse(text)
     except ConfigError as error:
-        raise ConfigError(f"--set {name}: {error}") from None
+        raise ConfigError(f"{option}: {error}") from None
     at = document
     rest = name
     while True:
@@ -163,9 +168,8 @@ def _override(document: dict[str, Any], override: str) -> None:
         if at.get(key) is None:
             at[key] = {}
         if not isinstance(at[key], dict):
-            raise ConfigError(
-                f"--set {name}: {name.removesuffix(f'.{rest}')} is {describe(at[key])}, not a mapping"
-            )
+            parent = dotted([name.removesuffix(f".{rest}")])
+            raise ConfigError(f"{option}: {parent} is {describe(at[key])}, not a mapping")
         at = at[key]
 
 
