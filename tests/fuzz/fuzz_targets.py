@@ -1,0 +1,669 @@
+"""What is fuzzed: each target takes any bytes and says what must hold of them.
+
+A decoder must answer every record with arrays or a rejection it meant to make. `decode_each` turns any exception
+into a rejection, so that a surprise costs one record only; here a surprise is a finding.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import orjson
+
+sys.path.append(str(Path(__file__).parent.parent / "unit"))
+
+from decode_support import Decoding
+from encode_support import batch_of, encode, make_encoder
+
+from worker.batch import Columns, Feed, Headers, Partition
+from worker.codecs.encoders import Encoder
+from worker.codecs.header import peek
+from worker.codecs.oip import LENGTH_HEADER
+from worker.codecs.oip_response import OipEncoder
+from worker.codecs.result_json import JsonEncoder
+from worker.deadletter import CONNECT, MESSAGE_BYTES_MAX, OURS, TRIMMED, compose
+from worker.errors import ConfigError, Reject, Rejection
+from worker.letters import Letter, original
+from worker.settings import load
+
+MEANT = "worker.errors.Reject"
+REASONS = {"undecodable", "invalid", "too_many_pixels"}
+PIXELS = 1_000_000
+"""``limits.image_pixels`` here: what a decode may allocate stays small enough to see a bomb."""
+RECORD = b"\x1e"
+"""Between the records of one batch, where a target takes several."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing to fuzz.
+
+    Args:
+        check: raises whatever is a finding.
+        seeds: inputs to start from, good and bad.
+        tokens: what the format is made of, to be put anywhere.
+        repair: makes checksums right again, without which a decoder looks no further.
+    """
+
+    check: Callable[[bytes], None]
+    seeds: Sequence[bytes]
+    tokens: Sequence[bytes] = ()
+    repair: Callable[[bytes], bytes] | None = None
+
+
+# -- pictures -------------------------------------------------------------------------------------------
+
+IMAGES = [
+    Decoding(
+        "image",
+        {"x": ("float", ["N", 3, 8, 8])},
+        limits={"image_pixels": PIXELS},
+        preprocess={"image": {"resize": "letterbox", "scale": 0.5, "mean": [1, 2, 3]}},
+    ),
+    Decoding(
+        "image",
+        {"x": ("uint8", ["N", "H", "W", 1])},
+        limits={"image_pixels": PIXELS},
+        preprocess={"image": {"resize": "none", "color": "gray", "layout": "nhwc", "orientation": "ignore"}},
+    ),
+    Decoding(
+        "image",
+        {"x": ("float16", ["N", 3, 6, 9])},
+        limits={"image_pixels": PIXELS},
+        preprocess={"image": {"resize": "crop", "interpolation": "area", "color": "bgr"}},
+    ),
+]
+
+
+def check_image(data: bytes) -> None:
+    """The header reader and the decoder never disagree on the size: it is what keeps bombs out."""
+    try:
+        header = peek(data)
+    except Reject:
+        header = None
+    for decoding in IMAGES:
+        feed = decoding.decode(data)
+        if assert_meant(feed):
+            continue
+        assert header is not None, "decoded without a header"
+        geometry = feed.contexts[0]
+        assert sorted((geometry.height, geometry.width)) == sorted((header.height, header.width))
+        assert header.height * header.width <= PIXELS
+
+
+def image_seeds() -> list[bytes]:
+    """Every kind of file, small and not quite, with an orientation, and bombs that are mostly header."""
+    random = np.random.default_rng(1)
+    noise = random.integers(0, 256, (13, 21, 3), np.uint8)
+    smooth = cv2.resize(noise[:3, :4], (40, 30))
+    seeds = []
+    for pixels in (noise, smooth, noise[..., 0], np.dstack([noise, noise[..., :1]])):
+        seeds.append(encoded(".png", pixels))
+        seeds.append(encoded(".webp", pixels, cv2.IMWRITE_WEBP_QUALITY, 80))
+        seeds.append(encoded(".webp", pixels, cv2.IMWRITE_WEBP_QUALITY, 101))  # above 100: lossless
+        if pixels.shape[-1] != 4:
+            seeds.append(encoded(".jpg", pixels))
+            seeds.append(encoded(".jpg", pixels, cv2.IMWRITE_JPEG_PROGRESSIVE, 1))
+            seeds.append(encoded(".jpg", pixels, cv2.IMWRITE_JPEG_RST_INTERVAL, 1))
+    seeds.append(encoded(".png", noise.astype(np.uint16) * 257))
+    moving = cv2.Animation()
+    moving.frames, moving.durations = [noise, noise[::-1].copy()], [10, 20]
+    for suffix in (".png", ".webp"):
+        seeds.append(cv2.imencodeanimation(suffix, moving)[1].tobytes())
+    jpeg = encoded(".jpg", smooth)
+    orientation = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    seeds.append(jpeg[:2] + b"\xff\xe1" + (len(orientation) + 2).to_bytes(2, "big") + orientation + jpeg[2:])
+    return seeds
+
+
+def encoded(suffix: str, pixels: Any, *options: int) -> bytes:
+    done, data = cv2.imencode(suffix, pixels, list(options))
+    assert done
+    return data.tobytes()
+
+
+def repaired(data: bytes) -> bytes:
+    """A PNG file whose checksums are right; the last chunk's length too."""
+    if not data.startswith(b"\x89PNG"):
+        return data
+    parts, position = [data[:8]], 8
+    while position + 12 <= len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        length = min(length, len(data) - position - 12)
+        body = data[position + 4 : position + 8 + length]
+        parts.append(length.to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big"))
+        position += 12 + length
+    return b"".join(parts)
+
+
+IMAGE_TOKENS = [
+    *(bytes((0xFF, marker)) for marker in (0xC0, 0xC1, 0xC2, 0xC4, 0xD0, 0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xE1)),
+    *(b"IHDR", b"IDAT", b"IEND", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf", b"iCCP"),
+    *(b"VP8 ", b"VP8L", b"VP8X", b"ANIM", b"ANMF", b"ALPH", b"EXIF", b"\x9d\x01\x2a"),
+    *(b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\xff\x3f", b"\0\x01"),
+]
+
+# -- JSON -----------------------------------------------------------------------------------------------
+
+FEATURES = [
+    Decoding("json", {"x": (kind, ["N", 3])})
+    for kind in ("float", "double", "float16", "int64", "uint64", "uint8", "int8")
+]
+FEATURES += [
+    Decoding("json", {"x": ("float", ["N", 2, 2])}, preprocess={"numeric": {"mean": 1, "std": 2}}),
+    Decoding("json", {"a": ("float", ["N", 2]), "b": ("int64", ["N", 1])}),
+]
+OTHER_JSON = [
+    Decoding("json", {"x": ("float", ["N", 3])}, fields=["a", "b", "c"]),
+    Decoding("json", {"x": ("float", ["N"])}),
+    Decoding("json", {"x": ("float", [])}, batchable=False),
+    Decoding("json", {"x": ("float", ["N", "L", 2])}),
+    Decoding("json", {"x": ("string", ["N", 2])}),
+    Decoding("json", {"x": ("bool", ["N", "L"])}),
+    Decoding(
+        "json",
+        {"features": ("uint8", ["N", 3, 4, 4]), "a": ("float", ["N", 1])},
+        preprocess={
+            "inputs": {"features": {"from": "image", "image": {}}, "a": {"from": "a", "numeric": {"mean": 3}}}
+        },
+        limits={"image_pixels": PIXELS},
+    ),
+]
+
+
+def check_json(data: bytes) -> None:
+    """One parse of a whole batch accepts what a look at each record accepts, with the same numbers."""
+    records = data.split(RECORD)[:16]
+    for decoding in FEATURES:
+        together = decoding.decode(*records)
+        assert_meant(together)
+        apart = [decode_alone(decoding, record) for record in records]
+        for row, feed in enumerate(apart):
+            same = (together.rejected.get(row), feed.rejected.get(0))
+            assert same[0] == same[1], same
+            if same[0] is None:
+                assert together.arrays is not None
+                assert feed.arrays is not None
+                for name, array in together.arrays.items():
+                    np.testing.assert_array_equal(array[row], feed.arrays[name][0])
+                    assert array.dtype.kind != "f" or np.isfinite(array[row]).all()
+    for decoding in OTHER_JSON:
+        assert_meant(decoding.decode(*records))
+
+
+def decode_alone(decoding: Decoding, record: bytes) -> Feed:
+    """One record, never by way of the joined parse."""
+    decoder: Any = decoding.decoder
+    joined, decoder.joined = decoder.joined, None
+    try:
+        return decoding.decode(record)
+    finally:
+        decoder.joined = joined
+
+
+def json_seeds() -> list[bytes]:
+    picture = base64.b64encode(encoded(".png", np.zeros((4, 4, 3), np.uint8))).decode()
+    records = [
+        {"features": [1, 2, 3]},
+        {"features": [1.5, -2e3, 3]},
+        {"features": [[1, 2], [3, 4]]},
+        {"features": [1, 2, 3], "other": "text", "more": {"a": None}},
+        {"features": [2**63 - 1, 2**64 - 1, -(2**63)]},
+        {"features": [255, 0, -1]},
+        {"features": [0.1, 1e-320, 1e38]},
+        {"features": [True, "2", None]},
+        {"features": ["a", "b"]},
+        {"features": 7},
+        {"a": [1, 2], "b": [3]},
+        {"a": 1, "b": 2.5, "c": -3},
+        {"features": [True, False]},
+        {"image": picture, "a": [1]},
+    ]
+    texts = [json.dumps(record).encode() for record in records]
+    twice = b'{"features":[1,2,3],"features":7}'
+    two = b'{"features":[1,2,3]},{"features":[4,5,6]}'
+    # joined, the first two of these are one record, which makes up for two being two
+    across = [b'{"features":[1,2,3],"a":[{}', b'{"b":1}]}', two]
+    halves = [b'{"features":[1,2', b"3]}", b'{"features":[1e999,1,2]}']
+    batches = (texts[:4], [texts[0]] * 3, [texts[0], two, *halves], [texts[0], twice], across, [two, b"{}"])
+    return [*texts, *map(RECORD.join, batches)]
+
+
+JSON_TOKENS = [
+    *(b'"features"', b'"a"', b'"b"', b'"image"', b'"inputs"', b'"feature\\u0073"', b"\\u0000", b"\\ud800"),
+    *(
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b'"',
+        b"\\",
+        b"\n",
+        RECORD,
+        b"},{",
+        b"],[",
+        b"null",
+        b"true",
+        b"[]",
+    ),
+    *(b"1e308", b"1e309", b"-0", b"-0.0", b"0.1", b"1e-400", b"3.4028236e38", b"65504", b"65520"),
+    *(b"9007199254740993", b"18446744073709551615", b"18446744073709551616", b"-9223372036854775809", b"1.0"),
+]
+
+# -- tensors --------------------------------------------------------------------------------------------
+
+TENSORS = [
+    Decoding("tensor", {"x": (kind, ["N", 3])}) for kind in ("float", "int64", "bool", "float16", "uint8")
+]
+
+
+def check_tensor(data: bytes) -> None:
+    """A record of the right length is the item; any other is invalid."""
+    for decoding in TENSORS:
+        spec = decoding.signature.inputs[0]
+        feed = decoding.decode(data, data)
+        if assert_meant(feed):
+            assert len(data) != 3 * spec.dtype.itemsize or spec.dtype == bool
+        else:
+            assert feed.arrays is not None
+            assert feed.arrays["x"][1].tobytes() == data
+
+
+NPY = [
+    Decoding("npy", {"x": ("float", ["N", 3])}),
+    Decoding("npy", {"x": ("int64", ["N", "L"])}),
+    Decoding("npy", {"x": ("string", ["N", 2])}),
+    Decoding("npy", {"x": ("bool", [])}, batchable=False),
+]
+
+
+def check_npy(data: bytes) -> None:
+    """What is taken is what numpy itself reads without pickles."""
+    for decoding in NPY:
+        feed = decoding.decode(data)
+        if assert_meant(feed):
+            continue
+        item = feed.items[0]
+        assert item is not None
+        (array,) = item.arrays.values()
+        expected = np.load(io.BytesIO(data), allow_pickle=False)
+        assert array.dtype == decoding.signature.inputs[0].dtype
+        np.testing.assert_array_equal(array.reshape(expected.shape), expected)
+
+
+def npy_seeds() -> list[bytes]:
+    arrays = [
+        np.arange(3, dtype=np.float32),
+        np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
+        np.arange(6, dtype=">i8").reshape(2, 3),
+        np.array(["a", "bä"]),
+        np.array(True),
+        np.zeros((0, 3), np.float32),
+        np.zeros(3, [("a", "f4")]),
+    ]
+    seeds = []
+    for version in ((1, 0), (2, 0), (3, 0)):
+        for array in arrays:
+            file = io.BytesIO()
+            np.lib.format.write_array(file, array, version=version)
+            seeds.append(file.getvalue())
+    return seeds
+
+
+NPY_TOKENS = [
+    *(
+        b"'descr'",
+        b"'fortran_order'",
+        b"'shape'",
+        b"True",
+        b"False",
+        b"(",
+        b")",
+        b"()",
+        b"(3,)",
+        b"-1",
+        b"1_0",
+    ),
+    *(
+        b"'<f4'",
+        b"'>f4'",
+        b"'|O'",
+        b"'<U0'",
+        b"'|V0'",
+        b"'<M8[s]'",
+        b"[('a', '<f4')]",
+        b"99999999999999999999",
+    ),
+    *(
+        b"1e3",
+        b"1j",
+        b"{",
+        b"}",
+        b",",
+        b"[",
+        b"]",
+        b"'",
+        b"\\",
+        b"#",
+        b"\n",
+        b"\0",
+        b"-",
+        b"+" * 50,
+        b"(" * 200,
+    ),
+]
+
+# -- Open Inference Protocol ----------------------------------------------------------------------------
+
+OIP = [
+    Decoding("oip", {"x": ("float", ["N", 3])}),
+    Decoding("oip", {"a": ("string", ["N", 1]), "b": ("bool", ["N", "L"])}),
+    Decoding("oip", {"x": ("int64", ["N", "L", 2]), "a": ("float16", ["N", 2])}, batchable=False),
+]
+
+
+def check_oip(data: bytes) -> None:
+    """Tensors that are taken have the model's names, dtypes and shapes; the first two bytes are the JSON's length."""
+    length, body = int.from_bytes(data[:2], "little"), data[2:]
+    headers: Headers = [(LENGTH_HEADER, b"%d" % length)] if length else []
+    for decoding in OIP:
+        feed = decoding.decode(body, headers=[headers])
+        if assert_meant(feed):
+            continue
+        item = feed.items[0]
+        assert item is not None
+        assert list(item.arrays) == [spec.name for spec in decoding.signature.inputs]
+        for spec in decoding.signature.inputs:
+            array = item.arrays[spec.name]
+            assert array.dtype == spec.dtype
+            assert array.ndim == len(spec.shape)
+            assert all(d in (None, n) for d, n in zip(spec.shape, array.shape, strict=True))
+            assert not decoding.signature.batchable or len(array) == item.count
+            if spec.dtype == object:
+                assert all(type(text) is str for text in array.ravel())
+
+
+def oip_seeds() -> list[bytes]:
+    def tensor(name: str, datatype: str, shape: list[int], data: Any = None, **parameters: Any) -> Any:
+        given = {"data": data} if data is not None else {"parameters": parameters}
+        return {"name": name, "datatype": datatype, "shape": shape, **given}
+
+    def request(*inputs: Any, binary: bytes = b"", **more: Any) -> bytes:
+        text = json.dumps({"inputs": inputs, **more}).encode()
+        return (len(text) if binary else 0).to_bytes(2, "little") + text + binary
+
+    strings = b"\x01\0\0\0a\x02\0\0\0bc"
+    return [
+        request(tensor("x", "FP32", [1, 3], [1, 2, 3]), id="seven"),
+        request(tensor("x", "FP32", [2, 3], [[1, 2, 3], [4, 5, 6]]), outputs=[{"name": "y"}]),
+        request(tensor("x", "FP32", [1, 3], binary_data_size=12), binary=b"\0\0\x80\x3f" * 3),
+        request(tensor("a", "BYTES", [2, 1], ["p", "q"]), tensor("b", "BOOL", [2, 2], [True] * 4)),
+        request(
+            tensor("a", "BYTES", [2, 1], binary_data_size=len(strings)),
+            tensor("b", "BOOL", [2, 1], binary_data_size=2),
+            binary=strings + b"\0\x01",
+        ),
+        request(
+            tensor("x", "INT64", [1, 2, 2], [1, 2, 3, 4]),
+            tensor("a", "FP16", [1, 2], binary_data_size=4),
+            binary=b"\0\x3c" * 2,
+            parameters={"binary_data_output": True},
+        ),
+        request(tensor("x", "FP32", [0, 3], []), tensor("x", "FP32", [2**40, 3], [1])),
+    ]
+
+
+OIP_TOKENS = [
+    *JSON_TOKENS,
+    *(b'"name"', b'"shape"', b'"datatype"', b'"data"', b'"parameters"', b'"binary_data_size"', b'"outputs"'),
+    *(
+        b'"FP32"',
+        b'"BYTES"',
+        b'"BOOL"',
+        b'"x"',
+        b"[0]",
+        b"-1",
+        b"99999999999",
+        b"\xff\xff\xff\xff",
+        b"\0\0\0\0",
+    ),
+]
+
+
+def assert_meant(feed: Feed) -> bool:
+    """Whether any row was rejected; every rejection must be one the decoder meant to make, said in one line."""
+    for rejection in feed.rejected.values():
+        assert rejection.exception_class_name == MEANT, rejection
+        assert rejection.reason in REASONS, rejection
+        assert rejection.stage in ("decode", "preprocess"), rejection
+        assert len(rejection.message) < 2000, rejection
+    if feed.arrays is None:
+        for row, item in enumerate(feed.items):
+            assert (item is None) == (row in feed.rejected)
+    return bool(feed.rejected)
+
+
+# -- configuration --------------------------------------------------------------------------------------
+
+CONFIG = Path(tempfile.gettempdir()) / f"streaminfer-fuzz-{os.getpid()}.yaml"
+EXAMPLE = b"""\
+name: digits
+input: {topics: [digits], format: image, max_bytes: 8388608, start: earliest, tombstone: pass}
+preprocess:
+  image: {size: [28, 28], resize: stretch, color: gray, scale: 0.00392157, mean: [0.0], std: [1.0]}
+model: {path: models/digits.onnx, version: 1.10, providers: [cpu], threads: auto, instances: 2}
+batching: {max_size: 64, max_wait_ms: 5}
+postprocess: {classification: {labels: models/digits.txt, top_k: 3}}
+output: {topic: digits.predictions, format: json, headers: trace, create: {partitions: 3}}
+dead_letter: {topic: digits.dead-letter, stop_after: {ratio: 0.5, of_last: 1000}}
+metrics: {topic: worker.metrics, interval_s: 5, http: "127.0.0.1:9464"}
+limits: {in_flight_bytes: 268435456, max_age_ms: null, expired: drop}
+kafka: {bootstrap.servers: "localhost:9092", group.id: digits, sasl.password: "${NONE:-x}"}
+"""
+PIPELINES = b"""\
+pipelines:
+  a: {input: {topics: [t], format: json}, when: {header: h, equals: a}, model: {path: a.onnx}, output: {topic: o}}
+  b: {input: {topics: [t], format: oip}, model: {path: b.onnx}, output: {topic: o, format: oip}}
+dead_letter: {topic: d}
+kafka: {bootstrap.servers: h:1, group.id: g}
+"""
+CONFIG_TOKENS = [
+    *(
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b": ",
+        b", ",
+        b"\n",
+        b"\n  ",
+        b"- ",
+        b'"',
+        b"'",
+        b"|",
+        b">",
+        b"#",
+        b"---",
+        b"...",
+    ),
+    *(b"&a ", b"*a", b"<<: *a", b"!!python/object:os.system ", b"!!binary ", b"!!int ", b"? ", b"%YAML 1.1"),
+    *(
+        b"null",
+        b"~",
+        b"true",
+        b"yes",
+        b"0x10",
+        b"0o7",
+        b"1e3",
+        b".inf",
+        b".nan",
+        b"-1",
+        b"1_000",
+        b"1" * 5000,
+    ),
+    *(
+        b"${",
+        b"${HOME}",
+        b"${NONE}",
+        b"${NONE:-[1]}",
+        b'"\\ud800"',
+        b'"\\0"',
+        b"\xff",
+        b"\xe2\x80\xa8",
+        b"\x85",
+    ),
+    *(b"image", b"json", b"auto", b"raw", b"own:code", b"a.b:c", b"regression", b"detection", b"2001-01-01"),
+    *(
+        RECORD,
+        RECORD + b"a.b=[x]",
+        RECORD + b"kafka.a.b=1",
+        RECORD + b"input.topics=",
+        RECORD + b"limits=null",
+    ),
+]
+
+
+def check_config(data: bytes) -> None:
+    """A file, and what ``--set`` lays over it, is settings that can be shown, or one line that says why not."""
+    file, *overrides = data.split(RECORD)
+    CONFIG.write_bytes(file)
+    try:
+        settings = load(CONFIG, [text.decode(errors="replace") for text in overrides])
+    except ConfigError as refused:
+        said = str(refused)
+    else:
+        said = json.dumps(settings.redacted(), ensure_ascii=False)
+    assert len(said.encode().splitlines()) == 1, said
+
+
+# -- dead letters ---------------------------------------------------------------------------------------
+
+
+def check_letter(data: bytes) -> None:
+    """A dead letter is the record with reasons beside it; sent back, it is the record again."""
+    key, value, name, message, *pairs = (*data.split(RECORD), b"", b"", b"", b"")
+    text = name.decode(errors="replace") or "h"
+    headers: Headers = [(text, key), *((pair[:40].decode(errors="replace"), pair) for pair in pairs)]
+    columns = Columns([value], [key], [headers], [7], [42], [Partition("topic", 3)])
+    said = message.decode(errors="surrogateescape")
+    rejection = Rejection("invalid", "decode", said, "a.B", "c.D")
+    limit = len(data) + 300 * (len(data) % 7)
+    letter = compose(columns, 0, rejection, "pipeline", "client", "model@1", limit)
+
+    assert letter.key == key
+    added = letter.headers[-12 - 2 * (letter.value is None) :]
+    theirs = letter.headers[: len(letter.headers) - len(added)]
+    ours = {CONNECT + "message", *OURS, *TRIMMED}
+    assert theirs == [pair for pair in headers if pair[0] not in ours and pair[0] not in dict(added)]
+    reason = dict(added)[CONNECT + "exception.message"] or b""
+    assert len(reason) <= MESSAGE_BYTES_MAX
+    assert len(reason.decode().splitlines()) <= 1
+    if letter.value is None:
+        assert dict(added)[TRIMMED[0]] == str(len(value)).encode()
+    else:
+        assert letter.value == value
+        assert (
+            len(key) + len(value) + sum(len(n.encode()) + len(v or b"") for n, v in letter.headers) <= limit
+        )
+
+    read = Letter(Partition("dead", 0), 0, 7, letter.key, letter.value, letter.headers)
+    assert read.source is not None
+    back = original(read, read.source)
+    assert (back.key, back.partition, back.offset) == (key, Partition("topic", 3), 42)
+    again = [pair for pair in back.headers if pair in headers]
+    assert again == [pair for pair in theirs if pair in back.headers]
+
+
+# -- results --------------------------------------------------------------------------------------------
+
+
+def check_result(data: bytes) -> None:
+    """What a model may give becomes bodies that can be read back, or rejections; the first byte says how many items."""
+    count = 1 + (data[0] if data else 0) % 4
+    for kind, encoder, shape in ENCODERS:
+        outputs = {"y": numbers(data[1:], kind, (count, *shape))}
+        outcomes = encode(encoder, batch_of(count), outputs)
+        for row in range(count):
+            rejection, body = outcomes.rejected.get(row), outcomes.bodies[row]
+            assert (rejection is None) == (body is not None)
+            if rejection is not None:
+                assert rejection.exception_class_name == MEANT, rejection
+                assert rejection.reason in ("non_finite", "model_error"), rejection
+            elif isinstance(encoder, JsonEncoder | OipEncoder):
+                check_body(body or b"", outputs["y"][row])
+            else:
+                assert (body or b"").endswith(outputs["y"][row].tobytes())
+
+
+def check_body(body: bytes, sent: Any) -> None:
+    """JSON, whose raw outputs read back as the very numbers the model gave."""
+    found = orjson.loads(body)
+    prediction = found.get("prediction", {})
+    assert all(None not in (box["score"], *box["xyxy"]) for box in prediction.get("boxes", ()))
+    raw = prediction.get("outputs", {}).get("y")
+    if raw is None and "outputs" in found and "data" in found["outputs"][0]:
+        raw = found["outputs"][0]["data"]
+    if raw is not None:
+        np.testing.assert_array_equal(np.array(raw, sent.dtype).reshape(sent.shape), sent)
+
+
+def numbers(data: bytes, kind: str, shape: tuple[int, ...]) -> Any:
+    """An array made of these bytes, repeated."""
+    dtype = np.dtype({"float": "f4", "double": "f8", "bool": "u1"}.get(kind, kind))
+    wanted = math.prod(shape) * dtype.itemsize
+    array = np.frombuffer((data * (wanted // max(len(data), 1) + 1))[:wanted].ljust(wanted, b"\0"), dtype)
+    return (array % 2 == 1 if kind == "bool" else array).reshape(shape)
+
+
+def _encoder(kind: str, shape: tuple[int, ...], **settings: Any) -> tuple[str, Encoder, tuple[int, ...]]:
+    return kind, make_encoder({"y": (kind, ["N", *shape])}, **settings), shape
+
+
+ENCODERS = [
+    *(_encoder(kind, (2, 2)) for kind in ("float", "double", "float16", "int64", "uint8", "bool")),
+    *(_encoder("float", (5,), postprocess={"classification": {"top_k": 2, "activation": a, "threshold": t}})
+      for a, t in (("none", 0), ("softmax", 0.3), ("sigmoid", 0.9))),
+    _encoder("float16", (40,), postprocess={"classification": {"top_k": 20}}),
+    _encoder("int64", (5,), postprocess={"classification": {"top_k": 5}}),
+    _encoder("float", (7, 4), postprocess={"detection": {"layout": "yolov8"}}),
+    _encoder("float16", (4, 6), postprocess={"detection": {"layout": "xyxy", "score": 0}}),
+    _encoder("double", (4, 6), postprocess={"detection": {"layout": "xyxy"}}, labels=["a", "b"]),
+    _encoder("float", (1,), postprocess="regression"),
+    _encoder("float", (3,), postprocess={"embedding": {"normalize": True}}),
+    _encoder("float16", (3,), postprocess={"embedding": {"normalize": True}}),
+    _encoder("float", (2, 2), format="oip"),
+    _encoder("float16", (3,), format="tensor"),
+    _encoder("double", (), format="npy"),
+]  # fmt: skip
+FLOATS = [0.0, -0.0, 1.0, 0.5, np.nan, np.inf, -np.inf, 3.4e38, 1e-45, 65504.0, 1e38, 2.0, 9.2e18]
+FLOAT_TOKENS = [np.array(f, t).tobytes() for f in FLOATS for t in ("f4", "f8")] + [b"\0\x7c", b"\xff\x7b"]
+
+TARGETS = {
+    "image": Target(check_image, image_seeds(), IMAGE_TOKENS, repaired),
+    "json": Target(check_json, json_seeds(), JSON_TOKENS),
+    "tensor": Target(check_tensor, [b"", b"\0\x01\x01", bytes(12), bytes(range(24))], FLOAT_TOKENS),
+    "npy": Target(check_npy, npy_seeds(), NPY_TOKENS),
+    "oip": Target(check_oip, oip_seeds(), OIP_TOKENS),
+    "config": Target(check_config, [EXAMPLE, PIPELINES, EXAMPLE + RECORD + b"name=x"], CONFIG_TOKENS),
+    "letter": Target(
+        check_letter,
+        [RECORD.join([b"key", b"value", b"name", b"why\n\xff", b"__connect.errors.stage", b"x" * 3000])],
+        [RECORD, *(name.encode() for name in (*OURS, *TRIMMED)), CONNECT.encode() + b"topic", b"\n", b"\xff"],
+    ),
+    "result": Target(check_result, [b"\x02" + FLOAT_TOKENS[0] * 3, b"\x01" + bytes(range(50))], FLOAT_TOKENS),
+}
