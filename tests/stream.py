@@ -179,7 +179,11 @@ def read_all(bootstrap: str, topic: str, isolation: str = "read_committed") -> l
 
 
 def wait_for_outputs(
-    bootstrap: str, topics: list[str], count: int, workers: Iterable[Worker] = (), timeout_s: float = PATIENCE_S
+    bootstrap: str,
+    topics: list[str],
+    count: int,
+    workers: Iterable[Worker] = (),
+    timeout_s: float = PATIENCE_S,
 ) -> None:
     """Until these topics together hold at least ``count`` records; a worker that dies fails at once."""
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": unique("counter")})

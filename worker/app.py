@@ -453,10 +453,10 @@ class _Process:
 
     def _snapshot(self) -> Snapshot:
         window = self._conductor.window
-        ends: Mapping[Partition, tuple[int, int]] = self._source.lag()
+        ends = self._source.lag() or self._lags  # the last words of a drain come after the source is let go
         partitions = {
             partition: PartitionState(
-                window.position(partition), window.committed_position(partition), end if end >= 0 else None
+                window.position(partition), window.committed_position(partition), end if end is not None and end >= 0 else None
             )
             for partition, (_, end) in ends.items()
         }

@@ -39,9 +39,7 @@ class Stage:
         self.folder = folder
         self.input, self.output, self.letters = unique("in"), unique("out"), unique("dead")
         self.workers: list[Worker] = []
-        create_topics(
-            bootstrap, {self.input: PARTITIONS, self.output: OUTPUT_PARTITIONS, self.letters: 2}
-        )
+        create_topics(bootstrap, {self.input: PARTITIONS, self.output: OUTPUT_PARTITIONS, self.letters: 2})
         self.model = models.write(folder, models.mlp())
         (folder / "labels.txt").write_text("\n".join(f"class {i}" for i in range(10)))
 

@@ -25,7 +25,7 @@ from worker.kafka.properties import DEFAULT_TOPIC_LIMIT, Client, admin_propertie
 if TYPE_CHECKING:
     from worker.settings import CreateSettings, Settings
 
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 8.0
 CREATE_TIMEOUT_S = 10.0
 DESCRIBE_TIMEOUT_S = 3.0
 EMBEDDED_CLUSTER = "mockCluster"
