@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -202,12 +203,14 @@ class KafkaSource:
 
     def _group(self, messages: list[Any]) -> list[tuple[Partition, int]]:
         """Sort so that each partition's records are together, in their order; how many each has."""
-        topics = set(map(_topic, messages))
-        if len(set(map(_number, messages))) > 1:
-            messages.sort(key=_number)
-        if len(topics) == 1:
-            [topic] = topics
-            return [(self._place(topic, n), c) for n, c in Counter(map(_number, messages)).items()]
+        if len(self._starts) == 1:
+            [topic] = self._starts
+            numbers = list(map(_number, messages))
+            ordered = sorted(numbers)
+            if ordered != numbers:
+                messages.sort(key=_number)
+            return [(self._place(topic, number), count) for number, count in _runs(ordered)]
+        messages.sort(key=_number)
         messages.sort(key=_topic)
         pairs = Counter(zip(map(_topic, messages), map(_number, messages), strict=True))
         return [(self._place(*pair), count) for pair, count in pairs.items()]
@@ -506,6 +509,15 @@ class KafkaSource:
             )
         if self._paused:
             self.pause_all()
+
+
+def _runs(ordered: list[int]) -> Iterator[tuple[int, int]]:
+    """Each number of a sorted list and how often it is there."""
+    start = 0
+    while start < len(ordered):
+        stop = bisect_right(ordered, ordered[start], start)
+        yield ordered[start], stop - start
+        start = stop
 
 
 def _is_incremental(properties: dict[str, Any]) -> bool:
