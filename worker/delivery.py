@@ -270,12 +270,7 @@ class ExactlyOnce:
     def settled(self) -> list[Slab]:
         if self._committing is not None and self._committing.done:
             self._done += self._conclude()
-        if self._lost:
-            lost, self._lost = self._lost, []
-            names = ", ".join(f"{p.topic}/{p.number}" for p in lost)
-            raise DeliveryFailed(
-                "lost", f"partitions with outputs in the open transaction were lost: {names}"
-            )
+        self._refuse_lost()
         return self._report()
 
     def due(self, now_ns: int) -> bool:
@@ -286,6 +281,7 @@ class ExactlyOnce:
     def commit(self, window: Window, wait: bool) -> list[Slab]:
         if self._committing is not None:
             self._done += self._conclude()
+        self._refuse_lost()
         if self._partial is not None:
             raise DeliveryFailed("handover", "a slab was handed over in part when its partitions had to go")
         if self._slabs:
@@ -312,6 +308,15 @@ class ExactlyOnce:
         self._done += self._slabs
         self._slabs, self._records, self._partial, self._begun = [], 0, None, False
         return self._transactions.committed(owned)
+
+    def _refuse_lost(self) -> None:
+        """Outputs of lost partitions must not be committed: their next owner answers those records."""
+        if self._lost:
+            lost, self._lost = self._lost, []
+            names = ", ".join(f"{p.topic}/{p.number}" for p in lost)
+            raise DeliveryFailed(
+                "lost", f"partitions with outputs in the open transaction were lost: {names}"
+            )
 
     def _report(self) -> list[Slab]:
         """Slabs nothing is awaited for any more, each once; kept until asked for, whatever fails meanwhile."""

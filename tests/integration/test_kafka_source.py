@@ -289,8 +289,11 @@ def test_what_the_listener_raises_comes_out_of_take(cluster: Cluster, read: Call
         got.join()
 
 
-def test_records_revoked_while_they_are_taken_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record polled just before its partition is revoked does not come out of that take."""
+@pytest.mark.parametrize("rewound", [False, True])
+def test_records_taken_back_while_they_are_taken_are_dropped(
+    monkeypatch: pytest.MonkeyPatch, rewound: bool
+) -> None:
+    """A record polled just before its partition is revoked or rewound does not come out of that take."""
     topic, gone, kept = "in", Partition("in", 0), Partition("in", 1)
 
     class Fake:
@@ -309,12 +312,17 @@ def test_records_revoked_while_they_are_taken_are_dropped(monkeypatch: pytest.Mo
 
         def incremental_assign(self, partitions: list[Any]) -> None: ...
 
+        def seek(self, partition: Any) -> None: ...
+
         def poll(self, timeout: float) -> Message:
             self.callbacks["on_assign"](self, [source_module.TopicPartition(*p) for p in (gone, kept)])
             return Message(topic, 0, 7, None, b"gone")
 
         def consume(self, most: int, timeout: float) -> list[Message]:
-            self.callbacks["on_revoke"](self, [source_module.TopicPartition(*gone)])
+            if rewound:
+                source.seek({gone: 2})
+            else:
+                self.callbacks["on_revoke"](self, [source_module.TopicPartition(*gone)])
             return [Message(topic, 1, 3, None, b"kept")]
 
     monkeypatch.setattr(source_module, "Consumer", Fake)

@@ -101,7 +101,7 @@ class KafkaSource:
         self._found: dict[Partition, tuple[int, str]] = {}
         """Where reading of an owned partition began, and the metadata committed there."""
         self._gone: set[Partition] = set()
-        """Revoked or lost since the poll of the running take."""
+        """Revoked, lost or sought since the poll of the running take: what that poll returned of them is stale."""
         self._interned: dict[tuple[str, int], Partition] = {}
         self._peak_bytes = 1
         """Decaying size of the largest values seen: bounds a take in bytes."""
@@ -220,9 +220,9 @@ class KafkaSource:
         return self._interned.setdefault((topic, number), Partition(topic, number))
 
     def _still_ours(self, messages: list[Any]) -> list[Any]:
-        """Drop what a rebalance between poll and consume took away.
+        """Drop what a rebalance between poll and consume took away or rewound.
 
-        librdkafka itself drops older records of a revoked partition; only the one polled before is in our hands.
+        librdkafka itself drops older records of such a partition; only the one polled before is in our hands.
         """
         places = [Partition(message.topic(), message.partition()) for message in messages]
         return [
@@ -287,6 +287,7 @@ class KafkaSource:
 
     def seek(self, positions: dict[Partition, int]) -> None:
         """Go on from these offsets; what was fetched before is thrown away."""
+        self._gone.update(positions)
         for place, offset in positions.items():
             if place in self._assigned:
                 self._jump(place, offset)
