@@ -396,6 +396,7 @@ class _Process:
             KafkaTransactions(self._source, self._sink),
             length.max_ms / 1000,
             length.max_records,
+            self._settings.limits.revoke_s,
             time.monotonic_ns,
             self._meters.transaction,
             caution.metadata,
@@ -462,7 +463,9 @@ class _Process:
         ends = self._source.lag() or self._lags  # the last words of a drain come after the source is let go
         partitions = {
             partition: PartitionState(
-                window.position(partition), window.committed_position(partition), end if end is not None and end >= 0 else None
+                window.position(partition),
+                window.committed_position(partition),
+                end if end is not None and end >= 0 else None,
             )
             for partition, (_, end) in ends.items()
         }
