@@ -313,3 +313,14 @@ def test_a_model_of_two_inputs_needs_to_be_told() -> None:
     """One picture does not say which input it is for."""
     with pytest.raises(ConfigError, match=r"^input\.format: .*preprocess\.inputs"):
         Decoding("image", {"a": ("float", ("N", 3, 8, 8)), "b": ("float", ("N", 3, 8, 8))})
+
+
+def test_a_png_that_moves_is_its_still_picture() -> None:
+    """Of an animated PNG the picture that any viewer shows is decoded; its frames and texts never reach the decoder."""
+    moving = cv2.Animation()
+    moving.frames, moving.durations = [NOISE[..., ::-1].copy(), np.zeros_like(NOISE)], [10, 20]
+    animated = cv2.imencodeanimation(".png", moving)[1].tobytes()
+    text = chunk(b"zTXt", b"k\0\0" + zlib.compress(b"a" * 1000))
+    decoding = Decoding("image", {"x": ("uint8", ["N", 48, 64, 3])})
+    np.testing.assert_array_equal(decoding.item(animated), NOISE)
+    np.testing.assert_array_equal(decoding.item(animated[:33] + text + animated[33:]), NOISE)

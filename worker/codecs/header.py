@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import takewhile
 from typing import Literal, NamedTuple
 
 from worker.errors import Reject
@@ -22,8 +21,9 @@ _JPEG_SCAN = 0xDA
 _JPEG_SCANS_MAX = 100
 # What ends a scan's data: a marker other than a restart, a stuffed zero or a fill byte.
 _JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-# Text that libpng unpacks: up to 8 MB of each of up to 1,000 chunks, from as many kilobytes of file.
-_PNG_PACKED_TEXTS = frozenset((b"zTXt", b"iTXt"))
+# What a decoder gets to see of a PNG is its still picture. libpng unpacks text, up to 8 MB of each of 1,000 chunks;
+# OpenCV's reader of animations can end the process (opencv/opencv issue 27744).
+_PNG_LEFT_OUT = frozenset((b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT"))
 # Start-of-frame markers of the JPEG processes (C4, C8 and CC in between are something else).
 _BASELINE_FRAMES = frozenset((0xC0, 0xC1))
 _PROGRESSIVE_FRAMES = frozenset((0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
@@ -77,8 +77,8 @@ def decodable(value: bytes, header: ImageHeader) -> bytes:
     else:
         chunks = list(_png_chunks(value))
         whole = any(chunk.name == b"IEND" for chunk in chunks)
-        if any(chunk.name in _PNG_PACKED_TEXTS for chunk in chunks):
-            kept = (value[c.start : c.end] for c in chunks if c.name not in _PNG_PACKED_TEXTS)
+        if any(chunk.name in _PNG_LEFT_OUT for chunk in chunks):
+            kept = (value[c.start : c.end] for c in chunks if c.name not in _PNG_LEFT_OUT)
             value = value[:8] + b"".join(kept)
     if not whole:
         raise Reject("the image ends early", "undecodable")
@@ -135,9 +135,7 @@ def _png(value: bytes) -> ImageHeader:
     if len(value) < 33 or value[12:16] != b"IHDR":
         raise Reject("a PNG image whose header is broken or ends early", "undecodable")
     width, height = int.from_bytes(value[16:20], "big"), int.from_bytes(value[20:24], "big")
-    before_pixels = takewhile(lambda chunk: chunk.name != b"IDAT", _png_chunks(value))
-    moving = any(chunk.name == b"acTL" for chunk in before_pixels)
-    return ImageHeader("animation" if moving else "png", width, height)
+    return ImageHeader("png", width, height)
 
 
 def _png_chunks(value: bytes) -> Iterator[_Chunk]:
