@@ -6,6 +6,7 @@ into a rejection, so that a surprise costs one record only; here a surprise is a
 
 from __future__ import annotations
 
+import atexit
 import base64
 import io
 import json
@@ -461,6 +462,7 @@ def assert_meant(feed: Feed) -> bool:
 # -- configuration --------------------------------------------------------------------------------------
 
 CONFIG = Path(tempfile.gettempdir()) / f"streaminfer-fuzz-{os.getpid()}.yaml"
+atexit.register(CONFIG.unlink, missing_ok=True)
 EXAMPLE = b"""\
 name: digits
 input: {topics: [digits], format: image, max_bytes: 8388608, start: earliest, tombstone: pass}
