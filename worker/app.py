@@ -142,7 +142,8 @@ def _load_one(settings: Settings, name: str, deadline: float) -> tuple[Pipeline,
         output_partition=wanted.output.partition,
         output_errors=wanted.output.errors,
     )
-    slab = _slab_records(pipeline)
+    own_code = wanted.postprocess.own is not None or ":" in wanted.input.format
+    slab = pipeline.max_size if own_code else _slab_records(pipeline)  # what own code takes is not known
     if decoder.fixed and not decoder.shard_rows and model.signature.batchable:
         pipeline.batch_records = slab
     log.info(
@@ -298,11 +299,13 @@ class _Process:
         self._metrics = MetricsProducer(settings) if settings.metrics.topic else None
         self._reporter = self._make_reporter(first)
         self._next_report_s = self._reporter.due_s if self._reporter else float("inf")
-        self._http = (
-            HttpServer(settings.metrics.http, self, self.info, index) if settings.metrics.http else None
-        )
         self._source = KafkaSource(settings, self._topics.embedded)
         exactly_once = settings.delivery == "exactly_once"
+        if exactly_once and self._topics.embedded:
+            log.warning(
+                "the embedded broker forgets the positions that a transaction commits: after a restart or a "
+                "rebalance everything is read again; delivery: exactly_once needs a real Kafka"
+            )
         # an id of its own per process: a restart aborts nothing of a replica that still runs
         transactional_id = f"{self.info.group}-{uuid.uuid4()}" if exactly_once else None
         self._sink = KafkaSink(settings, self._topics, transactional_id)
@@ -345,6 +348,10 @@ class _Process:
         awake = AwakeClock(time.monotonic)
         self._progress = Progress(limits.stall_s, self._read_progress, awake)
         self._turning = Standstill(limits.stall_s, lambda: self._conductor.turned_ns, awake)
+        # it asks for all of the above: whoever probes before is refused, as during the warm-up
+        self._http = (
+            HttpServer(settings.metrics.http, self, self.info, index) if settings.metrics.http else None
+        )
         deadline = BatchDeadline(limits.batch_timeout_s, self._pool.oldest, _interrupt, awake)
         self._watchdog = Watchdog(
             [deadline.stuck, self._turning.stuck, self._progress.stuck], self._state, log.error, awake

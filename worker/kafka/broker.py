@@ -1,8 +1,8 @@
 """The embedded development broker: the one librdkafka carries for its own tests.
 
 It is a real broker to librdkafka clients: topics, groups, commits and transactions work, without Java or Docker.
-It is *not* Apache Kafka: it keeps at most 5 MB per partition in memory, has no administration calls, and neither
-fences zombies nor hides aborted transactions, so exactly-once cannot be proven on it.
+It is *not* Apache Kafka: it keeps at most 5 MB per partition in memory, has no administration calls, neither fences
+zombies nor hides aborted transactions, and forgets the offsets sent to one: exactly once is not to be had on it.
 """
 
 from __future__ import annotations
