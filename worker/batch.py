@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from worker.errors import Rejection
 
 Headers = list[tuple[str, bytes | None]]
 Array = NDArray[Any]
+T = TypeVar("T")
 
 STAGES = ("broker", "queue", "decode", "wait", "infer", "encode")
 """Stages of one result in order; their sum is ``total`` (contract section 3)."""
@@ -39,6 +40,15 @@ class Span:
     next_offset: int
     """What to commit once these rows and all before them are done: last offset + 1 (offsets have gaps)."""
     epoch: int = 0
+
+
+def pick(column: list[T], rows: Sequence[int]) -> list[T]:
+    """These rows of a column; the very same list when ``rows`` is everything."""
+    if len(rows) == len(column):
+        return column
+    if isinstance(rows, range):
+        return column[rows.start : rows.stop : rows.step]
+    return [column[row] for row in rows]
 
 
 @dataclass(slots=True)
@@ -71,23 +81,13 @@ class Columns:
         """These rows as columns of their own; the very same lists when ``rows`` is everything."""
         if len(rows) == len(self.values):
             return self
-        if isinstance(rows, range) and rows.step == 1:
-            cut = slice(rows.start, rows.stop)
-            return Columns(
-                self.values[cut],
-                self.keys[cut],
-                self.headers[cut],
-                self.timestamps_ms[cut],
-                self.offsets[cut],
-                self.partitions[cut],
-            )
         return Columns(
-            [self.values[i] for i in rows],
-            [self.keys[i] for i in rows],
-            [self.headers[i] for i in rows],
-            [self.timestamps_ms[i] for i in rows],
-            [self.offsets[i] for i in rows],
-            [self.partitions[i] for i in rows],
+            pick(self.values, rows),
+            pick(self.keys, rows),
+            pick(self.headers, rows),
+            pick(self.timestamps_ms, rows),
+            pick(self.offsets, rows),
+            pick(self.partitions, rows),
         )
 
 
@@ -150,6 +150,14 @@ class Outcomes:
     @classmethod
     def empty(cls, rows: int) -> Outcomes:
         return cls([None] * rows)
+
+    def put(self, rows: Sequence[int], bodies: Sequence[bytes]) -> None:
+        """Give each of these rows its body."""
+        if isinstance(rows, range):
+            self.bodies[rows.start : rows.stop] = bodies
+            return
+        for row, body in zip(rows, bodies, strict=True):
+            self.bodies[row] = body
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Sequence
 
 from worker.admission import Admission, Admitted, Route, payload_bytes
-from worker.batch import Batch, Columns, Outcomes, Partition, Span
+from worker.batch import Batch, Columns, Outcomes, Partition, Span, pick
 from worker.errors import Rejection
 from worker.window import Epochs, Slab
 
@@ -173,7 +173,7 @@ def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
     for route, rows in rows_of.items():
         for start in range(0, len(rows), route.batch_records):
             part = rows[start : start + route.batch_records]
-            cost = sum(map(admitted.costs.__getitem__, part))
+            cost = sum(pick(admitted.costs, part))
             columns = slab.columns.select(part)
             batches.append(Batch(slab, part, columns, route, slab.taken_ns, slab.taken_ms, cost_bytes=cost))
     return batches

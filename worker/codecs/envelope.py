@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from worker.batch import Batch, Columns, Headers, Request, Run
+from worker.batch import Batch, Columns, Headers, Request, Run, pick
 from worker.errors import Rejection
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class ResultEncoder:
     def _copy_headers(self, batch: Batch, rows: Sequence[int]) -> None:
         """Give these rows' results the headers that travel on. Rows without headers cost nothing."""
         inputs = batch.columns.headers
-        if not (self._copy_all or self._copied) or not any(map(inputs.__getitem__, rows)):
+        theirs = pick(inputs, rows)
+        if not (self._copy_all or self._copied) or not any(theirs):
             return
         for row in rows:
             kept = self._kept(inputs[row])
@@ -104,7 +105,8 @@ def request_of(batch: Batch, row: int) -> Request | None:
 def own_ids(batch: Batch, rows: Sequence[int]) -> dict[int, str]:
     """Ids that the records brought along, by row: of the request, else of a header. Mostly empty."""
     headers, found = batch.columns.headers, {}
-    if any(map(headers.__getitem__, rows)):
+    theirs = pick(headers, rows)
+    if any(theirs):
         found = {row: own for row in rows if (own := _header_id(headers[row])) is not None}
     if batch.feed is not None and batch.feed.items:
         for row in rows:

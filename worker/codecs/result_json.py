@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
+from itertools import groupby
+from operator import mod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 
-from worker.batch import Array, Batch, Partition, Run
+from worker.batch import Array, Batch, Partition, Run, pick
 from worker.codecs.envelope import CONTENT_LENGTH, ResultEncoder, item_spans, own_ids
 from worker.errors import Rejection
 from worker.postprocess import Postprocess, rendering
@@ -41,15 +43,13 @@ class JsonEncoder(ResultEncoder):
         assert batch.outcomes is not None
         predictions = self._predictions(batch, run)
         stamp()
-        rejected = {
-            row: found
-            for row, found in zip(run.rows, predictions, strict=True)
-            if isinstance(found, Rejection)
-        }
-        if rejected:  # rendered with the others and thrown away: rare, and every column stays aligned
-            predictions = [b"null" if isinstance(found, Rejection) else found for found in predictions]
-        for row, body in zip(run.rows, self._bodies(batch, run, predictions), strict=True):
-            batch.outcomes.bodies[row] = body
+        rejected: dict[int, Rejection] = {}
+        if set(map(type, predictions)) != {bytes}:
+            # rendered with the others and thrown away: rare, and every column stays aligned
+            found = zip(run.rows, predictions, strict=True)
+            rejected = {row: why for row, why in found if isinstance(why, Rejection)}
+            predictions = [b"null" if isinstance(why, Rejection) else why for why in predictions]
+        batch.outcomes.put(run.rows, self._bodies(batch, run, predictions))
         for row, rejection in rejected.items():
             batch.outcomes.bodies[row] = None
             batch.outcomes.rejected[row] = rejection
@@ -58,7 +58,7 @@ class JsonEncoder(ResultEncoder):
     def _predictions(self, batch: Batch, run: Run) -> list[bytes | Rejection]:
         """Per row the text of its prediction (of several items: joined by commas), or why there is none."""
         assert batch.feed is not None
-        contexts: list[Any] = [batch.feed.contexts[row] for row in run.rows]
+        contexts = pick(batch.feed.contexts, run.rows)
         outputs, count = run.outputs, len(run.rows)
         if run.alone:
             outputs = {name: output[np.newaxis] for name, output in outputs.items()}
@@ -77,9 +77,10 @@ class JsonEncoder(ResultEncoder):
         columns = batch.columns.select(run.rows)
         latency, times = _latency(run.stages_us)
         middle, end = self._one, latency + b"}"
-        by_partition = {p: _head(p, own_id=False) + middle + end for p in set(columns.partitions)}
-        templates = [by_partition[p] for p in columns.partitions]
         ids: list[Any] = columns.offsets
+        templates: list[bytes] = []
+        for partition, stretch in groupby(columns.partitions):  # a dict would hash a tuple per row
+            templates += [_head(partition, own_id=False) + middle + end] * len(list(stretch))
 
         own, many = own_ids(batch, run.rows), _with_batch_dimension(batch, run.rows)
         if own or many:
@@ -91,7 +92,7 @@ class JsonEncoder(ResultEncoder):
                     ids[i] = orjson.dumps(own[row])
 
         fields = zip(ids, columns.offsets, columns.timestamps_ms, predictions, *times, strict=True)
-        return [template % row for template, row in zip(templates, fields, strict=True)]
+        return list(map(mod, templates, fields))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -49,8 +49,7 @@ class TensorEncoder(ResultEncoder):
         """Bodies and headers of one run's rows; see :class:`worker.codecs.encoders.Encoder`."""
         assert batch.outcomes is not None
         values = little_endian(run.outputs[self._output])
-        for row, body in zip(run.rows, self._bodies(batch, run, values), strict=True):
-            batch.outcomes.bodies[row] = body
+        batch.outcomes.put(run.rows, self._bodies(batch, run, values))
         if self._says_source:
             headers = header_column(batch)
             for row in run.rows:

@@ -51,13 +51,13 @@ class Classification:
         k = min(self._top_k, scores.shape[1])
         classes = best_classes(scores, k)
         best = scores[np.arange(count)[:, np.newaxis], classes]
-        kept = (best >= self._threshold).sum(axis=1)
-
+        above = best >= self._threshold
         found: list[bytes | Rejection]
-        if (kept == k).all():
+        if above.all():
             found = [*_render(classes, best, labels)]
         else:
             found = [b""] * count
+            kept = above.sum(axis=1)
             for length in set(kept.tolist()):
                 rows = np.flatnonzero(kept == length)
                 texts = _render(classes[rows, :length], best[rows, :length], labels)
@@ -125,9 +125,11 @@ def _render(classes: Array, scores: Array, labels: list[bytes]) -> list[bytes]:
     rows, k = classes.shape
     if k == 0:
         return [b'{"label":null,"score":null,"top":[]}'] * rows
-    names = [labels[i] for i in classes.ravel().tolist()]
-    texts = rendering.scalars(scores)
+    names = np.array(labels, object)[classes.T].tolist()
+    texts = rendering.scalars(scores.T)
     top = b",".join([b'{"label":%b,"score":%b}'] * k)
     template = b'{"label":%b,"score":%b,"top":[' + top + b"]}"
-    columns = [column for place in range(k) for column in (names[place::k], texts[place::k])]
-    return [template % row for row in zip(columns[0], columns[1], *columns, strict=True)]
+    columns = [
+        column for place in range(k) for column in (names[place], texts[place * rows : (place + 1) * rows])
+    ]
+    return list(map(template.__mod__, zip(columns[0], columns[1], *columns, strict=True)))
