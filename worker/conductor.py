@@ -334,12 +334,14 @@ class Conductor:
 
     def on_assign(self, partitions: list[Partition]) -> None:
         """These are ours from now on."""
+        news = partitions or not self.joined  # a member that keeps what it has is told so at every rebalance
         self.joined = True
         self.window.assign(partitions)
         self._unread.update(partitions)
         self._look_up(partitions)
         self._meters.rebalance()
-        self._log.info("assigned", partitions=_names(partitions), owned=len(self.window.owned))
+        if news:
+            self._log.info("assigned", partitions=_names(partitions), owned=len(self.window.owned))
 
     def on_revoke(self, partitions: list[Partition]) -> None:
         """Hand partitions over cleanly: finish their slabs and commit, within ``revoke_s``."""
@@ -357,8 +359,9 @@ class Conductor:
         self.window.revoke(partitions)
         if failed is not None:
             self.rewind(failed)  # what stays ours; these partitions are the next owner's to read
-        took_ms = (self._clock_ns() - started_ns) / 1e6
-        self._log.info("revoked", partitions=_names(partitions), finished=done, took_ms=round(took_ms, 1))
+        if partitions:
+            took_ms = (self._clock_ns() - started_ns) / 1e6
+            self._log.info("revoked", partitions=_names(partitions), finished=done, took_ms=round(took_ms, 1))
 
     def on_lost(self, partitions: list[Partition]) -> None:
         """They may have another owner already: nothing of them is published or committed any more."""

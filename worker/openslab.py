@@ -99,8 +99,8 @@ class OpenSlab:
         Returns:
             None when not even one record fits.
         """
-        admitted = admission.admit(self._columns, now_ms)
-        rows = min(most, _affordable(admitted.costs, free_bytes) or int(force or refused is not None))
+        admitted = admission.admit(self._columns.select(range(most)), now_ms)
+        rows = _affordable(admitted.costs, free_bytes) or int(force or refused is not None)
         if not rows:
             return None
         slab = self._cut(rows)

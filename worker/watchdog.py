@@ -164,9 +164,13 @@ class BatchDeadline:
 class Progress:
     """A partition whose lag grows while neither its position nor anything in flight moves.
 
+    It counts as standing after ``stall_s`` and as stuck a little later, so that those who ask can still be told.
+
     Args:
         read: per partition (position, end), how many records were settled so far, and whether we paused reading.
     """
+
+    GRACE_S = 5.0
 
     def __init__(
         self,
@@ -186,10 +190,11 @@ class Progress:
 
     def stuck(self) -> str | None:
         """Look now; None while everything moves, is paused or has nothing to do."""
-        self._standing = self._look()
-        return self._standing
+        self._standing, stood_s = self._look()
+        return self._standing if stood_s > self._stall_s + self.GRACE_S else None
 
-    def _look(self) -> str | None:
+    def _look(self) -> tuple[str | None, float]:
+        """What stands, and for how long."""
         partitions, settled, paused = self._read()
         now = self._clock()
         for gone in self._seen.keys() - partitions.keys():
@@ -203,8 +208,8 @@ class Progress:
                 return (
                     f"{partition.topic}/{partition.number} has stood at {position} for {now - before[3]:.0f} s "
                     f"while its end went from {before[1]} to {end} (limits.stall_s is {self._stall_s:g})"
-                )
-        return None
+                ), now - before[3]
+        return None, 0.0
 
 
 def _behind(position: int | None, end: int | None) -> bool:

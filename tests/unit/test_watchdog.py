@@ -61,7 +61,7 @@ def test_nothing_running_is_not_stuck() -> None:
 
 
 def test_a_partition_that_stands_while_its_lag_grows_is_reported() -> None:
-    """Not while paused, not while anything moves, not while nothing new arrives."""
+    """Not while paused, not while anything moves, not while nothing new arrives; told before it is the end."""
     clock = Clock()
     world: dict[str, Any] = {"position": 5, "end": 10, "settled": 0, "paused": False}
     progress = Progress(
@@ -69,9 +69,13 @@ def test_a_partition_that_stands_while_its_lag_grows_is_reported() -> None:
         lambda: ({P: (world["position"], world["end"])}, world["settled"], world["paused"]),
         clock,
     )
-    for clock.now in (0.0, 50.0, 100.0):
+    for clock.now in (0.0, 50.0, 62.0):
         assert progress.stuck() is None  # behind, but no new record arrives
+        assert progress.standing() is None
     world["end"] = 20
+    assert progress.stuck() is None
+    assert "in/0 has stood at 5" in (progress.standing() or "")
+    clock.now = 66.0
     assert "in/0 has stood at 5" in (progress.stuck() or "")
     world["settled"] = 1
     assert progress.stuck() is None

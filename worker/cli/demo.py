@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from worker.demo_view import Frame, Tally, View, view_for
 from worker.errors import StartError, WorkerError
 from worker.kafka.broker import EmbeddedBroker
-from worker.kafka.simple import Received, SimpleProducer, SimpleReader
+from worker.kafka.properties import Connection
+from worker.kafka.tools import Record, TopicReader, TopicWriter
 
 FOLDER = Path(__file__).resolve().parent.parent / "demo_data"
 CONFIG = FOLDER / "digits.yaml"
@@ -94,8 +95,9 @@ class Traffic:
     def __init__(
         self, bootstrap: str, topics: dict[str, int], digits: Digits, view: View, tally: Tally
     ) -> None:
-        self.producer = SimpleProducer(bootstrap)
-        self.reader = SimpleReader(bootstrap, {name: topics[name] for name in topics if name != INPUT})
+        client = Connection("demo", {"bootstrap.servers": bootstrap, "linger.ms": "0"})
+        self.writer = TopicWriter(client, INPUT)
+        self.reader = TopicReader(client, [name for name in topics if name != INPUT], "earliest")
         self.partitions = topics[INPUT]
         self.digits, self.view, self.tally = digits, view, tally
         self.owned: dict[str, int] = {}
@@ -105,7 +107,6 @@ class Traffic:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.producer.close(timeout_s=0)
         self.reader.close()
 
     def wait_until_shared(self, replicas: Replicas) -> None:
@@ -149,8 +150,7 @@ class Traffic:
 
     def _send(self, index: int) -> None:
         """One digit: its number as the key, its true label as a header the result will carry too."""
-        self.producer.send(
-            INPUT,
+        self.writer.send(
             key=str(index).encode(),
             value=png(self.digits.frames[index]),
             headers=[("label", str(self.digits.labels[index]).encode())],
@@ -167,7 +167,7 @@ class Traffic:
                 raise WorkerError(f"a digit became a dead letter: {why.decode()}")
         self.view.tick(self.tally)
 
-    def _show(self, record: Received) -> None:
+    def _show(self, record: Record) -> None:
         result = orjson.loads(record.value or b"")
         true_label = dict(record.headers)["label"] or b""
         frame = self.digits.frames[int(record.key or b"")]
@@ -175,7 +175,7 @@ class Traffic:
         if answer is not None:
             self.view.answered(result, answer)
 
-    def _count(self, record: Received) -> None:
+    def _count(self, record: Record) -> None:
         replica, metrics = (record.key or b"").decode(), orjson.loads(record.value or b"")
         self.tally.add_metrics(replica, metrics)
         self.owned[replica] = sum(name.startswith(f"{INPUT}/") for name in metrics["partitions"])

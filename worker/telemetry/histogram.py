@@ -86,10 +86,6 @@ class Histogram:
             added.max = self.max if self.max > earlier.max else self._middle(highest)
         return added
 
-    def reset(self) -> None:
-        self.counts[:] = 0
-        self.count = self.sum = self.max = 0
-
     def _middle(self, bucket: int) -> int:
         """The value that stands for a bucket; the last one is open-ended, so the maximum stands for it."""
         return min(_MIDDLES[bucket], self.max) if bucket < len(_MIDDLES) else self.max
