@@ -37,6 +37,8 @@ BUSY_POLL_S = 0.001
 """Wait for records while results are due (librdkafka counts whole milliseconds: less would be a spin)."""
 REWINDS_MAX = 3
 """Rewinds in a row without a commit after which the client counts as fatal."""
+GIVE_BACK_S = 5.0
+"""Longest wait for an open transaction to be undone before leaving."""
 RESUME_SHARE = 0.5
 """A paused assignment is resumed when this share of the byte budget is free: every pause throws the prefetch away."""
 
@@ -144,6 +146,7 @@ class Conductor:
     Args:
         clock_ns: monotonic nanoseconds. wall_ms: Unix milliseconds.
         on_turn: called once per turn, for metrics records and snapshots.
+        sleep: waits so many seconds by the same clock.
     """
 
     def __init__(
@@ -162,6 +165,7 @@ class Conductor:
         clock_ns: Callable[[], int] = time.monotonic_ns,
         wall_ms: Callable[[], float] = lambda: time.time() * 1000,
         on_turn: Callable[[], None] = lambda: None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.plan = plan
         self.window = window
@@ -183,12 +187,15 @@ class Conductor:
         self._clock_ns = clock_ns
         self._wall_ms = wall_ms
         self._on_turn = on_turn
+        self._sleep = sleep
         self._open = OpenSlab()
         self._rewinds = 0
         self._unread: set[Partition] = set()
         """Partitions of which no record has come: what their last owner noted is looked up by then."""
         self._alone = False
         """The slab in flight is one record of a partition under caution: nothing goes beside it."""
+        self._rewinding = False
+        """Outputs on their way are being given up; where to go on reading is not known yet."""
         self._starved = False
         """The open slab's first record does not fit the budget until something in flight is done."""
 
@@ -212,6 +219,8 @@ class Conductor:
     def turn(self) -> None:
         """One turn of the loop."""
         try:
+            if self._rewinding:
+                self._go_back()
             self.take()
             self.submit()
             self.collect()
@@ -231,9 +240,7 @@ class Conductor:
                 self._source.resume_all()
                 self.paused = False
             if len(self._open) and not self._due():
-                # records gather while acknowledgements are waited for: a turn for each of them would cost more
-                self._sink.poll(BUSY_POLL_S)
-                self._read(0.0, self._room())
+                self._gather()
             else:
                 self._read(self._poll_s(), self._room())
         elif not self._due():  # else the open slab goes in this very turn
@@ -294,8 +301,19 @@ class Conductor:
             raise ClientFatal(f"{REWINDS_MAX} rewinds in a row brought no commit; the last cause: {failure}")
         for slab in self._outbox.clear():
             self._hand_over(slab)
-        truth = self._delivery.abandon(self.window.owned)
-        targets = self.window.rewind(truth)
+        self._delivery.abandon()
+        self._rewinding = True
+        self._go_back()
+
+    def _go_back(self) -> None:
+        """The other half of a rewind, once it is known what was delivered.
+
+        Until then nothing is begun, published or committed, but the loop turns: the group may need us.
+        """
+        targets = self._delivery.recovered(self.window)
+        if targets is None:
+            return
+        self._rewinding = False
         self._discard_open()
         self._source.seek(targets)
 
@@ -316,8 +334,7 @@ class Conductor:
             self._release_notes(self.window.owned)
         except DeliveryFailed as failure:
             # nothing of it became visible: whoever gets the partitions answers these records
-            self._log.warning("given_back", error=str(failure))
-            self._delivery.abandon(())
+            self._give_back(failure)
             done = True
         self.close(max(1.0, self.plan.drain_s / 4))
         if not done:
@@ -351,7 +368,10 @@ class Conductor:
         self.window.bytes -= self._open.drop(partitions)
         failed: DeliveryFailed | None = None
         try:
-            done = self._finish(self.plan.revoke_s, lambda: self.window.unsettled(partitions))
+            # what is being undone is not ours to finish: the next owner reads it again
+            done = not self._rewinding and self._finish(
+                self.plan.revoke_s, lambda: self.window.unsettled(partitions)
+            )
             self.commit(wait=True)
         except DeliveryFailed as failure:
             done, failed = False, failure
@@ -393,8 +413,15 @@ class Conductor:
                 self._settle(self._delivery.hurry(self.window))
             self.commit(wait=True)
         except DeliveryFailed as failure:  # not the reason why we end; what is not committed is read again
-            self._log.warning("given_back", error=str(failure))
-            self._delivery.abandon(())
+            self._give_back(failure)
+
+    def _give_back(self, failure: DeliveryFailed) -> None:
+        """Undo what is open and leave it at that; with the broker away its own time-out does the same."""
+        self._log.warning("given_back", error=str(failure))
+        self._delivery.abandon()
+        deadline_ns = self._clock_ns() + int(GIVE_BACK_S * 1e9)
+        while self._delivery.recovered(self.window) is None and self._clock_ns() < deadline_ns:
+            self._sink.poll(TICK_S)
 
     def _finish(self, budget_s: float, unfinished: Callable[[], bool]) -> bool:
         """Collect and publish until nothing is unfinished; False when the budget ended first."""
@@ -403,6 +430,8 @@ class Conductor:
             left_s = (deadline_ns - self._clock_ns()) / 1e9
             if left_s <= 0:
                 return False
+            if self._rewinding:
+                self._go_back()
             waiting = BUSY_POLL_S if self._delivery.waiting or not self._pool.outstanding else TICK_S
             if self._pool.outstanding:
                 self._receive(self._pool.collect(min(waiting, left_s)))
@@ -456,7 +485,7 @@ class Conductor:
         return self.plan.slab_records - len(self._open)
 
     def _can_submit(self) -> bool:
-        return self._pool.free and not self._outbox and not self._starved
+        return self._pool.free and not self._outbox and not self._starved and not self._rewinding
 
     def _close(self) -> Slab | None:
         """The open slab, as much of it as may go; None when its first record does not fit the budget now."""
@@ -480,6 +509,17 @@ class Conductor:
             # a budget used up by others frees itself; one used up by this slab alone must not wait for ever
             return self.window.bytes < self.window.limit_bytes or not self.window.slabs
         return self._clock_ns() - self._open.first_ns >= self.plan.max_wait_s * 1e9
+
+    def _gather(self) -> None:
+        """Let records come together until the open slab is due: a turn for each of them would cost more."""
+        left_s = self.plan.max_wait_s - (self._clock_ns() - self._open.first_ns) / 1e9
+        if self._pool.outstanding:
+            self._receive(self._pool.collect(min(max(left_s, BUSY_POLL_S), TICK_S)))
+        elif left_s > 0 and self._delivery.ready:
+            self._sleep(min(left_s, TICK_S))  # in a poll, every acknowledgement would wake us
+        else:
+            self._sink.poll(BUSY_POLL_S)
+        self._read(0.0, self._room())
 
     def _poll_s(self) -> float:
         return BUSY_POLL_S if self.window.slabs else TICK_S

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
 from typing import Any, Protocol
 
 from worker.batch import Partition
 from worker.errors import DeliveryFailed, TransactionFailed
 from worker.window import Slab, Window
+
+HUNG_S = 20.0
+"""A commit that has not come back by then never will: the client's own call can miss its time-out."""
 
 Annotate = Callable[[dict[Partition, int]], dict[Partition, str]]
 """Positions about to be committed -> the metadata of those that get any."""
@@ -55,7 +57,7 @@ class Delivery(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether outputs may be handed to the producer now (not while a transaction is being committed)."""
+        """Whether outputs may be handed to the producer now (not while a transaction is being committed or undone)."""
 
     def on_delivery(self, slab: Slab) -> Callable[[Any, Any], None] | None:
         """What the producer calls per output; the slab's transaction, if there are any, is open from here on."""
@@ -81,12 +83,14 @@ class Delivery(Protocol):
     def lost(self, partitions: Iterable[Partition]) -> None:
         """These may have another owner: nothing of them may become visible any more."""
 
-    def abandon(self, owned: Collection[Partition]) -> dict[Partition, int | None] | None:
-        """Give up every output on its way.
+    def abandon(self) -> None:
+        """Begin to give up every output on its way; nothing is settled or committed until that is done."""
 
-        Returns:
-            What the broker says is committed (None = nothing yet), where only the broker can know; None when
-            our own positions are the truth.
+    def recovered(self, window: Window) -> dict[Partition, int] | None:
+        """After :meth:`abandon`: rewind the window; where to read from again. None while that is not known yet.
+
+        Raises:
+            WorkerError: no outputs can be delivered any more.
         """
 
 
@@ -171,10 +175,13 @@ class AtLeastOnce:
     def lost(self, partitions: Iterable[Partition]) -> None:
         """Outputs on their way may still arrive: at least once."""
 
-    def abandon(self, owned: Collection[Partition]) -> None:
+    def abandon(self) -> None:
         self._sink.purge()
         self._sink.poll()
         self._refused = None
+
+    def recovered(self, window: Window) -> dict[Partition, int]:
+        return window.rewind()  # what we settled ourselves is the truth
 
 
 class Transactions(Protocol):
@@ -199,19 +206,21 @@ class Transactions(Protocol):
             WorkerError: no producer can be had any more.
         """
 
-    def committed(self, partitions: Collection[Partition]) -> dict[Partition, int | None]:
-        """What the broker has as committed; None = nothing yet."""
+    def committed(self, partitions: Collection[Partition]) -> dict[Partition, int | None] | None:
+        """What the broker has as committed (None = nothing yet); None when it does not say now."""
 
 
 class ExactlyOnce:
     """Outputs, dead letters and positions in one transaction.
 
     The commit runs on a thread of its own: it takes several round trips, and taking, decoding and inferring go on
-    meanwhile. Only publishing waits for it.
+    meanwhile. Only publishing waits for it. So does the undoing of a transaction, which may have to wait for the
+    broker to come back: the conductor goes on serving the group, which could not rebalance without it.
 
     Args:
         interval_s: longest time from a transaction's first output to its commit: what a reader waits.
         most_records: a transaction of this many records is committed at once.
+        patience_s: longest time the conductor itself waits for a commit.
         count: told how each transaction ended.
         annotate: what to note beside committed positions.
     """
@@ -221,6 +230,7 @@ class ExactlyOnce:
         transactions: Transactions,
         interval_s: float,
         most_records: int,
+        patience_s: float,
         clock_ns: Callable[[], int],
         count: Callable[[str], None],
         annotate: Annotate = lambda _positions: {},
@@ -230,6 +240,7 @@ class ExactlyOnce:
         self._transactions = transactions
         self._interval_ns = int(interval_s * 1e9)
         self._most_records = most_records
+        self._patience_s = patience_s
         self._clock_ns = clock_ns
         self._count = count
         self._begun = False
@@ -240,6 +251,7 @@ class ExactlyOnce:
         """Slabs whole in the open transaction."""
         self._records = 0
         self._committing: _Committing | None = None
+        self._undoing: _Undoing | None = None
         self._done: list[Slab] = []
         """Committed or given up, and not reported yet."""
         self._lost: list[Partition] = []
@@ -250,7 +262,7 @@ class ExactlyOnce:
 
     @property
     def ready(self) -> bool:
-        return self._committing is None
+        return self._committing is None and self._undoing is None
 
     def on_delivery(self, slab: Slab) -> None:
         if not self._begun:
@@ -268,6 +280,8 @@ class ExactlyOnce:
         self._records += len(slab.routes)
 
     def settled(self) -> list[Slab]:
+        if self._undoing is not None:
+            return []  # what was given up may count as settled only once the window has gone back
         if self._committing is not None and self._committing.done:
             self._done += self._conclude()
         self._refuse_lost()
@@ -279,6 +293,8 @@ class ExactlyOnce:
         return now_ns - self._began_ns >= self._interval_ns or self._records >= self._most_records
 
     def commit(self, window: Window, wait: bool) -> list[Slab]:
+        if self._undoing is not None:
+            return []
         if self._committing is not None:
             self._done += self._conclude()
         self._refuse_lost()
@@ -295,19 +311,29 @@ class ExactlyOnce:
         return self.commit(window, wait=True) if ready else []
 
     def lost(self, partitions: Iterable[Partition]) -> None:
-        if self._begun or self._committing is not None:
+        if self._undoing is None and (self._begun or self._committing is not None):
             self._lost += partitions
 
-    def abandon(self, owned: Collection[Partition]) -> dict[Partition, int | None]:
-        if self._committing is not None:
-            with suppress(DeliveryFailed):
-                self._done += self._conclude()
-        if self._begun or self._partial is not None:
-            self._transactions.abort()
-            self._count("aborted")
-        self._done += self._slabs
-        self._slabs, self._records, self._partial, self._begun = [], 0, None, False
-        return self._transactions.committed(owned)
+    def abandon(self) -> None:
+        if self._undoing is not None:
+            return
+        committing, begun = self._committing, self._begun or self._partial is not None
+        self._done += self._slabs + (committing.slabs if committing is not None else [])
+        self._committing, self._slabs, self._records = None, [], 0
+        self._partial, self._begun = None, False
+        self._undoing = _Undoing(self._transactions, committing, begun)
+
+    def recovered(self, window: Window) -> dict[Partition, int] | None:
+        if self._undoing is None or not self._undoing.done:
+            return None
+        ended = self._undoing.result()
+        truth = self._transactions.committed(window.owned)
+        if truth is None:
+            return None
+        for result in ended:
+            self._count(result)
+        self._undoing = None
+        return window.rewind(truth)
 
     def _refuse_lost(self) -> None:
         """Outputs of lost partitions must not be committed: their next owner answers those records."""
@@ -346,10 +372,13 @@ class ExactlyOnce:
         """Wait for the commit under way; the slabs it settled.
 
         Raises:
-            DeliveryFailed: it failed; the transaction is still to be aborted.
+            DeliveryFailed: it failed, or there is no answer: the transaction is still to be undone.
         """
-        committing, self._committing = self._committing, None
+        committing = self._committing
         assert committing is not None
+        if not committing.wait(self._patience_s):
+            raise DeliveryFailed("transaction", f"no answer to a commit within {self._patience_s:g} s")
+        self._committing = None
         failure = committing.result()
         if failure is not None:
             self._begun = True
@@ -388,8 +417,11 @@ class _Committing:
     def done(self) -> bool:
         return not self._thread.is_alive()
 
+    def wait(self, timeout_s: float) -> bool:
+        self._thread.join(timeout_s)
+        return self.done
+
     def result(self) -> TransactionFailed | None:
-        self._thread.join()
         if self._error is None or isinstance(self._error, TransactionFailed):
             return self._error
         raise self._error
@@ -399,3 +431,48 @@ class _Committing:
             self._transactions.commit(self.positions, self._notes, self._group)
         except BaseException as error:  # whatever it is, the conductor must hear of it
             self._error = error
+
+
+class _Undoing:
+    """A transaction being given up on a thread of its own, after the commit that may still be under way."""
+
+    def __init__(self, transactions: Transactions, committing: _Committing | None, begun: bool) -> None:
+        self._transactions = transactions
+        self._committing = committing
+        self._begun = begun
+        self._ended: list[str] = []
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="undo", daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self) -> list[str]:
+        """How the transactions ended, for the counter.
+
+        Raises:
+            WorkerError: no producer can be had any more.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._ended
+
+    def _run(self) -> None:
+        try:
+            if self._committing is not None:
+                self._ended.append(self._fate(self._committing))
+                self._begun = self._ended != ["committed"]
+            if self._begun:
+                self._transactions.abort()
+                if not self._ended:
+                    self._ended.append("aborted")
+        except BaseException as error:  # the conductor must hear of it
+            self._error = error
+
+    def _fate(self, committing: _Committing) -> str:
+        if not committing.wait(HUNG_S):
+            return "unknown"
+        failure = committing.result()
+        return "committed" if failure is None else failure.result

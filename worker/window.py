@@ -119,7 +119,8 @@ class Window:
         Args:
             truth: committed positions where only the broker knows them; else our own settled positions count.
 
-        A partition nothing was taken from yet is left out: its reader has not moved.
+        A partition nothing was taken from yet is left out: its reader has not moved. Unless the broker knows of a
+        position: it may have become ours while our own commit of it was still on its way.
         """
         targets: dict[Partition, int] = {}
         for partition in list(self.owned):
@@ -128,6 +129,8 @@ class Window:
             started = self._started.get(partition)
             self._forget(partition)
             if started is None:
+                if truth is not None and position is not None:
+                    targets[partition] = position
                 continue
             targets[partition] = self._started[partition] = started if position is None else position
             if position is not None:

@@ -237,12 +237,14 @@ def outputs_of_lost_partitions_stay_in_the_transaction(
     """Their positions are another's to commit, and these outputs with them."""
 
 
-_right_abandon = ExactlyOnce.abandon
+_right_recovered = ExactlyOnce.recovered
 
 
-@replaces(ExactlyOnce, "abandon", "NothingDoubled")
-def unknown_outcome_taken_for_an_abort(self: ExactlyOnce, owned: Any) -> None:
-    _right_abandon(self, owned)
+@replaces(ExactlyOnce, "recovered", "NothingDoubled")
+def unknown_outcome_taken_for_an_abort(self: ExactlyOnce, window: Window) -> dict[Partition, int] | None:
+    ours = {partition: window.position(partition) for partition in window.owned}
+    with mock.patch.object(self._transactions, "committed", return_value=ours):
+        return _right_recovered(self, window)
 
 
 @replaces(FakeTransactions, "abort", "NothingDoubled", "DeadLettersAccountedFor")

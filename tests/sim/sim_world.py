@@ -79,7 +79,7 @@ class LazyThread:
             self.join()
         return self._target is not None
 
-    def join(self) -> None:
+    def join(self, timeout: float | None = None) -> None:
         target, self._target = self._target, None
         if target is not None:
             target()
@@ -376,7 +376,7 @@ class Schedule:
         if not self.exactly_once:
             return AtLeastOnce(source, sink, 0.05, self.clock, caution.metadata)
         transactions = FakeTransactions(self.kafka, source, sink, self.rng)
-        return ExactlyOnce(transactions, 0.05, 20, self.clock, self._count_transaction, caution.metadata)
+        return ExactlyOnce(transactions, 0.05, 20, 1.0, self.clock, self._count_transaction, caution.metadata)
 
     def _count_transaction(self, result: str) -> None:
         self.cases[f"transaction {result}"] += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -50,6 +51,10 @@ class KafkaSink:
         self.fatal: str | None = None
         """Why the producer can never work again, once that is so; a renewed one can."""
         self.producer: Producer = build(Producer, self._properties)
+        self._swapping = threading.Lock()
+        """Held while the producer is polled or replaced: one that is polled must not be closed."""
+        self._lent: set[Producer] = set()
+        """Producers in a call of another thread: one that never returns must not be closed either."""
 
     def send(
         self,
@@ -95,7 +100,8 @@ class KafkaSink:
 
     def poll(self, timeout_s: float = 0.0) -> None:
         """Serve acknowledgements that have arrived, waiting for one up to ``timeout_s``."""
-        self.producer.poll(timeout_s)
+        with self._swapping:
+            self.producer.poll(timeout_s)
 
     def flush(self, timeout_s: float) -> int:
         """Send everything and wait for the acknowledgements; returns how many rows are still without one."""
@@ -105,19 +111,36 @@ class KafkaSink:
         """Give up what is not acknowledged: each row's ``on_delivery`` hears of it in the next :meth:`poll`."""
         self.producer.purge()
 
+    @contextmanager
+    def lend(self, producer: Producer) -> Iterator[None]:
+        """While a thread other than the owner's is in a call of this producer."""
+        self._lent.add(producer)
+        try:
+            yield
+        finally:
+            self._lent.discard(producer)
+
+    @property
+    def lent(self) -> bool:
+        """Whether the producer is in such a call now."""
+        return self.producer in self._lent
+
     def renew(self) -> None:
         """Replace the producer by a new one under the same properties; the old one is let go unflushed."""
-        old = self.producer
-        self.fatal = None
-        self.producer = build(Producer, self._properties)
-        _let_go(old, 0.0)
+        new = build(Producer, self._properties)
+        with self._swapping:
+            old, self.producer, self.fatal = self.producer, new, None
+        if old not in self._lent:
+            _let_go(old, 0.0)
 
     def max_bytes(self, topic: str) -> int:
         """``max.message.bytes`` of a topic."""
         return self._topics.limits.get(topic, DEFAULT_TOPIC_LIMIT)
 
     def close(self, budget_s: float) -> None:
-        """Flush within the budget, give up the rest, end the client."""
+        """Flush within the budget, give up the rest, end the client; one in a call ends with the process."""
+        if self.lent:
+            return
         self.producer.flush(budget_s)
         _let_go(self.producer, budget_s)
 
@@ -239,6 +262,11 @@ def _stretches(keys: Sequence[bytes | None], mode: str) -> Iterator[tuple[int, i
 def _let_go(producer: Producer, budget_s: float) -> None:
     """End a client on a thread of its own: its close waits for the broker without a limit."""
     producer.purge()
-    closing = threading.Thread(target=producer.close, name="producer-close", daemon=True)
+
+    def close() -> None:
+        with suppress(KafkaException):  # a fatal producer says so once more
+            producer.close()
+
+    closing = threading.Thread(target=close, name="producer-close", daemon=True)
     closing.start()
     closing.join(budget_s)

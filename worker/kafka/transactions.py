@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from worker.batch import Partition
 from worker.errors import ClientFatal, StartError, TransactionFailed
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 CALL_S = 5.0
 """One attempt of a transactional call."""
-COMMIT_S = 30.0
+COMMIT_S = 10.0
 """After this long without an answer the outcome counts as unknown."""
-RENEW_S = 60.0
-"""Longest time to get a working producer; past it the process ends and is started anew."""
+START_S = 60.0
+"""Longest wait for the transaction coordinator at start."""
+REFUSALS_MAX = 3
+"""New producers in a row that the broker refuses; then the process ends and is started anew."""
 
 log = logging.getLogger(__name__)
 
@@ -42,62 +44,63 @@ class KafkaTransactions:
     def __init__(self, source: KafkaSource, sink: KafkaSink) -> None:
         self._source = source
         self._sink = sink
-        self._broken = False
-        """The producer is fatal or its last outcome unknown: it must not be used again."""
+        self._broken: Producer | None = None
+        """The last producer that was fatal or whose last outcome is unknown: it must not be used again."""
         try:
-            self._initialise(time.monotonic() + RENEW_S)
+            self._initialise(START_S)
         except TransactionFailed as failure:
             raise StartError(f"delivery: exactly_once cannot start: {failure}") from None
 
     def begin(self) -> None:
-        self._call("begin_transaction", lambda _timeout: self._sink.producer.begin_transaction(), CALL_S)
+        producer = self._sink.producer
+        self._call("begin_transaction", producer, lambda _timeout: producer.begin_transaction(), CALL_S)
 
     def group(self) -> Any:
         return self._source.group_metadata()
 
     def commit(self, positions: dict[Partition, int], metadata: dict[Partition, str], group: Any) -> None:
-        producer = self._sink.producer
+        producer = self._sink.producer  # the same for both calls, however long the first one takes
         offsets = [
             TopicPartition(p.topic, p.number, offset, metadata=metadata.get(p, ""))
             for p, offset in positions.items()
         ]
-        if offsets:
-            self._call(
-                "send_offsets_to_transaction",
-                lambda timeout: producer.send_offsets_to_transaction(offsets, group, timeout),
-                COMMIT_S,
-            )
-        self._call("commit_transaction", producer.commit_transaction, COMMIT_S)
+        with self._sink.lend(producer):
+            if offsets:
+                self._call(
+                    "send_offsets_to_transaction",
+                    producer,
+                    lambda timeout: producer.send_offsets_to_transaction(offsets, group, timeout),
+                    COMMIT_S,
+                )
+            self._call("commit_transaction", producer, producer.commit_transaction, COMMIT_S)
 
     def abort(self) -> None:
-        if not self._broken:
+        """As in :class:`worker.delivery.Transactions`; waits for as long as no broker answers."""
+        producer = self._sink.producer
+        if not self._sink.lent and self._broken is not producer:
             try:
-                # what is queued must be sent or refused first: an abort beside it can end in INVALID_TXN_STATE
-                self._sink.producer.flush(CALL_S)
-                self._call("abort_transaction", self._sink.producer.abort_transaction, COMMIT_S)
+                with self._sink.lend(producer):
+                    # what is queued must be sent or refused first: an abort beside it can end in INVALID_TXN_STATE
+                    producer.flush(CALL_S)
+                    self._call("abort_transaction", producer, producer.abort_transaction, COMMIT_S)
+                return
             except TransactionFailed as failure:
                 log.warning("abort failed, the producer is replaced: %s", failure)
-                self._broken = True
-        if self._broken:
-            self._renew()
+        self._renew()
 
-    def committed(self, partitions: Collection[Partition]) -> dict[Partition, int | None]:
-        if not partitions:
-            return {}
-        deadline = time.monotonic() + RENEW_S
-        while True:
-            try:
-                return {place: offset for place, (offset, _) in self._source.committed(partitions).items()}
-            except KafkaException as error:
-                if time.monotonic() > deadline:
-                    raise ClientFatal(f"committed positions cannot be read: {error.args[0].str()}") from None
-                log.warning("committed positions are not known yet: %s", error.args[0].str())
+    def committed(self, partitions: Collection[Partition]) -> dict[Partition, int | None] | None:
+        try:
+            return {place: offset for place, (offset, _) in self._source.committed(partitions).items()}
+        except KafkaException as error:
+            log.warning("committed positions are not known yet: %s", error.args[0].str())
+            return None
 
-    def _call(self, what: str, call: Callable[[float], Any], budget_s: float) -> None:
+    def _call(self, what: str, producer: Producer, call: Callable[[float], Any], budget_s: float) -> None:
         """Make one transactional call, repeating it while it may still succeed.
 
         Raises:
-            TransactionFailed: ``aborted`` when the transaction must be aborted, else the producer is done for.
+            TransactionFailed: ``aborted`` when the transaction must be aborted; else the producer is done for:
+                ``unknown`` when nobody answered in time, ``fenced`` when the broker wants no more of it.
         """
         deadline = time.monotonic() + budget_s
         while True:
@@ -110,24 +113,25 @@ class KafkaTransactions:
                     raise TransactionFailed("aborted", f"{what}: {error.str()}") from None
                 if error.retriable() and time.monotonic() < deadline:
                     continue
-                self._broken = True
-                result = "fenced" if error.fatal() else "unknown"
+                self._broken = producer
+                result = "unknown" if error.retriable() else "fenced"
                 raise TransactionFailed(result, f"{what}: {error.str()}") from None
 
     def _renew(self) -> None:
         """A new producer under the same id; its epoch fences whatever the old one may still have on the wire."""
-        deadline = time.monotonic() + RENEW_S
+        refusals = 0
         while True:
             self._sink.renew()
             try:
-                self._initialise(deadline)
+                self._initialise(START_S)
+                return
             except TransactionFailed as failure:
-                if time.monotonic() > deadline:
+                refusals += failure.result != "unknown"  # an outage is waited out
+                if refusals >= REFUSALS_MAX:
                     raise ClientFatal(f"no transactional producer can be had: {failure}") from None
                 log.warning("the new producer failed too: %s", failure)
-            else:
-                self._broken = False
-                return
 
-    def _initialise(self, deadline: float) -> None:
-        self._call("init_transactions", self._sink.producer.init_transactions, deadline - time.monotonic())
+    def _initialise(self, budget_s: float) -> None:
+        producer = self._sink.producer
+        with self._sink.lend(producer):
+            self._call("init_transactions", producer, producer.init_transactions, budget_s)
