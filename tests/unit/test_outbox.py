@@ -213,6 +213,14 @@ def test_a_result_its_topic_would_refuse_is_a_dead_letter() -> None:
     assert dict(desk.seen.messages[1].headers or ())["streaminfer.error.reason"] == b"too_large_output"
 
 
+def test_a_result_is_too_large_with_its_key() -> None:
+    """The topic's limit holds for the whole record, however small its value."""
+    desk = Desk()
+    desk.sink.limits[RESULTS] = 1_000
+    desk.publish(desk.slab((A, [b"x", b"x"]), keys=[b"0", b"1" * 1_000]))
+    assert [topic for topic, _, _ in desk.log] == [RESULTS, DEAD_LETTERS]
+
+
 def test_every_record_is_counted_once_by_its_outcome() -> None:
     """Also those given back to Kafka after they were released: as dropped."""
     desk = Desk(routes=[FakeRoute(tombstone="drop")])

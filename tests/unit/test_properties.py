@@ -98,6 +98,15 @@ def test_size_limits_follow_the_topics() -> None:
     assert (properties["message.max.bytes"], properties["batch.size"]) == (20_000_000, 200_000)
 
 
+def test_an_outage_is_waited_out_at_least_once_and_bounded_exactly_once() -> None:
+    """No output is given up by time; a transaction a dead worker left open ends by itself."""
+    given = settings(**{"transaction.timeout.ms": "7000"})
+    assert producer_properties(given)["message.timeout.ms"] == 0
+    assert "transaction.timeout.ms" not in producer_properties(given)
+    assert producer_properties(settings(), {}, "id")["transaction.timeout.ms"] == 10_000
+    assert producer_properties(given, {}, "id")["transaction.timeout.ms"] == "7000"
+
+
 def test_the_client_id_names_worker_host_and_process() -> None:
     """Unless given, client.id is <name>-<host>-<pid>."""
     assert client_id(settings()) == f"digits-{socket.gethostname()}-{os.getpid()}"
