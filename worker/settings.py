@@ -438,7 +438,7 @@ class DeadLetterSettings(_Section):
     """Topic for dead letters."""
     stop_after: StopAfterSettings = StopAfterSettings()
     max_crashes: Positive = 3
-    """A record that killed the process this many times becomes a dead letter, undecoded."""
+    """The attempt at which a record becomes a dead letter, undecoded: each one before it killed the process."""
 
 
 class MetricsSettings(_Section):
