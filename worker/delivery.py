@@ -319,7 +319,7 @@ class ExactlyOnce:
             return
         committing, begun = self._committing, self._begun or self._partial is not None
         self._done += self._slabs + (committing.slabs if committing is not None else [])
-        self._committing, self._slabs, self._records = None, [], 0
+        self._committing, self._slabs, self._records, self._lost = None, [], 0, []
         self._partial, self._begun = None, False
         self._undoing = _Undoing(self._transactions, committing, begun)
 
