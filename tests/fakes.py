@@ -33,7 +33,7 @@ class FakeClock:
         return self.ns
 
     def advance(self, seconds: float) -> None:
-        self.ns += int(seconds * 1e9)
+        self.ns += round(seconds * 1e9)  # cut off, a wait for the rest of a deadline might never end
 
     def wall_ms(self) -> float:
         return 1_700_000_000_000 + self.ns / 1e6

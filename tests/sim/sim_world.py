@@ -367,6 +367,7 @@ class Schedule:
             caution,
             self.clock,
             self.clock.wall_ms,
+            sleep=self.clock.advance,
         )
         replica = Replica(name, conductor, outbox, source, sink, pool, meters, log)
         source.who = sink.who = replica

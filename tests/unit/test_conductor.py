@@ -67,6 +67,7 @@ class Loop:
             caution,
             clock,
             clock.wall_ms,
+            sleep=clock.advance,
         )
         self.source.subscribe(self.conductor)
         self.kafka.rebalance()

@@ -37,6 +37,7 @@ def world(ordered: bool) -> tuple[FakeKafka, FakePool, Conductor]:
         Caution(24, 3),
         clock,
         clock.wall_ms,
+        sleep=clock.advance,
     )
     source.subscribe(conductor)
     kafka.rebalance()
