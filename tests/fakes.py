@@ -537,6 +537,7 @@ class FakeTransactions:
         self._sink = sink
         self._rng = rng
         self._open = False
+        self.hung = False
         sink.transaction = []
 
     def begin(self) -> None:

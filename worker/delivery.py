@@ -14,8 +14,8 @@ from worker.batch import Partition
 from worker.errors import DeliveryFailed, TransactionFailed
 from worker.window import Slab, Window
 
-HUNG_S = 20.0
-"""A commit that has not come back by then never will: the client's own call can miss its time-out."""
+TICK_S = 0.1
+"""Between two looks at a commit that may never come back."""
 
 Annotate = Callable[[dict[Partition, int]], dict[Partition, str]]
 """Positions about to be committed -> the metadata of those that get any."""
@@ -199,6 +199,10 @@ class Transactions(Protocol):
             TransactionFailed: it was not, or the outcome is unknown.
         """
 
+    @property
+    def hung(self) -> bool:
+        """Whether a call has outlived its own time-out: it may never return."""
+
     def abort(self) -> None:
         """Give up the open transaction; afterwards a new one can begin, on a new producer where need be.
 
@@ -282,7 +286,7 @@ class ExactlyOnce:
     def settled(self) -> list[Slab]:
         if self._undoing is not None:
             return []  # what was given up may count as settled only once the window has gone back
-        if self._committing is not None and self._committing.done:
+        if self._committing is not None and (self._committing.done or self._transactions.hung):
             self._done += self._conclude()
         self._refuse_lost()
         return self._report()
@@ -376,8 +380,8 @@ class ExactlyOnce:
         """
         committing = self._committing
         assert committing is not None
-        if not committing.wait(self._patience_s):
-            raise DeliveryFailed("transaction", f"no answer to a commit within {self._patience_s:g} s")
+        if not committing.wait(0.0 if self._transactions.hung else self._patience_s):
+            raise DeliveryFailed("transaction", "the client does not come back from a commit")
         self._committing = None
         failure = committing.result()
         if failure is not None:
@@ -472,7 +476,8 @@ class _Undoing:
             self._error = error
 
     def _fate(self, committing: _Committing) -> str:
-        if not committing.wait(HUNG_S):
-            return "unknown"
+        while not committing.wait(TICK_S):
+            if self._transactions.hung:
+                return "unknown"
         failure = committing.result()
         return "committed" if failure is None else failure.result

@@ -101,7 +101,12 @@ class KafkaSink:
     def poll(self, timeout_s: float = 0.0) -> None:
         """Serve acknowledgements that have arrived, waiting for one up to ``timeout_s``."""
         with self._swapping:
-            self.producer.poll(timeout_s)
+            try:
+                self.producer.poll(timeout_s)
+            except (
+                KafkaException
+            ) as error:  # fatal; what is queued, or the transaction, fails of it by itself
+                self._on_error(error.args[0])
 
     def flush(self, timeout_s: float) -> int:
         """Send everything and wait for the acknowledgements; returns how many rows are still without one."""
@@ -141,7 +146,8 @@ class KafkaSink:
         """Flush within the budget, give up the rest, end the client; one in a call ends with the process."""
         if self.lent:
             return
-        self.producer.flush(budget_s)
+        with suppress(KafkaException):
+            self.producer.flush(budget_s)
         _let_go(self.producer, budget_s)
 
     def _send_plain(
@@ -261,10 +267,10 @@ def _stretches(keys: Sequence[bytes | None], mode: str) -> Iterator[tuple[int, i
 
 def _let_go(producer: Producer, budget_s: float) -> None:
     """End a client on a thread of its own: its close waits for the broker without a limit."""
-    producer.purge()
 
     def close() -> None:
         with suppress(KafkaException):  # a fatal producer says so once more
+            producer.purge()
             producer.close()
 
     closing = threading.Thread(target=close, name="producer-close", daemon=True)

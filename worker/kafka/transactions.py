@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException, Producer, TopicPartition
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 CALL_S = 5.0
 """One attempt of a transactional call."""
+GRACE_S = 2.0
+"""A call that takes this much longer counts as one that never returns."""
 COMMIT_S = 10.0
 """After this long without an answer the outcome counts as unknown."""
 START_S = 60.0
@@ -46,6 +49,8 @@ class KafkaTransactions:
         self._sink = sink
         self._broken: Producer | None = None
         """The last producer that was fatal or whose last outcome is unknown: it must not be used again."""
+        self._since: dict[Producer, float] = {}
+        """Producers in a call -> monotonic second at which it began."""
         try:
             self._initialise(START_S)
         except TransactionFailed as failure:
@@ -74,6 +79,12 @@ class KafkaTransactions:
                 )
             self._call("commit_transaction", producer, producer.commit_transaction, COMMIT_S)
 
+    @property
+    def hung(self) -> bool:
+        """As in :class:`worker.delivery.Transactions`: librdkafka does so where a coordinator went away."""
+        since = self._since.get(self._sink.producer)
+        return since is not None and time.monotonic() - since > CALL_S + GRACE_S
+
     def abort(self) -> None:
         """As in :class:`worker.delivery.Transactions`; waits for as long as no broker answers."""
         producer = self._sink.producer
@@ -81,7 +92,8 @@ class KafkaTransactions:
             try:
                 with self._sink.lend(producer):
                     # what is queued must be sent or refused first: an abort beside it can end in INVALID_TXN_STATE
-                    producer.flush(CALL_S)
+                    with suppress(KafkaException):
+                        producer.flush(CALL_S)
                     self._call("abort_transaction", producer, producer.abort_transaction, COMMIT_S)
                 return
             except TransactionFailed as failure:
@@ -104,6 +116,7 @@ class KafkaTransactions:
         """
         deadline = time.monotonic() + budget_s
         while True:
+            self._since[producer] = time.monotonic()
             try:
                 call(CALL_S)
                 return
@@ -116,6 +129,8 @@ class KafkaTransactions:
                 self._broken = producer
                 result = "unknown" if error.retriable() else "fenced"
                 raise TransactionFailed(result, f"{what}: {error.str()}") from None
+            finally:
+                del self._since[producer]
 
     def _renew(self) -> None:
         """A new producer under the same id; its epoch fences whatever the old one may still have on the wire."""
