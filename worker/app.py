@@ -380,6 +380,7 @@ class _Process:
 
     def _ask_to_stop(self) -> None:
         self._conductor.stop_requested = True
+        self._next_lags_s = 0.0
 
     def _leave(self) -> None:
         """Say the last numbers and let go of the clients, within a few seconds whatever the broker does."""

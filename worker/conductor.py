@@ -325,6 +325,7 @@ class Conductor:
         """
         self.draining = True
         self._log.info("drain", in_flight=self.window.records, budget_s=self.plan.drain_s)
+        self._on_turn()  # the last look at the partitions' ends, for the last metrics
         deadline_ns = self._clock_ns() + int(self.plan.drain_s * 1e9)
         self.window.bytes -= self._open.clear()
         self._source.pause_all()
