@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 from fakes import FakeClock, FakeKafka, FakeSink, FakeSource, FakeTransactions
+from stream import wait_for
 
 from worker.batch import Columns, Partition, Span
 from worker.delivery import ExactlyOnce
@@ -18,13 +23,14 @@ A, B = Partition("in", 0), Partition("in", 1)
 class Desk:
     """A transaction with one slab of both partitions in it, nothing committed."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: Callable[..., FakeTransactions] = FakeTransactions) -> None:
         clock = FakeClock()
         self.kafka = FakeKafka(clock, {"in": 2})
         source, sink = FakeSource(self.kafka), FakeSink(self.kafka)
+        self.transactions = client(self.kafka, source, sink)
         self.counts: Counter[str] = Counter()
         self.delivery = ExactlyOnce(
-            FakeTransactions(self.kafka, source, sink),
+            self.transactions,
             0.1,
             1_000,
             5.0,
@@ -46,6 +52,10 @@ class Desk:
         self.delivery.on_delivery(self.slab)
         self.window.sent(self.slab)
         self.delivery.handed_over(self.slab)
+
+    def targets(self) -> dict[Partition, int]:
+        """Where to read from again, once that is known."""
+        return wait_for(lambda: self.delivery.recovered(self.window), "the transaction to be undone", 10)
 
 
 def test_a_transaction_moves_the_positions_of_its_slabs() -> None:
@@ -79,4 +89,55 @@ def test_a_loss_is_over_once_the_transaction_is_given_up() -> None:
     desk.delivery.abandon()
     while desk.delivery.recovered(desk.window) is None:
         pass
+    assert desk.delivery.settled() == [desk.slab]
+
+
+class Stuck(FakeTransactions):
+    """A client of which one call does not return before it is let go."""
+
+    def __init__(self, call: str, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.free = threading.Event()
+        self._call = call
+
+    def commit(self, *arguments: Any) -> None:
+        self._wait("commit")
+        super().commit(*arguments)
+
+    def abort(self) -> None:
+        self._wait("abort")
+        super().abort()
+
+    def _wait(self, call: str) -> None:
+        if call == self._call:
+            assert self.free.wait(10)
+
+
+def test_a_commit_that_never_comes_back_is_given_up() -> None:
+    """What is true is asked of the broker; whatever the call says later changes nothing."""
+    desk = Desk(partial(Stuck, "commit"))
+    desk.delivery.commit(desk.window, wait=False)
+    assert desk.delivery.settled() == []
+    desk.transactions.hung = True
+    with pytest.raises(DeliveryFailed, match="does not come back"):
+        desk.delivery.settled()
+    desk.delivery.abandon()
+    assert desk.targets() == {A: 0, B: 0}
+    assert desk.delivery.settled() == [desk.slab]
+    assert desk.window.committable() == {}
+    assert desk.counts == {"unknown": 1}
+    desk.transactions.free.set()
+
+
+def test_nothing_is_settled_or_handed_over_while_a_transaction_is_undone() -> None:
+    """The loop goes on turning meanwhile; it reads again once it is known from where."""
+    desk = Desk(partial(Stuck, "abort"))
+    desk.delivery.abandon()
+    assert not desk.delivery.ready
+    assert desk.delivery.recovered(desk.window) is None
+    assert desk.delivery.settled() == []
+    assert desk.delivery.commit(desk.window, wait=True) == []
+    desk.transactions.free.set()
+    assert desk.targets() == {A: 0, B: 0}
+    assert desk.delivery.ready
     assert desk.delivery.settled() == [desk.slab]
