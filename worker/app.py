@@ -367,6 +367,8 @@ class _Process:
             delivery=self._settings.delivery,
         )
         self._stop.requested = self._ask_to_stop
+        # a parent may hand its signal mask down, and building a client blocks all signals for a moment
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
         if self._stop.asked:
             self._ask_to_stop()
         try:
