@@ -220,17 +220,17 @@ def test_exactly_once_survives_kill_9(stage: Stage) -> None:
     config = stage.config(delivery="exactly_once")
     rng = random.Random(3)
     stage.sent = []
-    everything = records(30_000)
+    everything = records(15_000)
     workers = [stage.start(config), stage.start(config)]
     for worker in workers:
         worker.wait_ready()
-    for part in np.array_split(np.arange(len(everything)), 5):
+    for part in np.array_split(np.arange(len(everything)), 3):
         stage.sent += produce(stage.bootstrap, stage.input, [everything[i] for i in part])
         victim = rng.choice(workers)
         workers.remove(victim)
         victim.kill()
         workers.append(stage.start(config))
-    wait_for_outputs(stage.bootstrap, [stage.output], len(stage.sent), workers, 90)
+    wait_for_outputs(stage.bootstrap, [stage.output], len(stage.sent), workers, 120)
     wait_for(lambda: not judge(stage.sent, stage.outputs()).lost, "every result to be committed", 60)
     for worker in workers:
         assert worker.stop()[0] == 0, worker.text()
