@@ -3,9 +3,11 @@
 Before the first record of a partition is worked on, the unchanged position is committed with a note
 ``streaminfer;attempts=1;until=<offset>``. The first progress and every clean hand-over write the position without
 one. Whoever finds the note knows that a process died with no progress since: the partition is then read
-*cautiously*, one record in flight in the whole process and each committed, until that offset; before each such
-record its count goes up. So only the record that kills collects attempts; neighbours that merely died with it do
-not. At ``max_crashes`` attempts the record becomes a dead letter, undecoded.
+*cautiously* until that offset, one record at a time and nothing beside it in the whole process; before each such
+record the position is committed with a note that names it (``at=<offset>``) and its count. Answers go out and
+positions move at their usual intervals meanwhile: a record under caution costs one round trip, not three. So only
+the record that kills collects attempts; neighbours that merely died with it do not, and those before it, which were
+survived one at a time, are not noted again. At ``max_crashes`` attempts the record becomes a dead letter, undecoded.
 """
 
 from __future__ import annotations
@@ -16,30 +18,34 @@ from dataclasses import dataclass, replace
 
 from worker.batch import Partition
 
-_NOTE = re.compile(r"streaminfer;attempts=(\d+);until=(\d+)")
+_NOTE = re.compile(r"streaminfer;attempts=(\d+);until=(\d+)(?:;at=(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What the metadata of a committed position says of the record at that position."""
+    """What the metadata of a committed position says of the first records behind it."""
 
     attempts: int
-    """Times a process began to work on it (this one included, once it has begun)."""
+    """Times a process began to work on the first record from ``at`` on (this one included, once it has begun)."""
     until: int
     """Offset from which on the partition is read as usual again."""
+    at: int = 0
+    """Records before this offset were survived one at a time; 0 = those before the position."""
 
     @classmethod
     def parse(cls, metadata: str) -> Note | None:
         """The note in a commit's metadata; None where there is none (or somebody else's text)."""
         found = _NOTE.fullmatch(metadata)
-        return cls(int(found[1]), int(found[2])) if found else None
+        return cls(int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
 
     def __str__(self) -> str:
-        return f"streaminfer;attempts={self.attempts};until={self.until}"
+        return f"streaminfer;attempts={self.attempts};until={self.until}" + (
+            f";at={self.at}" if self.at else ""
+        )
 
 
 class Caution:
-    """Which partitions are read one record at a time, and what every commit says of that.
+    """Which records are worked on alone, and what every commit says of that.
 
     Args:
         reach: offsets beyond the position a dead process may have had in flight: twice its largest slab.
@@ -51,14 +57,25 @@ class Caution:
         self._reach = reach
         self._notes: dict[Partition, Note] = {}
         """Partitions under caution."""
+        self._begun: dict[Partition, int] = {}
+        """Offset of the last record of each that this process began with: one life is one attempt."""
+        self._left: dict[Partition, Note] = {}
+        """Partitions under caution no more -> what the broker should have of them until the position is there."""
+        self._outdated: set[Partition] = set()
+        """Partitions of which the broker still has a note about a record that was survived."""
         self._fresh: set[Partition] = set()
         """Partitions whose committed position carries this process' first note: no progress yet."""
 
     def __bool__(self) -> bool:
-        return bool(self._notes)
+        return bool(self._notes or self._outdated)
 
     def __contains__(self, partition: object) -> bool:
         return partition in self._notes
+
+    def covers(self, partition: Partition, offset: int) -> bool:
+        """Whether this record is to be worked on alone."""
+        note = self._notes.get(partition)
+        return note is not None and offset < note.until
 
     def assigned(self, found: Mapping[Partition, tuple[int, str]]) -> dict[Partition, str]:
         """Partitions that became ours, each with its position and the metadata found there.
@@ -79,32 +96,69 @@ class Caution:
     def dropped(self, partitions: Iterable[Partition]) -> None:
         """These are not ours any more."""
         for partition in partitions:
-            self._notes.pop(partition, None)
+            for table in (self._notes, self._left, self._begun):
+                table.pop(partition, None)
+            self._outdated.discard(partition)
             self._fresh.discard(partition)
 
-    def attempt(self, partition: Partition) -> Note:
-        """The record at the position of this partition under caution is about to be worked on.
+    def attempt(self, partition: Partition, offset: int) -> int:
+        """This record, under caution, is about to be worked on.
 
         Returns:
-            The note to commit first; at ``max_crashes`` attempts the record has had its chances.
+            Which attempt it is, to be told to the broker first (:meth:`notes`); 0 = it was survived before. At
+            ``max_crashes`` the record has had its chances.
         """
         note = self._notes[partition]
-        self._notes[partition] = note = replace(note, attempts=note.attempts + 1)
-        return note
+        if offset < note.at:
+            return 0
+        if self._begun.get(partition) != offset:
+            self._begun[partition] = offset
+            self._notes[partition] = note = replace(note, attempts=note.attempts + 1, at=offset)
+        return note.attempts
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the broker has to hear of records that were survived before anything else is worked on.
+
+        Else they would be charged with a death they had no part in.
+        """
+        return bool(self._outdated)
+
+    def notes(self, *about: Partition) -> dict[Partition, str]:
+        """What the broker must hear before a record of this partition, or any other, is worked on."""
+        told = self._outdated.union(about)
+        self._outdated.clear()
+        return {p: str(self._notes.get(p) or self._left.get(p) or "") for p in told}
+
+    def survived(self, partition: Partition, next_offset: int) -> None:
+        """The record before this offset was worked on alone, and we live."""
+        note = self._notes.get(partition)
+        if note is None or next_offset <= note.at:
+            return
+        self._outdated.add(partition)
+        if next_offset >= note.until:
+            del self._notes[partition]
+            # as for a partition that has just become ours there
+            self._left[partition] = Note(1, next_offset + self._reach, next_offset)
+        else:
+            self._notes[partition] = Note(0, note.until, next_offset)
 
     def metadata(self, positions: Mapping[Partition, int]) -> dict[Partition, str]:
         """What goes with a commit of these positions: progress takes the note away, or on to the next record."""
         kept: dict[Partition, str] = {}
         for partition, position in positions.items():
             self._fresh.discard(partition)
-            note = self._notes.get(partition)
+            self._outdated.discard(partition)
+            note = self._notes.get(partition) or self._left.get(partition)
             if note is None:
                 continue
-            if position >= note.until:
-                del self._notes[partition]
+            if partition in self._left and position >= note.at:
+                del self._left[partition]
                 continue
-            self._notes[partition] = note = Note(0, note.until)
-            kept[partition] = str(note)
+            if position > note.at:  # a record was given up and has its dead letter
+                note = Note(0, note.until, position)
+            if position < note.until:
+                kept[partition] = str(note)
         return kept
 
     def unmoved(self, partitions: Iterable[Partition]) -> set[Partition]:

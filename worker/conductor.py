@@ -192,8 +192,10 @@ class Conductor:
         self._rewinds = 0
         self._unread: set[Partition] = set()
         """Partitions of which no record has come: what their last owner noted is looked up by then."""
-        self._alone = False
-        """The slab in flight is one record of a partition under caution: nothing goes beside it."""
+        self._alone: Slab | None = None
+        """One record under caution that is being worked on: nothing goes beside it."""
+        self._given_up: Slab | None = None
+        """A record that gets a dead letter for killing: that is committed before the next one is tried."""
         self._rewinding = False
         """Outputs on their way are being given up; where to go on reading is not known yet."""
         self._starved = False
@@ -242,7 +244,7 @@ class Conductor:
             if len(self._open) and not self._due():
                 self._gather()
             else:
-                self._read(self._poll_s(), self._room())
+                self._read(0.0 if len(self._open) else self._poll_s(), self._room())
         elif not self._due():  # else the open slab goes in this very turn
             self._wait()
 
@@ -280,15 +282,16 @@ class Conductor:
 
     def commit(self, wait: bool = False) -> None:
         """Commit the positions behind which everything is acknowledged, when it is time."""
-        if self._alone:
+        if self._given_up is not None:
             self._settle(self._delivery.hurry(self.window))
-            if not self.window.slabs:  # the one record under caution is done: say so before the next is tried
-                self._alone, wait = False, True
+            wait = wait or not self.window.slabs
         if wait or self._delivery.due(self._clock_ns()):
             with self._timed("commit"):
                 self._settle(self._delivery.commit(self.window, wait))
             if self._delivery.commits:
                 self._delivery.commits = self._rewinds = 0
+        if self._given_up is not None and not self.window.slabs:
+            self._passed(self._given_up)
 
     # -- the rare verbs ----------------------------------------------------------------------------------
 
@@ -301,6 +304,7 @@ class Conductor:
             raise ClientFatal(f"{REWINDS_MAX} rewinds in a row brought no commit; the last cause: {failure}")
         for slab in self._outbox.clear():
             self._hand_over(slab)
+        self._given_up = None  # it is read again, and refused again
         self._delivery.abandon()
         self._rewinding = True
         self._go_back()
@@ -465,17 +469,32 @@ class Conductor:
             self._source.commit(starts, True, {})
         self._caution.dropped(partitions)
 
-    def _attempt(self, partition: Partition) -> Rejection | None:
-        """Note that we are about to work on the next record of this partition; refuse it when it killed enough."""
-        note = self._caution.attempt(partition)
-        settled = self.window.position(partition)
-        # offsets have gaps: noted anywhere else, the next commit of the settled position would erase the note
-        position = {partition: self._open.first_offset if settled is None else settled}
-        self.window.committed(self._source.commit(position, True, {partition: str(note)}))
-        if note.attempts < self._caution.max_crashes:
+    def _attempt(self, partition: Partition, offset: int) -> Rejection | None:
+        """Note that we are about to work on this record; refuse it when it killed enough."""
+        attempts = self._caution.attempt(partition, offset)
+        if attempts:
+            self._tell(self._caution.notes(partition))
+        if attempts < self._caution.max_crashes:
             return None
-        message = f"the process died {note.attempts - 1} times while it worked on this record"
-        return Rejection("crashed", "decode", message, class_path(self), "", note.attempts)
+        message = f"the process died {attempts - 1} times while it worked on this record"
+        return Rejection("crashed", "decode", message, class_path(self), "", attempts)
+
+    def _tell(self, notes: dict[Partition, str]) -> None:
+        positions = {partition: self.window.resume_at(partition) for partition in notes}
+        self.window.committed(self._source.commit(positions, True, notes))
+
+    def _must_wait(self) -> bool:
+        """Whether the open slab's first record would have company, or be it, where one of them must be alone."""
+        if self._given_up is not None:
+            return True
+        if not self._caution:
+            return False
+        if not self._delivery.ready:
+            return (
+                True  # a note committed beside a transaction under way would be at the position of before it
+            )
+        careful = self._caution.covers(*self._open.first)
+        return self._pool.outstanding > 0 and (careful or self._alone is not None)
 
     # -- what the verbs are made of ----------------------------------------------------------------------
 
@@ -490,22 +509,39 @@ class Conductor:
 
     def _close(self) -> Slab | None:
         """The open slab, as much of it as may go; None when its first record does not fit the budget now."""
-        partition, most = self._open.stretch(self._caution)
-        alone = partition in self._caution
-        refused = self._attempt(partition) if alone else None
+        careful = self._caution.covers(*self._open.first)
+        refused = self._attempt(*self._open.first) if careful else None
+        most = self._open.stretch(self._caution.covers)
+        if self._caution and not careful:
+            for partition, offset in self._open.begins(most):
+                self._caution.survived(partition, offset)  # what had to go alone lies before this, or is gone
+        if self._caution.outdated:
+            self._tell(self._caution.notes())
         free = self.window.limit_bytes - self.window.bytes
         force = not self.window.slabs
         slab = self._open.close(self._admission, free, self._wall_ms(), most, force, refused)
-        self._alone = alone and slab is not None
         self._starved = slab is None
+        if careful and slab is not None:
+            if refused is not None:
+                self._given_up = slab
+            elif slab.batches:
+                self._alone = slab
+            else:
+                self._passed(slab)
         return slab
+
+    def _passed(self, slab: Slab) -> None:
+        """This one record under caution is behind us."""
+        for span in slab.live_spans(self.window.epochs):
+            self._caution.survived(span.partition, span.next_offset)
+        self._alone = self._given_up = None
 
     def _due(self) -> bool:
         """Whether the open slab should go now. Its deadline counts only while a slot is free."""
         if not len(self._open) or not self._can_submit():
             return False
-        if self._caution and self.window.slabs:
-            return not self._alone and self._open.stretch(self._caution)[0] not in self._caution
+        if self._must_wait():
+            return False
         if self._room() <= 0:
             # a budget used up by others frees itself; one used up by this slab alone must not wait for ever
             return self.window.bytes < self.window.limit_bytes or not self.window.slabs
@@ -560,6 +596,8 @@ class Conductor:
                 self._meters.sent(self._outbox.add_batch(back.batch, self.window.epochs))
             self.window.returned(back.batch)
             self._starved = False
+            if back.batch.slab is self._alone:
+                self._passed(self._alone)
 
     def _hand_over(self, slab: Slab) -> None:
         self.window.sent(slab)

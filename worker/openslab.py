@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from worker.admission import Admission, Admitted, Route, payload_bytes
 from worker.batch import Batch, Columns, Outcomes, Partition, Span, pick
@@ -65,19 +65,22 @@ class OpenSlab:
         self._payload_bytes = payload_bytes(self._columns)
         return before - self._payload_bytes
 
-    def stretch(self, slow: Container[Partition]) -> tuple[Partition, int]:
-        """The first record's partition, and how many records from there on may go together.
-
-        Records of ``slow`` partitions go one by one.
-        """
-        first = self._spans[0].partition
-        if first in slow:
-            return first, 1
-        return first, next((s.start for s in self._spans if s.partition in slow), len(self._columns))
-
     @property
-    def first_offset(self) -> int:
-        return self._columns.offsets[0]
+    def first(self) -> tuple[Partition, int]:
+        """Where the first record comes from: partition and offset."""
+        return self._spans[0].partition, self._columns.offsets[0]
+
+    def stretch(self, alone: Callable[[Partition, int], bool]) -> int:
+        """How many records from the first on may go together; one where it has to go ``alone``."""
+        if alone(*self.first):
+            return 1
+        offsets = self._columns.offsets
+        # a partition's records are in order, and what has to go alone comes before what need not
+        return next((s.start for s in self._spans if alone(s.partition, offsets[s.start])), len(offsets))
+
+    def begins(self, most: int) -> Iterator[tuple[Partition, int]]:
+        """Where each run of a partition's records among the first ``most`` begins."""
+        return ((s.partition, self._columns.offsets[s.start]) for s in self._spans if s.start < most)
 
     def close(
         self,

@@ -240,6 +240,10 @@ class Window:
     def position(self, partition: Partition) -> int | None:
         return self._positions.get(partition)
 
+    def resume_at(self, partition: Partition) -> int:
+        """Where whoever has this partition next goes on reading, as of now; something was taken from it."""
+        return self._positions.get(partition, self._started[partition])
+
     def committed_position(self, partition: Partition) -> int | None:
         return self._committed.get(partition)
 

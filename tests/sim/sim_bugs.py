@@ -15,6 +15,7 @@ from fakes import FakeSource, FakeTransactions
 from worker import conductor, openslab, outbox
 from worker.admission import Admission, Admitted
 from worker.batch import Batch, Partition, Span
+from worker.caution import Caution
 from worker.conductor import Conductor
 from worker.delivery import AtLeastOnce, ExactlyOnce
 from worker.openslab import OpenSlab
@@ -250,6 +251,20 @@ def unknown_outcome_taken_for_an_abort(self: ExactlyOnce, window: Window) -> dic
 @replaces(FakeTransactions, "abort", "NothingDoubled", "DeadLettersAccountedFor")
 def abort_keeps_the_outputs(self: FakeTransactions) -> None:
     self._sink.doomed, self._open = False, False
+
+
+# -- records that kill -----------------------------------------------------------------------------------
+
+
+@replaces(Caution, "survived", "DeadLettersAccountedFor", "NothingLost")
+def survivors_are_charged_too(self: Caution, partition: Partition, next_offset: int) -> None:
+    """The count goes on from record to record: soon each of them has its dead letter."""
+
+
+@replaces(Caution, "covers", "Progress", "NoBug")
+def nothing_is_worked_on_alone(self: Caution, partition: Partition, offset: int) -> bool:
+    """The process dies of the same record for ever."""
+    return False
 
 
 # -- budget and progress --------------------------------------------------------------------------------

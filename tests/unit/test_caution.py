@@ -1,5 +1,7 @@
 """Attempts are counted for the record that kills, and for no other."""
 
+import pytest
+
 from worker.batch import Partition
 from worker.caution import Caution, Note
 
@@ -15,37 +17,53 @@ class Broker:
         self.dead_letters: list[tuple[Partition, int]] = []
         self.answered: list[tuple[Partition, int]] = []
 
-    def life(self, end: int, max_crashes: int = 3) -> bool:
-        """One process, from assignment to its death (False) or to the end of all partitions."""
+    def life(self, end: int, commit_every: int, max_crashes: int = 3) -> bool:
+        """One process, from assignment to its death (False) or to the end of all partitions.
+
+        What was answered is committed every so many steps only: a death repeats what came since.
+        """
         caution = Caution(reach=10, max_crashes=max_crashes)
         for partition, note in caution.assigned(self.committed).items():
             self.committed[partition] = (self.committed[partition][0], note)
-        while any(position < end for position, _ in self.committed.values()):
-            for partition in self.committed:
-                position = self.committed[partition][0]
+        positions = {partition: position for partition, (position, _) in self.committed.items()}
+        step = 0
+        while any(position < end for position in positions.values()):
+            for partition, position in positions.items():
                 if position >= end:
                     continue
-                stop = position + 1 if partition in caution else min(position + 5, end)
-                note = caution.attempt(partition) if partition in caution else None
-                if note is not None:
-                    self.committed[partition] = (position, str(note))
-                rows = range(position, stop)
-                if note is not None and note.attempts >= caution.max_crashes:
+                step += 1
+                given_up = False
+                stop = min(position + 5, end)
+                if alone := caution.covers(partition, position):
+                    stop = position + 1
+                    attempts = caution.attempt(partition, position)
+                    if attempts:
+                        for told, note in caution.notes(partition).items():
+                            self.committed[told] = (self.committed[told][0], note)
+                    given_up = attempts >= max_crashes
+                if given_up:
                     self.dead_letters.append((partition, position))
-                elif self.poison[partition] & set(rows):
+                elif self.poison[partition] & set(range(position, stop)):
                     return False
                 else:
-                    self.answered += [(partition, row) for row in rows]
-                metadata = caution.metadata({partition: stop})
-                self.committed[partition] = (stop, metadata.get(partition, ""))
+                    self.answered += [(partition, row) for row in range(position, stop)]
+                positions[partition] = stop
+                if alone and not given_up:
+                    caution.survived(partition, stop)
+                if given_up or step % commit_every == 0:
+                    metadata = caution.metadata(positions)
+                    self.committed = {p: (n, metadata.get(p, "")) for p, n in positions.items()}
+                if given_up:
+                    caution.survived(partition, stop)
         return True
 
 
-def test_only_the_record_that_kills_becomes_a_dead_letter() -> None:
+@pytest.mark.parametrize("commit_every", [1, 3, 1000])
+def test_only_the_record_that_kills_becomes_a_dead_letter(commit_every: int) -> None:
     """Two partitions, poison deep inside a slab of each: both are found, every neighbour is answered."""
     broker = Broker({A: {3, 17}, B: {8}})
     deaths = 0
-    while not broker.life(end=30):
+    while not broker.life(30, commit_every):
         deaths += 1
         assert deaths < 20
     assert sorted(broker.dead_letters) == [(A, 3), (A, 17), (B, 8)]
@@ -60,13 +78,14 @@ def test_a_process_that_dies_of_something_else_costs_no_record() -> None:
         caution = Caution(reach=10, max_crashes=3)
         for partition, note in caution.assigned(broker.committed).items():
             broker.committed[partition] = (0, note)
-    assert broker.life(end=30)
+    assert broker.life(30, 1)
     assert not broker.dead_letters
 
 
 def test_a_note_reads_back_as_it_was_written() -> None:
     """Somebody else's commit metadata is no note."""
     assert Note.parse(str(Note(2, 77))) == Note(2, 77)
+    assert Note.parse(str(Note(0, 77, 70))) == Note(0, 77, 70)
     assert Note.parse("") is None
     assert Note.parse("attempts=2") is None
 
@@ -79,3 +98,41 @@ def test_partitions_left_without_progress_are_named() -> None:
     assert caution.unmoved([A, B]) == {B}
     caution.dropped([B])
     assert caution.unmoved([A, B]) == set()
+
+
+def test_a_record_that_was_survived_alone_is_not_noted_again() -> None:
+    """Not in this life, and not in the next: a death after it is not its fault."""
+    caution = Caution(reach=10, max_crashes=3)
+    caution.assigned({A: (5, str(Note(1, 20)))})
+    assert caution.attempt(A, 5) == 2
+    caution.survived(A, 6)
+    assert caution.attempt(A, 6) == 1
+    assert caution.notes(A) == {A: str(Note(1, 20, 6))}
+    successor = Caution(reach=10, max_crashes=3)
+    successor.assigned({A: (5, str(Note(1, 20, 6)))})
+    assert successor.covers(A, 5)
+    assert successor.attempt(A, 5) == 0
+    assert successor.attempt(A, 6) == 2
+
+
+def test_a_rewind_is_no_further_attempt() -> None:
+    """One life is one attempt at a record, however often it is read."""
+    caution = Caution(reach=10, max_crashes=3)
+    caution.assigned({A: (5, str(Note(1, 20)))})
+    assert caution.attempt(A, 5) == 2
+    assert caution.attempt(A, 5) == 2
+
+
+def test_what_another_record_survived_is_told_before_the_next_is_tried() -> None:
+    """Else its note would be charged with a death it had no part in."""
+    caution = Caution(reach=10, max_crashes=3)
+    caution.assigned({A: (5, str(Note(1, 20))), B: (0, str(Note(1, 2)))})
+    caution.attempt(B, 1)
+    assert caution.notes(B) == {B: str(Note(2, 2, 1))}
+    caution.survived(B, 2)
+    assert not caution.covers(B, 2)
+    caution.attempt(A, 5)
+    assert caution.outdated
+    # B is now as if it had just become ours at 2
+    assert caution.notes(A) == {A: str(Note(2, 20, 5)), B: str(Note(1, 12, 2))}
+    assert not caution.outdated

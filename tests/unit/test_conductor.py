@@ -415,7 +415,7 @@ def test_poison_that_killed_often_enough_is_a_dead_letter_undecoded() -> None:
     assert loop.kafka.notes[A] == ""
 
 
-def test_under_caution_one_record_is_in_flight_and_its_attempt_is_noted_first() -> None:
+def test_under_caution_one_record_is_worked_on_and_its_attempt_is_noted_first() -> None:
     """Where the settled position is, also behind a gap: so the next commit does not erase it."""
     loop = Loop(finishes=False)
     loop.kafka.append(A, b"x")
@@ -427,7 +427,7 @@ def test_under_caution_one_record_is_in_flight_and_its_attempt_is_noted_first() 
     loop.pool.finish()
     loop.turn(30)
     assert [batch.columns.offsets for batch in loop.pool.held] == [[4]]
-    assert (loop.kafka.committed[A], loop.kafka.notes[A]) == (1, str(Note(1, 8)))
+    assert (loop.kafka.committed[A], loop.kafka.notes[A]) == (1, str(Note(1, 8, at=4)))
 
 
 def test_the_loop_knows_what_it_spends_its_time_on() -> None:

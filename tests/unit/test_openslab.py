@@ -88,9 +88,9 @@ def test_a_refused_record_is_not_given_to_any_model(slab: OpenSlab) -> None:
 
 def test_records_go_together_up_to_the_first_of_a_partition_under_caution(slab: OpenSlab) -> None:
     """And those of that partition alone."""
-    assert slab.stretch({B}) == (A, 2)
-    assert slab.stretch({A}) == (A, 1)
-    assert slab.stretch(set()) == (A, 4)
+    assert slab.stretch(lambda partition, _offset: partition == B) == 2
+    assert slab.stretch(lambda partition, _offset: partition == A) == 1
+    assert slab.stretch(lambda _partition, _offset: False) == 4
 
 
 def test_dropped_partitions_free_their_bytes(slab: OpenSlab) -> None:
