@@ -287,6 +287,14 @@ def tensors_freed_twice(self: Window, batch: Batch) -> None:
 _right_returned = Window.returned
 
 
+@replaces(Window, "sent", "BytesBounded")
+def payloads_kept_until_acknowledged(self: Window, slab: Slab) -> None:
+    """Taken off the books with the hand-over, let go with the slab."""
+    slab.sent = True
+    self.bytes -= slab.payload_bytes
+    slab.payload_bytes = 0
+
+
 @replaces(openslab, "_affordable", "BytesBounded")
 def tensors_not_weighed(costs: list[int], free_bytes: int) -> int:
     """Payloads are bounded, what they are decoded into is not."""

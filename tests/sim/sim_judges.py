@@ -8,7 +8,7 @@ from collections import Counter
 from fakes import DEAD_LETTERS, Message
 from sim_world import LARGEST_COST, LARGEST_RECORD, Judge, Replica
 
-from worker.admission import RECORD_OVERHEAD_BYTES
+from worker.admission import RECORD_OVERHEAD_BYTES, payload_bytes
 from worker.batch import Partition
 
 ONE_RECORD_BYTES = LARGEST_RECORD + RECORD_OVERHEAD_BYTES + 200 + LARGEST_COST
@@ -130,11 +130,16 @@ class BytesBounded(Judge):
         slack = ONE_RECORD_BYTES + self.schedule.slab_records * (RECORD_OVERHEAD_BYTES + 200)
         if not 0 <= window.bytes <= window.limit_bytes + slack:
             raise self.broken(f"{replica.name} holds {window.bytes} bytes of {window.limit_bytes}")
+        held = sum(payload_bytes(slab.columns) for slab in window._slabs)
+        if held > window.bytes:
+            raise self.broken(f"{replica.name} holds {held} bytes of records and counts {window.bytes}")
 
     def quiet(self) -> None:
         for replica in self.schedule.replicas:
             if replica.window.bytes:
                 raise self.broken(f"{replica.name} is idle and holds {replica.window.bytes} bytes")
+            if replica.window.records:
+                raise self.broken(f"{replica.name} is idle and counts {replica.window.records} in flight")
 
 
 class DeadLettersAccountedFor(Judge):
