@@ -5,7 +5,7 @@ A judge that lets them pass proves nothing when it lets the loop itself pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -251,6 +251,11 @@ def unknown_outcome_taken_for_an_abort(self: ExactlyOnce, window: Window) -> dic
 @replaces(FakeTransactions, "abort", "NothingDoubled", "DeadLettersAccountedFor")
 def abort_keeps_the_outputs(self: FakeTransactions) -> None:
     self._sink.doomed, self._open = False, False
+
+
+@replaces(Window, "unsettled", "HandedOverAtOnce")
+def waits_for_partitions_of_others(self: Window, partitions: Collection[Partition] | None = None) -> bool:
+    return bool(self._slabs)
 
 
 # -- records that kill -----------------------------------------------------------------------------------

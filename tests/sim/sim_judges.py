@@ -142,6 +142,27 @@ class BytesBounded(Judge):
                 raise self.broken(f"{replica.name} is idle and counts {replica.window.records} in flight")
 
 
+class HandedOverAtOnce(Judge):
+    """A partition with no work in flight is given away without waiting for anything."""
+
+    def __init__(self) -> None:
+        self._idle = False
+        self._said = 0
+        """Log lines of the replica before."""
+
+    def revoking(self, who: Replica, partitions: list[Partition]) -> None:
+        window, conductor = who.window, who.conductor
+        busy = any(slab.ends.keys() & set(partitions) for slab in window._slabs)
+        self._idle = bool(partitions) and not busy and not conductor._rewinding
+        self._said = len(who.log.lines)
+
+    def left(self, who: Replica, partitions: list[Partition]) -> None:
+        said = dict(who.log.lines[self._said :]) if self._idle else {}
+        if "rewind" not in said and not said.get("revoked", {}).get("finished", True):
+            raise self.broken(f"{who.name} did not finish with {partitions}, of which it held nothing")
+        self._idle = False
+
+
 class DeadLettersAccountedFor(Judge):
     """The bad records are dead letters, for the right reason, and no good one is."""
 
@@ -255,6 +276,7 @@ def all_judges() -> list[Judge]:
         OnlyTheOwner(),
         InOrder(),
         BytesBounded(),
+        HandedOverAtOnce(),
         DeadLettersAccountedFor(),
         CountersReconcile(),
         Cases(),
