@@ -253,6 +253,11 @@ def abort_keeps_the_outputs(self: FakeTransactions) -> None:
     self._sink.doomed, self._open = False, False
 
 
+@replaces(Conductor, "_commit_until", "NothingAnsweredAgain")
+def leaves_without_a_last_commit(self: Conductor, deadline_ns: int) -> None:
+    """The commit at intervals was a moment ago."""
+
+
 @replaces(Window, "unsettled", "HandedOverAtOnce")
 def waits_for_partitions_of_others(self: Window, partitions: Collection[Partition] | None = None) -> bool:
     return bool(self._slabs)

@@ -163,6 +163,38 @@ class HandedOverAtOnce(Judge):
         self._idle = False
 
 
+class NothingAnsweredAgain(Judge):
+    """Who leaves in order has committed behind every answer it published."""
+
+    def __init__(self) -> None:
+        self._behind: dict[Replica, dict[Partition, int]] = {}
+        """Offset behind the last acknowledged answer of each partition held."""
+        self._left: dict[Partition, int] = {}
+
+    def assigned(self, who: Replica, partitions: list[Partition]) -> None:
+        for partition in partitions:
+            self._behind.setdefault(who, {}).pop(partition, None)
+
+    def reported(self, who: Replica, message: Message, error: str | None) -> None:
+        if error is None:
+            behind = self._behind.setdefault(who, {})
+            behind[message.source] = max(message.offset + 1, behind.get(message.source, 0))
+
+    def left(self, who: Replica, partitions: list[Partition]) -> None:
+        behind = self._behind.get(who, {})
+        self._left = {partition: behind.pop(partition, 0) for partition in partitions}
+
+    def ended(self, replica: Replica, drained: bool) -> None:
+        if not drained or replica.disturbed or replica.source.refuse_commits or not self.schedule.ordered:
+            return
+        for partition, position in self._left.items():
+            committed = self.schedule.kafka.committed.get(partition, 0)
+            if committed < position:
+                raise self.broken(
+                    f"{replica.name} left {partition} at {committed}, answered up to {position}"
+                )
+
+
 class DeadLettersAccountedFor(Judge):
     """The bad records are dead letters, for the right reason, and no good one is."""
 
@@ -277,6 +309,7 @@ def all_judges() -> list[Judge]:
         InOrder(),
         BytesBounded(),
         HandedOverAtOnce(),
+        NothingAnsweredAgain(),
         DeadLettersAccountedFor(),
         CountersReconcile(),
         Cases(),
