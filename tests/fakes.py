@@ -651,6 +651,7 @@ class FakeRoute:
     costly: bool = False
     output_topic: str = RESULTS
     output_partition: str = "key"
+    errors: bool = False
     scratch: Callable[[bytes], int] = field(default=lambda value: 0)
 
     @property
@@ -666,6 +667,12 @@ class FakeRoute:
 
     def expired_body(self, columns: Columns, row: int, message: str) -> bytes:
         return b"%d expired" % columns.offsets[row]
+
+    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes | None:
+        return f"{columns.offsets[row]} {rejection.message}".encode() if self.errors else None
+
+    def travelling(self, headers: Headers | None) -> Headers | None:
+        return [(name, value) for name, value in headers or () if name == "traceparent"] or None
 
 
 class FakeMeters:

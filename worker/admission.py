@@ -61,6 +61,12 @@ class Route(Protocol):
 
     def expired_body(self, columns: Columns, row: int, message: str) -> bytes: ...
 
+    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes | None:
+        """``output.errors``: what a rejected record puts on the output topic beside its dead letter; else None."""
+
+    def travelling(self, headers: Headers | None) -> Headers | None:
+        """``output.headers``: those of a record's headers that its output carries."""
+
 
 @dataclass(slots=True)
 class Admitted:
@@ -113,7 +119,7 @@ class Admission:
             if route is None:
                 self._reject(admitted, row, Reject(_unroutable(columns, row), "unroutable"))
             elif row not in admitted.settled:
-                self._inspect(admitted, columns.values[row], row, route)
+                self._inspect(admitted, columns, row, route)
         return admitted
 
     def _ordinary(self, columns: Columns) -> bool:
@@ -150,9 +156,10 @@ class Admission:
                 deadlines[row] = min(stated, deadlines.get(row, stated))
         return list(deadlines.items())
 
-    def _inspect(self, admitted: Admitted, value: bytes | None, row: int, route: Route) -> None:
+    def _inspect(self, admitted: Admitted, columns: Columns, row: int, route: Route) -> None:
+        value = columns.values[row]
         if value is None:
-            self._bury(admitted, row, route)
+            self._bury(admitted, columns, row, route)
         elif len(value) > route.max_bytes:
             limit = f"the record has {len(value)} bytes, input.max_bytes is {route.max_bytes}"
             self._reject(admitted, row, Reject(limit, "too_large"))
@@ -170,12 +177,14 @@ class Admission:
             raise Reject(message, "too_many_pixels")
         return scratch
 
-    def _bury(self, admitted: Admitted, row: int, route: Route) -> None:
+    def _bury(self, admitted: Admitted, columns: Columns, row: int, route: Route) -> None:
         if route.tombstone == "reject":
             self._reject(admitted, row, Reject("the value is null and input.tombstone is reject"))
             return
         if route.tombstone == "drop":
             admitted.outcomes.dropped.add(row)
+        else:
+            self._carry_headers(admitted, columns, row, route)
         self._settle(admitted, row)
 
     def _expire(self, admitted: Admitted, columns: Columns, row: int, route: Route, late_ms: float) -> None:
@@ -187,7 +196,16 @@ class Admission:
             admitted.outcomes.dropped.add(row)
         else:
             admitted.outcomes.bodies[row] = route.expired_body(columns, row, message)
+            self._carry_headers(admitted, columns, row, route)
         self._settle(admitted, row)
+
+    def _carry_headers(self, admitted: Admitted, columns: Columns, row: int, route: Route) -> None:
+        """An output made here carries what a result would have: a trace must not end at a tombstone."""
+        kept = route.travelling(columns.headers[row])
+        if kept:
+            outcomes = admitted.outcomes
+            outcomes.headers = outcomes.headers or [None] * len(outcomes.bodies)
+            outcomes.headers[row] = kept
 
     def _reject(self, admitted: Admitted, row: int, error: Reject) -> None:
         admitted.outcomes.rejected[row] = Rejection.of(error, "decode", self)

@@ -333,7 +333,7 @@ class _Process:
             Admission(routes, limits.max_age_ms, limits.expired, limits.in_flight_bytes),
             Outbox(
                 self._sink,
-                Letterhead(settings.dead_letter.topic, self.info.id, settings.name),
+                Letterhead(settings.dead_letter.topic, self.info.id, settings.name, logs.redact),
                 DeadLetterRate(stop_after.ratio, stop_after.of_last),
             ),
             self._sink,

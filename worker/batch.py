@@ -144,8 +144,6 @@ class Outcomes:
     """Output headers per row; None when no row of the batch has any."""
     rejected: dict[int, Rejection] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
-    error_bodies: dict[int, bytes] = field(default_factory=dict)
-    """``output.errors``: what a rejected row puts on the output topic beside its dead letter."""
 
     @classmethod
     def empty(cls, rows: int) -> Outcomes:

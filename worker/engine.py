@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from worker.batch import STAGES, Array, Batch, Columns, Feed, Item, Outcomes, Run
+from worker.batch import STAGES, Array, Batch, Columns, Feed, Headers, Item, Outcomes, Run
 from worker.errors import Reject, Rejection, SickModel
 from worker.model.signature import Signature
 
@@ -39,9 +39,11 @@ class Encoder(Protocol):
 
     def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None: ...
 
-    def error_body(self, batch: Batch, row: int, rejection: Rejection) -> bytes: ...
+    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes: ...
 
     def expired_body(self, columns: Columns, row: int, message: str) -> bytes: ...
+
+    def travelling(self, headers: Headers | None) -> Headers | None: ...
 
 
 class Model(Protocol):
@@ -111,6 +113,12 @@ class Pipeline:
     def expired_body(self, columns: Columns, row: int, message: str) -> bytes:
         return self.encoder.expired_body(columns, row, message)
 
+    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes | None:
+        return self.encoder.error_body(columns, row, rejection) if self.output_errors else None
+
+    def travelling(self, headers: Headers | None) -> Headers | None:
+        return self.encoder.travelling(headers)
+
 
 class Engine:
     """The three steps, for any pipeline; called from pool threads, one batch never from two at the same step
@@ -148,9 +156,6 @@ class Engine:
             batch.items += sum(run.counts) if run.counts is not None else len(run.rows)
             run.outputs = {}
         batch.outcomes.rejected.update(batch.feed.rejected)
-        if pipeline.output_errors:
-            for row, rejection in batch.outcomes.rejected.items():
-                batch.outcomes.error_bodies[row] = pipeline.encoder.error_body(batch, row, rejection)
         batch.feed.arrays = None
         batch.feed.items = []
         batch.finished_ns = time.monotonic_ns()

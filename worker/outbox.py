@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from worker.admission import Route
 from worker.batch import Batch, Headers, Outcomes, Partition, Span
-from worker.deadletter import RECORD_OVERHEAD_BYTES, compose
+from worker.deadletter import RECORD_OVERHEAD_BYTES, compose, one_line
 from worker.errors import DeadLetterLimit, Reject, Rejection
 from worker.window import Epochs, Slab
 
@@ -48,6 +48,8 @@ class Letterhead:
     """client.id"""
     worker_name: str
     """Stands for the pipeline where no pipeline took the record."""
+    redact: Callable[[str], str] = str
+    """Takes secrets out of a message: own code may say anything."""
 
 
 @dataclass(slots=True)
@@ -188,10 +190,13 @@ class Outbox:
     def _dead_letter(self, slab: Slab, span: Span, outcomes: Outcomes, row: int) -> Iterator[_Send]:
         head, route = self._letterhead, slab.routes[row]
         name, model = (route.name, route.model_label) if route is not None else (head.worker_name, None)
+        mode = route.output_partition if route is not None else "key"
+        why = outcomes.rejected[row]
+        why = replace(why, message=one_line(head.redact(why.message)))
         letter = compose(
             slab.columns,
             row,
-            outcomes.rejected[row],
+            why,
             name,
             head.task_id,
             model,
@@ -204,19 +209,20 @@ class Outbox:
             [letter.key],
             [letter.value],
             [letter.headers],
-            "key",
+            mode,
             slab.columns.timestamps_ms[row],
         )
-        if row in outcomes.error_bodies and route is not None:
-            bodies = [outcomes.error_bodies[row]]
+        body = route.error_body(slab.columns, row, why) if route is not None else None
+        if body is not None and route is not None:
+            headers = route.travelling(slab.columns.headers[row])
             yield _Send(
                 slab,
                 route.output_topic,
                 span.partition,
                 [slab.columns.keys[row]],
-                bodies,
-                None,
-                route.output_partition,
+                [body],
+                [headers] if headers else None,
+                mode,
             )
 
     def _refuse_oversize(self, slab: Slab, outcomes: Outcomes) -> None:
@@ -304,6 +310,7 @@ def lay_out(slab: Slab) -> Outcomes:
     whole = Outcomes.empty(rows)
     if slab.settled is not None:
         whole.bodies = slab.settled.bodies[:rows]
+        whole.headers = slab.settled.headers[:rows] if slab.settled.headers is not None else None
         whole.rejected = {row: why for row, why in slab.settled.rejected.items() if row < rows}
         whole.dropped = {row for row in slab.settled.dropped if row < rows}
     for batch in slab.batches:
@@ -328,8 +335,6 @@ def _lay_in(whole: Outcomes, batch: Batch) -> None:
         whole.rejected[batch.rows[index]] = rejection
     for index in part.dropped:
         whole.dropped.add(batch.rows[index])
-    for index, body in part.error_bodies.items():
-        whole.error_bodies[batch.rows[index]] = body
 
 
 @dataclass(slots=True)

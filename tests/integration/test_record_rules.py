@@ -226,6 +226,7 @@ def outcomes(kafka: str, tmp_path: Path, started: list[Records]) -> tuple[dict[s
         record("scaled", "scaled", features(1, 4, 7, 10)),
         record("oip", "oip", *oip_client.request({"x": np.stack([four, four])}, id_="mine")[:1]),
         record("oip wrong", "oip", *oip_client.request({"x": np.zeros((1, 5), np.float32)}, id_="wrong")[:1]),
+        record("oip old", "oip", *oip_client.request({"x": np.stack([four])}, id_="old")[:1], *TRACE, ("ce_expirytime", past)),
         record("oip none", "oip", b"no JSON", ("x-request-id", b"request-2")),
         record("oip json", "oip-json", *oip_client.request({"x": np.stack([four, -four])})[:1]),
         record("four", "four", plain),
@@ -243,7 +244,7 @@ def outcomes(kafka: str, tmp_path: Path, started: list[Records]) -> tuple[dict[s
         record("null header", "pass", plain, ("empty", None)),
         {"key": b"headerless", "value": plain},
     ]  # fmt: skip
-    return records.send(sent, len(sent) - 1 + 2), records
+    return records.send(sent, len(sent) - 1 + 3), records
 
 
 def npy_pickle() -> bytes:
@@ -295,6 +296,7 @@ def _tombstones_and_headers(by_key: dict[str, Outcome], records: Records) -> Non
     assert ("empty", None) in by_key["null header"].results[0].headers()
     (tombstone,) = by_key["pass null"].results
     assert tombstone.value() is None
+    assert tombstone.headers() == [("x-model", b"pass"), *TRACE]
     assert by_key["drop"].results[0].headers() is None
     assert by_key["drop"].result["id"] == "request-1"
     assert "drop null" not in by_key
@@ -390,10 +392,11 @@ def _refusals(by_key: dict[str, Outcome], records: Records) -> None:
     assert found["own too hot"]["__connect.errors.exception.message"] == "too hot to be true"
     assert by_key["last header"].result
     assert by_key["fresh"].result
-    for key, id_ in (("oip wrong", "wrong"), ("oip none", "request-2")):
+    for key, id_ in (("oip wrong", "wrong"), ("oip none", "request-2"), ("oip old", "old")):
         outcome = by_key[key]
         (answer,) = (orjson.loads(message.value()) for message in outcome.results)
         assert answer["id"] == id_
+        assert outcome.results[0].headers() == (TRACE if key == "oip old" else None)
         assert answer["error"] == outcome.refusal["__connect.errors.exception.message"]
 
 

@@ -186,7 +186,7 @@ def outputs_kept_back_go_out_after_a_loss(self: Outbox, on_delivery: Callable[[S
 
 
 @replaces(Admission, "_bury", "NothingCommittedEarly")
-def tombstone_left_out(self: Admission, admitted: Admitted, row: int, route: Any) -> None:
+def tombstone_left_out(self: Admission, admitted: Admitted, _columns: Any, row: int, _route: Any) -> None:
     admitted.outcomes.dropped.add(row)
     self._settle(admitted, row)
 

@@ -241,11 +241,11 @@ def test_an_error_body_names_the_request(value: bytes, headers: Any, id_: str) -
     """The id is read from a refused request where it can be, else it is the record's."""
     batch = batch_of(1, headers=[headers], items=[None], values=[value])
     rejection = Rejection("invalid", "decode", "inputs: expected a list")
-    body = make_encoder(Y, input_format="oip", errors=True).error_body(batch, 0, rejection)
+    body = make_encoder(Y, input_format="oip", errors=True).error_body(batch.columns, 0, rejection)
     assert json.loads(body) == {"id": id_, "error": "inputs: expected a list"}
 
 
 def test_an_error_of_any_text_can_be_published() -> None:
     """What UTF-8 cannot hold is replaced."""
     rejection = Rejection("model_error", "infer", "bad \udcff name")
-    assert json.loads(make_encoder(Y).error_body(batch_of(1), 0, rejection))["error"] == "bad ? name"
+    assert json.loads(make_encoder(Y).error_body(batch_of(1).columns, 0, rejection))["error"] == "bad ? name"

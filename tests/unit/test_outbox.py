@@ -113,14 +113,47 @@ def test_a_dead_letter_goes_out_in_its_place() -> None:
 
 def test_a_refused_request_may_be_answered_too() -> None:
     """`output.errors`: the dead letter first, then the error on the output topic."""
-    desk = Desk()
-    slab = desk.slab((A, [b"bad"]))
-    outcomes = slab.batches[0].outcomes
-    assert outcomes is not None
-    outcomes.error_bodies[0] = b"0 error"
+    desk = Desk(routes=[FakeRoute(errors=True)])
+    slab = desk.slab((A, [b"bad"]), headers=[[("traceparent", b"00-1"), ("other", b"x")]])
     desk.publish(slab)
     assert desk.log == [(DEAD_LETTERS, A, 0), (RESULTS, A, 0)]
+    assert desk.seen.messages[1].headers == [("traceparent", b"00-1")]
     assert slab.unacknowledged == 2
+
+
+def test_a_request_refused_before_or_after_the_engine_is_answered_too() -> None:
+    """`output.errors` speaks for every rejection: too large to be looked at, and a result its topic refuses."""
+    desk = Desk(routes=[FakeRoute(errors=True, max_bytes=1)])
+    desk.publish(desk.slab((A, [b"xx"])))
+    assert desk.log == [(DEAD_LETTERS, A, 0), (RESULTS, A, 0)]
+    assert desk.seen.messages[1].value == b"0 the record has 2 bytes, input.max_bytes is 1"
+    desk = Desk(routes=[FakeRoute(errors=True)])
+    slab = desk.slab((A, [b"x"]))
+    outcomes = slab.batches[0].outcomes
+    assert outcomes is not None
+    outcomes.bodies[0] = b"x" * 2_000_000
+    desk.publish(slab)
+    assert desk.log == [(DEAD_LETTERS, A, 0), (RESULTS, A, 0)]
+    assert desk.seen.messages[1].value.startswith(b"0 the result has ")
+
+
+def test_a_dead_letter_goes_by_the_same_rule_as_results() -> None:
+    """`output.partition: input`: by the input partition, keyed or not."""
+    desk = Desk(routes=[FakeRoute(output_partition="input")])
+    desk.publish(desk.slab((B, [b"bad", b"x"]), keys=[b"k", b"k"]))
+    assert [(m.topic, m.partition) for m in desk.seen.messages] == [(DEAD_LETTERS, 1), (RESULTS, 1)]
+
+
+def test_a_message_is_published_without_secrets() -> None:
+    """Own code may say anything; neither the dead letter nor the error on the output topic repeats it."""
+    desk = Desk(routes=[FakeRoute(errors=True, tombstone="reject")])
+    head = Letterhead(DEAD_LETTERS, "client-1", "worker", lambda text: text.replace("null", "***"))
+    desk.outbox = Outbox(desk.sink, head, DeadLetterRate(NEVER, 1000))
+    desk.publish(desk.slab((A, [None])))
+    letter, error = desk.seen.messages
+    said = dict(letter.headers or ())["__connect.errors.exception.message"]
+    assert said == b"the value is *** and input.tombstone is reject"
+    assert error.value == b"0 " + said
 
 
 def test_what_no_pipeline_takes_is_a_dead_letter_of_the_worker() -> None:
@@ -137,6 +170,9 @@ def test_tombstones_pass_and_dropped_records_leave_nothing() -> None:
     passing, dropping = Desk(), Desk(routes=[FakeRoute(tombstone="drop")])
     passing.publish(passing.slab((A, [b"x", None]), keys=[b"0", b"1"]))
     assert [m.value for m in passing.seen.messages] == [b"0 ok", None]
+    traced = Desk()
+    traced.publish(traced.slab((A, [b"x", None]), headers=[None, [("traceparent", b"00-1"), ("other", b"")]]))
+    assert traced.seen.messages[1].headers == [("traceparent", b"00-1")]
     slab = dropping.slab((A, [None]), keys=[b"0"])
     dropping.publish(slab)
     assert dropping.log == []

@@ -82,7 +82,7 @@ def test_real_predictions_errors_and_expiries_are_valid() -> None:
     encoder = make_encoder(OUTPUT)
     check("result", json.loads(encode(encoder, batch, SCORES).bodies[0] or b""))
     check("result", json.loads(encoder.expired_body(batch.columns, 0, "too old")))
-    check("result", json.loads(encoder.error_body(batch, 0, Rejection("invalid", "decode", "no"))))
+    check("result", json.loads(encoder.error_body(batch.columns, 0, Rejection("invalid", "decode", "no"))))
 
 
 @pytest.mark.parametrize("binary", [False, True])

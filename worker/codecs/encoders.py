@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from worker.batch import Batch, Columns, Run
+from worker.batch import Batch, Columns, Headers, Run
 from worker.codecs.oip_response import OipEncoder
 from worker.codecs.result_json import JsonEncoder
 from worker.codecs.tensor_result import TensorEncoder
@@ -29,12 +29,16 @@ class Encoder(Protocol):
         """
         ...
 
-    def error_body(self, batch: Batch, row: int, rejection: Rejection) -> bytes:
-        """What a rejected record of the batch puts on the output topic where ``output.errors`` is on."""
+    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes:
+        """What a rejected record puts on the output topic where ``output.errors`` is on."""
         ...
 
     def expired_body(self, columns: Columns, row: int, message: str) -> bytes:
         """What a record past its deadline puts on the output topic where ``limits.expired`` is ``publish``."""
+        ...
+
+    def travelling(self, headers: Headers | None) -> Headers | None:
+        """Those of a record's headers that its output carries (``output.headers``); None where there are none."""
         ...
 
 

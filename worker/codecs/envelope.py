@@ -36,11 +36,13 @@ class ResultEncoder:
         self._requests_are_oip = settings.input.format == "oip"
         self._model = {"name": model_name, "version": model_version}
 
-    def error_body(self, batch: Batch, row: int, rejection: Rejection) -> bytes:
+    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes:
         """``{"id", "error"}`` of a record that is rejected: what ``output.errors`` publishes."""
         # an exception's text may hold what UTF-8 cannot
         message = rejection.message.encode("utf-8", "replace").decode()
-        return orjson.dumps({"id": self._id_without_result(batch.columns, row), "error": message})
+        # a record over the limit is not parsed, not even for its id: that takes many times its bytes
+        id_ = self._id_without_result(columns, row, may_parse=rejection.reason != "too_large")
+        return orjson.dumps({"id": id_, "error": message})
 
     def expired_body(self, columns: Columns, row: int, message: str) -> bytes:
         """The result of a record past its deadline, where ``limits.expired`` is ``publish``."""
@@ -61,10 +63,14 @@ class ResultEncoder:
             }
         )
 
-    def _id_without_result(self, columns: Columns, row: int) -> str:
+    def travelling(self, headers: Headers | None) -> Headers | None:
+        """Those of a record's headers that its output carries (``output.headers``); None where there are none."""
+        return (self._kept(headers) if headers else None) or None
+
+    def _id_without_result(self, columns: Columns, row: int, may_parse: bool = True) -> str:
         """The id of a record that was never decoded, or not to the end: as its result would have had it."""
         value, headers = columns.values[row], columns.headers[row]
-        own = _id_in(value, headers) if self._requests_are_oip else None
+        own = _id_in(value, headers) if self._requests_are_oip and may_parse else None
         return own if own is not None else _header_id(headers) or source_of(columns, row)
 
     def _copy_headers(self, batch: Batch, rows: Sequence[int]) -> None:

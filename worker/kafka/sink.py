@@ -73,8 +73,9 @@ class KafkaSink:
             topic: one of the topics given at construction.
             source: the input partition the rows come from.
             headers: per row; None when no row has any.
-            mode: ``input``: the same partition number; ``key``: keyed rows by murmur2 as Java clients do (an
-                empty key is a key), keyless ones to ``source.number`` modulo the topic's partitions.
+            mode: ``input``: the same partition number (modulo the topic's partitions: a dead-letter topic may
+                have fewer); ``key``: keyed rows by murmur2 as Java clients do (an empty key is a key), keyless
+                ones to ``source.number`` modulo the topic's partitions.
             on_delivery: called once per queued row inside later calls of :meth:`poll`, or at once with an
                 error for a row that librdkafka refuses for good.
             timestamp_ms: of every row, which then needs headers; 0 = the time of sending.
@@ -82,7 +83,7 @@ class KafkaSink:
         Returns:
             How many rows were accepted; the rest did not fit and has to be given again, first of all.
         """
-        partition = source.number if mode == "input" else source.number % self._topics.partitions[topic]
+        partition = source.number % self._topics.partitions[topic]
         sent = 0
         for start, stop, by_key in _stretches(keys, mode):
             to = -1 if by_key else partition
