@@ -138,6 +138,16 @@ def test_a_command_that_is_not_there_is_not_offered(
     assert cli.main(["absent"]) == 2
 
 
+def test_a_worker_that_has_not_begun_leaves_with_0(tmp_path: Path) -> None:
+    """SIGTERM before anything was taken: nothing to finish is a drain like any other."""
+    config = tmp_path / "config.yaml"
+    os.mkfifo(config)
+    process = subprocess.Popen([sys.executable, "-m", "worker", "run", str(config)])
+    with config.open("w"):  # both ends are open: it is reading its configuration
+        process.terminate()
+        assert process.wait(30) == 0
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

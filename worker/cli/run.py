@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worker.cli.main import add_set_option
 from worker.errors import ConfigError
-from worker.settings import Settings, check_replicas, load, plaintext_hosts
-from worker.telemetry import logs
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +37,15 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         WorkerError: see its exit code.
     """
+    with _leaving_when_asked():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    # imported here, because importing takes most of the time before the worker's own handlers are there
+    from worker.settings import check_replicas, load
+    from worker.telemetry import logs
+
     if args.replicas < 1:
         raise ConfigError(f"--replicas: got {args.replicas}, expected at least 1")
     settings = load(args.config, args.overrides)
@@ -51,7 +66,22 @@ def run(args: argparse.Namespace) -> int:
     return app.run(settings, args.replica_index)
 
 
+@contextmanager
+def _leaving_when_asked() -> Iterator[None]:
+    """Until the worker or the supervisor has handlers of its own, nothing is taken: SIGTERM and SIGINT end with 0."""
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda *_: os._exit(0)) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _warn_of_plaintext(settings: Settings) -> None:
+    from worker.settings import plaintext_hosts
+    from worker.telemetry import logs
+
     if hosts := plaintext_hosts(settings):
         logs.get(__name__).warning(
             f"the connection to {', '.join(hosts)} is not encrypted: "
