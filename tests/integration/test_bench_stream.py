@@ -44,7 +44,7 @@ def bench(folder: Path, config: dict[str, Any], values: list[bytes], *arguments:
     "output", [{"topic": "out"}, {"topic": "out", "format": "oip"}, {"topic": "out", "format": "tensor"}]
 )
 def test_every_record_of_a_trial_is_accounted_for(
-    tmp_path: Path, config: dict[str, Any], output: dict[str, str]
+    tmp_path: Path, config: dict[str, Any], output: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever the output format, each record is a result or a dead letter, none lost and none twice."""
     config["output"] = output
@@ -52,9 +52,15 @@ def test_every_record_of_a_trial_is_accounted_for(
     try:
         worker.wait_ready()
         code, document = bench(tmp_path, config, [GOOD] * 9 + [BAD], "--rate", "500", "--duration", "1")
+        shown = capsys.readouterr()
+        again, _ = bench(tmp_path, config, [GOOD], "--rate", "500", "--duration", "0.2", "--json", "-")
     finally:
         worker.kill()
-    assert code == 0
+    assert code == again == 0
+    assert shown.out == ""
+    assert "end to end" in shown.err
+    (line,) = capsys.readouterr().out.splitlines()
+    assert orjson.loads(line)["records"]["results"] == 100
     records = document["records"]
     assert records["sent"] == 500
     assert records["results"] == 450

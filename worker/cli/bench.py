@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pipeline", metavar="NAME", help="which pipeline, where there are several (default: the first)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there too")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write every number there, as one line of JSON; - is standard output, and the table goes to standard error",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     from worker.kafka.load import Load
 
     values = _values(args.source)
-    with Load(settings, pipeline, values) as group:
+    for_people = nullcontext() if args.json is None else redirect_stdout(sys.stderr)
+    with for_people, Load(settings, pipeline, values) as group:
         group.probe()
         document = _search(group, args) if args.search else _once(group, args)
     if args.json is not None:
@@ -213,8 +220,12 @@ def _show_search(found: Found, p99_ms: float) -> None:
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
+    line = orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+    if str(path) == "-":
+        sys.stdout.write(line.decode())
+        return
     try:
-        path.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
+        path.write_bytes(line)
     except OSError as error:
         raise WorkerError(f"--json: {path} cannot be written: {error}") from None
     print(f"written to {path}", file=sys.stderr)
