@@ -47,7 +47,8 @@ def compose(
         task_id: client.id of this process.
         model: ``name@version``; None where no pipeline took the record.
         max_bytes: ``max.message.bytes`` of the dead-letter topic. An original that does not fit loses its
-            value, which is then described by size and SHA-256.
+            value, which is then described by size and SHA-256; its own headers and its key only where it does not
+            fit without its value either.
     """
     partition = columns.partitions[row]
     added = {
@@ -66,14 +67,18 @@ def compose(
     }
     # headers of an earlier failure are replaced: a replayed record says why it failed this time
     replaced = {*added, *TRIMMED}
-    headers: Headers = [pair for pair in columns.headers[row] or () if pair[0] not in replaced]
-    headers += [(name, text.encode()) for name, text in added.items()]
+    theirs: Headers = [pair for pair in columns.headers[row] or () if pair[0] not in replaced]
+    ours: Headers = [(name, text.encode()) for name, text in added.items()]
     key, value = columns.keys[row], columns.values[row]
-    if value is not None and _size(key, value, headers) > max_bytes:
+    if value is not None and _size(key, value, theirs + ours) > max_bytes:
         digest = hashlib.sha256(value).hexdigest()
-        headers += [(TRIMMED[0], str(len(value)).encode()), (TRIMMED[1], digest.encode())]
+        ours += [(TRIMMED[0], str(len(value)).encode()), (TRIMMED[1], digest.encode())]
         value = None
-    return DeadLetter(key, value, headers)
+    if _size(key, value, theirs + ours) > max_bytes:
+        theirs = []  # a letter the topic refuses would come back for ever: better one that says less
+    if _size(key, value, theirs + ours) > max_bytes:
+        key = None
+    return DeadLetter(key, value, theirs + ours)
 
 
 def one_line(message: str) -> str:
@@ -82,6 +87,6 @@ def one_line(message: str) -> str:
     return text[:MESSAGE_BYTES_MAX].decode(errors="ignore")
 
 
-def _size(key: bytes | None, value: bytes, headers: Headers) -> int:
+def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
     framing = RECORD_OVERHEAD_BYTES + 10 * len(headers)
-    return len(value) + len(key or b"") + sum(len(n) + len(v or b"") for n, v in headers) + framing
+    return len(value or b"") + len(key or b"") + sum(len(n) + len(v or b"") for n, v in headers) + framing

@@ -87,6 +87,7 @@ class Outbox:
         """
         outcomes = lay_out(slab)
         spans = slab.live_spans(epochs)
+        self._refuse_oversize(slab, spans, outcomes)
         if slab.early:
             spans = list(_within(spans, set(range(len(slab.columns))) - slab.early))
         nbytes = self._publish(slab, spans, outcomes)
@@ -100,7 +101,9 @@ class Outbox:
         slab.early.update(batch.rows)
         part = Outcomes.empty(len(slab.columns))
         _lay_in(part, batch)
-        return self._publish(slab, list(_within(slab.live_spans(epochs), set(batch.rows))), part)
+        spans = list(_within(slab.live_spans(epochs), set(batch.rows)))
+        self._refuse_oversize(slab, spans, part)
+        return self._publish(slab, spans, part)
 
     def holds(self, slab: Slab) -> bool:
         """Whether some output of the slab is not with the producer yet."""
@@ -109,7 +112,6 @@ class Outbox:
         return bool(self._sends) and slab in (self._sends[0].slab, self._sends[-1].slab)
 
     def _publish(self, slab: Slab, spans: list[Span], outcomes: Outcomes) -> int:
-        self._refuse_oversize(slab, outcomes)
         self._limit.check(slab, spans, outcomes)
         nbytes = 0
         for send in self._plan(slab, spans, outcomes):
@@ -214,18 +216,13 @@ class Outbox:
         )
         body = route.error_body(slab.columns, row, why) if route is not None else None
         if body is not None and route is not None:
-            headers = route.travelling(slab.columns.headers[row])
-            yield _Send(
-                slab,
-                route.output_topic,
-                span.partition,
-                [slab.columns.keys[row]],
-                [body],
-                [headers] if headers else None,
-                mode,
-            )
+            key, headers = slab.columns.keys[row], route.travelling(slab.columns.headers[row])
+            # an error its topic would refuse stays out: the dead letter has said it already
+            if _record_bytes(key, body, headers) <= self._sink.max_bytes(route.output_topic):
+                columns = [key], [body], [headers] if headers else None
+                yield _Send(slab, route.output_topic, span.partition, *columns, mode)
 
-    def _refuse_oversize(self, slab: Slab, outcomes: Outcomes) -> None:
+    def _refuse_oversize(self, slab: Slab, spans: list[Span], outcomes: Outcomes) -> None:
         """An output its topic would refuse is a dead letter: the broker's refusal would come again for ever."""
         routes = slab.routes[:1] if slab.one_route else set(slab.routes)
         limits = {r.output_topic: self._sink.max_bytes(r.output_topic) for r in routes if r is not None}
@@ -237,12 +234,12 @@ class Outbox:
             limits.values(), default=largest
         ):
             return
-        for row, body in enumerate(outcomes.bodies):
-            if not body or row in outcomes.rejected:
+        for row in (row for span in spans for row in range(span.start, span.stop)):
+            if row in outcomes.rejected or row in outcomes.dropped:
                 continue
             topic = slab.routes[row].output_topic
-            size = len(body) + len(slab.columns.keys[row] or b"") + RECORD_OVERHEAD_BYTES
-            size += _headers_bytes(headers[row] or []) if headers else 0
+            key, body = slab.columns.keys[row], outcomes.bodies[row]
+            size = _record_bytes(key, body, headers[row] if headers else None)
             if size > limits[topic]:
                 message = (
                     f"the result has {size} bytes, max.message.bytes of topic {topic} is {limits[topic]}"
@@ -397,6 +394,11 @@ def _stretch(routes: Sequence[Route | None], start: int, stop: int) -> int:
     """Where the run of rows of one pipeline that begins at ``start`` ends."""
     route = routes[start]
     return next((row for row in range(start + 1, stop) if routes[row] is not route), stop)
+
+
+def _record_bytes(key: bytes | None, value: bytes | None, headers: Headers | None) -> int:
+    """What a record takes of its topic's ``max.message.bytes``, generously."""
+    return len(key or b"") + len(value or b"") + _headers_bytes(headers or []) + RECORD_OVERHEAD_BYTES
 
 
 def _headers_bytes(headers: Headers) -> int:

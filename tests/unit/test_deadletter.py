@@ -23,9 +23,10 @@ def letter(
     max_bytes: int = 1_000_000,
     message: str = "field `a` is missing",
     model: str | None = "digits@1",
+    key: bytes = b"key",
 ) -> DeadLetter:
     columns = columns_of(Partition("digits", 3), [41, 42], [b"other", value])
-    columns.keys, columns.headers = [None, b"key"], [None, headers]
+    columns.keys, columns.headers = [None, key], [None, headers]
     rejection = Rejection.of(Reject(message), "decode", Decoder())
     return compose(columns, 1, rejection, "pipeline", "client-1", model, max_bytes)
 
@@ -70,6 +71,21 @@ def test_an_original_that_does_not_fit_is_described_instead() -> None:
     assert headers["streaminfer.value.bytes"] == b"5000"
     assert headers["streaminfer.value.sha256"] == hashlib.sha256(value).hexdigest().encode()
     assert letter(value=value, max_bytes=10_000).value == value
+
+
+def test_what_does_not_fit_without_its_value_either_still_fits() -> None:
+    """A letter its topic refuses would come back for ever: first the record's own headers go, then its key."""
+    large, small = [("big", b"h" * 5_000), ("traceparent", b"00-1")], [("traceparent", b"00-1")]
+    for key, headers, kept in (
+        (b"k", large, (b"k", set())),
+        (b"k" * 5_000, small, (None, set())),
+        (b"k", small, (b"k", {"traceparent"})),
+    ):
+        found = letter(value=b"x" * 5_000, max_bytes=4_000, key=key, headers=headers)
+        assert found.value is None
+        names = {name for name, _ in found.headers}
+        assert (found.key, names & {"big", "traceparent"}) == kept
+        assert {"streaminfer.value.sha256", "__connect.errors.offset"} <= names
 
 
 def test_a_tombstone_stays_a_tombstone() -> None:

@@ -137,6 +137,14 @@ def test_a_request_refused_before_or_after_the_engine_is_answered_too() -> None:
     assert desk.seen.messages[1].value.startswith(b"0 the result has ")
 
 
+def test_a_tombstone_its_topic_would_refuse_is_a_dead_letter() -> None:
+    """Its key and headers count; an error about it that does not fit either stays out."""
+    desk = Desk(routes=[FakeRoute(errors=True)])
+    desk.publish(desk.slab((A, [None]), keys=[b"0"], headers=[[("traceparent", b"x" * 2_000_000)]]))
+    assert desk.log == [(DEAD_LETTERS, A, 0)]
+    assert dict(desk.seen.messages[0].headers or ())["streaminfer.error.reason"] == b"too_large_output"
+
+
 def test_a_dead_letter_goes_by_the_same_rule_as_results() -> None:
     """`output.partition: input`: by the input partition, keyed or not."""
     desk = Desk(routes=[FakeRoute(output_partition="input")])
