@@ -245,6 +245,9 @@ def run(settings: Settings, index: int | None = None) -> int:
         named = {**settings.kafka, "client.id": f"{settings.kafka['client.id']}-{index}"}
         settings = settings.model_copy(update={"kafka": named})
     stop = _Stop()
+    from worker.kafka.properties import check_properties
+
+    check_properties(settings.kafka)  # a misspelt one is said before a large model is loaded
     loaded = load(settings)
     gc.freeze()  # what is there by now stays for good
     return _Process(settings, loaded, index or 0, stop).run()

@@ -186,6 +186,14 @@ def test_a_wrong_setting_is_named(
     assert not [word for word in words.split() if word not in sentence], sentence
 
 
+def test_run_names_the_mistake_that_check_names(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of two, the misspelt property comes first: it is said before a model is loaded."""
+    path = config(folder, {"kafka.group.idd": "g", "model.path": "nope.onnx"})
+    for arguments in (["check", path, "--offline"], ["run", path]):
+        assert main(arguments) == 2
+        assert "kafka.group.idd" in said(capfd)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
