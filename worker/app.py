@@ -302,7 +302,9 @@ class _Process:
         self._metrics = MetricsProducer(settings) if settings.metrics.topic else None
         self._reporter = self._make_reporter(first)
         self._next_report_s = self._reporter.due_s if self._reporter else float("inf")
-        self._source = KafkaSource(settings, self._topics.embedded)
+        self._source = KafkaSource(
+            settings, self._topics.embedded, lambda: self._meters.rewind("out_of_range")
+        )
         exactly_once = settings.delivery == "exactly_once"
         if exactly_once and self._topics.embedded:
             log.warning(

@@ -199,6 +199,18 @@ def test_http_and_metrics_topic_tell_the_same_truth(stage: Stage) -> None:
     assert sum(place["committed"] + place["lag"] for place in places.values()) == 950
 
 
+def test_a_position_off_the_broker_is_counted(stage: Stage) -> None:
+    """Reading goes on from the earliest record, and `rewinds_total` says so."""
+    produce(stage.kafka, stage.input, good(40))
+    consumer = Consumer({"bootstrap.servers": stage.kafka, "group.id": stage.group})
+    consumer.commit(offsets=[TopicPartition(stage.input, 0, 1_000_000)], asynchronous=False)
+    consumer.close()
+    worker = stage.start(metrics={"http": "127.0.0.1:0"})
+    wait_for_outputs(stage.kafka, [stage.output], 40, [worker])
+    assert samples(get(port_of(worker), "/metrics")[1])['rewinds_total{cause="out_of_range"}'] == 1
+    assert worker.stop()[0] == 0
+
+
 def test_a_bad_deploy_stops_the_worker(stage: Stage) -> None:
     """At the dead-letter limit: exit code 4, one sentence, nothing of that slab published or committed."""
     produce(stage.kafka, stage.input, bad(400))

@@ -82,12 +82,16 @@ class KafkaSource:
     Args:
         settings: the worker's settings.
         embedded: the broker is librdkafka's own (see :mod:`worker.kafka.broker`).
+        on_out_of_range: called when a position was no longer on the broker, for the counter of such returns.
 
     Raises:
         ConfigError: librdkafka refuses the properties.
     """
 
-    def __init__(self, settings: Settings, embedded: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, embedded: bool = False, on_out_of_range: Callable[[], None] = lambda: None
+    ) -> None:
+        self._on_out_of_range = on_out_of_range
         self._starts: dict[str, str] = {}
         for pipeline in settings.pipelines.values():
             for topic in pipeline.input.topics:
@@ -485,6 +489,7 @@ class KafkaSource:
                 "%s/%d: the position is no longer on the broker, reading goes on from the earliest", *place
             )
         self.out_of_range[place] += 1
+        self._on_out_of_range()
         self._jump(place, OFFSET_BEGINNING)
 
     def _jump(self, place: Partition, offset: int) -> None:

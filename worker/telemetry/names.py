@@ -77,7 +77,11 @@ TRANSACTIONS = Metric(
     "transactions_total", "counter", "transactions", "Kafka transactions by result.", ("result",)
 )
 REWINDS = Metric(
-    "rewinds_total", "counter", "rewinds", "Returns to the committed position by cause.", ("cause",)
+    "rewinds_total",
+    "counter",
+    "rewinds",
+    "Returns to the committed position by cause; out_of_range: to the earliest record, the position was not on the broker.",
+    ("cause",),
 )
 MODEL_INFO = Metric(
     "model_info", "gauge", "", "Always 1: the model in use.", ("pipeline", "name", "version", "provider")
