@@ -186,6 +186,19 @@ def test_a_wrong_setting_is_named(
     assert not [word for word in words.split() if word not in sentence], sentence
 
 
+def test_a_good_configuration_is_checked_without_log_lines(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal they would stand in the middle of the report; with LOG_LEVEL they can be had."""
+    monkeypatch.delenv("LOG_LEVEL", raising=False)
+    path = config(folder)
+    assert main(["check", path, "--offline"]) == 0
+    assert capfd.readouterr().err == ""
+    monkeypatch.setenv("LOG_LEVEL", "info")
+    assert main(["check", path, "--offline"]) == 0
+    assert "model ready" in capfd.readouterr().err
+
+
 def test_run_names_the_mistake_that_check_names(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Of two, the misspelt property comes first: it is said before a model is loaded."""
     path = config(folder, {"kafka.group.idd": "g", "model.path": "nope.onnx"})

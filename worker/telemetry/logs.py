@@ -30,20 +30,24 @@ def get(name: str) -> Any:
 
 
 def configure(
-    secrets: Sequence[str] = (), stream: TextIO | None = None, environ: Mapping[str, str] = os.environ
+    secrets: Sequence[str] = (),
+    stream: TextIO | None = None,
+    environ: Mapping[str, str] = os.environ,
+    level: str = "info",
 ) -> None:
     """Set up structlog and the standard library's logging (librdkafka's lines come through it).
 
     Args:
         secrets: the actual secret values of the configuration; wherever one occurs, it is hidden.
         stream: where to write; default standard error.
+        level: the least level shown where ``LOG_LEVEL`` does not say.
 
     Raises:
         ConfigError: LOG_FORMAT or LOG_LEVEL is unknown.
     """
     global _redactor
     stream = sys.stderr if stream is None else stream
-    level = getattr(logging, _choice(environ, "LOG_LEVEL", _LEVELS, "info").upper())
+    least = getattr(logging, _choice(environ, "LOG_LEVEL", _LEVELS, level).upper())
     log_format = _choice(environ, "LOG_FORMAT", ("json", "console"), "console" if stream.isatty() else "json")
     colors = stream.isatty() and not environ.get("NO_COLOR")
     _redactor = Redactor(secrets)
@@ -55,11 +59,11 @@ def configure(
             _redact_event,
             structlog.dev.ConsoleRenderer(colors=colors) if log_format == "console" else _json_line,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(least),
         logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(handlers=[_ToStructlog()], level=level, force=True)
+    logging.basicConfig(handlers=[_ToStructlog()], level=least, force=True)
     logging.captureWarnings(True)
 
 
