@@ -192,6 +192,8 @@ class Batch:
     """Monotonic clock when the slab's first record was taken."""
     taken_ms: float
     """Unix milliseconds at the same moment: the only clock comparable with the record timestamp."""
+    late_us: NDArray[np.int64] | None = None
+    """Per row how long after the first one it was taken, where the slab grew by several takes."""
     feed: Feed | None = None
     runs: list[Run] = field(default_factory=list)
     outcomes: Outcomes | None = None

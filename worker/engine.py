@@ -399,18 +399,25 @@ def _stamp(batch: Batch, run: Run) -> None:
     """
     now_ns = time.monotonic_ns()
     written_us = np.array(batch.columns.select(run.rows).timestamps_ms, np.int64) * 1000
-    broker = np.maximum(round(batch.taken_ms * 1000) - written_us, 0)
+    broker: Array = round(batch.taken_ms * 1000) - written_us
+    queue: int | Array = _us(batch.decode_started_ns - batch.taken_ns)
+    if batch.late_us is not None:  # each row counts from its own take, not from the first one of the slab
+        late_us = _take_rows(batch.late_us, run.rows)
+        broker += late_us
+        queue = np.maximum(queue - late_us, 0)
+    np.maximum(broker, 0, out=broker)
     broker[written_us <= 0] = 0  # not known
-    times = (
+    times: tuple[Array, int | Array, int, int, int, int] = (
         broker,
-        _us(batch.decode_started_ns - batch.taken_ns),
+        queue,
         _us(batch.decode_ended_ns - batch.decode_started_ns),
         _us(run.started_ns - batch.decode_ended_ns),
         _us(run.ended_ns - run.started_ns),
         _us(now_ns - run.ended_ns),
     )
     run.stages_us = dict(zip(STAGES, times, strict=True))
-    run.stages_us["total"] = broker + sum(t for t in times[1:] if isinstance(t, int))
+    total: Array = broker + queue + sum(times[2:])
+    run.stages_us["total"] = total
 
 
 def _us(nanoseconds: int) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from worker.admission import Admission, Admitted, Route, payload_bytes
 from worker.batch import Batch, Columns, Outcomes, Partition, Span, pick
 from worker.errors import Rejection
@@ -20,6 +23,8 @@ class OpenSlab:
         self.first_ns = 0
         """Monotonic clock when the first record was taken."""
         self._first_ms = 0.0
+        self._late_us: list[int] = []
+        """Per row how long after ``first_ns`` it was taken; empty while there was one take, as with a backlog."""
 
     def __len__(self) -> int:
         return len(self._columns)
@@ -29,8 +34,10 @@ class OpenSlab:
         base = len(self._columns)
         if not base:
             self.first_ns, self._first_ms = now_ns, now_ms
-            self._columns, self._spans = columns, spans
-        else:
+            self._columns, self._spans, self._late_us = columns, spans, []
+        elif len(columns):
+            late_us = self._late_us or [0] * base
+            self._late_us = late_us + [(now_ns - self.first_ns) // 1000] * len(columns)
             self._columns.extend(columns)
             self._spans += [
                 Span(s.partition, s.start + base, s.stop + base, s.next_offset, s.epoch) for s in spans
@@ -55,7 +62,9 @@ class OpenSlab:
         if len(live) == len(self._spans):
             return 0
         before = self._payload_bytes
-        self._columns = self._columns.select([row for span in live for row in range(span.start, span.stop)])
+        rows = [row for span in live for row in range(span.start, span.stop)]
+        self._columns = self._columns.select(rows)
+        self._late_us = pick(self._late_us, rows) if self._late_us else []
         self._spans = []
         base = 0
         for span in live:
@@ -121,14 +130,15 @@ class OpenSlab:
         total = len(self._columns)
         taken = self.first_ns, self._first_ms
         if rows == total:
-            slab = Slab(self._columns, self._spans, *taken, self._payload_bytes)
-            self._columns, self._spans, self._payload_bytes = Columns(), [], 0
+            slab = Slab(self._columns, self._spans, *taken, self._late_us, self._payload_bytes)
+            self._columns, self._spans, self._late_us, self._payload_bytes = Columns(), [], [], 0
             return slab
         head, tail = self._columns.select(range(rows)), self._columns.select(range(rows, total))
         first, rest = _split(self._spans, rows, self._columns.offsets)
         kept = payload_bytes(tail)
-        slab = Slab(head, first, *taken, self._payload_bytes - kept)
+        slab = Slab(head, first, *taken, self._late_us[:rows], self._payload_bytes - kept)
         self._columns, self._spans, self._payload_bytes = tail, rest, kept
+        self._late_us = self._late_us[rows:]
         return slab
 
 
@@ -178,5 +188,12 @@ def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
             part = rows[start : start + route.batch_records]
             cost = sum(pick(admitted.costs, part))
             columns = slab.columns.select(part)
-            batches.append(Batch(slab, part, columns, route, slab.taken_ns, slab.taken_ms, cost_bytes=cost))
+            late_us = _picked(slab.late_us, part)
+            taken = slab.taken_ns, slab.taken_ms, late_us
+            batches.append(Batch(slab, part, columns, route, *taken, cost_bytes=cost))
     return batches
+
+
+def _picked(late_us: list[int], rows: Sequence[int]) -> NDArray[np.int64] | None:
+    """These rows' delays; None when there are none, and nothing needs to be counted row by row."""
+    return np.array(pick(late_us, rows), np.int64) if late_us else None

@@ -29,6 +29,8 @@ class Slab:
     spans: list[Span]
     taken_ns: int
     taken_ms: float
+    late_us: list[int] = field(default_factory=list)
+    """Per row how many microseconds after the first it was taken; empty when all came with one take."""
     payload_bytes: int = 0
     """Keys, values and headers, held against the budget until the outputs are handed to the producer."""
     routes: Sequence[Any] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ from worker.batch import STAGES, Array, Batch, Columns, Feed, Headers, Item, Par
 from worker.engine import Engine, Pipeline
 from worker.errors import Reject, Rejection, SickModel
 from worker.model.signature import Signature, TensorSpec
+from worker.pool import InlinePool
 
 X = TensorSpec("x", np.dtype(np.float32), "FP32", (None, 1))
 Y = TensorSpec("y", np.dtype(np.float32), "FP32", (None, 1))
@@ -276,6 +278,22 @@ def test_stage_times_add_up() -> None:
     assert stages["broker"].tolist() == [1_000_000, 0, 0]
     assert (sum(stages[name] for name in STAGES) == stages["total"]).all()
     assert all((us >= 0).all() for us in stages.values())
+
+
+def test_a_record_taken_later_than_its_slab_counts_from_its_own_take() -> None:
+    """What it spent with the broker is `broker`, and `queue` is the rest; the sum is what passed."""
+    columns = columns_of(Partition("in", 0), range(3), [b"1", b"bad", b"3"])
+    columns.timestamps_ms = [999_990, 999_990, 999_996]
+    taken_ns = time.monotonic_ns() - 10_000_000
+    late_us = np.array([0, 4_000, 4_000])
+    batch = Batch(None, range(3), columns, pipeline(Model()), taken_ns, 1_000_000.0, late_us)
+    InlinePool(Engine()).submit(batch)
+    (run,) = batch.runs
+    stages = {name: np.broadcast_to(us, 2) for name, us in run.stages_us.items()}
+    assert stages["broker"].tolist() == [10_000, 8_000]
+    assert (stages["queue"] - [0, -4_000]).tolist() == [stages["queue"][0]] * 2
+    assert stages["queue"][1] >= 6_000
+    assert (sum(stages[name] for name in STAGES) == stages["total"]).all()
 
 
 def test_a_finished_batch_holds_no_tensors() -> None:

@@ -133,6 +133,24 @@ def test_batches_hold_at_most_max_size_records(slab: OpenSlab) -> None:
     assert [batch.cost_bytes for batch in closed.batches] == [300, 100]
 
 
+def test_every_row_knows_how_long_after_the_first_it_was_taken() -> None:
+    """Through cuts and drops; with one take there is nothing to know."""
+    slab = OpenSlab()
+    append(slab, A, [0, 1], now_ns=1_000_000)
+    append(slab, B, [0, 1], now_ns=3_000_000)
+    append(slab, A, [2], now_ns=4_000_000)
+    first, rest = close(slab, free_bytes=300, max_size=2), slab
+    rest.drop([A])
+    for closed, late_us in ((first, [[0, 0], [2000]]), (close(rest), [[2000]])):
+        assert closed is not None
+        found = [batch.late_us.tolist() for batch in closed.batches if batch.late_us is not None]
+        assert found == late_us
+    append(slab, A, [3, 4])
+    closed = close(slab)
+    assert closed is not None
+    assert [batch.late_us for batch in closed.batches] == [None]
+
+
 def test_every_batch_belongs_to_one_pipeline_and_settled_rows_to_none() -> None:
     """Rows keep their places in the slab; what no pipeline takes is an outcome of the slab itself."""
     slab = OpenSlab()
