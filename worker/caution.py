@@ -87,7 +87,7 @@ class Caution:
         for partition, (position, metadata) in found.items():
             note = Note.parse(metadata)
             if note is not None:
-                self._notes[partition] = note
+                self._notes[partition] = replace(note, at=note.at or position)
             else:
                 self._fresh.add(partition)
                 notes[partition] = str(Note(1, position + self._reach))
@@ -142,6 +142,20 @@ class Caution:
             self._left[partition] = Note(1, next_offset + self._reach, next_offset)
         else:
             self._notes[partition] = Note(0, note.until, next_offset)
+
+    def resumed(self, positions: Mapping[Partition, int]) -> None:
+        """Reading goes on from these positions after a rewind: what lies before them counts no attempts any more.
+
+        A transaction of unknown outcome may have moved them, and its answer never came to :meth:`metadata`.
+        """
+        for partition, position in positions.items():
+            note = self._notes.get(partition)
+            if note is None or position <= note.at:
+                continue
+            if position >= note.until:
+                del self._notes[partition]
+            else:
+                self._notes[partition] = Note(0, note.until, position)
 
     def metadata(self, positions: Mapping[Partition, int]) -> dict[Partition, str]:
         """What goes with a commit of these positions: progress takes the note away, or on to the next record."""

@@ -293,7 +293,7 @@ class BatchingSettings(_Section):
     max_size: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = 64
     """Upper bound of a batch in items; auto measures at start."""
     max_wait_ms: Annotated[float, Field(ge=0)] = 5.0
-    """Milliseconds a batch waits to fill, from its first record taken while a slot is free."""
+    """Longest wait of a batch for company, from its first record taken while a slot is free; less where waiting saves little CPU."""
 
 
 class ClassificationSettings(_Section):

@@ -357,7 +357,7 @@ class Schedule:
         caution = Caution(2 * self.slab_records, 3 if self._killers else 10_000)
         outbox = Outbox(sink, Letterhead(DEAD_LETTERS, name, name), DeadLetterRate(2.0, 1_000))
         conductor = Conductor(
-            Plan(name, self.slab_records, max_wait_s=0.002, drain_s=2.0, revoke_s=0.1, ordered=self.ordered),
+            Plan(name, self.slab_records, max_wait_s=0.004, drain_s=2.0, revoke_s=0.1, ordered=self.ordered),
             source,
             pool,
             window,
@@ -371,6 +371,7 @@ class Schedule:
             self.clock,
             self.clock.wall_ms,
             sleep=self.clock.advance,
+            cpu_ns=self.clock,  # always busy: slabs are kept as far apart as may be, and hold several records
         )
         replica = Replica(name, conductor, outbox, source, sink, pool, meters, log)
         source.who = sink.who = replica

@@ -136,3 +136,16 @@ def test_what_another_record_survived_is_told_before_the_next_is_tried() -> None
     # B is now as if it had just become ours at 2
     assert caution.notes(A) == {A: str(Note(2, 20, 5)), B: str(Note(1, 12, 2))}
     assert not caution.outdated
+
+
+def test_a_rewind_beyond_the_noted_record_forgets_its_attempts() -> None:
+    """Its dead letter was committed although the answer got lost: the next record must not be charged with it."""
+    caution = Caution(8, 3)
+    caution.assigned({A: (5, "streaminfer;attempts=2;until=9")})
+    assert caution.attempt(A, 5) == 3
+    caution.resumed({A: 6})
+    assert caution.attempt(A, 7) == 1
+    caution.resumed({A: 6})
+    assert caution.attempt(A, 7) == 1
+    caution.resumed({A: 9})
+    assert not caution.covers(A, 9)

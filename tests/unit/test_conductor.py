@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 from fakes import (
     DEAD_LETTERS,
@@ -43,6 +45,7 @@ class Loop:
         finishes: bool = True,
         max_crashes: int = 3,
         ordered: bool = True,
+        slab_cpu_ms: float = 0.0,
         **route: object,
     ) -> None:
         self.kafka = kafka or FakeKafka(FakeClock(), {"in": 2}, {RESULTS: 1})
@@ -68,6 +71,7 @@ class Loop:
             clock,
             clock.wall_ms,
             sleep=clock.advance,
+            cpu_ns=count(0, int(slab_cpu_ms * 1e6)).__next__,  # asked once per slab
         )
         self.source.subscribe(self.conductor)
         self.kafka.rebalance()
@@ -107,17 +111,57 @@ def test_records_become_results_and_their_positions_are_committed() -> None:
 
 
 def test_a_slab_waits_for_company_no_longer_than_it_must() -> None:
-    """Until it is full, or its first record has waited long enough."""
-    loop = Loop(finishes=False)
-    loop.turn()
+    """Where slabs are dear: until it is full, or its first record has waited long enough."""
+    loop = Loop(finishes=False, slab_cpu_ms=100)
+    loop.pool.capacity = 9
+    for _ in range(2):  # the first one cannot know yet what it costs
+        loop.feed(b"x")
+        loop.turn()
+    batches = len(loop.pool.held)
     loop.feed(b"x")
     loop.turn()
-    assert loop.pool.held == []
+    assert len(loop.pool.held) == batches
+    loop.feed(b"x")
     loop.turn(6)  # a millisecond each
-    assert [len(batch) for batch in loop.pool.held] == [1]
+    assert [len(batch) for batch in loop.pool.held[batches:]] == [2]
     loop.feed(*[b"x"] * 4)
     loop.turn()
-    assert [len(batch) for batch in loop.pool.held] == [1, 4]
+    assert [len(batch) for batch in loop.pool.held[batches:]] == [2, 4]
+
+
+def test_a_record_that_comes_alone_goes_at_once() -> None:
+    """There is no company worth waiting for; whatever a slab costs, it costs it rarely."""
+    loop = Loop(finishes=False, slab_cpu_ms=100)
+    loop.pool.capacity = 9
+    for number in range(4):
+        loop.feed(b"x")
+        loop.turn()
+        assert len(loop.pool.held) == number + 1
+        loop.clock.advance(0.005)
+
+
+def test_records_that_come_close_together_are_left_to_gather() -> None:
+    """Slabs are as far apart as what they cost asks for; the client keeps the records meanwhile."""
+    apart = {}
+    for slab_cpu_ms in (0.0, 0.2, 100.0):
+        loop = Loop(slab_cpu_ms=slab_cpu_ms)
+        for number in range(40):  # the cost is known after some
+            last = loop.clock()
+            loop.feed(b"x")
+            while loop.meters.records["taken"] == number:
+                loop.turn()
+        apart[slab_cpu_ms] = (loop.clock() - last) / 1e6
+    assert apart[0.0] < apart[0.2] < apart[100.0] < 6
+
+
+def test_records_behind_a_full_slab_do_not_wait() -> None:
+    """However much a slab costs: there is nothing to gather for."""
+    loop = Loop(slab_records=4, slab_cpu_ms=100)
+    loop.feed(*[b"x"] * 400)
+    began = loop.clock()
+    while loop.meters.records["taken"] < 400:
+        loop.turn()
+    assert loop.clock() - began < 0.005 * 1e9
 
 
 def test_nothing_is_committed_before_it_is_acknowledged() -> None:
@@ -223,6 +267,7 @@ def test_a_full_producer_queue_stops_taking_and_loses_nothing() -> None:
 def test_a_revoke_finishes_what_is_in_flight_and_commits_it() -> None:
     """Records that were not started are left to the new owner."""
     loop = Loop(slab_records=2, finishes=False)
+    loop.pool.capacity = 1
     loop.feed(b"x", b"x", b"x")
     loop.turn()
     assert len(loop.pool.held) == 1
