@@ -1,8 +1,8 @@
 """A bounded pool of threads that takes batches through decode, infer and finish. Knows nothing of the domain.
 
 The threads share one set of lists under one lock; there is no thread per stage and no queue between stages, so
-nothing can pile up: at most ``instances`` batches run at once and at most ``instances + 1`` are decoded or
-being decoded. All threads decode shards of the same batch; whoever finishes the last shard makes it ready.
+nothing can pile up: at most ``instances`` batches run at once and at most ``ahead`` more are decoded or being
+decoded. All threads decode shards of the same batch; whoever finishes the last shard makes it ready.
 Finished batches come back through one mailbox.
 """
 
@@ -68,16 +68,22 @@ class Mailbox:
 
 
 class ThreadPool:
-    """``threads`` workers over ``steps``; at most ``instances`` model runs at once."""
+    """``threads`` workers over ``steps``.
 
-    def __init__(self, steps: Steps, threads: int, instances: int) -> None:
+    Args:
+        instances: model runs at once.
+        ahead: batches decoded, or being decoded, beyond those that run; two where a decode takes as long as a run.
+    """
+
+    def __init__(self, steps: Steps, threads: int, instances: int, ahead: int = 1) -> None:
         self.mailbox = Mailbox()
         self.outstanding = 0
         """Batches submitted and not collected; the submitter's thread alone reads and writes it."""
-        self.capacity = instances + 2
+        self.capacity = instances + ahead + 1
         """Batches worth having here: running, decoded, and one to open when a run ends."""
         self._steps = steps
         self._instances = instances
+        self._most_begun = instances + ahead
         self._lock = threading.Condition()
         self._waiting: deque[_Job] = deque()
         self._opened: list[_Job] = []
@@ -147,7 +153,7 @@ class ThreadPool:
                     return job, partial(self._infer, job)
                 if (opened := self._undecoded()) is not None:
                     return opened, partial(self._decode, opened, *opened.todo.popleft())
-                if self._waiting and self._decoded + self._running < self._instances + 1:
+                if self._waiting and self._decoded + self._running < self._most_begun:
                     job = self._waiting.popleft()
                     self._begun[job] = None
                     self._decoded += 1

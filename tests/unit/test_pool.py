@@ -65,8 +65,8 @@ class Steps:
 def pools() -> Iterator[Callable[..., ThreadPool]]:
     made: list[ThreadPool] = []
 
-    def make(steps: Steps, threads: int = 2, instances: int = 1) -> ThreadPool:
-        made.append(ThreadPool(steps, threads, instances))
+    def make(steps: Steps, threads: int = 2, instances: int = 1, ahead: int = 1) -> ThreadPool:
+        made.append(ThreadPool(steps, threads, instances, ahead))
         return made[-1]
 
     yield make
@@ -112,18 +112,20 @@ def test_all_threads_decode_shards_of_one_batch(pools: Callable[..., ThreadPool]
     assert len({thread for _, _, thread in steps.decoded}) == 2
 
 
-def test_runs_and_decoded_batches_are_bounded(pools: Callable[..., ThreadPool]) -> None:
-    """At most `instances` model runs at once, at most one more batch decoded: never idle, never piling up."""
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_runs_and_decoded_batches_are_bounded(pools: Callable[..., ThreadPool], ahead: int) -> None:
+    """At most `instances` model runs at once, at most `ahead` more batches decoded: never idle, never piling up."""
     steps, gate = Steps(), threading.Event()
     steps.at_infer = lambda: gate.wait(DEADLINE_S)
-    pool = pools(steps, threads=4, instances=2)
+    pool = pools(steps, threads=4, instances=2, ahead=ahead)
     for _ in range(8):
         pool.submit(batch_of())
-    until(lambda: steps.running == 2 and len(steps.decoded) == 6)  # two run, and a third is decoded meanwhile
+    begun = 2 + ahead  # two run, the others are decoded meanwhile, in two shards each
+    until(lambda: steps.running == 2 and len(steps.decoded) == 2 * begun)
     gate.set()
     assert len(all_back(pool)) == 8
     assert steps.running_max == 2
-    assert steps.open_max == 3
+    assert steps.open_max == begun
 
 
 def test_a_slot_is_free_until_batches_would_only_queue_up(pools: Callable[..., ThreadPool]) -> None:
