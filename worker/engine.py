@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,6 +21,16 @@ from worker.model.signature import Signature
 
 MERGE_BYTES = 4 << 20
 """Outputs of several runs are put together for encoding up to this size."""
+
+OUT_OF_MEMORY = (
+    "failed to allocate memory",  # the runtime's arena
+    "is smaller than requested bytes",  # the same under a limit: "Available memory of 1 is smaller than ..."
+    "out of memory",
+    "out_of_memory",  # CUDA's own name for it
+    "alloc_failed",  # cuBLAS's and cuDNN's
+    "bad_alloc",
+)
+"""What an error says, in lower case, when the batch may be too large: there is no type or code that tells."""
 
 
 class Decoder(Protocol):
@@ -87,6 +97,8 @@ class Pipeline:
     """Most records in one batch: ``max_size``, or more where several runs are decoded and encoded as one."""
     row_limit: int = 0
     """Most items one run is given since the model ran out of memory; 0 = ``max_size``."""
+    empty: Callable[[tuple[int, ...], np.dtype[Any]], Array] = np.empty
+    """Makes the arrays that rows are decoded into: in page-locked memory where a GPU takes them from there."""
 
     def __post_init__(self) -> None:
         self.batch_records = self.batch_records or self.max_size
@@ -333,10 +345,8 @@ def _reject(batch: Batch, row: int, error: Exception) -> None:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError):
-        return True
     text = str(error).lower()
-    return "failed to allocate memory" in text or "out of memory" in text or "bad_alloc" in text
+    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
 
 
 def _one_line(error: Exception) -> str:
@@ -383,7 +393,7 @@ def _buffers(pipeline: Pipeline, rows: int) -> dict[str, Array]:
     return {
         spec.name: np.full((rows, *_known(spec.item_shape)), "", object)
         if spec.dtype == object
-        else np.empty((rows, *_known(spec.item_shape)), spec.dtype)
+        else pipeline.empty((rows, *_known(spec.item_shape)), spec.dtype)
         for spec in pipeline.model.signature.inputs
     }
 

@@ -60,6 +60,7 @@ class Model:
         self.healthy = True
         self.poison: float | None = None
         self.rows_max = 1_000
+        self.no_memory = "Failed to allocate memory for requested buffer"
         self.answer: Callable[[Array], Array] = lambda x: x[:, :1] * 2
         self.asked: list[list[float]] = []
         self.adopted: list[dict[str, Array]] = []
@@ -68,7 +69,7 @@ class Model:
         x = feeds["x"]
         self.asked.append(x[:, 0].tolist())
         if len(x) > self.rows_max:
-            raise RuntimeError("Failed to allocate memory for requested buffer")
+            raise RuntimeError(self.no_memory)
         if self.poison is not None and self.poison in x:
             raise RuntimeError("poisoned")
         return {"y": self.answer(x)}
@@ -219,6 +220,29 @@ def test_a_sick_model_blames_nobody() -> None:
     model.poison, model.healthy = 1.0, False
     with pytest.raises(SickModel, match=r"double is sick.*first error: poisoned"):
         process(pipeline(model), "1", "2")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Sub node. Name:'' Status Message: "
+        "bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 77070336",
+        "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node. Status Message: "
+        "bfc_arena.cc:360 Available memory of 1987584 is smaller than requested bytes of 411041792",
+        "CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size);",
+        "cuMemHostAlloc failed: CUDA_ERROR_OUT_OF_MEMORY (2)",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+        "std::bad_alloc",
+    ],
+)
+def test_out_of_memory_is_told_by_its_words(words: str) -> None:
+    """What ONNX Runtime, CUDA and its libraries say; the batch is halved, nobody is blamed."""
+    model = Model()
+    model.rows_max, model.no_memory = 4, words
+    route = pipeline(model)
+    batch = process(route, *map(str, range(8)))
+    assert rejections(batch) == {}
+    assert route.run_limit == 4
 
 
 def test_out_of_memory_halves_the_batch_for_good() -> None:
