@@ -95,6 +95,23 @@ def test_disturbed_rounds_do_not_decide() -> None:
     assert cheapest_size(sweep(run, SIZES, deadline=5.0, clock=disturbed)) == calm
 
 
+def test_planning_for_another_size_is_not_its_cost() -> None:
+    """A GPU that plans for 150 ms whenever the size changes chooses as if it did not, and keeps to its time."""
+    cost = COSTS["wide network"]
+    steady = Machine(cost)
+    calm = cheapest_size(sweep(steady.run, SIZES, deadline=5.0, clock=steady))
+    machine, last = Machine(cost), 0
+
+    def run(size: int) -> None:
+        nonlocal last
+        machine.now += 0.15 * (size != last)
+        last = size
+        machine.run(size)
+
+    assert cheapest_size(sweep(run, SIZES, deadline=5.0, clock=machine, anew=True)) == calm
+    assert machine.now <= 5.0
+
+
 def test_a_size_that_fails_ends_the_ascent() -> None:
     """Sizes the model refuses are not chosen from."""
     machine = Machine(COSTS["tiny network"])

@@ -125,30 +125,41 @@ def batch_costs(
         model.run({name: array[:size] for name, array in batch.items()} if together else batch)
 
     if together:
-        return sweep(run, sizes, deadline, clock)
+        return sweep(run, sizes, deadline, clock, anew=model.provider != "cpu")
     one = sweep(run, [1], deadline, clock)[1]
     return {size: one * size for size in sizes}
 
 
 def sweep(
-    run: Callable[[int], object], sizes: list[int], deadline: float, clock: Clock = time.perf_counter
+    run: Callable[[int], object],
+    sizes: list[int],
+    deadline: float,
+    clock: Clock = time.perf_counter,
+    *,
+    anew: bool = False,
 ) -> dict[int, float]:
     """Median microseconds of ``run(size)`` for as many of the ascending ``sizes`` as time allows; the first always.
 
     The rounds go over all sizes in turn, so that a disturbance falls on all of them. A size that fails ends the ascent.
+    With ``anew`` each is run once before it is timed: a GPU plans for another size than the last, and a worker does not
+    pay for that, see :mod:`worker.model.gpu`.
     """
 
     def timed(size: int) -> float:
+        if anew:
+            run(size)
         start = clock()
         run(size)
         return (clock() - start) * 1e6
 
     timings: dict[int, list[float]] = {}
+    lasts: dict[int, float] = {}  # seconds that measuring a size once takes, planning included
     for size in sizes:
         started = clock()
         try:
             run(size)  # the first run of a size claims memory: not counted
             timings[size] = [timed(size)]
+            lasts[size] = clock() - started
         except Exception:
             break
         now = clock()
@@ -157,9 +168,11 @@ def sweep(
     for _ in range(_ROUNDS):
         medians = {size: statistics.median(times) for size, times in timings.items()}
         for size in _contenders(medians):
-            if clock() + medians[size] / 1e6 > deadline:
+            begun = clock()
+            if begun + (lasts[size] if anew else medians[size] / 1e6) > deadline:
                 return medians
             timings[size].append(timed(size))
+            lasts[size] = clock() - begun
     return {size: statistics.median(times) for size, times in timings.items()}
 
 
