@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -60,12 +60,15 @@ log = logs.get("worker")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The models of a process, warm, and how to run them."""
+    """The models of a process, or one of them, warm, and how to run them."""
 
     pipelines: dict[str, Pipeline]
     threads: int
     """Of the one pool; 0 = on the conductor's own thread."""
-    instances: int
+    runs: int
+    """Model runs in progress at once: ``model.instances``, and the one that a GPU copies in meanwhile."""
+    ahead: int
+    """Batches decoded beyond those that run."""
     slab_records: int
 
 
@@ -88,18 +91,20 @@ def load(settings: Settings) -> Loaded:
     for key, path in settings.label_files():
         labels_of(path, key)
     deadline = time.perf_counter() + TUNING_S
-    loaded = [_load_one(settings, name, deadline) for name in settings.pipelines]
+    parts = [_load_one(settings, name, deadline) for name in settings.pipelines]
     return Loaded(
-        {pipeline.name: pipeline for pipeline, *_ in loaded},
-        max(threads for _, threads, _, _ in loaded),
-        max(instances for _, _, instances, _ in loaded),
-        max(slab for *_, slab in loaded),
+        {name: pipeline for part in parts for name, pipeline in part.pipelines.items()},
+        threads=max(part.threads for part in parts),
+        runs=max(part.runs for part in parts),
+        ahead=max(part.ahead for part in parts),
+        slab_records=max(part.slab_records for part in parts),
     )
 
 
-def _load_one(settings: Settings, name: str, deadline: float) -> tuple[Pipeline, int, int, int]:
+def _load_one(settings: Settings, name: str, deadline: float) -> Loaded:
     from worker.codecs import decoder as make_decoder
     from worker.codecs.encoders import encoder as make_encoder
+    from worker.model.session import LARGEST_UNKNOWN_SIZE
     from worker.model.session import load as load_model
     from worker.model.tune import tune, usable_cores
 
@@ -110,6 +115,8 @@ def _load_one(settings: Settings, name: str, deadline: float) -> tuple[Pipeline,
         version=wanted.model.version,
         sha256=wanted.model.sha256,
         providers=wanted.model.providers,
+        instances=_or(wanted.model.instances, 1),
+        max_size=_or(wanted.batching.max_size, LARGEST_UNKNOWN_SIZE),
     )
     decoder = make_decoder(wanted, model.signature, settings.limits)
     encoder = make_encoder(wanted, model.signature, model.name, model.version, _labels(wanted))
@@ -141,6 +148,7 @@ def _load_one(settings: Settings, name: str, deadline: float) -> tuple[Pipeline,
         output_topic=wanted.output.topic,
         output_partition=wanted.output.partition,
         output_errors=wanted.output.errors,
+        empty=model.empty,
     )
     own_code = wanted.postprocess.own is not None or ":" in wanted.input.format
     slab = pipeline.max_size if own_code else _slab_records(pipeline)  # what own code takes is not known
@@ -157,7 +165,18 @@ def _load_one(settings: Settings, name: str, deadline: float) -> tuple[Pipeline,
         slab_records=slab,
         **tuning.figures,
     )
-    return pipeline, tuning.threads, tuning.instances, slab
+    return Loaded(
+        {name: pipeline},
+        threads=tuning.threads,
+        runs=tuning.instances + model.lookahead,
+        ahead=model.ahead,
+        slab_records=slab,
+    )
+
+
+def _or(figure: int | Literal["auto"], unknown: int) -> int:
+    """A figure as configured; ``unknown`` where it is still to be measured."""
+    return unknown if figure == "auto" else figure
 
 
 DECODE_US = 150.0
@@ -317,7 +336,9 @@ class _Process:
         window = Window(limits.in_flight_bytes)
         engine = Engine()
         self._pool = (
-            ThreadPool(engine, loaded.threads, loaded.instances) if loaded.threads else InlinePool(engine)
+            ThreadPool(engine, loaded.threads, loaded.runs, loaded.ahead)
+            if loaded.threads
+            else InlinePool(engine)
         )
         # what a process that dies may have had in flight of one partition, generously
         caution = Caution(2 * loaded.slab_records, settings.dead_letter.max_crashes)

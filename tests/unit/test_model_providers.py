@@ -9,7 +9,16 @@ from types import SimpleNamespace
 import pytest
 
 from worker.errors import ConfigError, StartError
-from worker.model.providers import preload_libraries, provider_in_use, provider_options
+from worker.model.providers import (
+    Engines,
+    check_providers,
+    engine_cache,
+    preload_libraries,
+    provider_in_use,
+    provider_options,
+    shape_profile,
+)
+from worker.model.signature import TensorSpec
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 SHA256 = "0123456789abcdef" * 4
@@ -23,20 +32,28 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_order_is_kept() -> None:
     """The runtime tries providers in the order given."""
-    chosen = provider_options(["tensorrt", "cuda", "cpu"], [TENSORRT, CUDA, CPU], SHA256)
-    assert [name for name, _ in chosen] == [TENSORRT, CUDA, CPU]
+    check_providers(["tensorrt", "cuda", "cpu"], [TENSORRT, CUDA, CPU])
+    assert [name for name, _ in provider_options(["tensorrt", "cuda", "cpu"])] == [TENSORRT, CUDA, CPU]
 
 
-def test_tensorrt_engines_are_cached_per_model(cache: Path) -> None:
-    """Building takes minutes: each model has a folder of its own that the next start finds again."""
-    ((_, options),) = provider_options(["tensorrt"], [TENSORRT], SHA256)
-    folder = Path(options["trt_engine_cache_path"])
+def test_what_runs_on_a_gpu_shares_the_stream() -> None:
+    """Copies wait for what is computed, so both providers have to compute on the stream given."""
+    options = dict(provider_options(["tensorrt", "cuda", "cpu"], stream=4096))
+    assert options[TENSORRT]["user_compute_stream"] == options[CUDA]["user_compute_stream"] == "4096"
+    assert options[CPU] == {}
+
+
+def test_tensorrt_engines_are_cached_per_model_and_device(cache: Path) -> None:
+    """Building takes minutes: each model has a folder on each kind of device that the next start finds again."""
+    folder = engine_cache(SHA256, "nvidia-h100-sm90")
     assert folder.is_dir()
     assert cache in folder.parents
-    ((_, again),) = provider_options(["tensorrt"], [TENSORRT], SHA256)
-    ((_, other),) = provider_options(["tensorrt"], [TENSORRT], SHA256[::-1])
-    assert again == options
-    assert other != options
+    assert engine_cache(SHA256, "nvidia-h100-sm90") == folder
+    assert engine_cache(SHA256[::-1], "nvidia-h100-sm90") != folder
+    assert engine_cache(SHA256, "nvidia-l4-sm89") != folder
+    ((_, options),) = provider_options(["tensorrt"], 1, Engines(folder, {}))
+    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(folder)
+    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "1"
 
 
 def test_tensorrt_starts_where_the_cache_cannot_be_written(
@@ -45,10 +62,33 @@ def test_tensorrt_starts_where_the_cache_cannot_be_written(
     """Without a writable cache the engines go to a temporary folder."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    ((_, options),) = provider_options(["tensorrt"], [TENSORRT], SHA256)
-    folder = Path(options["trt_engine_cache_path"])
+    folder = engine_cache(SHA256, "nvidia-h100-sm90")
     assert folder.is_dir()
     folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "least", "most"),
+    [
+        ([[None, 3, 224, 224]], "x0:1x3x224x224", "x0:32x3x224x224"),
+        ([[None, 20], [None]], "x0:1x20,x1:1", "x0:32x20,x1:32"),
+        ([[None, 20], [1, 5]], "x0:1x20,x1:1x5", "x0:32x20,x1:1x5"),
+    ],
+)
+def test_tensorrt_builds_for_the_sizes_to_come(shapes: list[list[int | None]], least: str, most: str) -> None:
+    """From one item to the largest batch, and best for that: under load batches are full."""
+    inputs = [TensorSpec.of(f"x{i}", "tensor(float)", shape) for i, shape in enumerate(shapes)]
+    assert shape_profile(inputs, 32) == {
+        "trt_profile_min_shapes": least,
+        "trt_profile_opt_shapes": most,
+        "trt_profile_max_shapes": most,
+    }
+
+
+@pytest.mark.parametrize("shape", [[None, 3, None, None], [8, 4], []])
+def test_tensorrt_is_left_alone_where_nothing_is_known_or_free(shape: list[int | None]) -> None:
+    """Items of any size have no bounds, a fixed batch needs none."""
+    assert shape_profile([TensorSpec.of("x", "tensor(float)", shape)], 32) == {}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +103,7 @@ def test_tensorrt_starts_where_the_cache_cannot_be_written(
 def test_impossible_lists_are_refused(wanted: list[str], error: type[Exception], message: str) -> None:
     """What no machine can do is a configuration error; what this build cannot do keeps it from starting."""
     with pytest.raises(error, match=re.escape(message)):
-        provider_options(wanted, [CUDA, CPU], SHA256)
+        check_providers(wanted, [CUDA, CPU])
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def _convert(
     """Write ``--out``; what there is to say about it."""
     import numpy as np
 
-    from worker.model.session import one_line
+    from worker.model.opening import one_line
     from worker.quantize import convert, measure
 
     size = measure.run_size(model)

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 
+from worker.batch import Array
 from worker.errors import StartError
 from worker.model.fingerprint import model_sha256
-from worker.model.providers import fallback_refused, preload_libraries, provider_in_use, provider_options
+from worker.model.gpu import GpuSession, bindable, open_on_gpu
+from worker.model.opening import import_runtime, one_line, open_session, specs_of
+from worker.model.providers import (
+    check_providers,
+    preload_libraries,
+    provider_in_use,
+    provider_options,
+)
 from worker.model.signature import Signature, TensorSpec
-from worker.model.warmup import Probe, Tensors, batch_of, probe, same, sizes_to_warm
+from worker.model.warmup import GPU_TOLERANCE, Probe, Tensors, batch_of, probe, same, sizes_to_warm
 
 log = structlog.get_logger()
 
-_SILENT = 4
-"""The runtime's log level "fatal": its errors reach us as exceptions, and standard error is for our own logs."""
+LARGEST_UNKNOWN_SIZE = 128
+"""Items in the largest batch that TensorRT builds for where that is still to be measured."""
 
 
 class Model:
@@ -27,7 +36,7 @@ class Model:
 
     def __init__(
         self,
-        session: Session,
+        session: Session | GpuSession,
         signature: Signature,
         found: Probe,
         *,
@@ -52,6 +61,11 @@ class Model:
         )
         self._found = found
         self._session = session
+        self._of_largest = _tolerance(provider)
+        self.lookahead = session.lookahead
+        """Runs worth handing over beyond ``model.instances``: a GPU copies them in while it computes those."""
+        self.ahead = session.ahead
+        """Batches worth decoding beyond those."""
 
     def run(self, feeds: Tensors) -> Tensors:
         """Runs the model once.
@@ -80,7 +94,7 @@ class Model:
             return True
         feeds, outputs = self._canary
         try:
-            return same(self.run(feeds), outputs)
+            return same(self.run(feeds), outputs, self._of_largest)
         except Exception:
             return False
 
@@ -98,8 +112,12 @@ class Model:
         except Exception:
             self.needs_canary = True
             return
-        if same(repeated, outputs):
+        if same(repeated, outputs, self._of_largest):
             self._canary = feeds, outputs
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array for feeds, C order, its content undefined; where a GPU runs the model, in page-locked memory."""
+        return self._session.empty(shape, dtype)
 
     def sample(self, count: int) -> Tensors | None:
         """A made-up batch of ``count`` items (1 unless batchable); None where the model refused them."""
@@ -133,10 +151,15 @@ class Model:
             log.warning(
                 "the model refuses large batches", model=self.name, asked=asked, used=usable, reason=refusal
             )
-        for size in sizes_to_warm(self.provider, usable):
-            if size < usable:
-                self._refusal(size)
-        return max_size if usable == asked else usable
+        largest = max_size if usable == asked else usable
+        if self._found.item is not None:
+            item = self._found.item
+            self._session.warm(
+                sizes_to_warm(self.provider, usable),
+                lambda size: item if size == 1 else batch_of(item, size),
+                largest,
+            )
+        return largest
 
     def _refusal(self, size: int) -> str | None:
         """Why the model does not take a made-up batch of ``size`` items; None when it does."""
@@ -149,6 +172,9 @@ class Model:
 
 class Session:
     """An ONNX Runtime session: all that is left of it behind the model is tensors in, tensors out."""
+
+    lookahead = 0
+    ahead = 1
 
     def __init__(
         self, session: Any, runtime: Any, provider: str, output_names: Sequence[str], *, fixed: bool
@@ -168,6 +194,14 @@ class Session:
         stopped, self._options = self._options, self._run_options()  # once set, the flag stays
         stopped.terminate = True
 
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        return np.empty(shape, dtype)
+
+    def warm(self, sizes: Sequence[int], sample: Callable[[int], Tensors], largest: int) -> None:
+        for size in sizes:
+            with suppress(Exception):  # if a record fails as well, it says why
+                self.run(sample(size))
+
     def _run_options(self) -> Any:
         options = self._runtime.RunOptions()
         if self._shrink:
@@ -182,6 +216,8 @@ def load(
     version: str | None = None,
     sha256: str | None = None,
     providers: Sequence[str] = ("cpu",),
+    instances: int = 1,
+    max_size: int = LARGEST_UNKNOWN_SIZE,
 ) -> Model:
     """Loads a model file and finds out what it takes, what it gives and whether items may share a run.
 
@@ -191,54 +227,46 @@ def load(
         version: default: the first 8 hexadecimal digits of the SHA-256 over the file and its external data.
         sha256: when given, what that SHA-256 must be.
         providers: ``model.providers``: every one must be in use, except a trailing cpu.
+        instances: runs at once on a GPU, each with buffers and sessions of its own.
+        max_size: items in the largest batch, which TensorRT builds for.
 
     Raises:
         StartError: no runtime, no such file, another SHA-256, not loadable, a provider that is not there, an
             input or output that is no tensor.
         ConfigError: ``providers`` makes no sense on any machine.
     """
-    runtime = _import_runtime()
+    runtime = import_runtime()
     digest = _sha256_of(path)
     if sha256 is not None and sha256.lower() != digest:
         raise StartError(
             f"model.sha256: {path} and its external data have {digest}, expected {sha256.lower()}"
         )
-    options = provider_options(providers, runtime.get_available_providers(), digest)
+    check_providers(providers, runtime.get_available_providers())
     if missing := preload_libraries(runtime, providers):
         log.warning("the runtime found no CUDA libraries beside it", reason=missing)
-    opened = _open(runtime, path, providers, options)
+    gpu = None
+    if providers[0] == "cpu":
+        opened = open_session(runtime, path, providers, provider_options(providers))
+    else:
+        gpu = open_on_gpu(runtime, path, providers, digest, instances, max_size)
+        opened = gpu.described
     provider = provider_in_use(providers, opened.get_providers())
     name = name or path.stem
-    inputs = _specs("input", opened.get_inputs(), name)
-    outputs = _specs("output", opened.get_outputs(), name)
-    session = Session(
-        opened, runtime, provider, [spec.name for spec in outputs], fixed=all(spec.fixed for spec in inputs)
-    )
-    found = probe(session.run, inputs, outputs)
+    inputs = specs_of("input", opened.get_inputs(), name)
+    outputs = specs_of("output", opened.get_outputs(), name)
+    session: Session | GpuSession
+    if gpu is not None and bindable((*inputs, *outputs)):
+        gpu.bind(inputs, outputs)
+        session = gpu
+    else:
+        fixed = all(spec.fixed for spec in inputs)
+        session = Session(opened, runtime, provider, [spec.name for spec in outputs], fixed=fixed)
+    found = probe(session.run, inputs, outputs, _tolerance(provider))
     _warn(name, found)
     signature = Signature(inputs, _with_observed_ranks(outputs, found), found.batchable)
     return Model(
         session, signature, found, name=name, version=version or digest[:8], sha256=digest, provider=provider
     )
-
-
-def one_line(message: str) -> str:
-    """The runtime's reason without its codes, source locations and line breaks."""
-    message = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message)
-    message = re.sub(r"Load model from .*? failed:", "", message)
-    message = re.sub(r"/onnxruntime_src/\S+:\d+ .*\) (?=[A-Z])", "", message, flags=re.DOTALL)
-    return " ".join(message.split())[:500]
-
-
-def _import_runtime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise StartError(
-            f"ONNX Runtime cannot be imported ({one_line(str(error))}): install streaminfer[cpu] or streaminfer[gpu]"
-        ) from error
-    onnxruntime.set_default_logger_severity(_SILENT)
-    return onnxruntime
 
 
 def _sha256_of(path: Path) -> str:
@@ -250,56 +278,6 @@ def _sha256_of(path: Path) -> str:
         raise StartError(f"model.path: {path} does not exist") from None
     except OSError as error:
         raise StartError(f"model.path: {path} cannot be read: {error.strerror}") from None
-
-
-def _open(
-    runtime: Any, path: Path, providers: Sequence[str], options: list[tuple[str, dict[str, str]]]
-) -> Any:
-    """The runtime's session; its own silent retry on the CPU is switched off."""
-    try:
-        return runtime.InferenceSession(
-            str(path), _session_options(runtime, providers), providers=options, enable_fallback=0
-        )
-    except Exception as error:
-        if "fallback to CPU EP has been explicitly disabled" in str(error):
-            raise fallback_refused(path, providers) from error
-        raise StartError(
-            f"model.path: {path} cannot be loaded on {providers[0]}: {one_line(str(error))}"
-        ) from error
-
-
-def _session_options(runtime: Any, providers: Sequence[str]) -> Any:
-    """One thread per run and no spinning: runs share the cores by being many, which costs no CPU on top."""
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_mem_pattern = False  # it remembers one layout per batch size and gains nothing measurable
-    options.log_severity_level = _SILENT
-    if "cpu" not in providers:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    return options
-
-
-def _specs(kind: str, described: Sequence[Any], model: str) -> tuple[TensorSpec, ...]:
-    """What the runtime reports of the inputs or outputs.
-
-    Raises:
-        StartError: one of them is no tensor of a supported type.
-    """
-    specs = []
-    for value in described:
-        try:
-            specs.append(TensorSpec.of(value.name, value.type, value.shape))
-        except KeyError:
-            advice = " (scikit-learn converters: zipmap=False)" if "map(" in value.type else ""
-            raise StartError(
-                f"model.path: {kind} {value.name!r} of {model} is {value.type}, "
-                f"expected a tensor of numbers, booleans or strings{advice}"
-            ) from None
-    return tuple(specs)
 
 
 def _fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
@@ -320,6 +298,10 @@ def _warn(name: str, found: Probe) -> None:
             "the model answers the same item differently each time: records run one at a time, its health is not checked",
             model=name,
         )
+
+
+def _tolerance(provider: str) -> float:
+    return 0.0 if provider == "cpu" else GPU_TOLERANCE
 
 
 def _copied(tensors: Tensors) -> Tensors:

@@ -1,0 +1,303 @@
+"""A GPU made of lists: the CUDA driver's library and an ONNX Runtime whose CUDA provider computes on the processor.
+
+Work put into a stream is done when somebody waits for it and not before, in the order that streams and events ask for.
+So code that reads a result too early, or gives a buffer away too early, gets a wrong answer here every time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+NAME, CAPABILITY = "NVIDIA Test 9000", (9, 0)
+ILLEGAL_ADDRESS = 700
+
+
+@dataclass(eq=False)
+class Marker:
+    """What recording an event leaves in a stream."""
+
+    stream: int
+    reached: bool = False
+
+
+class Cuda:
+    """The driver's library, as ctypes would call it."""
+
+    def __init__(self) -> None:
+        self.broken = 0
+        """The error that every call gives from now on, as after an illegal access."""
+        self.lockable_bytes = 1 << 30
+        self.locked: dict[int, Any] = {}
+        """Address -> page-locked block."""
+        self.gate = threading.Event()
+        """Nothing is done until it is set."""
+        self.gate.set()
+        self._work: dict[int, deque[Callable[[], None] | Marker]] = {}
+        self._events: dict[int, Marker | None] = {}
+        self._handles = iter(range(0x1000, 0x100000))
+        self._lock = threading.RLock()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("cu") and name != "cuGetErrorName" and self.broken:
+            return lambda *_: self.broken
+        return super().__getattribute__(name)
+
+    def put(self, stream: int, work: Callable[[], None]) -> None:
+        with self._lock:
+            self._work[stream].append(work)
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802 - the names are the driver's
+        return 0
+
+    def cuDeviceGet(self, device: Any, number: int) -> int:  # noqa: N802
+        device._obj.value = number
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:  # noqa: N802
+        name.value = NAME.encode()
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, number: int, device: Any) -> int:  # noqa: N802
+        value._obj.value = {75: CAPABILITY[0], 76: CAPABILITY[1]}[number]
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:  # noqa: N802
+        context._obj.value = 1
+        return 0
+
+    def cuCtxSetCurrent(self, context: Any) -> int:  # noqa: N802
+        return 0
+
+    def cuStreamCreate(self, stream: Any, flags: int) -> int:  # noqa: N802
+        stream._obj.value = handle = next(self._handles)
+        self._work[handle] = deque()
+        return 0
+
+    def cuEventCreate(self, event: Any, flags: int) -> int:  # noqa: N802
+        event._obj.value = handle = next(self._handles)
+        self._events[handle] = None
+        return 0
+
+    def cuEventRecord(self, event: Any, stream: Any) -> int:  # noqa: N802
+        with self._lock:
+            self._events[event.value] = marker = Marker(stream.value)
+            self._work[stream.value].append(marker)
+        return 0
+
+    def cuStreamWaitEvent(self, stream: Any, event: Any, flags: int) -> int:  # noqa: N802
+        with self._lock:
+            marker = self._events[event.value]
+            if marker is not None:
+                self._work[stream.value].append(lambda: self._reach(marker))
+        return 0
+
+    def cuEventSynchronize(self, event: Any) -> int:  # noqa: N802
+        self.gate.wait(30)
+        with self._lock:
+            marker = self._events[event.value]
+            if marker is not None:
+                self._reach(marker)
+        return 0
+
+    def cuStreamSynchronize(self, stream: Any) -> int:  # noqa: N802
+        self.gate.wait(30)
+        with self._lock:
+            marker = Marker(stream.value)
+            self._work[stream.value].append(marker)
+            self._reach(marker)
+        return 0
+
+    def cuMemcpyHtoDAsync_v2(self, target: Any, source: Any, nbytes: Any, stream: Any) -> int:  # noqa: N802
+        return self._copy(target, source, nbytes, stream)
+
+    def cuMemcpyDtoHAsync_v2(self, target: Any, source: Any, nbytes: Any, stream: Any) -> int:  # noqa: N802
+        return self._copy(target, source, nbytes, stream)
+
+    def cuMemcpyDtoDAsync_v2(self, target: Any, source: Any, nbytes: Any, stream: Any) -> int:  # noqa: N802
+        return self._copy(target, source, nbytes, stream)
+
+    def cuMemHostAlloc(self, address: Any, nbytes: Any, flags: int) -> int:  # noqa: N802
+        if nbytes.value > self.lockable_bytes:
+            return 2
+        self.lockable_bytes -= nbytes.value
+        block = ctypes.create_string_buffer(nbytes.value)
+        address._obj.value = ctypes.addressof(block)
+        self.locked[ctypes.addressof(block)] = block
+        return 0
+
+    def cuGetErrorName(self, code: int, name: Any) -> int:  # noqa: N802
+        names = {2: b"CUDA_ERROR_OUT_OF_MEMORY", ILLEGAL_ADDRESS: b"CUDA_ERROR_ILLEGAL_ADDRESS"}
+        name._obj.value = names.get(code)
+        return 0
+
+    def _copy(self, target: Any, source: Any, nbytes: Any, stream: Any) -> int:
+        self.put(stream.value, lambda: _memmove(target.value, source.value, nbytes.value))
+        return 0
+
+    def _reach(self, marker: Marker) -> None:
+        while not marker.reached:
+            work = self._work[marker.stream].popleft()
+            if isinstance(work, Marker):
+                work.reached = True
+            else:
+                work()
+
+
+def _memmove(target: int, source: int, nbytes: int) -> None:
+    ctypes.memmove(target, source, nbytes)
+
+
+class OrtValue:
+    """Memory on the device."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    @classmethod
+    def ortvalue_from_shape_and_type(cls, shape: Any, dtype: Any, device: str, index: int) -> OrtValue:
+        assert (device, index) == ("cuda", 0)
+        return cls(np.full(shape, 0xAB, dtype))
+
+    def shape(self) -> list[int]:
+        return list(self.array.shape)
+
+    def data_ptr(self) -> int:
+        return self.array.ctypes.data
+
+
+class RunOptions:
+    def __init__(self) -> None:
+        self.entries: dict[str, str] = {}
+        self.terminate = False
+
+    def add_run_config_entry(self, key: str, value: str) -> None:
+        self.entries[key] = value
+
+
+@dataclass
+class Binding:
+    inputs: dict[str, tuple[Any, tuple[int, ...], int]] = field(default_factory=dict)
+    outputs: dict[str, OrtValue | None] = field(default_factory=dict)
+
+    def bind_input(self, name: str, device: str, index: int, dtype: Any, shape: Any, address: int) -> None:
+        assert (device, index) == ("cuda", 0)
+        self.inputs[name] = (dtype, tuple(shape), address)
+
+    def bind_output(self, name: str, device: str, index: int) -> None:
+        assert (device, index) == ("cuda", 0)
+        self.outputs[name] = None
+
+    def get_outputs(self) -> list[OrtValue]:
+        return [value for value in self.outputs.values() if value is not None]
+
+
+class Session:
+    """A session of the fake runtime: it computes with the real one, on the processor."""
+
+    def __init__(self, runtime: Runtime, path: str, options: Any, providers: Any, **_: Any) -> None:
+        self._runtime = runtime
+        self.options = {
+            p if isinstance(p, str) else p[0]: {} if isinstance(p, str) else p[1] for p in providers
+        }
+        self.shapes: list[tuple[int, ...]] = []
+        """Of the first input, of every run."""
+        self.seen: list[dict[str, np.ndarray]] = []
+        self._real = onnxruntime.InferenceSession(path, options, providers=[CPU])
+        self.get_inputs, self.get_outputs = self._real.get_inputs, self._real.get_outputs
+
+    @property
+    def stream(self) -> int:
+        return int(self.options[CUDA]["user_compute_stream"])
+
+    def get_providers(self) -> list[str]:
+        return [name for name in self.options if name in self._runtime.working] + [CPU]
+
+    def plain(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """What the model answers without any of this."""
+        return self._real.run(None, feeds)
+
+    def io_binding(self) -> Binding:
+        return Binding()
+
+    def run(self, names: Any, feeds: Any, options: Any) -> Any:
+        return self._real.run(names, feeds)
+
+    def run_with_iobinding(self, binding: Binding, options: RunOptions) -> None:
+        runtime = self._runtime
+        if runtime.error is not None:
+            raise runtime.error
+        if options.terminate:
+            raise RuntimeError("Exiting due to terminate flag being set to true.")
+        bound = dict(binding.inputs)
+        shape = next(iter(bound.values()))[1]
+        if self.shapes and self.shapes[-1] != shape:
+            time.sleep(runtime.switch_s)
+        self.shapes.append(shape)
+        # the real one allocates its outputs before anything is computed, too
+        shapes = self._real.run(None, {name: np.zeros(s, dtype) for name, (dtype, s, _) in bound.items()})
+        for name, like in zip(list(binding.outputs), shapes, strict=True):
+            binding.outputs[name] = OrtValue(np.zeros_like(like))
+        outputs = binding.get_outputs()
+
+        def compute() -> None:
+            feeds = {
+                name: np.frombuffer(ctypes.string_at(address, _nbytes(dtype, s)), dtype).reshape(s)
+                for name, (dtype, s, address) in bound.items()
+            }
+            self.seen.append(feeds)
+            for value, answer in zip(outputs, self._real.run(None, feeds), strict=True):
+                value.array[...] = answer
+                if runtime.noise and len(answer) > 1:
+                    value.array[...] += runtime.noise * np.abs(answer).max()
+
+        runtime.cuda.put(self.stream, compute)
+        if options.entries.get("disable_synchronize_execution_providers") != "1":
+            runtime.cuda.cuStreamSynchronize(ctypes.c_void_p(self.stream))
+
+
+class Runtime:
+    """The onnxruntime module."""
+
+    __version__ = onnxruntime.__version__
+    SessionOptions = onnxruntime.SessionOptions
+    ExecutionMode = onnxruntime.ExecutionMode
+    GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel
+    OrtValue = OrtValue
+    RunOptions = RunOptions
+
+    def __init__(self) -> None:
+        self.cuda = Cuda()
+        self.working = {CUDA, TENSORRT}
+        """Providers whose libraries load."""
+        self.switch_s = 0.0
+        """What a session takes longer for another shape than its last."""
+        self.noise = 0.0
+        """What the floats of a batch of several rows are off by, of the largest."""
+        self.error: Exception | None = None
+        """What every run raises."""
+        self.sessions: list[Session] = []
+
+    def get_available_providers(self) -> list[str]:
+        return [TENSORRT, CUDA, CPU]
+
+    def set_default_logger_severity(self, level: int) -> None:
+        pass
+
+    def InferenceSession(self, path: str, options: Any, providers: Any, **more: Any) -> Session:  # noqa: N802
+        session = Session(self, path, options, providers, **more)
+        self.sessions.append(session)
+        return session
+
+
+def _nbytes(dtype: Any, shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape)) * np.dtype(dtype).itemsize
