@@ -146,6 +146,16 @@ def test_nan_costs_one_record() -> None:
     }
 
 
+def test_raw_gives_the_outputs_a_request_asks_for() -> None:
+    """In its order, per item; NaN in an output nobody asked for harms nothing."""
+    model = {"y": ("float", ["N", 2]), "n": ("int64", ["N"])}
+    outputs = {"y": np.float32([[1, 2], [3, np.nan], [5, 6]]), "n": np.arange(3)}
+    items = [request_item(2, outputs=["n"]), request_item(outputs=["n", "y"])]
+    found = results(encode(make_encoder(model), batch_of(2, items=items), outputs))
+    assert [p["outputs"] for p in found[0]["predictions"]] == [{"n": 0}, {"n": 1}]
+    assert list(found[1]["predictions"][0]["outputs"].items()) == [("n", 2), ("y", [5.0, 6.0])]
+
+
 def test_nan_in_one_item_refuses_the_whole_record_and_names_the_item() -> None:
     """A record is answered whole or not at all."""
     batch = batch_of(2, items=[request_item(count=2), request_item(count=2)])

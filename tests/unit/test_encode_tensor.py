@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from encode_support import batch_of, encode, make_encoder
+from encode_support import batch_of, encode, make_encoder, request_item
 
 from worker.batch import Item
 from worker.errors import ConfigError
@@ -62,6 +62,21 @@ def test_nan_and_infinity_travel_in_binary() -> None:
     y = np.array([[np.nan, -np.inf]], np.float32)
     outcomes = encode(make_encoder({"y": ("float", ["N", 2])}, format="tensor"), batch_of(1), {"y": y})
     assert (outcomes.bodies, outcomes.rejected) == ([y.tobytes()], {})
+
+
+def test_a_request_chooses_the_output() -> None:
+    """The first output it names; one that holds strings refuses the record, its neighbours are answered."""
+    model = {**Y, "words": ("string", ["N"])}
+    outputs = {**OUTPUTS, "words": np.array(["a", "b", "c"], object)}
+    items = [request_item(), request_item(outputs=["other", "y"]), request_item(outputs=["words"])]
+    outcomes = encode(make_encoder(model, format="tensor"), batch_of(3, items=items), outputs)
+    assert outcomes.bodies == [OUTPUTS["y"][0].tobytes(), (1).to_bytes(8, "little"), None]
+    assert [row[0][0] if row else None for row in outcomes.headers or ()] == [
+        "streaminfer.source",
+        "streaminfer.source",
+        None,
+    ]
+    assert (outcomes.rejected[2].reason, outcomes.rejected[2].stage) == ("invalid", "encode")
 
 
 def test_headers_none_means_none() -> None:

@@ -17,9 +17,10 @@ import numpy as np
 import orjson
 
 from worker.batch import Array, Batch, Partition, Run, pick
-from worker.codecs.envelope import CONTENT_LENGTH, ResultEncoder, item_spans, own_ids
+from worker.codecs.envelope import CONTENT_LENGTH, ResultEncoder, item_spans, own_ids, request_of
 from worker.errors import Rejection
 from worker.postprocess import Postprocess, rendering
+from worker.postprocess.raw import Raw
 
 if TYPE_CHECKING:
     from worker.settings import PipelineSettings
@@ -69,9 +70,22 @@ class JsonEncoder(ResultEncoder):
             found = self._postprocess.predictions(outputs, count, contexts, run.alone)
         except Exception as error:
             return [Rejection.of(error, "postprocess", self._postprocess)] * len(run.rows)
+        self._choose(batch, run, outputs, found)
         if count == len(run.rows):
             return found
         return [_joined(found[start:stop]) for start, stop in item_spans(run)]
+
+    def _choose(
+        self, batch: Batch, run: Run, outputs: dict[str, Array], found: list[bytes | Rejection]
+    ) -> None:
+        """Give the items of a request that names its outputs these, in its order; only `raw` shows outputs at all."""
+        if not isinstance(self._postprocess, Raw) or batch.feed is None or not batch.feed.items:
+            return
+        for row, (start, stop) in zip(run.rows, item_spans(run), strict=True):
+            request = request_of(batch, row)
+            if request is not None and request.outputs:
+                for item in range(start, stop):
+                    found[item] = self._postprocess.chosen(outputs, item, request.outputs)
 
     def _bodies(self, batch: Batch, run: Run, predictions: Iterable[object]) -> list[bytes]:
         columns = batch.columns.select(run.rows)

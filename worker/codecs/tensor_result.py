@@ -1,4 +1,7 @@
-"""Results as bare tensors: the first output's item as little-endian bytes, or as an ``.npy`` file."""
+"""Results as bare tensors: the first output's item as little-endian bytes, or as an ``.npy`` file.
+
+The first output is the model's, or the one that an Open Inference Protocol request names first.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from worker.batch import Array, Batch, Run
-from worker.codecs.envelope import CONTENT_LENGTH, ResultEncoder, header_column, item_spans, source_of
+from worker.codecs.envelope import (
+    CONTENT_LENGTH,
+    ResultEncoder,
+    header_column,
+    item_spans,
+    request_of,
+    source_of,
+)
 from worker.codecs.oip_response import little_endian
-from worker.errors import ConfigError
+from worker.errors import ConfigError, Reject, Rejection
 from worker.model.signature import Signature
 
 if TYPE_CHECKING:
@@ -50,12 +60,38 @@ class TensorEncoder(ResultEncoder):
         assert batch.outcomes is not None
         values = little_endian(run.outputs[self._output])
         batch.outcomes.put(run.rows, self._bodies(batch, run, values))
+        refused = self._choose(batch, run)
+        answered = [row for row in run.rows if row not in refused] if refused else run.rows
         if self._says_source:
             headers = header_column(batch)
-            for row in run.rows:
+            for row in answered:
                 headers[row] = [(_SOURCE, source_of(batch.columns, row).encode())]
-        self._copy_headers(batch, run.rows)
+        self._copy_headers(batch, answered)
         stamp()  # the body carries no latency, so all of the encoding can be counted
+
+    def _choose(self, batch: Batch, run: Run) -> set[int]:
+        """Give the rows whose request names another output first that one instead; returns those that cannot have it."""
+        assert batch.outcomes is not None
+        if batch.feed is None or not batch.feed.items:  # no requests
+            return set()
+        others: dict[str, list[tuple[int, int]]] = {}
+        for place, row in enumerate(run.rows):
+            request = request_of(batch, row)
+            if request is not None and request.outputs and request.outputs[0] != self._output:
+                others.setdefault(request.outputs[0], []).append((place, row))
+        refused: set[int] = set()
+        for name, places in others.items():
+            if run.outputs[name].dtype == object:
+                why = Reject(f"outputs: {name!r} holds strings, which have no bytes of their own as a tensor")
+                for _, row in places:
+                    batch.outcomes.bodies[row] = None
+                    batch.outcomes.rejected[row] = Rejection.of(why, "encode", self)
+                    refused.add(row)
+                continue
+            bodies = self._bodies(batch, run, little_endian(run.outputs[name]))
+            for place, row in places:
+                batch.outcomes.bodies[row] = bodies[place]
+        return refused
 
     def _bodies(self, batch: Batch, run: Run, values: Array) -> list[bytes]:
         if run.counts is None and not run.alone and values.nbytes:

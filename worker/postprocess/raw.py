@@ -33,3 +33,13 @@ class Raw:
             for item in rendering.non_finite_items(outputs[name]):
                 found[item] = rendering.non_finite(name, self)
         return found
+
+    def chosen(self, outputs: dict[str, Array], item: int, names: Sequence[str]) -> bytes | Rejection:
+        """One item's prediction with the outputs its request asked for, in the request's order."""
+        texts = []
+        for name in names:
+            values = outputs[name][item : item + 1]
+            if rendering.non_finite_items(values):
+                return rendering.non_finite(name, self)
+            texts.append(orjson.dumps(name) + b":" + rendering.items(values)[0])
+        return b'{"outputs":{%b}}' % b",".join(texts)
