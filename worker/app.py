@@ -242,7 +242,7 @@ def check_broker(settings: Settings) -> list[tuple[str, str]]:
     """
     from worker.kafka.topics import open_topics
 
-    topics = open_topics(settings)
+    topics = open_topics(settings, make=False)
     return [("broker", topics.broker), ("topics", topics.describe()), ("limits", topics.describe_limits())]
 
 

@@ -86,10 +86,15 @@ def test_missing_topics_are_created_when_asked_for(real: Cluster) -> None:
             metrics={"topic": names["metrics"]},
         )
 
+    planned = open_topics(settings(real.topic(1)), make=False)  # what `check` does
+    assert planned.describe().count("(5 partitions, to be created)") == 3
+    there = AdminClient({"bootstrap.servers": real.bootstrap}).list_topics(timeout=10).topics
+    assert not there.keys() & set(names.values())
     with pytest.raises(StartError, match=r"^input.topics: "):
         open_topics(settings(unique("missing")))
     topics = open_topics(settings(real.topic(1)))
     assert [topics.partitions[name] for name in names.values()] == [5, 5, 5]
+    assert "created" not in topics.describe()
 
 
 @pytest.mark.kafka

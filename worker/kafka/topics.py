@@ -51,9 +51,14 @@ class Topics:
     """Topic -> number of partitions, for every topic the settings name."""
     limits: dict[str, int]
     """Topic written to -> ``max.message.bytes``."""
+    planned: frozenset[str] = frozenset()
+    """Topics that are not there yet and that ``run`` will make."""
 
     def describe(self) -> str:
-        return ", ".join(f"{topic} ({count} partitions)" for topic, count in self.partitions.items())
+        return ", ".join(
+            f"{topic} ({count} partitions{', to be created' * (topic in self.planned)})"
+            for topic, count in self.partitions.items()
+        )
 
     def describe_limits(self) -> str:
         return ", ".join(f"{topic} takes {limit} bytes" for topic, limit in self.limits.items())
@@ -69,8 +74,12 @@ class _Use:
     create: CreateSettings | None = None
 
 
-def open_topics(settings: Settings) -> Topics:
+def open_topics(settings: Settings, make: bool = True) -> Topics:
     """Check every topic of the settings on the broker; make those that may be made.
+
+    Args:
+        settings: the worker's settings.
+        make: False: change nothing, and say which topics would be made.
 
     Raises:
         ConfigError: a client property is unknown or wrong.
@@ -82,14 +91,21 @@ def open_topics(settings: Settings) -> Topics:
         cluster = admin.cluster()
         embedded = str(cluster.cluster_id).startswith(EMBEDDED_CLUSTER)
         missing = [use for use in uses if use.topic not in cluster.topics]
+        planned: dict[str, int] = {}
         if missing and not embedded:  # the embedded broker's topics are named on its command line
-            admin.create(missing)
-            cluster = admin.cluster()
+            if make:
+                admin.create(missing)
+                cluster = admin.cluster()
+            else:
+                planned = {use.topic: use.create.partitions for use in missing if use.create is not None}
         if not embedded:
             _check_rights(uses, settings.kafka["group.id"], admin)
         partitions: dict[str, int] = {}
         for use in uses:
             found = cluster.topics.get(use.topic)
+            if found is None and use.topic in planned:
+                partitions[use.topic] = planned[use.topic]
+                continue
             if found is None:
                 raise StartError(f"{use.field}: topic {use.topic} does not exist on {admin.bootstrap}")
             if found.error is not None:
@@ -97,9 +113,12 @@ def open_topics(settings: Settings) -> Topics:
             partitions[use.topic] = len(found.partitions)
         _check_partitions(settings, partitions)
         written = list(dict.fromkeys(use.topic for use in uses if use.written))
-        limits = dict.fromkeys(written, DEFAULT_TOPIC_LIMIT) if embedded else admin.limits(written)
+        limits = dict.fromkeys(written, DEFAULT_TOPIC_LIMIT)
+        there = [topic for topic in written if topic not in planned]
+        if there and not embedded:
+            limits |= admin.limits(there)
         broker = f"cluster {cluster.cluster_id}, {len(cluster.brokers)} node(s)"
-        return Topics(broker, embedded, partitions, limits)
+        return Topics(broker, embedded, partitions, limits, frozenset(planned))
 
 
 def _uses(settings: Settings) -> Iterator[_Use]:
