@@ -169,6 +169,14 @@ def test_npy_that_is_broken_or_does_not_fit_is_refused(value: bytes, reason: str
     assert reasons(feed) == {1: reason}
 
 
+def test_npy_booleans_are_zero_or_one() -> None:
+    """As in a raw tensor, in C and in Fortran order."""
+    decoding = Decoding("npy", {"x": ("bool", ("N", 2))})
+    good = npy(np.asfortranarray([[True, False], [False, False]]))
+    assert decoding.item(good).tolist() == [[True, False], [False, False]]
+    assert decoding.refusal(good[:-1] + b"\2")[0] == "invalid"
+
+
 # -- own code
 
 

@@ -52,6 +52,8 @@ class NpyDecoder:
             array = _strings(array)
         elif array.dtype.newbyteorder("=") != spec.dtype:
             raise Reject(f"the array is {array.dtype}, expected {spec.datatype} ({spec.dtype})")
+        elif spec.dtype == bool and (np.require(array, requirements=("C",)).view(np.uint8) > 1).any():
+            raise Reject("a boolean is a byte of 0 or 1")  # the model would compute with the byte
         array = np.require(array, spec.dtype, ("C", "A"))
         if _matches(array.shape, spec.item_shape):
             return Item({spec.name: full_rank(spec, array)})

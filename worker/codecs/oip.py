@@ -100,11 +100,8 @@ class OipDecoder:
         counts = {name: len(array) for name, array in arrays.items()}
         count = next(iter(counts.values()))
         if set(counts.values()) != {count} or count < 1:
-            raise Reject(
-                f"the inputs' first dimensions are {counts}; expected all to be the same, at least 1".replace(
-                    "'", ""
-                )
-            )
+            shown = str(counts).replace("'", "")
+            raise Reject(f"the inputs' first dimensions are {shown}; expected all to be the same, at least 1")
         return count
 
 
