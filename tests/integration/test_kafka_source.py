@@ -277,6 +277,30 @@ def test_partitions_move_to_a_second_member_without_loss_or_repetition(
     assert "lost" not in {kind for kind, _ in listener.events}
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_partition_that_left_while_paused_is_read_when_it_comes_back(
+    cluster: Cluster, read: Callable[..., Reading], protocol: str
+) -> None:
+    """librdkafka keeps the pause of a partition that is gone; it must not come back with it."""
+    topic, group = cluster.topic(2), unique("group")
+    first = read(topic, group=group, kafka=PROTOCOLS[protocol])
+    first.take_until(lambda: len(first.source.assignment()) == 2, "both partitions")
+    first.source.pause_all()
+
+    second = read(topic, group=group, kafka=PROTOCOLS[protocol])
+
+    def shared() -> bool:
+        first.take(0.01)
+        return len(first.source.assignment()) == len(second.source.assignment()) == 1
+
+    second.take_until(shared, "an even share")
+    first.source.resume_all()
+    second.source.close(10.0)
+    first.take_until(lambda: len(first.source.assignment()) == 2, "both partitions again")
+    cluster.fill(topic, 2, each=5)
+    first.take_records(10)
+
+
 def test_what_the_listener_raises_comes_out_of_take(cluster: Cluster, read: Callable[..., Reading]) -> None:
     """An exception in a rebalance callback is not swallowed by the client."""
 

@@ -11,6 +11,7 @@ import threading
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import chain, repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -377,6 +378,10 @@ class KafkaSource:
         """Tell first, forget then: a revoked partition may still be committed while the listener is told."""
         places = [Partition(tp.topic, tp.partition) for tp in partitions]
         self._tell(lambda listener: tell(listener, places))
+        if self._paused and partitions:
+            # a pause outlives the assignment inside librdkafka: come back, it would stand still for ever
+            with suppress(KafkaException):
+                self._consumer.resume(partitions)
         for place in places:
             self._assigned.pop(place, None)
             self._found.pop(place, None)
