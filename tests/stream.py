@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,3 +253,19 @@ def judge(
     verdict.lost = sorted(expected - seen.keys())
     verdict.doubled = sorted(found for found, times in seen.items() if times > 1)
     return verdict
+
+
+def count_records(bootstrap: str, metrics_topic: str) -> dict[str, Counter[str]]:
+    """What each worker counted from its start to its last words, by its client.id; all its pipelines together.
+
+    Held to the rule that ends in every worker that drained: in = out + dead_letter + dropped.
+    """
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for message in read_all(bootstrap, metrics_topic):
+        record = orjson.loads(message.value())
+        for pipeline in record["pipelines"].values():
+            found[record["worker"]["id"]].update(pipeline["records"])
+    for worker, counts in found.items():
+        answered = counts["out"] + counts["dead_letter"] + counts["dropped"]
+        assert counts["in"] == answered, f"{worker} does not add up: {dict(counts)}"
+    return dict(found)

@@ -303,7 +303,7 @@ class _Process:
         from worker.kafka.properties import client_id
         from worker.kafka.sink import KafkaSink, MetricsProducer
         from worker.kafka.source import KafkaSource
-        from worker.kafka.topics import open_topics
+        from worker.kafka.topics import TopicWatch, open_topics
 
         self._settings = settings
         self._stop = stop
@@ -369,6 +369,7 @@ class _Process:
             caution,
             on_turn=self._on_turn,
         )
+        self._topic_watch = None if self._topics.embedded else TopicWatch(settings)
         self._next_lags_s = 0.0
         self._lags: dict[Partition, tuple[int | None, int | None]] = {}
         awake = AwakeClock(time.monotonic)
@@ -488,6 +489,8 @@ class _Process:
         if now >= self._next_lags_s:
             self._lags = {p: (position, end) for p, (position, end) in self._source.lag().items()}
             self._next_lags_s = now + LAGS_EVERY_S
+        if self._topic_watch is not None and not self._conductor.draining:
+            self._topic_watch.look()
         if self._exchange.wanted:
             self._exchange.answer(self._snapshot())
         if self._reporter is not None and now >= self._next_report_s:

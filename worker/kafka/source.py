@@ -114,6 +114,8 @@ class KafkaSource:
         self._joined = False
         self._failure: Exception | None = None
         self._confirmed: dict[Partition, int] = {}
+        self._refused: dict[Partition, int] = {}
+        """Why the last commit of a partition failed, as a code; none where it did not."""
         self._reported: int | None = None
         """Code of the last client error logged: an outage repeats it many times a second."""
         self.fatal: str | None = None
@@ -398,14 +400,18 @@ class KafkaSource:
     def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         for tp in offsets:
             wrong = error or tp.error
+            place = Partition(tp.topic, tp.partition)
             if wrong is None:
-                self._confirmed[Partition(tp.topic, tp.partition)] = tp.offset
-            else:
-                self.commit_failures += 1
+                self._confirmed[place] = tp.offset
+                self._refused.pop(place, None)
+                continue
+            self.commit_failures += 1
+            if self._refused.get(place) != wrong.code():  # an outage refuses every one of them
                 level = logging.INFO if wrong.code() in PASSING else logging.WARNING
                 log.log(
                     level, "commit of %s/%d at %d failed: %s", tp.topic, tp.partition, tp.offset, wrong.str()
                 )
+            self._refused[place] = wrong.code()
 
     def _on_error(self, error: KafkaError) -> None:
         code = error.code()

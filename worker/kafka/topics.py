@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported
     ResourceType,
 )
 
-from worker.errors import StartError
+from worker.errors import ClientFatal, StartError
 from worker.kafka.properties import DEFAULT_TOPIC_LIMIT, Client, admin_properties, build, check_properties
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 8.0
 CREATE_TIMEOUT_S = 10.0
 DESCRIBE_TIMEOUT_S = 3.0
+WATCH_S = 5.0
+MISSES_MAX = 2
+"""Times in a row a broker must not know a topic: one that has just started may not know it yet."""
 EMBEDDED_CLUSTER = "mockCluster"
 """How the cluster id of librdkafka's own broker begins."""
 HOPELESS = {
@@ -282,6 +286,66 @@ class Admin:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # follows from the others and says less
             self._errors.pop(error.code(), None)
             self._errors[error.code()] = error.str()
+
+
+class TopicWatch:
+    """Asks now and then whether the topics in use are still there, and the input still the one of the start.
+
+    librdkafka waits for a deleted topic without an end, and reads one that was made anew under the same name from
+    where it was in the old one: what lies before that would be skipped without a word.
+
+    Args:
+        every_s: between two questions.
+    """
+
+    def __init__(
+        self, settings: Settings, every_s: float = WATCH_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._inputs = {use.topic: use.field for use in _uses(settings) if not use.written}
+        self._outputs = {
+            use.topic: use.field
+            for use in _uses(settings)
+            if use.written and use.topic != settings.metrics.topic  # its records may be lost
+        }
+        self._client = build(AdminClient, admin_properties(settings))
+        self._every_s = every_s
+        self._clock = clock
+        self._next_s = clock()
+        self._asked: dict[str, Future[Any]] = {}
+        self._ids: dict[str, str] = {}
+        self._missed: Counter[str] = Counter()
+
+    def look(self) -> None:
+        """Take what was answered and ask again when it is time; never waits.
+
+        Raises:
+            ClientFatal: a topic is gone, or an input topic is another one.
+        """
+        if self._clock() < self._next_s or not all(answer.done() for answer in self._asked.values()):
+            return
+        for topic, answer in self._asked.items():
+            self._take(topic, answer)
+        self._next_s = self._clock() + self._every_s
+        topics = TopicCollection([*self._inputs, *self._outputs])
+        self._asked = self._client.describe_topics(topics, request_timeout=DESCRIBE_TIMEOUT_S)
+
+    def _take(self, topic: str, answer: Future[Any]) -> None:
+        try:
+            found = str(answer.result(timeout=0).topic_id)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return  # an outage, or no right to ask: the clients themselves tell
+            self._missed[topic] += 1
+            if self._missed[topic] >= MISSES_MAX:
+                field = self._inputs.get(topic) or self._outputs[topic]
+                raise ClientFatal(f"{field}: topic {topic} does not exist any more") from None
+            return
+        del self._missed[topic]
+        if topic in self._inputs and found != self._ids.setdefault(topic, found):
+            raise ClientFatal(
+                f"{self._inputs[topic]}: topic {topic} was deleted and made anew; positions in the old one mean "
+                "nothing in it, so records at its beginning may not have been read"
+            )
 
 
 def _rights(answers: Mapping[str, Future[Any]], refusal: int) -> dict[str, frozenset[AclOperation]]:

@@ -1,0 +1,375 @@
+"""Faults of the broker, the network's ends and the topics, one at a time, on a real Kafka of their own.
+
+Several at once, for as long as you like, are in ``scripts/chaos``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import models
+import orjson
+import pytest
+from chaos.cluster import Cluster
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions
+from stream import (
+    Sent,
+    Worker,
+    count_records,
+    create_topics,
+    judge,
+    place_of,
+    produce,
+    read_all,
+    unique,
+    wait_for,
+    write_config,
+)
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
+
+MODES = ["at_least_once", "exactly_once"]
+PARTITIONS = 4
+OWN_CODE = """
+import time
+
+
+def measured(value, headers):
+    '''Takes 2 ms.'''
+    import numpy as np
+    time.sleep(0.002)
+    return {"x": np.full(4, len(value), np.float32)}
+
+def wordy(outputs):
+    '''As many letters as the first number says.'''
+    return "x" * int(outputs["y"].flat[0])
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A broker that nobody else uses: it will be stopped."""
+    try:
+        made = Cluster(tmp_path_factory.mktemp("faults") / "broker")
+    except OSError as error:
+        (pytest.fail if os.environ.get("REQUIRE_KAFKA") == "1" else pytest.skip)(
+            f"no broker to stop: {error}"
+        )
+    yield made
+    made.close()
+
+
+class Stage:
+    """Topics, a configuration and the workers of one test."""
+
+    def __init__(self, kafka: str, folder: Path) -> None:
+        self.kafka, self.folder = kafka, folder
+        self.input, self.output, self.letters = unique("in"), unique("out"), unique("dead")
+        self.metrics = unique("metrics")
+        self.group = unique("group")
+        self.sent: list[Sent] = []
+        self.workers: list[Worker] = []
+        folder.mkdir(exist_ok=True)
+        models.write(folder, models.identity())
+        (folder / "own_faults.py").write_text(OWN_CODE)
+
+    def topics(self, **output_config: str) -> None:
+        create_topics(self.kafka, {self.input: PARTITIONS, self.letters: 1, self.metrics: 1})
+        create_topics(self.kafka, {self.output: PARTITIONS}, **output_config)
+
+    def start(self, delivery: str, kafka: dict[str, Any] | None = None, **sections: Any) -> Worker:
+        config = {
+            "name": "faults",
+            "input": {"topics": [self.input], "format": "json"},
+            "model": {"path": "model.onnx", "threads": 1},
+            "output": {"topic": self.output},
+            "dead_letter": {"topic": self.letters},
+            "metrics": {"topic": self.metrics, "interval_s": 1},
+            "delivery": delivery,
+            **sections,
+            "kafka": {"bootstrap.servers": self.kafka, "group.id": self.group, **(kafka or {})},
+        }
+        worker = Worker.start(write_config(self.folder, config))
+        self.workers.append(worker)
+        return worker
+
+    def send(self, count: int, first: float = 1.0) -> None:
+        """Records whose one way to tell them apart is their place; keys on two thirds."""
+        value = orjson.dumps({"features": [first, 0.0, 0.0, 0.0]})
+        records = [
+            {"value": value, "key": b"user-%d" % (i % 50)}
+            if i % 3
+            else {"value": value, "partition": i % PARTITIONS}
+            for i in range(count)
+        ]
+        self.sent += produce(self.kafka, self.input, records)
+
+    def outputs(self) -> list[Any]:
+        return [*read_all(self.kafka, self.output), *read_all(self.kafka, self.letters)]
+
+    def wait_for_everything(self, timeout_s: float = 90) -> None:
+        """Until every record has an answer; a worker that ends meanwhile fails at once."""
+
+        def answered() -> bool:
+            ends = [worker.process.poll() for worker in self.workers]
+            assert not any(ends), f"workers ended with {ends}:\n{self.logs()}"
+            return not judge(self.sent, self.outputs()).lost
+
+        try:
+            wait_for(answered, "an answer to every record", timeout_s)
+        except AssertionError as error:
+            lost = judge(self.sent, self.outputs()).lost
+            missing = sorted(Counter(partition for partition, _ in lost).items())
+            raise AssertionError(f"{error}; missing by partition: {missing}\n{self.logs()}") from None
+
+    def settle(self, delivery: str) -> None:
+        """Everybody leaves with 0; nothing is lost or reordered, or doubled where that is promised; counters agree."""
+        assert [worker.stop()[0] for worker in self.workers] == [0] * len(self.workers), self.logs()
+        verdict = judge(self.sent, self.outputs())
+        assert not [*verdict.lost, *verdict.reordered, *verdict.unknown], (verdict, self.logs())
+        assert delivery == "at_least_once" or not verdict.doubled, (verdict, self.logs())
+        counts = sum(count_records(self.kafka, self.metrics).values(), Counter())
+        answers = counts["out"] + counts["dead_letter"]
+        if delivery == "exactly_once":
+            assert answers == len(self.sent), (counts, self.logs())
+        else:  # an answer that was given and could not be counted as given is given again
+            assert answers >= len(self.sent), (counts, self.logs())
+
+    def logs(self) -> str:
+        return "\n".join(worker.text()[-4000:] for worker in self.workers)
+
+
+@pytest.fixture
+def make_stage(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[[], Stage]]:
+    made: list[Stage] = []
+
+    def make() -> Stage:
+        made.append(Stage(cluster.direct, tmp_path / str(len(made))))
+        return made[-1]
+
+    yield make
+    for stage in made:
+        for worker in stage.workers:
+            worker.kill()
+
+
+@pytest.fixture
+def stage(make_stage: Callable[[], Stage]) -> Stage:
+    return make_stage()
+
+
+def both_modes(make_stage: Callable[[], Stage], kafka: dict[str, dict[str, Any]]) -> dict[str, Stage]:
+    """A stage with a worker for each delivery mode: a broker that goes away does so for both at once."""
+    stages = {mode: make_stage() for mode in MODES}
+    for mode, stage in stages.items():
+        stage.topics()
+        stage.start(mode, kafka.get(mode), input={"topics": [stage.input], "format": "own_faults:measured"})
+    for stage in stages.values():
+        stage.workers[0].wait_ready()
+    for stage in stages.values():
+        stage.send(2_000)  # 4 s of work
+    return stages
+
+
+def test_a_broker_that_restarts_under_load_is_waited_for(
+    cluster: Cluster, make_stage: Callable[[], Stage]
+) -> None:
+    """Nothing is lost or reordered, with exactly_once nothing doubled; the workers stay and drain with 0."""
+    # a session that outlives the outage: else the group waits for the members of before, which are the same workers
+    patient = {"session.timeout.ms": 45_000}
+    stages = both_modes(make_stage, dict.fromkeys(MODES, patient))
+    cluster.stop()
+    cluster.start()
+    for mode, stage in stages.items():
+        stage.send(1_000)
+        stage.wait_for_everything()
+        stage.settle(mode)
+
+
+def test_a_broker_silent_for_longer_than_a_delivery_may_take_loses_nothing(
+    cluster: Cluster, make_stage: Callable[[], Stage]
+) -> None:
+    """Outputs given up by the producer, transactions given up by the broker: both are done again."""
+    short = {
+        "at_least_once": {"message.timeout.ms": 2_000},
+        "exactly_once": {"transaction.timeout.ms": 3_000},
+    }
+    stages = both_modes(make_stage, short)
+    try:
+        cluster.freeze()
+        given_up = stages["at_least_once"].workers[0]
+        wait_for(lambda: '"rewind"' in given_up.text(), "an output to be given up", 30)
+    finally:
+        cluster.thaw()
+    for mode, stage in stages.items():
+        stage.send(500)
+        stage.wait_for_everything()
+        stage.settle(mode)
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_zombie_publishes_nothing_twice(stage: Stage, protocol: str) -> None:
+    """Frozen for longer than its session and awake again: a read_committed reader sees every record once."""
+    stage.topics()
+    sections: dict[str, Any] = {"input": {"topics": [stage.input], "format": "own_faults:measured"}}
+    kafka = {"group.protocol": protocol, "transaction.timeout.ms": 60_000}
+    if protocol == "classic":
+        kafka |= {"session.timeout.ms": 2_000, "heartbeat.interval.ms": 500}
+    zombie = stage.start("exactly_once", kafka, **sections)
+    zombie.wait_ready()
+    stage.send(2_000)
+    wait_for(lambda: len(read_all(stage.kafka, stage.output)) > 100, "the first results")
+    zombie.process.send_signal(signal.SIGSTOP)
+    successor = stage.start("exactly_once", kafka, **sections)
+    wait_for(lambda: f'"{stage.input}/0"' in successor.text(), "the successor to get the partitions")
+    zombie.process.send_signal(signal.SIGCONT)
+    stage.send(500)
+    stage.wait_for_everything()
+    stage.settle("exactly_once")
+
+
+def test_an_output_its_topic_would_refuse_is_a_dead_letter(stage: Stage) -> None:
+    """`too_large_output` for the one record whose result does not fit; its transaction and the others go on."""
+    stage.topics(**{"max.message.bytes": "3000"})
+    stage.start("exactly_once", postprocess="own_faults:wordy")
+    for first in (10.0, 5000.0, 10.0):
+        stage.send(20 if first < 100 else 1, first)
+    stage.wait_for_everything()
+    letters = read_all(stage.kafka, stage.letters)
+    [refused] = [s for s in stage.sent if b"5000" in (s.value or b"")]
+    assert [place_of(letter) for letter in letters] == [(refused.partition, refused.offset)]
+    assert dict(letters[0].headers())["streaminfer.error.reason"] == b"too_large_output"
+    stage.settle("exactly_once")
+
+
+def test_a_full_producer_queue_holds_up_and_loses_nothing(stage: Stage) -> None:
+    """Ten messages may be queued: everything arrives, once and in order."""
+    stage.topics()
+    stage.start("at_least_once", {"queue.buffering.max.messages": 10})
+    stage.send(3_000)
+    stage.wait_for_everything()
+    assert judge(stage.sent, stage.outputs()).clean, stage.logs()
+    stage.settle("at_least_once")
+
+
+def test_a_position_the_broker_no_longer_has_becomes_the_earliest(stage: Stage) -> None:
+    """Records deleted below the committed position and beyond: reading goes on at the first one left, and says so."""
+    stage.topics()
+    stage.send(400)
+    before = Counter(s.partition for s in stage.sent)
+    _commit(stage, dict.fromkeys(before, 5))
+    admin = AdminClient({"bootstrap.servers": stage.kafka})
+    cut = [TopicPartition(stage.input, number, 20) for number in before]
+    for future in admin.delete_records(cut).values():
+        future.result(10)
+    worker = stage.start("at_least_once")
+    stage.sent = [s for s in stage.sent if s.offset >= 20]
+    stage.wait_for_everything()
+    assert judge(stage.sent, stage.outputs()).clean
+    assert "no longer on the broker" in worker.text()
+
+
+def test_topics_that_are_deleted_end_the_worker_with_one_sentence(make_stage: Callable[[], Stage]) -> None:
+    """Exit 6 for an input that is gone or another one under its name, and for an output that is gone.
+
+    Started again, the worker reads the whole of the new topic: its positions went with the old one.
+    """
+    gone, anew, outless = make_stage(), make_stage(), make_stage()
+    for stage, delivery in ((gone, "exactly_once"), (anew, "at_least_once"), (outless, "exactly_once")):
+        stage.topics()
+        stage.start(delivery)
+    for stage in (gone, anew, outless):
+        stage.workers[0].wait_ready()
+        stage.send(100)
+        stage.wait_for_everything()
+    admin = AdminClient({"bootstrap.servers": gone.kafka})
+    for future in admin.delete_topics([gone.input, anew.input, outless.output]).values():
+        future.result(10)
+    wait_for(lambda: anew.input not in admin.list_topics(timeout=10).topics, "the topic to be gone")
+    create_topics(anew.kafka, {anew.input: PARTITIONS})
+    outless.send(10)
+    expected = {
+        gone: f"input.topics: topic {gone.input} does not exist any more",
+        anew: f"input.topics: topic {anew.input} was deleted and made anew",
+        outless: f"output.topic: topic {outless.output} does not exist any more",
+    }
+    for stage, sentence in expected.items():
+        [worker] = stage.workers
+        assert worker.process.wait(60) == 6, worker.text()
+        assert worker.text().splitlines()[-1].startswith(f"streaminfer: {sentence}"), worker.text()
+    for future in admin.delete_topics([anew.output]).values():
+        future.result(10)
+    wait_for(lambda: anew.output not in admin.list_topics(timeout=10).topics, "the topic to be gone")
+    create_topics(anew.kafka, {anew.output: PARTITIONS})
+    anew.sent.clear()
+    anew.workers.clear()
+    anew.send(100)
+    anew.start("at_least_once")
+    anew.wait_for_everything()
+
+
+def test_partitions_added_under_load_are_read_from_their_beginning(stage: Stage) -> None:
+    """All of them, in order, soon after the client looks at the topic again (a minute unless it is told)."""
+    stage.topics()
+    worker = stage.start("exactly_once", {"topic.metadata.refresh.interval.ms": 500})
+    worker.wait_ready()
+    stage.send(1_000)
+    admin = AdminClient({"bootstrap.servers": stage.kafka})
+    for future in admin.create_partitions([NewPartitions(stage.input, PARTITIONS + 2)]).values():
+        future.result(10)
+    wait_for(
+        lambda: len(admin.list_topics(timeout=10).topics[stage.input].partitions) == PARTITIONS + 2,
+        "the new partitions",
+    )
+    stage.send(2_000)  # keys spread over all of them now
+    assert {PARTITIONS, PARTITIONS + 1} <= {s.partition for s in stage.sent}
+    stage.wait_for_everything()
+    stage.settle("exactly_once")
+
+
+def test_only_what_was_committed_upstream_is_answered(stage: Stage) -> None:
+    """An aborted transaction is passed over, an open one waited for; gaps in the offsets disturb nothing."""
+    stage.topics()
+    stage.start("exactly_once")
+    upstream = Producer({"bootstrap.servers": stage.kafka, "transactional.id": unique("upstream")})
+    upstream.init_transactions(30)
+    for ending in (upstream.commit_transaction, upstream.abort_transaction, upstream.commit_transaction):
+        upstream.begin_transaction()
+        _feed(stage, upstream, 200, kept=ending == upstream.commit_transaction)
+        ending(30)
+    stage.wait_for_everything()
+    upstream.begin_transaction()
+    _feed(stage, upstream, 100, kept=True)
+    answered = len(stage.sent) - 100
+    stage.send(100)  # behind an open transaction: not to be seen yet
+    assert len(stage.outputs()) == answered
+    upstream.commit_transaction(30)
+    stage.wait_for_everything()
+    stage.settle("exactly_once")
+
+
+def _feed(stage: Stage, producer: Producer, count: int, kept: bool) -> None:
+    """Send with this producer; what will be kept is expected to be answered."""
+
+    def delivered(error: Any, message: Any) -> None:
+        assert error is None, error
+        if kept:
+            stage.sent.append(Sent(message.partition(), message.offset(), None, message.value(), []))
+
+    value = orjson.dumps({"features": [1.0, 0.0, 0.0, 0.0]})
+    for number in range(count):
+        producer.produce(stage.input, value, partition=number % PARTITIONS, on_delivery=delivered)
+    assert producer.flush(30) == 0
+
+
+def _commit(stage: Stage, positions: dict[int, int]) -> None:
+    consumer = Consumer({"bootstrap.servers": stage.kafka, "group.id": stage.group})
+    offsets = [TopicPartition(stage.input, number, offset) for number, offset in positions.items()]
+    consumer.commit(offsets=offsets, asynchronous=False)
+    consumer.close()
