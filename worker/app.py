@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import orjson
 
-from worker import __version__
+from worker import __version__, native
 from worker.admission import Admission
 from worker.batch import Batch, Columns, Partition
 from worker.caution import Caution
@@ -392,6 +392,7 @@ class _Process:
             group=self.info.group,
             pipelines=len(self._settings.pipelines),
             delivery=self._settings.delivery,
+            batch_path=native.batch_path,
         )
         self._stop.requested = self._ask_to_stop
         # a parent may hand its signal mask down, and building a client blocks all signals for a moment

@@ -29,6 +29,7 @@ sys.path.append(str(Path(__file__).parent.parent / "unit"))
 from decode_support import Decoding
 from encode_support import batch_of, encode, make_encoder
 
+from worker import native
 from worker.batch import Columns, Feed, Headers, Partition
 from worker.codecs.encoders import Encoder
 from worker.codecs.header import peek
@@ -167,9 +168,13 @@ FEATURES += [
     Decoding("json", {"x": ("float", ["N", 2, 2])}, preprocess={"numeric": {"mean": 1, "std": 2}}),
     Decoding("json", {"a": ("float", ["N", 2]), "b": ("int64", ["N", 1])}),
 ]
-OTHER_JSON = [
+NAMED = [
     Decoding("json", {"x": ("float", ["N", 3])}, fields=["a", "b", "c"]),
+    Decoding("json", {"x": ("int32", ["N", 2])}, fields=["b", "a"]),
     Decoding("json", {"x": ("float", ["N"])}),
+    Decoding("json", {"a": ("float", ["N"]), "features": ("double", ["N", 3])}),
+]
+OTHER_JSON = [
     Decoding("json", {"x": ("float", [])}, batchable=False),
     Decoding("json", {"x": ("float", ["N", "L", 2])}),
     Decoding("json", {"x": ("string", ["N", 2])}),
@@ -186,33 +191,38 @@ OTHER_JSON = [
 
 
 def check_json(data: bytes) -> None:
-    """One parse of a whole batch accepts what a look at each record accepts, with the same numbers."""
+    """The compiled reader and one parse of a whole batch accept what a look at each record does, to the bit."""
     records = data.split(RECORD)[:16]
-    for decoding in FEATURES:
-        together = decoding.decode(*records)
-        assert_meant(together)
-        apart = [decode_alone(decoding, record) for record in records]
-        for row, feed in enumerate(apart):
-            same = (together.rejected.get(row), feed.rejected.get(0))
-            assert same[0] == same[1], same
-            if same[0] is None:
-                assert together.arrays is not None
-                assert feed.arrays is not None
-                for name, array in together.arrays.items():
-                    np.testing.assert_array_equal(array[row], feed.arrays[name][0])
-                    assert array.dtype.kind != "f" or np.isfinite(array[row]).all()
+    for decoding in [*FEATURES, *NAMED]:
+        apart = [decode_by(decoding, [record], reader=False, joined=False) for record in records]
+        for reader in (True, False):
+            agree(decode_by(decoding, records, reader, joined=True), apart)
     for decoding in OTHER_JSON:
         assert_meant(decoding.decode(*records))
 
 
-def decode_alone(decoding: Decoding, record: bytes) -> Feed:
-    """One record, never by way of the joined parse."""
+def agree(together: Feed, apart: Sequence[Feed]) -> None:
+    assert_meant(together)
+    assert together.arrays is not None
+    for row, feed in enumerate(apart):
+        same = (together.rejected.get(row), feed.rejected.get(0))
+        assert same[0] == same[1], same
+        if same[0] is None:
+            assert feed.arrays is not None
+            for name, array in together.arrays.items():
+                assert array[row].tobytes() == feed.arrays[name][0].tobytes(), (array[row], feed.arrays[name])
+                assert array.dtype.kind != "f" or np.isfinite(array[row]).all()
+
+
+def decode_by(decoding: Decoding, records: Sequence[bytes], reader: bool, joined: bool) -> Feed:
+    """The records, by the compiled reader and the joined parse only where these are wanted (and there)."""
     decoder: Any = decoding.decoder
-    joined, decoder.joined = decoder.joined, None
+    kept = decoder.reader, decoder.joined
+    decoder.reader, decoder.joined = kept[0] if reader else None, kept[1] if joined else None
     try:
-        return decoding.decode(record)
+        return decoding.decode(*records)
     finally:
-        decoder.joined = joined
+        decoder.reader, decoder.joined = kept
 
 
 def json_seeds() -> list[bytes]:
@@ -602,6 +612,10 @@ def check_result(data: bytes) -> None:
     for kind, encoder, shape in ENCODERS:
         outputs = {"y": numbers(data[1:], kind, (count, *shape))}
         outcomes = encode(encoder, batch_of(count), outputs)
+        assert (
+            in_python(lambda encoder=encoder, outputs=outputs: encode(encoder, batch_of(count), outputs))
+            == outcomes
+        )
         for row in range(count):
             rejection, body = outcomes.rejected.get(row), outcomes.bodies[row]
             assert (rejection is None) == (body is not None)
@@ -612,6 +626,15 @@ def check_result(data: bytes) -> None:
                 check_body(body or b"", outputs["y"][row])
             else:
                 assert (body or b"").endswith(outputs["y"][row].tobytes())
+
+
+def in_python(call: Callable[[], Any]) -> Any:
+    """What a call gives without the compiled batch path."""
+    kept, native.records = native.records, None
+    try:
+        return call()
+    finally:
+        native.records = kept
 
 
 def check_body(body: bytes, sent: Any) -> None:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from worker.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("both_batch_paths")
+
 
 def features(*values: Any) -> bytes:
     return json.dumps({"features": values}).encode()

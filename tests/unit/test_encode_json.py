@@ -15,6 +15,8 @@ from hypothesis.extra.numpy import arrays
 from worker.batch import Item, Partition
 from worker.errors import Rejection
 
+pytestmark = pytest.mark.usefixtures("both_batch_paths")
+
 Y = {"y": ("float", ["N", 2])}
 
 

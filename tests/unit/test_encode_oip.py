@@ -12,6 +12,8 @@ from encode_support import batch_of, encode, make_encoder, request_item
 
 from worker.batch import Outcomes
 
+pytestmark = pytest.mark.usefixtures("both_batch_paths")
+
 MODEL = {
     "y": ("float", ["N", 2]),
     "half": ("float16", ["N", 2]),

@@ -27,8 +27,8 @@ LOOP = (
     "window",
 )
 ENGINE = ("engine", "codecs", "preprocess", "model", "postprocess")
-SHARED = ("batch", "errors", "settings", "settings_source", "model.signature")
-"""Values and settings that every side may know."""
+SHARED = ("batch", "errors", "settings", "settings_source", "model.signature", "native")
+"""Values, settings and the compiled path, which every side may know."""
 
 
 def test_only_the_kafka_package_knows_the_kafka_client() -> None:

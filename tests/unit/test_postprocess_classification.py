@@ -15,6 +15,8 @@ from hypothesis.extra.numpy import arrays
 from worker.errors import ConfigError, Rejection
 from worker.postprocess import postprocess
 
+pytestmark = pytest.mark.usefixtures("both_batch_paths")
+
 
 def classify(
     scores: Any, labels: Any = None, shape: Any = None, alone: bool = False, **options: Any

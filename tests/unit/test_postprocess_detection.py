@@ -13,6 +13,8 @@ from encode_support import pipeline, signature
 from worker.errors import ConfigError, Rejection
 from worker.postprocess import postprocess
 
+pytestmark = pytest.mark.usefixtures("both_batch_paths")
+
 
 def detect(item: Any, labels: Any = None, context: Any = None, alone: bool = False, **options: Any) -> Any:
     """The boxes of one item, or the rejection's reason."""

@@ -17,6 +17,8 @@ from worker import Reject
 from worker.errors import ConfigError, Rejection
 from worker.postprocess import postprocess
 
+pytestmark = pytest.mark.usefixtures("both_batch_paths")
+
 
 def predict(settings: Any, outputs: dict[str, Any], alone: bool = False) -> list[Any]:
     """Predictions, or (reason, stage) of the rejections."""

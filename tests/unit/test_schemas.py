@@ -18,6 +18,8 @@ from worker.errors import Reject, Rejection
 from worker.telemetry.meters import Meters, ModelLabel, PartitionState
 from worker.telemetry.topic import WorkerInfo, metrics_record
 
+pytestmark = pytest.mark.usefixtures("both_batch_paths")
+
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 EXAMPLES = sorted((SCHEMAS / "examples").glob("*.json"))
 OUTPUT = {"y": ("float", ["N", 2])}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from worker import native
 from worker import settings as configuration
 from worker.cli.main import add_set_option
 from worker.errors import ConfigError, Reject, WorkerError
@@ -66,6 +67,7 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace) -> 
     )
     if report.first_failure is None:
         _check_engine(report, settings, sample)
+    report.line("batch path", True, native.batch_path)
     report.line("memory", True, _memory(settings))
     report.line("credentials", True, _credentials(settings))
     if not args.offline:

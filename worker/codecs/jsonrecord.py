@@ -1,7 +1,7 @@
 """JSON objects: ``{"features": [...]}``, named fields, or one field per model input.
 
-A batch is tried together first, in one parse; only where that fails, or the model's shapes ask for it, does each
-record get Python work of its own, and only then is its reason worked out. All ways accept the same records.
+A batch is tried together first, by the compiled reader or in one parse; only what that leaves over, or the model's
+shapes ask for, gets Python work of its own, and only then is its reason worked out. All ways accept the same records.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from worker import native
 from worker.batch import Array, Columns, Feed
 from worker.codecs.joined import CHUNK_BYTES, JoinedParser, fill
 from worker.codecs.rows import decode_each, put
@@ -37,6 +38,7 @@ class JsonDecoder:
         # Parsing holds the GIL, so shards do not help; decoding pictures lets it go.
         self.shard_rows = 8 if pictures else 0
         self.joined: JoinedParser | None = None
+        self.reader: Any | None = _reader(numbers) if self.fixed and not pictures else None
         if self.fixed and not pictures and _joinable(numbers):
             self.joined = JoinedParser([source.field or "" for source in numbers], self.specs)
 
@@ -49,9 +51,24 @@ class JsonDecoder:
 
     def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
         values = columns.values
-        for first, last in _chunks(values, start, stop):
-            if not self._decode_joined(values, feed, first, last):
-                self._decode_each(values, feed, first, last)
+        if self.reader is not None:
+            for rows in _chunks(values, self._read(self.reader, values, feed, start, stop)):
+                self._decode_each(values, feed, rows)
+            return
+        for rows in _chunks(values, range(start, stop)):
+            if not self._decode_joined(values, feed, rows[0], rows[-1] + 1):
+                self._decode_each(values, feed, rows)
+
+    def _read(
+        self, reader: Any, values: Sequence[bytes | None], feed: Feed, start: int, stop: int
+    ) -> list[int]:
+        """Rows start..stop by the compiled reader; those it leaves over."""
+        assert feed.arrays is not None
+        arrays = [feed.arrays[source.spec.name] for source in self.numbers]
+        left: list[int] = reader.read(values, start, stop, arrays)
+        for source, array in zip(self.numbers, arrays, strict=True):
+            source.scaled(array[start:stop])
+        return left
 
     def _decode_joined(self, values: Sequence[bytes | None], feed: Feed, start: int, stop: int) -> bool:
         """Rows start..stop in one parse; False when any of them needs a closer look."""
@@ -66,14 +83,14 @@ class JsonDecoder:
             source.scaled(slot)
         return True
 
-    def _decode_each(self, values: Sequence[bytes | None], feed: Feed, start: int, stop: int) -> None:
+    def _decode_each(self, values: Sequence[bytes | None], feed: Feed, rows: Sequence[int]) -> None:
         """Each record parsed on its own, then their values converted together where that works."""
         records: dict[int, dict[str, Any]] = {}
 
         def parse(row: int) -> None:
             records[row] = _parsed(values[row] or b"")
 
-        decode_each(self, feed, range(start, stop), parse)
+        decode_each(self, feed, rows, parse)
         if self.fixed and not self.pictures and self._stack(records, feed):
             return
         decode_each(self, feed, records, lambda row: self._decode_row(records[row], feed, row))
@@ -230,19 +247,42 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-def _chunks(values: Sequence[bytes | None], start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Rows start..stop in runs of at most ``CHUNK_BYTES``, or of one row."""
-    if sum(map(len, filter(None, values[start:stop]))) <= CHUNK_BYTES:
-        yield start, stop
-        return
-    first, size = start, 0
-    for row in range(start, stop):
-        length = len(values[row] or b"")
-        if size + length > CHUNK_BYTES and row > first:
-            yield first, row
-            first, size = row, 0
-        size += length
-    yield first, stop
+def _chunks(values: Sequence[bytes | None], rows: Sequence[int]) -> Iterator[Sequence[int]]:
+    """These rows in runs of at most ``CHUNK_BYTES``, or of one row."""
+    sizes = [len(values[row] or b"") for row in rows]
+    first, size = 0, 0
+    if sum(sizes) > CHUNK_BYTES:
+        for index, length in enumerate(sizes):
+            if size + length > CHUNK_BYTES and index > first:
+                yield rows[first:index]
+                first, size = index, 0
+            size += length
+    if rows:
+        yield rows[first:]
+
+
+def _reader(sources: Sequence[_Numbers]) -> Any | None:
+    """The compiled reader of these inputs; None where it is not there, or they are more than numbers of one size."""
+    if native.records is None:
+        return None
+    fields: list[tuple[bytes, int, int, int, bool, bool]] = []
+    targets: list[tuple[str, int, int]] = []
+    for index, source in enumerate(sources):
+        dtype, shape = source.spec.dtype, source.spec.item_shape
+        size = math.prod(d or 0 for d in shape)
+        if dtype.char not in "fdbBhHiIlLqQ" or not dtype.isnative or not size:
+            return None
+        targets.append((dtype.char, dtype.itemsize, size))
+        if source.field is None:
+            fields += [
+                (name.encode(), index, place, 1, False, True) for place, name in enumerate(source.names)
+            ]
+        else:
+            bare = size == 1 and (source.field != "features" or not shape)
+            fields.append((source.field.encode(), index, 0, size, True, bare))
+    if len({name for name, *_ in fields}) != len(fields):
+        return None  # a value that is read twice
+    return native.records.Reader(fields, targets)
 
 
 def _sources(

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from itertools import groupby
+from itertools import chain, groupby, repeat
 from operator import mod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 
+from worker import native
 from worker.batch import Array, Batch, Partition, Run, pick
 from worker.codecs.envelope import CONTENT_LENGTH, ResultEncoder, item_spans, own_ids, request_of
 from worker.errors import Rejection
@@ -35,7 +36,9 @@ class JsonEncoder(ResultEncoder):
         # Copied from a request, the content length would make a reader split this body.
         super().__init__(settings, model_name, model_version, reserved=frozenset({CONTENT_LENGTH}))
         self._postprocess = postprocess
-        model = b'"model":%b,' % orjson.dumps(self._model).replace(b"%", b"%%")
+        model = b'"model":%b,' % orjson.dumps(self._model)
+        self._before_prediction = b"}," + model + b'"prediction":'
+        model = model.replace(b"%", b"%%")
         self._one = model + b'"prediction":%b,'
         self._many = model + b'"predictions":[%b],'
 
@@ -87,24 +90,34 @@ class JsonEncoder(ResultEncoder):
                 for item in range(start, stop):
                     found[item] = self._postprocess.chosen(outputs, item, request.outputs)
 
-    def _bodies(self, batch: Batch, run: Run, predictions: Iterable[object]) -> list[bytes]:
+    def _bodies(self, batch: Batch, run: Run, predictions: list[bytes | Rejection]) -> list[bytes]:
         columns = batch.columns.select(run.rows)
+        own, many = own_ids(batch, run.rows), _with_batch_dimension(batch, run.rows)
+        own_texts = {i: orjson.dumps(own[row]) for i, row in enumerate(run.rows) if row in own} if own else {}
+        if native.records is not None and not many:
+            bodies: list[bytes] = native.records.bodies(
+                _around_id,
+                columns.partitions,
+                columns.offsets,
+                columns.timestamps_ms,
+                list(map(own_texts.get, range(len(columns)))) if own else None,
+                self._before_prediction,
+                predictions,
+                _stage_columns(run.stages_us),
+            )
+            return bodies
         latency, times = _latency(run.stages_us)
         middle, end = self._one, latency + b"}"
         ids: list[Any] = columns.offsets
         templates: list[bytes] = []
         for partition, stretch in groupby(columns.partitions):  # a dict would hash a tuple per row
             templates += [_head(partition, own_id=False) + middle + end] * len(list(stretch))
-
-        own, many = own_ids(batch, run.rows), _with_batch_dimension(batch, run.rows)
         if own or many:
             ids = ids.copy()
             for i, row in enumerate(run.rows):
                 middle = self._many if row in many else self._one
                 templates[i] = _head(columns.partitions[i], row in own) + middle + end
-                if row in own:
-                    ids[i] = orjson.dumps(own[row])
-
+                ids[i] = own_texts.get(i, ids[i])
         fields = zip(ids, columns.offsets, columns.timestamps_ms, predictions, *times, strict=True)
         return list(map(mod, templates, fields))
 
@@ -119,6 +132,21 @@ def _head(partition: Partition, own_id: bool) -> bytes:
         name,
         number,
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _around_id(partition: Partition) -> tuple[bytes, bytes]:
+    """Text of a body up to the offset in its id, and from behind its id up to the offset."""
+    name, number = orjson.dumps(partition.topic), partition.number
+    before = b'{"id":"%b/%d/' % (name[1:-1], number)
+    return before, b',"source":{"topic":%b,"partition":%d,"offset":' % (name, number)
+
+
+def _stage_columns(stages_us: dict[str, int | Array]) -> list[tuple[bytes, int | Array]]:
+    """The stages with the text that stands before each."""
+    opening = chain([b',"latency_ms":{"'], repeat(b',"'))
+    named = zip(opening, stages_us.items(), strict=False)
+    return [(before + stage.encode() + b'":', us) for before, (stage, us) in named]
 
 
 def _latency(stages_us: dict[str, int | Array]) -> tuple[bytes, list[list[bytes]]]:

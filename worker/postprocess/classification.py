@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from worker import native
 from worker.batch import Array
 from worker.errors import ConfigError, Rejection
 from worker.model.signature import Signature
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 _FIELD = "postprocess.classification"
 _ARGMAX_UP_TO = 16
 """Up to this ``top_k`` repeated argmax is cheaper than sorting every class (1.6 times at 1,000 classes, 16 wanted)."""
+
+_COMPILED_UP_TO = 64
+"""The compiled path inserts into a sorted list, which takes the square of ``top_k`` at worst."""
 
 
 class Classification:
@@ -49,22 +53,30 @@ class Classification:
         scores = activate(vectors(outputs[self._output], count), self._activation)
         labels = self._labels_for(scores.shape[1])
         k = min(self._top_k, scores.shape[1])
+        found: list[bytes | Rejection]
+        if native.records is not None and 0 < k <= _COMPILED_UP_TO and scores.dtype.char in "fd":
+            found = native.records.top(np.ascontiguousarray(scores), labels, k, self._threshold)
+        else:
+            found = self._best(scores, k, labels)
+        for item in rendering.non_finite_items(scores):
+            found[item] = rendering.non_finite(self._output, self)
+        return found
+
+    def _best(self, scores: Array, k: int, labels: list[bytes]) -> list[bytes | Rejection]:
+        """One fragment per row; anything where a score is not finite."""
+        count = len(scores)
         classes = best_classes(scores, k)
         best = scores[np.arange(count)[:, np.newaxis], classes]
         above = best >= self._threshold
-        found: list[bytes | Rejection]
         if above.all():
-            found = [*_render(classes, best, labels)]
-        else:
-            found = [b""] * count
-            kept = above.sum(axis=1)
-            for length in set(kept.tolist()):
-                rows = np.flatnonzero(kept == length)
-                texts = _render(classes[rows, :length], best[rows, :length], labels)
-                for row, text in zip(rows.tolist(), texts, strict=True):
-                    found[row] = text
-        for item in rendering.non_finite_items(scores):
-            found[item] = rendering.non_finite(self._output, self)
+            return [*_render(classes, best, labels)]
+        found: list[bytes | Rejection] = [b""] * count
+        kept = above.sum(axis=1)
+        for length in set(kept.tolist()):
+            rows = np.flatnonzero(kept == length)
+            texts = _render(classes[rows, :length], best[rows, :length], labels)
+            for row, text in zip(rows.tolist(), texts, strict=True):
+                found[row] = text
         return found
 
     def _labels_for(self, classes: int) -> list[bytes]:

@@ -30,7 +30,7 @@ class Embedding:
         values = vectors(outputs[self._output], count)
         if self._normalize:
             values = normalized(values)
-        found: list[bytes | Rejection] = [b'{"embedding":%b}' % text for text in rendering.items(values)]
+        found: list[bytes | Rejection] = [*rendering.items(values, b'{"embedding":', b"}")]
         for item in rendering.non_finite_items(values):
             found[item] = rendering.non_finite(self._output, self)
         return found

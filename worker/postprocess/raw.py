@@ -21,14 +21,19 @@ class Raw:
 
     def __init__(self, signature: Signature) -> None:
         self._names = [spec.name for spec in signature.outputs]
-        fields = [orjson.dumps(name).replace(b"%", b"%%") + b":%b" for name in self._names]
-        self._template = b'{"outputs":{' + b",".join(fields) + b"}}"
+        # what stands before each output's text
+        self._before = [b"," + orjson.dumps(name) + b":" for name in self._names]
+        self._before[0] = b'{"outputs":{' + self._before[0][1:]
 
     def predictions(
         self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
     ) -> list[bytes | Rejection]:
-        texts = [rendering.items(outputs[name]) for name in self._names]
-        found: list[bytes | Rejection] = [self._template % row for row in zip(*texts, strict=True)]
+        last = len(self._names) - 1
+        texts = [
+            rendering.items(outputs[name], before, b"}}" if index == last else b"")
+            for index, (name, before) in enumerate(zip(self._names, self._before, strict=True))
+        ]
+        found: list[bytes | Rejection] = [*(map(b"".join, zip(*texts, strict=True)) if last else texts[0])]
         for name in self._names:
             for item in rendering.non_finite_items(outputs[name]):
                 found[item] = rendering.non_finite(name, self)

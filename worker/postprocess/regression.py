@@ -24,9 +24,9 @@ class Regression:
         values = vectors(outputs[self._output], count)
         found: list[bytes | Rejection]
         if values.shape[1] == 1:
-            found = [b'{"value":%b}' % text for text in rendering.scalars(values)]
+            found = [*rendering.items(values.reshape(-1), b'{"value":', b"}")]
         else:
-            found = [b'{"values":%b}' % text for text in rendering.items(values)]
+            found = [*rendering.items(values, b'{"values":', b"}")]
         for item in rendering.non_finite_items(values):
             found[item] = rendering.non_finite(self._output, self)
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import orjson
 
+from worker import native
 from worker.batch import Array
 from worker.errors import Reject, Rejection
 
@@ -18,15 +19,27 @@ def scalars(values: Array) -> list[bytes]:
     return items(values.reshape(-1))
 
 
-def items(values: Array) -> list[bytes]:
-    """The JSON text of ``values[i]`` for every i: a nested list, or a scalar where ``values`` has rank 1."""
+def items(values: Array, before: bytes = b"", after: bytes = b"") -> list[bytes]:
+    """``before``, JSON text and ``after`` of ``values[i]`` for every i: a nested list, or a scalar where the rank is 1."""
     if values.dtype == object or values.size == 0:
-        return [orjson.dumps(item) for item in values.tolist()]
+        return [before + orjson.dumps(item) + after for item in values.tolist()]
+    if native.records is not None and (plain := _plain(values)) is not None:
+        texts: list[bytes] = native.records.items(plain, before, after)
+        return texts
     depth = values.ndim - 1
     opening, closing = b"[" * depth, b"]" * depth
     # Between two items every level closes and opens again; inside an item at least one stays open.
-    texts = dumps(values)[1 + depth : -1 - depth].split(closing + b"," + opening)
-    return [opening + text + closing for text in texts] if depth else texts
+    inner = dumps(values)[1 + depth : -1 - depth].split(closing + b"," + opening)
+    before, after = before + opening, closing + after
+    return [before + text + after for text in inner] if before or after else inner
+
+
+def _plain(values: Array) -> Array | None:
+    """The same numbers as the compiled path takes them; None where it does not."""
+    if values.dtype.char == "e":
+        return values.astype(np.float32, order="C")
+    known = values.dtype.isnative and values.dtype.kind in "fiub" and values.dtype.char != "g"
+    return np.ascontiguousarray(values) if known else None
 
 
 def dumps(values: Array) -> bytes:

@@ -1,0 +1,83 @@
+"""CPU microseconds per record of the engine's own steps, without Kafka: `python tests/bench/steps.py [--rounds N]`.
+
+Decode, infer and encode of one slab after the other through a real pipeline; with the compiled batch path where it is
+there, and without it. The two are interleaved round by round, so their ratio holds on a busy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from workloads import WORKLOADS, Workload
+
+from worker.app import load_pipelines
+from worker.batch import Batch, Columns, Partition
+from worker.engine import Engine, Pipeline
+from worker.settings import Settings, validate
+
+SLAB = 2048
+STEPS = ("decode", "infer", "encode")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40, metavar="N")
+    parser.add_argument("--workload", choices=["json", "raw"], default="json")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = WORKLOADS[args.workload](Path(folder))
+        pipeline = next(iter(load_pipelines(settings_for(work)).values()))
+    columns = slab(work)
+    rounds = [times_us(pipeline, columns) for _ in range(args.rounds + 3)][3:]
+    for index, step in enumerate(STEPS):
+        print(f"{step:7} {statistics.median(r[index] for r in rounds):6.3f} us")
+    print(f"{'sum':7} {statistics.median(map(sum, rounds)):6.3f} us")
+
+
+def settings_for(work: Workload) -> Settings:
+    document: dict[str, Any] = {
+        **work.settings,
+        "name": "p",
+        "input": {**work.settings["input"], "topics": ["in"]},
+        "output": {**work.settings["output"], "topic": "out"},
+        "dead_letter": {"topic": "dead"},
+        "kafka": {"bootstrap.servers": "localhost:9", "group.id": "g"},
+    }
+    return validate(document, Path.cwd())
+
+
+def slab(work: Workload, rows: int = SLAB) -> Columns:
+    """Records of one partition, as a take gives them."""
+    now_ms = int(time.time() * 1000)
+    values: list[bytes | None] = [*(work.values * (rows // len(work.values) + 1))[:rows]]
+    nothing: list[Any] = [None] * rows
+    stamps = [now_ms - 2 - row // 100 for row in range(rows)]
+    offsets = list(range(1_000_000, 1_000_000 + rows))
+    return Columns(values, nothing, nothing, stamps, offsets, [Partition("records.in", 3)] * rows)
+
+
+def times_us(pipeline: Pipeline, columns: Columns) -> list[float]:
+    """One slab through the engine, by step."""
+    engine, rows = Engine(), len(columns)
+    batch = Batch(None, range(rows), columns, pipeline, time.monotonic_ns(), time.time() * 1000)
+    clock = [time.process_time()]
+    for start, stop in engine.shards(batch):
+        engine.decode(batch, start, stop)
+    clock.append(time.process_time())
+    engine.infer(batch)
+    clock.append(time.process_time())
+    engine.finish(batch)
+    clock.append(time.process_time())
+    assert batch.outcomes is not None
+    assert all(batch.outcomes.bodies)
+    return [(after - before) * 1e6 / rows for before, after in pairwise(clock)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+#include "reader.hpp"
+
+#include <cstring>
+#include <limits>
+
+#include "numbers.hpp"
+
+namespace reader {
+namespace {
+
+constexpr int DEPTH_MAX = 64;  // of values that are passed over
+constexpr std::int64_t POWER_MAX = 300;
+
+const char* blank(const char* p, const char* end) {
+    while (p < end && (*p == ' ' || *p == '\n' || *p == '\r' || *p == '\t')) ++p;
+    return p;
+}
+
+// The end of a UTF-8 sequence that begins with a byte above 0x7f; null where there is none.
+const char* sequence(const char* p, const char* end) {
+    const auto byte = [&](int i) { return static_cast<unsigned char>(p[i]); };
+    const auto follows = [&](int i) { return (byte(i) & 0xC0) == 0x80; };
+    const unsigned char lead = byte(0);
+    if (lead >= 0xC2 && lead <= 0xDF) return end - p >= 2 && follows(1) ? p + 2 : nullptr;
+    if (lead >= 0xE0 && lead <= 0xEF) {
+        if (end - p < 3 || !follows(1) || !follows(2)) return nullptr;
+        if ((lead == 0xE0 && byte(1) < 0xA0) || (lead == 0xED && byte(1) > 0x9F)) return nullptr;
+        return p + 3;
+    }
+    if (lead >= 0xF0 && lead <= 0xF4) {
+        if (end - p < 4 || !follows(1) || !follows(2) || !follows(3)) return nullptr;
+        if ((lead == 0xF0 && byte(1) < 0x90) || (lead == 0xF4 && byte(1) > 0x8F)) return nullptr;
+        return p + 4;
+    }
+    return nullptr;
+}
+
+// Behind the closing quote of a string whose opening one was passed; null when it is not one, or has an escape
+// that says more than its letter.
+const char* string(const char* p, const char* end, bool escapes) {
+    while (p < end) {
+        const unsigned char c = static_cast<unsigned char>(*p);
+        if (c == '"') return p + 1;
+        if (c < 0x20) return nullptr;
+        if (c == '\\') {
+            if (!escapes || end - p < 2 || std::memchr("\"\\/bfnrt", p[1], 8) == nullptr) return nullptr;
+            p += 2;
+        } else if (c < 0x80) {
+            ++p;
+        } else if ((p = sequence(p, end)) == nullptr) {
+            return nullptr;
+        }
+    }
+    return nullptr;
+}
+
+const char* literal(const char* p, const char* end, std::string_view word) {
+    const bool there = static_cast<std::size_t>(end - p) >= word.size() && word.compare(0, word.size(), p, word.size()) == 0;
+    return there ? p + word.size() : nullptr;
+}
+
+// Behind any value; null when it is none, or one that Python's parser might refuse.
+const char* pass_over(const char* p, const char* end, int depth) {
+    if (p == end || depth == 0) return nullptr;
+    switch (*p) {
+        case '"':
+            return string(p + 1, end, true);
+        case 't':
+            return literal(p, end, "true");
+        case 'f':
+            return literal(p, end, "false");
+        case 'n':
+            return literal(p, end, "null");
+        case '[':
+        case '{': {
+            const bool object = *p == '{';
+            const char closing = object ? '}' : ']';
+            p = blank(p + 1, end);
+            if (p < end && *p == closing) return p + 1;
+            while (true) {
+                if (object) {
+                    if (p == end || *p != '"' || (p = string(p + 1, end, true)) == nullptr) return nullptr;
+                    p = blank(p, end);
+                    if (p == end || *p != ':') return nullptr;
+                    p = blank(p + 1, end);
+                }
+                if ((p = pass_over(p, end, depth - 1)) == nullptr) return nullptr;
+                p = blank(p, end);
+                if (p == end) return nullptr;
+                if (*p == closing) return p + 1;
+                if (*p != ',') return nullptr;
+                p = blank(p + 1, end);
+            }
+        }
+        default: {
+            numbers::Number n;
+            // one beyond float64 makes the whole record invalid
+            if (!numbers::scan(p, end, n) || n.exponent + n.digits > POWER_MAX) return nullptr;
+            return n.end;
+        }
+    }
+}
+
+template <typename I>
+bool store_integer(const numbers::Number& n, char* place) {
+    std::int64_t value;
+    if (!numbers::to_integer(n, value)) return false;
+    if constexpr (std::numeric_limits<I>::is_signed) {
+        if (value < std::int64_t{std::numeric_limits<I>::min()} || value > std::int64_t{std::numeric_limits<I>::max()}) {
+            return false;
+        }
+    } else if (value < 0 || static_cast<std::uint64_t>(value) > std::uint64_t{std::numeric_limits<I>::max()}) {
+        return false;
+    }
+    const I stored = static_cast<I>(value);
+    std::memcpy(place, &stored, sizeof stored);
+    return true;
+}
+
+bool store(const numbers::Number& n, char code, char* place) {
+    switch (code) {
+        case 'f':
+        case 'd': {
+            double value;
+            if (!numbers::to_double(n, value)) return false;
+            if (code == 'd') {
+                std::memcpy(place, &value, sizeof value);
+                return true;
+            }
+            const float rounded = static_cast<float>(value);
+            std::memcpy(place, &rounded, sizeof rounded);
+            return std::isfinite(rounded);
+        }
+        case 'b':
+            return store_integer<signed char>(n, place);
+        case 'B':
+            return store_integer<unsigned char>(n, place);
+        case 'h':
+            return store_integer<short>(n, place);
+        case 'H':
+            return store_integer<unsigned short>(n, place);
+        case 'i':
+            return store_integer<int>(n, place);
+        case 'I':
+            return store_integer<unsigned int>(n, place);
+        case 'l':
+            return store_integer<long>(n, place);
+        case 'L':
+            return store_integer<unsigned long>(n, place);
+        case 'q':
+            return store_integer<long long>(n, place);
+        case 'Q':
+            return store_integer<unsigned long long>(n, place);
+        default:
+            return false;
+    }
+}
+
+}  // namespace
+
+Plan::Plan(std::vector<Field> fields, std::vector<Target> targets)
+    : fields_(std::move(fields)), targets_(std::move(targets)) {
+    for (std::size_t i = 0; i < fields_.size(); ++i) by_name_.emplace(fields_[i].name, i);
+}
+
+// The field of this name, else the number of fields. Records mostly have theirs in the same order.
+std::size_t Plan::find(std::string_view key, std::size_t guess) const {
+    if (guess < fields_.size() && fields_[guess].name == key) return guess;
+    const auto found = by_name_.find(key);
+    return found == by_name_.end() ? fields_.size() : found->second;
+}
+
+// Reads the value of a field; behind it, or null.
+const char* Plan::value(const char* p, const char* end, const Field& field, char* item) const {
+    const Target& target = targets_[field.target];
+    char* place = item + field.offset * target.itemsize;
+    numbers::Number n;
+    if (p < end && *p == '[') {
+        if (!field.listed) return nullptr;
+        p = blank(p + 1, end);
+        for (std::int64_t i = 0; i < field.count; ++i, place += target.itemsize) {
+            if (i > 0) {
+                if (p == end || *p != ',') return nullptr;
+                p = blank(p + 1, end);
+            }
+            if (!numbers::scan(p, end, n) || !store(n, target.code, place)) return nullptr;
+            p = blank(n.end, end);
+        }
+        return p < end && *p == ']' ? p + 1 : nullptr;
+    }
+    if (!field.bare || !numbers::scan(p, end, n) || !store(n, target.code, place)) return nullptr;
+    return n.end;
+}
+
+bool Plan::read(const char* p, const char* end, const std::vector<char*>& items, Pass& pass) const {
+    const std::uint64_t record = ++pass.record;
+    std::size_t found = 0, guess = 0;
+    p = blank(p, end);
+    if (p == end || *p != '{') return false;
+    do {
+        p = blank(p + 1, end);  // behind the brace or a comma
+        if (p == end || *p != '"') return false;
+        const char* key = p + 1;
+        if ((p = string(key, end, false)) == nullptr) return false;
+        const std::size_t index = find(std::string_view(key, static_cast<std::size_t>(p - 1 - key)), guess);
+        p = blank(p, end);
+        if (p == end || *p != ':') return false;
+        p = blank(p + 1, end);
+        if (index == fields_.size()) {
+            p = pass_over(p, end, DEPTH_MAX);
+        } else {
+            if (pass.seen[index] == record) return false;  // of a name that is there twice the last one counts
+            pass.seen[index] = record;
+            ++found;
+            guess = index + 1;
+            p = value(p, end, fields_[index], items[fields_[index].target]);
+        }
+        if (p == nullptr) return false;
+        p = blank(p, end);
+    } while (p < end && *p == ',');
+    return p < end && *p == '}' && blank(p + 1, end) == end && found == fields_.size();
+}
+
+}  // namespace reader
