@@ -300,8 +300,9 @@ class _Process:
     """Everything one running worker is made of; also what its HTTP server shows."""
 
     def __init__(self, settings: Settings, loaded: Loaded, index: int, stop: _Stop) -> None:
+        from worker.kafka.batch_sink import BatchSink, open_sink
         from worker.kafka.properties import client_id
-        from worker.kafka.sink import KafkaSink, MetricsProducer
+        from worker.kafka.sink import MetricsProducer
         from worker.kafka.source import KafkaSource
         from worker.kafka.topics import TopicWatch, open_topics
 
@@ -332,7 +333,8 @@ class _Process:
             )
         # an id of its own per process: a restart aborts nothing of a replica that still runs
         transactional_id = f"{self.info.group}-{uuid.uuid4()}" if exactly_once else None
-        self._sink = KafkaSink(settings, self._topics, transactional_id)
+        self._sink = open_sink(settings, self._topics, transactional_id)
+        self._sends_batches = isinstance(self._sink, BatchSink)
         window = Window(limits.in_flight_bytes)
         engine = Engine()
         self._pool = (
@@ -393,6 +395,7 @@ class _Process:
             pipelines=len(self._settings.pipelines),
             delivery=self._settings.delivery,
             batch_path=native.batch_path,
+            producer="compiled" if self._sends_batches else "python",
         )
         self._stop.requested = self._ask_to_stop
         # a parent may hand its signal mask down, and building a client blocks all signals for a moment
@@ -427,8 +430,10 @@ class _Process:
             return AtLeastOnce(
                 self._source, self._sink, COMMIT_INTERVAL_S, time.monotonic_ns, caution.metadata
             )
+        from worker.kafka.sink import KafkaSink
         from worker.kafka.transactions import KafkaTransactions
 
+        assert isinstance(self._sink, KafkaSink), "transactions need the library's own producer"
         length = self._settings.transaction
         return ExactlyOnce(
             KafkaTransactions(self._source, self._sink),

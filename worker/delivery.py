@@ -59,8 +59,8 @@ class Delivery(Protocol):
     def ready(self) -> bool:
         """Whether outputs may be handed to the producer now (not while a transaction is being committed or undone)."""
 
-    def on_delivery(self, slab: Slab) -> Callable[[Any, Any], None] | None:
-        """What the producer calls per output; the slab's transaction, if there are any, is open from here on."""
+    def on_delivery(self, slab: Slab) -> Callable[..., None] | None:
+        """What the producer calls per output, or for several with their number; the slab's transaction, if there are any, is open from here on."""
 
     def handed_over(self, slab: Slab) -> None:
         """Every output of the slab is with the producer."""
@@ -129,11 +129,11 @@ class AtLeastOnce:
     def ready(self) -> bool:
         return True
 
-    def on_delivery(self, slab: Slab) -> Callable[[Any, Any], None]:
+    def on_delivery(self, slab: Slab) -> Callable[..., None]:
         done = self._done
 
-        def acknowledged(error: Any, _message: Any) -> None:
-            slab.unacknowledged -= 1
+        def acknowledged(error: Any, _message: Any, rows: int = 1) -> None:
+            slab.unacknowledged -= rows
             if error is not None and slab.ends:
                 self._refused = DeliveryFailed("delivery", f"an output was refused for good: {error}")
             if not slab.unacknowledged and slab.sent:

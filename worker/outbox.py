@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from worker.admission import Route
 from worker.batch import Batch, Headers, Outcomes, Partition, Span
@@ -19,7 +19,10 @@ from worker.window import Epochs, Slab
 
 
 class Sink(Protocol):
-    """Where outputs go. ``send`` queues as many rows as fit, in order, and says how many."""
+    """Where outputs go. ``send`` queues as many rows as fit, in order, and says how many.
+
+    ``on_delivery(error, message)`` is called per row, or ``on_delivery(error, None, rows)`` for several at once.
+    """
 
     def send(
         self,
@@ -29,7 +32,7 @@ class Sink(Protocol):
         values: Sequence[bytes | None],
         headers: Sequence[Headers | None] | None,
         mode: str,
-        on_delivery: Callable[[Any, Any], None] | None,
+        on_delivery: Callable[..., None] | None,
         timestamp_ms: int = 0,
     ) -> int: ...
 
@@ -120,7 +123,7 @@ class Outbox:
             self._sends.append(send)
         return nbytes
 
-    def push(self, on_delivery: Callable[[Slab], Callable[[Any, Any], None] | None]) -> list[Slab]:
+    def push(self, on_delivery: Callable[[Slab], Callable[..., None] | None]) -> list[Slab]:
         """Hand over what the producer takes; returns the slabs whose every output it has now."""
         handed: list[Slab] = []
         while self._sends:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +13,9 @@ from confluent_kafka import KafkaError, Message
 from kafka_support import PATIENCE_S, Cluster
 from stream import read_all
 
+from worker import native
 from worker.batch import Headers, Partition
+from worker.kafka.batch_sink import BatchSink
 from worker.kafka.broker import EmbeddedBroker
 from worker.kafka.sink import KafkaSink
 from worker.kafka.topics import Topics
@@ -39,11 +42,18 @@ def cluster(request: pytest.FixtureRequest) -> Cluster:
 class Sending:
     """A sink with one output topic, and what became of each row."""
 
-    def __init__(self, cluster: Cluster, partitions: int, limit: int = 1_048_588, **settings: Any) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        partitions: int,
+        limit: int = 1_048_588,
+        kind: type[KafkaSink | BatchSink] = KafkaSink,
+        **settings: Any,
+    ) -> None:
         self.cluster = cluster
         self.topic = cluster.topic(partitions)
         topics = Topics("test", cluster.embedded is not None, {self.topic: partitions}, {self.topic: limit})
-        self.sink = KafkaSink(cluster.settings("in", **settings), topics)
+        self.sink = kind(cluster.settings("in", **settings), topics)
         self.acknowledged = 0
         self.refused: list[KafkaError] = []
 
@@ -59,11 +69,11 @@ class Sending:
             self.topic, Partition("in", source), keys, values, headers, mode, self.on_delivery
         )
 
-    def on_delivery(self, error: KafkaError | None, message: Message | None) -> None:
+    def on_delivery(self, error: KafkaError | None, message: Message | None, rows: int = 1) -> None:
         if error is None:
-            self.acknowledged += 1
+            self.acknowledged += rows
         else:
-            self.refused.append(error)
+            self.refused += [error] * rows
 
     def wait(self, count: int) -> None:
         """Until this many rows are settled one way or the other."""
@@ -76,12 +86,24 @@ class Sending:
         return read_all(self.cluster.bootstrap, self.topic)
 
 
+@pytest.fixture(params=[KafkaSink, BatchSink])
+def kind(request: pytest.FixtureRequest) -> type[KafkaSink | BatchSink]:
+    """Both sinks do the same; one of them only where it is compiled."""
+    if request.param is BatchSink and native.producer is None:
+        if os.environ.get("REQUIRE_NATIVE") == "1":
+            pytest.fail(f"REQUIRE_NATIVE=1, but the producer is {native.producer_path}")
+        pytest.skip(f"the producer is {native.producer_path}")
+    return request.param
+
+
 @pytest.fixture
-def sending(cluster: Cluster, request: pytest.FixtureRequest) -> Callable[..., Sending]:
+def sending(
+    cluster: Cluster, kind: type[KafkaSink | BatchSink], request: pytest.FixtureRequest
+) -> Callable[..., Sending]:
     """Make a sink for a new topic; it is closed when the test is over."""
 
     def start(partitions: int, **more: Any) -> Sending:
-        made = Sending(cluster, partitions, **more)
+        made = Sending(cluster, partitions, kind=kind, **more)
         request.addfinalizer(lambda: made.sink.close(5.0))
         return made
 
@@ -217,15 +239,19 @@ def test_a_purge_settles_every_row(sending: Callable[..., Sending]) -> None:
 def test_a_renewed_producer_sends(sending: Callable[..., Sending]) -> None:
     """After ``renew`` the sink goes on with a new client."""
     out = sending(1)
+    if isinstance(out.sink, BatchSink):
+        pytest.skip("only transactions renew a producer")
     out.sink.renew()
     assert out.send([None], [b"v"]) == 1
     out.wait(1)
     assert out.acknowledged == 1
 
 
-def test_an_outage_is_waited_out_in_order(embedded_broker: EmbeddedBroker) -> None:
+def test_an_outage_is_waited_out_in_order(
+    embedded_broker: EmbeddedBroker, kind: type[KafkaSink | BatchSink]
+) -> None:
     """Outputs sent while the broker is away arrive once it is back, in order and once."""
-    out = Sending(Cluster(embedded_broker.bootstrap, embedded_broker), 1)
+    out = Sending(Cluster(embedded_broker.bootstrap, embedded_broker), 1, kind=kind)
     embedded_broker.set_down()
     values = [b"%d" % i for i in range(300)]
     assert out.send([None] * 300, values) == 300
@@ -236,9 +262,11 @@ def test_an_outage_is_waited_out_in_order(embedded_broker: EmbeddedBroker) -> No
     out.sink.close(1.0)
 
 
-def test_closing_does_not_wait_for_a_dead_broker(embedded_broker: EmbeddedBroker) -> None:
+def test_closing_does_not_wait_for_a_dead_broker(
+    embedded_broker: EmbeddedBroker, kind: type[KafkaSink | BatchSink]
+) -> None:
     """``close`` gives up within its budget and settles what it could not send."""
-    out = Sending(Cluster(embedded_broker.bootstrap, embedded_broker), 1)
+    out = Sending(Cluster(embedded_broker.bootstrap, embedded_broker), 1, kind=kind)
     embedded_broker.set_down()
     assert out.send([None] * 10, [b"v"] * 10) == 10
     started = time.monotonic()

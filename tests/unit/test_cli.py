@@ -237,7 +237,7 @@ def test_check_goes_through_everything(config: Path, app: Any, capsys: pytest.Ca
     assert checks["model"][1] == "small@0123abcd on cpu"
     assert checks["signature"][1] == "small: x: FP32[*,3] -> y: FP32[*,2]"
     assert json.loads(checks["sample"][1]) == {"prediction": {"label": "yes"}}
-    assert checks["batch path"][1] == native.batch_path
+    assert checks["batch path"][1] == f"{native.batch_path}, producer {native.producer_path}"
     assert "in_flight_bytes 256 + prefetch_bytes 16 + output_bytes 64" in checks["memory"][1]
 
 

@@ -67,7 +67,7 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace) -> 
     )
     if report.first_failure is None:
         _check_engine(report, settings, sample)
-    report.line("batch path", True, native.batch_path)
+    report.line("batch path", True, f"{native.batch_path}, producer {native.producer_path}")
     report.line("memory", True, _memory(settings))
     report.line("credentials", True, _credentials(settings))
     if not args.offline:

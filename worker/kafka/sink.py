@@ -26,12 +26,44 @@ if TYPE_CHECKING:
 CHUNK_ROWS = 1000
 """Rows per ``produce_batch``, which holds the interpreter for as long as it runs."""
 
-OnDelivery = Callable[[Any, Any], None]
-"""Called per row with (error or None, message or None)."""
+OnDelivery = Callable[..., None]
+"""Called per row with (error or None, message or None), or with (error or None, None, number of rows)."""
 log = logging.getLogger(__name__)
 
 
-class KafkaSink:
+class Outputs:
+    """What every sink knows: the topics written to, and what its client said against it."""
+
+    def __init__(self, topics: Topics) -> None:
+        self._topics = topics
+        self._reported: int | None = None
+        self.fatal: str | None = None
+        """Why the producer can never work again, once that is so; a renewed one can."""
+
+    def max_bytes(self, topic: str) -> int:
+        """``max.message.bytes`` of a topic."""
+        return self._topics.limits.get(topic, DEFAULT_TOPIC_LIMIT)
+
+    def partition(self, topic: str, source: Partition) -> int:
+        """Where rows go that are not placed by their key; see :meth:`KafkaSink.send`."""
+        return source.number % self._topics.partitions[topic]
+
+    def _refused(self, error: KafkaError, on_delivery: OnDelivery | None) -> None:
+        if error.fatal():
+            self._on_error(error)
+        if on_delivery is None:
+            raise DeliveryFailed("transaction", f"the producer refuses an output: {error.str()}")
+        on_delivery(error, None)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self.fatal = error.str()
+        if error.code() != self._reported:
+            log.warning("kafka: %s", error.str())
+        self._reported = error.code()
+
+
+class KafkaSink(Outputs):
     """The producer of results and dead letters.
 
     Args:
@@ -44,12 +76,9 @@ class KafkaSink:
     """
 
     def __init__(self, settings: Settings, topics: Topics, transactional_id: str | None = None) -> None:
-        self._topics = topics
+        super().__init__(topics)
         self._properties = producer_properties(settings, topics.limits, transactional_id)
         self._properties["error_cb"] = self._on_error
-        self._reported: int | None = None
-        self.fatal: str | None = None
-        """Why the producer can never work again, once that is so; a renewed one can."""
         self.producer: Producer = build(Producer, self._properties)
         self._swapping = threading.Lock()
         """Held while the producer is polled or replaced: one that is polled must not be closed."""
@@ -83,7 +112,7 @@ class KafkaSink:
         Returns:
             How many rows were accepted; the rest did not fit and has to be given again, first of all.
         """
-        partition = source.number % self._topics.partitions[topic]
+        partition = self.partition(topic, source)
         sent = 0
         for start, stop, by_key in _stretches(keys, mode):
             to = -1 if by_key else partition
@@ -138,10 +167,6 @@ class KafkaSink:
             old, self.producer, self.fatal = self.producer, new, None
         if old not in self._lent:
             _let_go(old, 0.0)
-
-    def max_bytes(self, topic: str) -> int:
-        """``max.message.bytes`` of a topic."""
-        return self._topics.limits.get(topic, DEFAULT_TOPIC_LIMIT)
 
     def close(self, budget_s: float) -> None:
         """Flush within the budget, give up the rest, end the client; one in a call ends with the process."""
@@ -208,20 +233,6 @@ class KafkaSink:
             except KafkaException as error:
                 self._refused(error.args[0], on_delivery)
         return stop - start
-
-    def _refused(self, error: KafkaError, on_delivery: OnDelivery | None) -> None:
-        if error.fatal():
-            self._on_error(error)
-        if on_delivery is None:
-            raise DeliveryFailed("transaction", f"the producer refuses an output: {error.str()}")
-        on_delivery(error, None)
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            self.fatal = error.str()
-        if error.code() != self._reported:
-            log.warning("kafka: %s", error.str())
-        self._reported = error.code()
 
 
 class MetricsProducer:

@@ -1,7 +1,7 @@
 #include "reader.hpp"
 
 #include <cstring>
-#include <limits>
+#include <type_traits>
 
 #include "numbers.hpp"
 
@@ -101,58 +101,70 @@ const char* pass_over(const char* p, const char* end, int depth) {
     }
 }
 
-template <typename I>
-bool store_integer(const numbers::Number& n, char* place) {
-    std::int64_t value;
-    if (!numbers::to_integer(n, value)) return false;
-    if constexpr (std::numeric_limits<I>::is_signed) {
-        if (value < std::int64_t{std::numeric_limits<I>::min()} || value > std::int64_t{std::numeric_limits<I>::max()}) {
-            return false;
-        }
-    } else if (value < 0 || static_cast<std::uint64_t>(value) > std::uint64_t{std::numeric_limits<I>::max()}) {
-        return false;
+// Writes a number as a T; false when it is none, or Python has to say what it is.
+template <typename T>
+bool store(const numbers::Number& n, char* place) {
+    T stored;
+    if constexpr (std::is_floating_point_v<T>) {
+        double value;
+        if (!numbers::to_double(n, value)) return false;
+        stored = static_cast<T>(value);
+        if (!std::isfinite(stored)) return false;
+    } else {
+        std::int64_t value;
+        if (!numbers::to_integer(n, value)) return false;
+        stored = static_cast<T>(value);
+        // the same number again, and not by way of another sign
+        if (static_cast<std::int64_t>(stored) != value || (stored < 0) != (value < 0)) return false;
     }
-    const I stored = static_cast<I>(value);
     std::memcpy(place, &stored, sizeof stored);
     return true;
 }
 
-bool store(const numbers::Number& n, char code, char* place) {
+// Reads `count` numbers with commas between them; behind the last, or null.
+template <typename T>
+const char* read_numbers(const char* p, const char* end, std::int64_t count, char* place) {
+    numbers::Number n;
+    for (std::int64_t i = 0; i < count; ++i, place += sizeof(T)) {
+        if (i > 0) {
+            p = blank(p, end);
+            if (p == end || *p != ',') return nullptr;
+            p = blank(p + 1, end);
+        }
+        if (!numbers::scan(p, end, n) || !store<T>(n, place)) return nullptr;
+        p = n.end;
+    }
+    return p;
+}
+
+const char* read_as(char code, const char* p, const char* end, std::int64_t count, char* place) {
     switch (code) {
         case 'f':
-        case 'd': {
-            double value;
-            if (!numbers::to_double(n, value)) return false;
-            if (code == 'd') {
-                std::memcpy(place, &value, sizeof value);
-                return true;
-            }
-            const float rounded = static_cast<float>(value);
-            std::memcpy(place, &rounded, sizeof rounded);
-            return std::isfinite(rounded);
-        }
+            return read_numbers<float>(p, end, count, place);
+        case 'd':
+            return read_numbers<double>(p, end, count, place);
         case 'b':
-            return store_integer<signed char>(n, place);
+            return read_numbers<signed char>(p, end, count, place);
         case 'B':
-            return store_integer<unsigned char>(n, place);
+            return read_numbers<unsigned char>(p, end, count, place);
         case 'h':
-            return store_integer<short>(n, place);
+            return read_numbers<short>(p, end, count, place);
         case 'H':
-            return store_integer<unsigned short>(n, place);
+            return read_numbers<unsigned short>(p, end, count, place);
         case 'i':
-            return store_integer<int>(n, place);
+            return read_numbers<int>(p, end, count, place);
         case 'I':
-            return store_integer<unsigned int>(n, place);
+            return read_numbers<unsigned int>(p, end, count, place);
         case 'l':
-            return store_integer<long>(n, place);
+            return read_numbers<long>(p, end, count, place);
         case 'L':
-            return store_integer<unsigned long>(n, place);
+            return read_numbers<unsigned long>(p, end, count, place);
         case 'q':
-            return store_integer<long long>(n, place);
+            return read_numbers<long long>(p, end, count, place);
         case 'Q':
-            return store_integer<unsigned long long>(n, place);
+            return read_numbers<unsigned long long>(p, end, count, place);
         default:
-            return false;
+            return nullptr;
     }
 }
 
@@ -174,22 +186,13 @@ std::size_t Plan::find(std::string_view key, std::size_t guess) const {
 const char* Plan::value(const char* p, const char* end, const Field& field, char* item) const {
     const Target& target = targets_[field.target];
     char* place = item + field.offset * target.itemsize;
-    numbers::Number n;
-    if (p < end && *p == '[') {
-        if (!field.listed) return nullptr;
-        p = blank(p + 1, end);
-        for (std::int64_t i = 0; i < field.count; ++i, place += target.itemsize) {
-            if (i > 0) {
-                if (p == end || *p != ',') return nullptr;
-                p = blank(p + 1, end);
-            }
-            if (!numbers::scan(p, end, n) || !store(n, target.code, place)) return nullptr;
-            p = blank(n.end, end);
-        }
-        return p < end && *p == ']' ? p + 1 : nullptr;
-    }
-    if (!field.bare || !numbers::scan(p, end, n) || !store(n, target.code, place)) return nullptr;
-    return n.end;
+    const bool list = p < end && *p == '[';
+    if (!(list ? field.listed : field.bare)) return nullptr;
+    if (list) p = blank(p + 1, end);
+    p = read_as(target.code, p, end, field.count, place);
+    if (p == nullptr || !list) return p;
+    p = blank(p, end);
+    return p < end && *p == ']' ? p + 1 : nullptr;
 }
 
 bool Plan::read(const char* p, const char* end, const std::vector<char*>& items, Pass& pass) const {

@@ -1,0 +1,593 @@
+// A producer that is fed and acknowledged by the batch: worker.native._producer. What it takes is in _producer.pyi.
+//
+// It is librdkafka's own, driven through its public C interface and its event queue. There are no callbacks: events
+// are fetched and counted on the thread that polls, with the interpreter let go, and told to Python afterwards.
+#include "python.hpp"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "rdkafka.hpp"
+
+using namespace python;
+
+namespace {
+
+constexpr long INTERFACE = 1;
+constexpr int EVENTS_MAX = 10000;  // served by one poll: who is asked to wait a second must come back after one
+constexpr int FLUSH_STEP_MS = 10;
+
+// What a Producer knows of the rows of one `send`. It lives while any of them is unanswered, while it is on the list
+// of those with news, and while the `send` lasts: each counts as one user.
+struct Ticket {
+    PyObject* receipt;
+    std::atomic<std::int64_t> users{1};
+    bool listed = false;  // the fields from here on belong to whoever holds the polling lock
+    std::int64_t delivered = 0;
+    std::vector<std::pair<int, std::int64_t>> failed;  // code, rows
+
+    void fail(int code) {
+        for (auto& [known, rows] : failed) {
+            if (known == code) {
+                ++rows;
+                return;
+            }
+        }
+        failed.emplace_back(code, 1);
+    }
+};
+
+struct Notice {
+    int kind;  // EVENT_ERROR or EVENT_LOG
+    int number;  // code or level
+    bool fatal;
+    std::string facility, text;
+};
+
+// Everything of one client.
+class Core {
+  public:
+    Core(void* handle, const std::vector<std::pair<std::string, std::string>>& properties) {
+#define RDKAFKA_LOAD(name, result, arguments) load(handle, "rd_kafka_" #name, library_.name##_);
+        RDKAFKA_FUNCTIONS(RDKAFKA_LOAD)
+#undef RDKAFKA_LOAD
+        rdkafka::Conf* conf = library_.conf_new_();
+        char reason[512] = "";
+        for (const auto& [name, value] : properties) {
+            if (library_.conf_set_(conf, name.c_str(), value.c_str(), reason, sizeof reason) != rdkafka::CONF_OK) {
+                library_.conf_destroy_(conf);
+                throw std::invalid_argument(reason);
+            }
+        }
+        library_.conf_set_events_(conf, rdkafka::EVENT_DR | rdkafka::EVENT_LOG | rdkafka::EVENT_ERROR);
+        client_ = library_.new_(rdkafka::PRODUCER, conf, reason, sizeof reason);
+        if (client_ == nullptr) {
+            library_.conf_destroy_(conf);
+            throw std::invalid_argument(reason);
+        }
+        queue_ = library_.queue_get_main_(client_);
+        library_.set_log_queue_(client_, nullptr);
+    }
+    Core(const Core&) = delete;
+    Core& operator=(const Core&) = delete;
+    ~Core() { close(); }
+
+    const rdkafka::Library& library() const { return library_; }
+    rdkafka::Client* client() const { return client_; }
+
+    // Ends the client; rows that are not answered by then are forgotten. Waits for librdkafka's threads.
+    void close() {
+        if (client_ == nullptr) return;
+        for (auto& [name, topic] : topics_) library_.topic_destroy_(topic);
+        topics_.clear();
+        library_.queue_destroy_(queue_);
+        library_.destroy_(client_);
+        client_ = nullptr;
+    }
+
+    rdkafka::Topic* topic(const std::string& name) {
+        const auto found = topics_.find(name);
+        if (found != topics_.end()) return found->second;
+        rdkafka::Topic* made = library_.topic_new_(client_, name.c_str(), nullptr);
+        if (made == nullptr) throw std::invalid_argument(library_.err2str_(library_.last_error_()));
+        return topics_.emplace(name, made).first->second;
+    }
+
+    // Fetches what has happened, waiting for the first of it. Not for two threads at once: `polling` is held.
+    void fetch(int timeout_ms) {
+        for (int served = 0; served < EVENTS_MAX; ++served) {
+            rdkafka::Event* event = library_.queue_poll_(queue_, served == 0 ? timeout_ms : 0);
+            if (event == nullptr) return;
+            take(event);
+            library_.event_destroy_(event);
+        }
+    }
+
+    std::mutex polling;
+    std::vector<Ticket*> news;
+    std::vector<Notice> notices;
+
+  private:
+    template <typename Function>
+    void load(void* handle, const char* name, Function& function) {
+        void* found = dlsym(handle, name);
+        if (found == nullptr) throw std::invalid_argument(std::string("the library has no ") + name);
+        function = reinterpret_cast<Function>(found);
+    }
+
+    void take(rdkafka::Event* event) {
+        switch (library_.event_type_(event)) {
+            case rdkafka::EVENT_DR:
+                while (const rdkafka::Message* message = library_.event_message_next_(event)) {
+                    Ticket* ticket = static_cast<Ticket*>(message->opaque);
+                    if (ticket == nullptr) continue;
+                    if (!ticket->listed) {
+                        news.push_back(ticket);
+                        ticket->listed = true;  // in place of the row's use
+                    } else {
+                        --ticket->users;
+                    }
+                    if (message->err == rdkafka::NO_ERROR) {
+                        ++ticket->delivered;
+                    } else {
+                        ticket->fail(message->err);
+                    }
+                }
+                break;
+            case rdkafka::EVENT_ERROR: {
+                int code = library_.event_error_(event);
+                const char* said = library_.event_error_string_(event);
+                std::string text = said == nullptr ? "" : said;
+                const bool fatal = code == rdkafka::FATAL;
+                if (fatal) {
+                    char reason[512] = "";
+                    code = library_.fatal_error_(client_, reason, sizeof reason);
+                    text = reason;
+                }
+                notices.push_back({rdkafka::EVENT_ERROR, code, fatal, "", text});
+                break;
+            }
+            case rdkafka::EVENT_LOG: {
+                const char *facility = "", *text = "";
+                int level = 7;
+                if (library_.event_log_(event, &facility, &text, &level) == 0) {
+                    notices.push_back({rdkafka::EVENT_LOG, level, false, facility, text});
+                }
+                break;
+            }
+            default:
+                break;
+        }
+    }
+
+    rdkafka::Library library_{};
+    rdkafka::Client* client_ = nullptr;
+    rdkafka::Queue* queue_ = nullptr;
+    std::unordered_map<std::string, rdkafka::Topic*> topics_;
+};
+
+struct ProducerObject {
+    PyObject_HEAD
+    Core* core;
+    std::unordered_set<Ticket*>* tickets;  // all that live; for the interpreter's lock to guard
+    Py_ssize_t calls;  // under way with the interpreter let go: the client must not end under them
+};
+
+ProducerObject& of(PyObject* self) { return *reinterpret_cast<ProducerObject*>(self); }
+
+// The client while one of its functions is in use.
+class Using {
+  public:
+    explicit Using(PyObject* self) : self_(of(self)) {
+        if (self_.core == nullptr || self_.core->client() == nullptr) raise(PyExc_RuntimeError, "the producer is closed");
+        ++self_.calls;
+    }
+    Using(const Using&) = delete;
+    Using& operator=(const Using&) = delete;
+    ~Using() { --self_.calls; }
+    Core& core() const { return *self_.core; }
+
+  private:
+    ProducerObject& self_;
+};
+
+void end(ProducerObject& producer, Ticket* ticket) {
+    producer.tickets->erase(ticket);
+    Py_XDECREF(ticket->receipt);
+    delete ticket;
+}
+
+// Lets the interpreter go for a while, whatever is thrown meanwhile.
+class LetGo {
+  public:
+    LetGo() : state_(PyEval_SaveThread()) {}
+    LetGo(const LetGo&) = delete;
+    LetGo& operator=(const LetGo&) = delete;
+    ~LetGo() { PyEval_RestoreThread(state_); }
+
+  private:
+    PyThreadState* state_;
+};
+
+std::string text_of(PyObject* object) {
+    Py_ssize_t length;
+    const char* text = PyUnicode_AsUTF8AndSize(object, &length);
+    if (text == nullptr) throw Raised();
+    return {text, static_cast<std::size_t>(length)};
+}
+
+PyObject* producer_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
+    return guarded([&]() -> PyObject* {
+        unsigned long long handle;
+        PyObject* given;
+        if (!PyArg_ParseTuple(arguments, "KO!", &handle, &PyDict_Type, &given)) throw Raised();
+        std::vector<std::pair<std::string, std::string>> properties;
+        PyObject *name, *value;
+        Py_ssize_t position = 0;
+        while (PyDict_Next(given, &position, &name, &value)) properties.emplace_back(text_of(name), text_of(value));
+        Ref self(type->tp_alloc(type, 0));
+        of(self.get()).tickets = new std::unordered_set<Ticket*>;
+        try {
+            const LetGo meanwhile;
+            of(self.get()).core = new Core(reinterpret_cast<void*>(static_cast<std::uintptr_t>(handle)), properties);
+        } catch (const std::invalid_argument& error) {
+            raise(PyExc_ValueError, error.what());
+        }
+        return self.release();
+    });
+}
+
+void producer_end(ProducerObject& producer) {
+    Core* core = std::exchange(producer.core, nullptr);
+    if (core != nullptr) {
+        const LetGo meanwhile;
+        delete core;
+    }
+    if (producer.tickets != nullptr) {
+        while (!producer.tickets->empty()) end(producer, *producer.tickets->begin());
+    }
+}
+
+void producer_dealloc(PyObject* self) {
+    PyTypeObject* type = Py_TYPE(self);
+    producer_end(of(self));
+    delete of(self).tickets;
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+// Rows of one `send` on their way: what they share, and what became of them.
+class Rows {
+  public:
+    Rows(ProducerObject& producer, PyObject* receipt) : producer_(producer) {
+        if (receipt == Py_None) return;
+        auto made = std::make_unique<Ticket>();
+        producer.tickets->insert(made.get());
+        ticket_ = made.release();
+        Py_INCREF(receipt);
+        ticket_->receipt = receipt;
+    }
+    Rows(const Rows&) = delete;
+    Rows& operator=(const Rows&) = delete;
+    ~Rows() { use(-1); }
+
+    Ticket* ticket() const { return ticket_; }
+    void use(std::int64_t rows) {
+        if (ticket_ != nullptr && (ticket_->users += rows) == 0) end(producer_, ticket_);
+    }
+
+  private:
+    ProducerObject& producer_;
+    Ticket* ticket_ = nullptr;
+};
+
+// How many rows were taken, and (row, code) of those among them that are refused for good.
+class Taken {
+  public:
+    // False when the queue is full: this row and all behind it have to come again.
+    bool count(std::int64_t row, int code) {
+        if (code == rdkafka::QUEUE_FULL) return false;
+        if (code != rdkafka::NO_ERROR) refused_.emplace_back(row, code);
+        ++taken_;
+        return true;
+    }
+    std::int64_t accepted() const { return taken_ - static_cast<std::int64_t>(refused_.size()); }
+    PyObject* told() const {
+        Ref rows(PyList_New(static_cast<Py_ssize_t>(refused_.size())));
+        for (std::size_t i = 0; i < refused_.size(); ++i) {
+            Ref pair(Py_BuildValue("(Li)", static_cast<long long>(refused_[i].first), refused_[i].second));
+            PyList_SET_ITEM(rows.get(), static_cast<Py_ssize_t>(i), pair.release());
+        }
+        return Py_BuildValue("(LO)", static_cast<long long>(taken_), rows.get());
+    }
+
+  private:
+    std::int64_t taken_ = 0;
+    std::vector<std::pair<std::int64_t, int>> refused_;
+};
+
+struct Part {
+    const void* data;
+    std::size_t size;
+};
+
+// Bytes or None.
+Part part(PyObject* object) {
+    if (object == Py_None) return {nullptr, 0};
+    const std::string_view text = bytes(object);
+    return {text.data(), text.size()};
+}
+
+PyObject* producer_send(PyObject* self, PyObject* const* arguments, Py_ssize_t given) {
+    return guarded([&]() -> PyObject* {
+        check_arguments(given, 6);
+        const Using use(self);
+        const std::string name = text_of(arguments[0]);
+        const auto partition = static_cast<std::int32_t>(integer(arguments[1]));
+        const bool by_key = PyObject_IsTrue(arguments[2]) == 1;
+        const List values(arguments[3]), keys(arguments[4]);
+        const Py_ssize_t count = values.size();
+        if (keys.size() != count || partition < 0 || count > (1 << 30)) {
+            raise(PyExc_ValueError, "columns of different lengths, or no partition");
+        }
+        std::vector<rdkafka::Message> messages(static_cast<std::size_t>(count));
+        std::vector<Ref> owned;  // what the messages point to, while the interpreter is let go
+        owned.reserve(static_cast<std::size_t>(count) * 2);
+        Rows rows(of(self), arguments[5]);
+        bool any_by_key = false;
+        for (Py_ssize_t row = 0; row < count; ++row) {
+            rdkafka::Message& message = messages[static_cast<std::size_t>(row)];
+            const Part value = part(values[row]), key = part(keys[row]);
+            message.payload = const_cast<void*>(value.data);
+            message.len = value.size;
+            message.key = const_cast<void*>(key.data);
+            message.key_len = key.size;
+            message.opaque = rows.ticket();
+            message.partition = by_key && key.data != nullptr ? rdkafka::BY_KEY : partition;
+            any_by_key |= message.partition == rdkafka::BY_KEY;
+            if (value.data != nullptr) owned.push_back(Ref::borrowed(values[row]));
+            if (key.data != nullptr) owned.push_back(Ref::borrowed(keys[row]));
+        }
+        try {
+            use.core().topic(name);
+        } catch (const std::invalid_argument& error) {
+            raise(PyExc_ValueError, error.what());
+        }
+        rows.use(count);
+        {
+            rdkafka::Topic* topic = use.core().topic(name);
+            const LetGo meanwhile;
+            const int flags = rdkafka::COPY | (any_by_key ? rdkafka::OWN_PARTITION : 0);
+            use.core().library().produce_batch_(topic, partition, flags, messages.data(), static_cast<int>(count));
+        }
+        Taken taken;
+        for (Py_ssize_t row = 0; row < count; ++row) {
+            if (!taken.count(row, messages[static_cast<std::size_t>(row)].err)) break;
+        }
+        rows.use(taken.accepted() - count);
+        return taken.told();
+    });
+}
+
+// Headers of one row; the producer takes them over when it takes the row.
+class Headers {
+  public:
+    Headers(const rdkafka::Library& library, PyObject* given) : library_(library) {
+        if (given == Py_None) return;
+        const List headers(given);
+        if (headers.size() == 0) return;
+        list_ = library.headers_new_(static_cast<std::size_t>(headers.size()));
+        try {
+            for (Py_ssize_t i = 0; i < headers.size(); ++i) {
+                PyObject *name, *value;
+                if (!PyArg_ParseTuple(headers[i], "UO", &name, &value)) throw Raised();
+                const std::string key = text_of(name);
+                const Part content = part(value);
+                library.header_add_(list_, key.data(), static_cast<std::ptrdiff_t>(key.size()), content.data,
+                                    static_cast<std::ptrdiff_t>(content.size));
+            }
+        } catch (...) {
+            library_.headers_destroy_(list_);
+            throw;
+        }
+    }
+    Headers(const Headers&) = delete;
+    Headers& operator=(const Headers&) = delete;
+    ~Headers() {
+        if (list_ != nullptr) library_.headers_destroy_(list_);
+    }
+    rdkafka::HeaderList* list() const { return list_; }
+    void taken() { list_ = nullptr; }
+
+  private:
+    const rdkafka::Library& library_;
+    rdkafka::HeaderList* list_ = nullptr;
+};
+
+PyObject* producer_send_headed(PyObject* self, PyObject* const* arguments, Py_ssize_t given) {
+    return guarded([&]() -> PyObject* {
+        check_arguments(given, 8);
+        const Using use(self);
+        const rdkafka::Library& library = use.core().library();
+        const auto partition = static_cast<std::int32_t>(integer(arguments[1]));
+        const bool by_key = PyObject_IsTrue(arguments[2]) == 1;
+        const List values(arguments[3]), keys(arguments[4]), headers(arguments[5]);
+        const std::int64_t timestamp_ms = integer(arguments[6]);
+        const Py_ssize_t count = values.size();
+        if (keys.size() != count || headers.size() != count || partition < 0) {
+            raise(PyExc_ValueError, "columns of different lengths, or no partition");
+        }
+        rdkafka::Topic* topic;
+        try {
+            topic = use.core().topic(text_of(arguments[0]));
+        } catch (const std::invalid_argument& error) {
+            raise(PyExc_ValueError, error.what());
+        }
+        Rows rows(of(self), arguments[7]);
+        Taken taken;
+        for (Py_ssize_t row = 0; row < count; ++row) {
+            const Part value = part(values[row]), key = part(keys[row]);
+            Headers head(library, headers[row]);
+            const std::int32_t to = by_key && key.data != nullptr ? rdkafka::BY_KEY : partition;
+            rows.use(1);
+            const int code = library.producev_(
+                use.core().client(), rdkafka::V_RKT, topic, rdkafka::V_PARTITION, to, rdkafka::V_MSGFLAGS,
+                rdkafka::COPY, rdkafka::V_VALUE, value.data, value.size, rdkafka::V_KEY, key.data, key.size,
+                rdkafka::V_OPAQUE, static_cast<void*>(rows.ticket()), rdkafka::V_TIMESTAMP, timestamp_ms,
+                head.list() != nullptr ? rdkafka::V_HEADERS : rdkafka::V_END, head.list(), rdkafka::V_END);
+            if (code == rdkafka::NO_ERROR) {
+                head.taken();
+            } else {
+                rows.use(-1);
+            }
+            if (!taken.count(row, code)) break;
+        }
+        return taken.told();
+    });
+}
+
+// What was fetched, as a list of tuples; tickets with news are off the list afterwards.
+PyObject* told(ProducerObject& producer, const std::vector<Ticket*>& news, const std::vector<Notice>& notices) {
+    PyObject* events = PyList_New(0);
+    const auto add = [&](PyObject* event) {
+        if (event == nullptr || events == nullptr || PyList_Append(events, event) != 0) Py_CLEAR(events);
+        Py_XDECREF(event);
+    };
+    for (const Notice& notice : notices) {
+        if (notice.kind == rdkafka::EVENT_LOG) {
+            add(Py_BuildValue("(siss)", "log", notice.number, notice.facility.c_str(), notice.text.c_str()));
+        } else {
+            add(Py_BuildValue("(sisO)", "error", notice.number, notice.text.c_str(), notice.fatal ? Py_True : Py_False));
+        }
+    }
+    for (Ticket* ticket : news) {
+        if (ticket->delivered > 0) {
+            add(Py_BuildValue("(sOLi)", "rows", ticket->receipt, static_cast<long long>(ticket->delivered), 0));
+        }
+        for (const auto& [code, rows] : ticket->failed) {
+            add(Py_BuildValue("(sOLi)", "rows", ticket->receipt, static_cast<long long>(rows), code));
+        }
+        ticket->delivered = 0;
+        ticket->failed.clear();
+        ticket->listed = false;
+        if (--ticket->users == 0) end(producer, ticket);
+    }
+    return events;
+}
+
+PyObject* producer_poll(PyObject* self, PyObject* const* arguments, Py_ssize_t given) {
+    return guarded([&]() -> PyObject* {
+        check_arguments(given, 1);
+        const Using use(self);
+        const auto timeout_ms = static_cast<int>(std::clamp<std::int64_t>(integer(arguments[0]), 0, 1 << 30));
+        Core& core = use.core();
+        std::unique_lock<std::mutex> polling(core.polling, std::defer_lock);
+        {
+            const LetGo meanwhile;
+            polling.lock();
+            core.fetch(timeout_ms);
+        }
+        const std::vector<Ticket*> news = std::exchange(core.news, {});
+        const std::vector<Notice> notices = std::exchange(core.notices, {});
+        return told(of(self), news, notices);
+    });
+}
+
+PyObject* producer_hurry(PyObject* self, PyObject*) {
+    return guarded([&]() -> PyObject* {
+        const Using use(self);
+        {
+            const LetGo meanwhile;
+            use.core().library().flush_(use.core().client(), FLUSH_STEP_MS);
+        }
+        return Py_NewRef(Py_None);
+    });
+}
+
+PyObject* producer_purge(PyObject* self, PyObject*) {
+    return guarded([&]() -> PyObject* {
+        const Using use(self);
+        {
+            const LetGo meanwhile;
+            use.core().library().purge_(use.core().client(), rdkafka::PURGE_QUEUE | rdkafka::PURGE_INFLIGHT);
+        }
+        return Py_NewRef(Py_None);
+    });
+}
+
+PyObject* producer_waiting(PyObject* self, PyObject*) {
+    return guarded([&]() -> PyObject* {
+        const Using use(self);
+        return PyLong_FromLong(use.core().library().outq_len_(use.core().client()));
+    });
+}
+
+PyObject* producer_name(PyObject* self, PyObject*) {
+    return guarded([&]() -> PyObject* {
+        const Using use(self);
+        return PyUnicode_FromString(use.core().library().name_(use.core().client()));
+    });
+}
+
+PyObject* producer_text(PyObject* self, PyObject* const* arguments, Py_ssize_t given) {
+    return guarded([&]() -> PyObject* {
+        check_arguments(given, 1);
+        const Using use(self);
+        return PyUnicode_FromString(use.core().library().err2str_(static_cast<int>(integer(arguments[0]))));
+    });
+}
+
+PyObject* producer_close(PyObject* self, PyObject*) {
+    return guarded([&]() -> PyObject* {
+        if (of(self).calls > 0) raise(PyExc_RuntimeError, "the producer is in use");
+        producer_end(of(self));
+        return Py_NewRef(Py_None);
+    });
+}
+
+PyMethodDef methods[] = {
+    {"send", fast(producer_send), METH_FASTCALL, nullptr},
+    {"send_headed", fast(producer_send_headed), METH_FASTCALL, nullptr},
+    {"poll", fast(producer_poll), METH_FASTCALL, nullptr},
+    {"hurry", producer_hurry, METH_NOARGS, nullptr},
+    {"purge", producer_purge, METH_NOARGS, nullptr},
+    {"waiting", producer_waiting, METH_NOARGS, nullptr},
+    {"name", producer_name, METH_NOARGS, nullptr},
+    {"text", fast(producer_text), METH_FASTCALL, nullptr},
+    {"close", producer_close, METH_NOARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyType_Slot type_slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(producer_new)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(producer_dealloc)},
+    {Py_tp_methods, methods},
+    {0, nullptr},
+};
+PyType_Spec type_spec = {"worker.native._producer.Producer", sizeof(ProducerObject), 0, Py_TPFLAGS_DEFAULT, type_slots};
+
+int fill(PyObject* module) {
+    PyObject* type = PyType_FromSpec(&type_spec);
+    if (type == nullptr) return -1;
+    const int failed = PyModule_AddObjectRef(module, "Producer", type);
+    Py_DECREF(type);
+    return failed != 0 ? failed : PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
+}
+
+PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, reinterpret_cast<void*>(fill)},
+    {0, nullptr},
+};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_producer", nullptr, 0, nullptr, module_slots, nullptr, nullptr,
+                          nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__producer() { return PyModuleDef_Init(&definition); }
