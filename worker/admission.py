@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from worker.batch import Columns, Headers, Outcomes
+from worker.batch import Columns, Headers, Outcomes, extent
 from worker.errors import Reject, Rejection
 
 EXPIRY_HEADER = "ce_expirytime"
@@ -125,14 +125,10 @@ class Admission:
     def _ordinary(self, columns: Columns) -> bool:
         """Whether nothing here can need a second look: the case that carries the load, told without a loop."""
         sole = self._sole
-        return (
-            sole is not None
-            and not sole.costly
-            and self.max_age_ms is None
-            and not any(columns.headers)
-            and None not in columns.values
-            and max(map(len, columns.values), default=0) <= sole.max_bytes  # type: ignore[arg-type]
-        )
+        if sole is None or sole.costly or self.max_age_ms is not None or any(columns.headers):
+            return False
+        values = extent(columns.values)
+        return not values.missing and values.largest <= sole.max_bytes
 
     def _route(self, columns: Columns) -> Sequence[Route | None]:
         if self._sole is not None:
@@ -218,7 +214,7 @@ class Admission:
 
 def payload_bytes(columns: Columns) -> int:
     """Bytes the records hold while they are in flight: values, keys, headers and the objects around them."""
-    total = sum(map(len, filter(None, columns.values))) + sum(map(len, filter(None, columns.keys)))
+    total = extent(columns.values).total + extent(columns.keys).total
     total += sum(map(_headers_bytes, filter(None, columns.headers)))
     return total + RECORD_OVERHEAD_BYTES * len(columns)
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from worker import native
 from worker.errors import Rejection
 
 Headers = list[tuple[str, bytes | None]]
@@ -49,6 +50,23 @@ def pick(column: list[T], rows: Sequence[int]) -> list[T]:
     if isinstance(rows, range):
         return column[rows.start : rows.stop : rows.step]
     return [column[row] for row in rows]
+
+
+class Extent(NamedTuple):
+    """Sizes of a column of bytes."""
+
+    total: int
+    largest: int
+    missing: int
+    """How many are None."""
+
+
+def extent(column: Sequence[bytes | None]) -> Extent:
+    """Total and largest length, and what is missing, in one pass."""
+    if native.records is not None:
+        return Extent(*native.records.extent(column if isinstance(column, list) else [*column]))
+    sizes = list(map(len, filter(None, column)))
+    return Extent(sum(sizes), max(sizes, default=0), column.count(None))
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -381,6 +382,10 @@ def _item_shapes(run: Run) -> list[tuple[int, ...]]:
 
 def _chained(parts: list[Sequence[int]]) -> Sequence[int]:
     """Rows one after the other; a range where they are consecutive."""
+    if all(isinstance(part, range) and part.step == 1 for part in parts) and all(
+        before[-1] + 1 == after[0] for before, after in pairwise(parts)
+    ):
+        return range(parts[0][0], parts[-1][-1] + 1)
     rows = [row for part in parts for row in part]
     return range(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
 

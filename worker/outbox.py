@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from worker.admission import Route
-from worker.batch import Batch, Headers, Outcomes, Partition, Span
+from worker.batch import Batch, Headers, Outcomes, Partition, Span, extent
 from worker.deadletter import RECORD_OVERHEAD_BYTES, compose, one_line
 from worker.errors import DeadLetterLimit, Reject, Rejection
 from worker.window import Epochs, Slab
@@ -119,7 +119,7 @@ class Outbox:
         nbytes = 0
         for send in self._plan(slab, spans, outcomes):
             slab.unacknowledged += len(send.values)
-            nbytes += sum(map(len, filter(None, send.values)))
+            nbytes += extent(send.values).total
             self._sends.append(send)
         return nbytes
 
@@ -230,8 +230,8 @@ class Outbox:
         routes = slab.routes[:1] if slab.one_route else set(slab.routes)
         limits = {r.output_topic: self._sink.max_bytes(r.output_topic) for r in routes if r is not None}
         headers = outcomes.headers
-        largest = max(map(len, filter(None, outcomes.bodies)), default=0)
-        longest_key = max(map(len, filter(None, slab.columns.keys)), default=0)
+        largest = extent(outcomes.bodies).largest
+        longest_key = extent(slab.columns.keys).largest
         most_headers = max(map(_headers_bytes, filter(None, headers)), default=0) if headers else 0
         if largest + longest_key + most_headers + RECORD_OVERHEAD_BYTES <= min(
             limits.values(), default=largest

@@ -9,6 +9,8 @@ from worker.admission import Admission, Admitted, payload_bytes
 from worker.batch import Columns, Headers, Partition
 from worker.errors import Reject
 
+pytestmark = pytest.mark.usefixtures("both_batch_paths")
+
 A = Partition("in", 0)
 NOW_MS = 1_800_000_000_000.0
 PAST, FUTURE = b"2020-01-01T00:00:00Z", b"2100-01-01T00:00:00+02:00"

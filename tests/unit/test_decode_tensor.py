@@ -16,6 +16,8 @@ from hypothesis.extra import numpy as arrays_of
 
 from worker.errors import ConfigError, Reject
 
+pytestmark = pytest.mark.usefixtures("both_batch_paths")
+
 KINDS = {"float": "float32", "double": "float64", "float16": "float16"}
 NUMBERS = [
     "float",

@@ -12,6 +12,8 @@ from encode_support import batch_of, encode, make_encoder, request_item
 from worker.batch import Item
 from worker.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("both_batch_paths")
+
 Y = {"y": ("float", ["N", 2, 2]), "other": ("int64", ["N"])}
 OUTPUTS = {"y": np.arange(12, dtype=np.float32).reshape(3, 2, 2), "other": np.arange(3)}
 

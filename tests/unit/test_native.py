@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from worker import native
-from worker.batch import Array, Feed, Partition
+from worker.batch import Array, Feed, Partition, extent
 from worker.postprocess import rendering
 
 records: Any = native.records
@@ -81,6 +81,30 @@ def test_arrays_are_written_as_python_does(values: Array, before: bytes, after: 
     for array in (values, values.T, values[::-1]):
         expected = in_python(lambda array=array: rendering.items(array, before, after))
         assert rendering.items(array, before, after) == expected
+
+
+@compiled
+@given(st.lists(st.one_of(st.none(), st.binary(max_size=9))))
+def test_sizes_are_counted_as_python_does(column: list[bytes | None]) -> None:
+    """Total, largest and missing of any column."""
+    assert extent(column) == in_python(lambda: extent(column))
+    assert extent(tuple(column)) == extent(column)
+
+
+@compiled
+@settings(deadline=None)
+@given(any_array.filter(lambda a: a.size), st.binary(max_size=3))
+def test_pieces_and_rows_are_the_arrays_own_bytes(values: Array, before: bytes) -> None:
+    """Cut apart with something in front, and put together again; a row of another length stops at it."""
+    values = np.ascontiguousarray(values)
+    found = records.pieces(values, before)
+    assert found == [before + row.tobytes() for row in values]
+    again = np.zeros_like(values)
+    bodies = [piece[len(before) :] for piece in found]
+    assert records.gather(bodies, 0, len(values), again)
+    assert again.tobytes() == values.tobytes()
+    assert not records.gather([*bodies[:-1], bodies[-1] + b"x"], 0, len(values), again)
+    assert not records.gather([*bodies[:-1], None], 0, len(values), again)
 
 
 # -- results ---------------------------------------------------------------------------------------------
@@ -356,6 +380,13 @@ def test_rows_are_read_side_by_side() -> None:
         lambda r: r.top(np.zeros((2, 3), np.float32), [b""] * 3, 0, 0.0),
         lambda r: r.top(np.zeros((2, 3), np.int32), [b""] * 3, 1, 0.0),
         lambda r: r.top(np.zeros((2, 3), np.float32), ["a"] * 3, 1, 0.0),
+        lambda r: r.extent((b"a",)),
+        lambda r: r.extent([3]),
+        lambda r: r.pieces(np.zeros(()), b""),
+        lambda r: r.pieces(np.zeros((2, 2)).T[:1], b""),
+        lambda r: r.gather([b"1234"], 0, 2, np.zeros(2, np.float32)),
+        lambda r: r.gather([b"1234"] * 3, 0, 3, np.zeros(2, np.float32)),
+        lambda r: r.gather([b"1234"], -1, 1, np.zeros(2, np.float32)),
         lambda r: body(r, offsets=[]),
         lambda r: body(r, offsets=[2**63]),
         lambda r: body(r, offsets=["1"]),

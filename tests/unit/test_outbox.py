@@ -27,6 +27,8 @@ from worker.openslab import OpenSlab
 from worker.outbox import DeadLetterRate, Letterhead, Outbox, lay_out, tally
 from worker.window import Epochs, Slab
 
+pytestmark = pytest.mark.usefixtures("both_batch_paths")
+
 A, B = Partition("in", 0), Partition("in", 1)
 NEVER = 2.0
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from worker import native
 from worker.batch import Columns, Feed
 from worker.codecs.rows import decode_each
 from worker.errors import ConfigError, Reject
@@ -45,6 +46,8 @@ class TensorDecoder:
         # numpy takes any byte as a boolean and then computes nonsense: read numbers, check, then convert.
         self.wire = np.dtype(np.uint8) if spec.dtype == bool else spec.dtype.newbyteorder("<")
         self.boolean = spec.dtype == bool
+        self.as_stored = self.wire.isnative and not self.boolean
+        """A record's bytes are the array's own."""
         self.nbytes = math.prod(self.item_shape) * self.wire.itemsize
 
     def cost(self, value: bytes) -> int:
@@ -53,6 +56,12 @@ class TensorDecoder:
     def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
         assert feed.arrays is not None
         values, slots = columns.values, feed.arrays[self.name]
+        if (
+            native.records is not None
+            and self.as_stored
+            and native.records.gather(values, start, stop, slots)
+        ):
+            return
         together = self.nbytes <= _JOIN_BYTES and not self.boolean
         bodies = [value or b"" for value in values[start:stop]]
         if together and {self.nbytes}.issuperset(map(len, bodies)):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from worker import native
 from worker.batch import Array, Batch, Run
 from worker.codecs.envelope import (
     CONTENT_LENGTH,
@@ -108,12 +109,13 @@ class TensorEncoder(ResultEncoder):
 
     def _one_item_each(self, values: Array) -> list[bytes]:
         """The hot path of small tensors: one copy of them all, cut into pieces."""
+        header = npy_header(values.dtype.str, values.shape[1:]) if self._as_file else b""
+        if native.records is not None:
+            pieces: list[bytes] = native.records.pieces(np.ascontiguousarray(values), header)
+            return pieces
         joined, size = values.tobytes(), values.nbytes // len(values)
         bodies = [joined[start : start + size] for start in range(0, len(joined), size)]
-        if not self._as_file:
-            return bodies
-        header = npy_header(values.dtype.str, values.shape[1:])
-        return [header + body for body in bodies]
+        return [header + body for body in bodies] if header else bodies
 
 
 @functools.lru_cache(maxsize=1024)

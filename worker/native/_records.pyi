@@ -30,6 +30,15 @@ class Reader:
             every field once, or with a number that its target does not hold exactly as Python would say.
         """
 
+def extent(column: list[bytes | None]) -> tuple[int, int, int]:
+    """Total and largest length of a column, and how many values are None."""
+
+def pieces(values: NDArray[Any], before: bytes) -> list[bytes]:
+    """``before`` and the bytes of ``values[i]`` for every i of a C-order array of rank 1 or more."""
+
+def gather(values: list[Any], start: int, stop: int, array: NDArray[Any]) -> bool:
+    """Copy rows start..stop as they are into the same rows of a C-order array; False at the first that does not fit."""
+
 def items(values: NDArray[Any], before: bytes, after: bytes) -> list[bytes]:
     """``before``, the JSON text of ``values[i]`` and ``after``, for every i of a C-order array of rank 1 or more.
 

@@ -21,7 +21,7 @@ using namespace python;
 
 namespace {
 
-constexpr long INTERFACE = 1;
+constexpr long INTERFACE = 2;
 constexpr int EVENTS_MAX = 10000;  // served by one poll: who is asked to wait a second must come back after one
 constexpr int FLUSH_STEP_MS = 10;
 

@@ -1,6 +1,7 @@
 // The Python side of the batch path: worker.native._records. What each function takes is in _records.pyi.
 #include "python.hpp"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,7 +15,7 @@ using namespace python;
 namespace {
 
 // Counts up when a function takes or gives something else: an old build beside new Python code is not used.
-constexpr long INTERFACE = 1;
+constexpr long INTERFACE = 2;
 
 // A C-order buffer held for as long as this lives.
 class Buffer {
@@ -232,6 +233,68 @@ PyObject* top(PyObject*, PyObject* const* arguments, Py_ssize_t given) {
     });
 }
 
+// Total and largest length of a column of bytes, and how many are None.
+PyObject* extent(PyObject*, PyObject* column) {
+    return guarded([&]() -> PyObject* {
+        const List values(column);
+        Py_ssize_t total = 0, largest = 0, missing = 0;
+        for (Py_ssize_t row = 0; row < values.size(); ++row) {
+            PyObject* value = values[row];
+            if (value == Py_None) {
+                ++missing;
+                continue;
+            }
+            const Py_ssize_t size = PyBytes_Check(value) ? PyBytes_GET_SIZE(value) : PyObject_Size(value);
+            if (size < 0) throw Raised();
+            total += size;
+            largest = std::max(largest, size);
+        }
+        return Py_BuildValue("(nnn)", total, largest, missing);
+    });
+}
+
+PyObject* pieces(PyObject*, PyObject* const* arguments, Py_ssize_t given) {
+    return guarded([&]() -> PyObject* {
+        check_arguments(given, 2);
+        const Buffer buffer(arguments[0], false);
+        const std::string_view before = bytes(arguments[1]);
+        const Py_buffer& view = buffer.view();
+        if (view.ndim < 1) raise(PyExc_TypeError, "an array of rows is needed");
+        const Py_ssize_t rows = view.shape[0], size = rows > 0 ? view.len / rows : 0;
+        Ref found(PyList_New(rows));
+        for (Py_ssize_t row = 0; row < rows; ++row) {
+            Ref piece(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(before.size()) + size));
+            char* text = PyBytes_AS_STRING(piece.get());
+            if (!before.empty()) std::memcpy(text, before.data(), before.size());
+            if (size > 0) std::memcpy(text + before.size(), buffer.data() + row * size, static_cast<std::size_t>(size));
+            PyList_SET_ITEM(found.get(), row, piece.release());
+        }
+        return found.release();
+    });
+}
+
+PyObject* gather(PyObject*, PyObject* const* arguments, Py_ssize_t given) {
+    return guarded([&]() -> PyObject* {
+        check_arguments(given, 4);
+        const List values(arguments[0]);
+        const std::int64_t start = integer(arguments[1]), stop = integer(arguments[2]);
+        const Buffer buffer(arguments[3], true);
+        const Py_buffer& view = buffer.view();
+        if (start < 0 || stop < start || stop > values.size() || view.ndim < 1 || stop > view.shape[0]) {
+            raise(PyExc_IndexError, "rows outside of the column");
+        }
+        const Py_ssize_t size = view.shape[0] > 0 ? view.len / view.shape[0] : 0;
+        for (std::int64_t row = start; row < stop; ++row) {
+            PyObject* value = values[row];
+            if (!PyBytes_Check(value) || PyBytes_GET_SIZE(value) != size) return Py_NewRef(Py_False);
+            if (size > 0) {
+                std::memcpy(buffer.data() + row * size, PyBytes_AS_STRING(value), static_cast<std::size_t>(size));
+            }
+        }
+        return Py_NewRef(Py_True);
+    });
+}
+
 // The stages of the latency: fixed text, and numbers that differ by row in between.
 class Stages {
   public:
@@ -347,6 +410,9 @@ int fill(PyObject* module) {
 }
 
 PyMethodDef functions[] = {
+    {"extent", extent, METH_O, nullptr},
+    {"pieces", fast(pieces), METH_FASTCALL, nullptr},
+    {"gather", fast(gather), METH_FASTCALL, nullptr},
     {"items", fast(items), METH_FASTCALL, nullptr},
     {"top", fast(top), METH_FASTCALL, nullptr},
     {"bodies", fast(bodies), METH_FASTCALL, nullptr},
