@@ -28,7 +28,11 @@ class Proxy:
         """Nothing gets through, and nobody is told: connections stay open."""
         self.gone = False
         """Connections are refused."""
+        self.deaf_to_produce = False
+        """Nothing gets through on connections that have carried a Produce request; the others go on."""
         self._writers: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
+        """Those of the writers that lead to a client."""
         self._loop = asyncio.new_event_loop()
         self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
         self.port: int = self._server.sockets[0].getsockname()[1]
@@ -36,7 +40,7 @@ class Proxy:
         self._thread.start()
 
     def heal(self) -> None:
-        self.latency_s, self.silent, self.gone = 0.0, False, False
+        self.latency_s, self.silent, self.gone, self.deaf_to_produce = 0.0, False, False, False
 
     def cut(self) -> None:
         """Reset every open connection."""
@@ -73,17 +77,27 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers |= {writer, back}
+        self._clients.add(writer)
+        requests = Requests()
         try:
-            await asyncio.gather(self._pass_on(reader, back), self._pass_on(there, writer))
+            await asyncio.gather(
+                self._pass_on(reader, back, requests), self._pass_on(there, writer, requests)
+            )
         finally:
             self._writers -= {writer, back}
+            self._clients.discard(writer)
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, requests: Requests
+    ) -> None:
         """One direction: a reader that stamps chunks, a writer that lets each go when it is due."""
+        to_broker = writer not in self._clients
         waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(CHUNKS_WAITING)
 
         async def read() -> None:
             while chunk := await reader.read(CHUNK_BYTES):
+                if to_broker:
+                    requests.look(chunk)
                 await waiting.put((self._loop.time() + self.latency_s, chunk))
             await waiting.put((0.0, b""))
 
@@ -91,7 +105,7 @@ class Proxy:
             while True:
                 due, chunk = await waiting.get()
                 await asyncio.sleep(max(0.0, due - self._loop.time()))
-                while self.silent:
+                while self.silent or (self.deaf_to_produce and requests.produce):
                     await asyncio.sleep(TICK_S)
                 if not chunk:
                     return
@@ -108,3 +122,27 @@ class Proxy:
                 task.cancel()
             await asyncio.gather(reading, writing, return_exceptions=True)
             writer.close()
+
+
+class Requests:
+    """Follows what a client sends on one connection: frames of a length and an API key, in chunks of any size."""
+
+    def __init__(self) -> None:
+        self.produce = False
+        """There was a Produce request (key 0)."""
+        self._left = 0
+        self._head = b""
+
+    def look(self, chunk: bytes) -> None:
+        while chunk:
+            if self._left:
+                skipped = min(self._left, len(chunk))
+                self._left -= skipped
+                chunk = chunk[skipped:]
+                continue
+            wanted = 6 - len(self._head)
+            self._head, chunk = self._head + chunk[:wanted], chunk[wanted:]
+            if len(self._head) == 6:
+                self._left = int.from_bytes(self._head[:4], "big") - 2
+                self.produce = self.produce or self._head[4:] == b"\0\0"
+                self._head = b""

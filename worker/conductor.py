@@ -137,6 +137,8 @@ class Plan:
     """Longest time the first record of a slab waits for company while a slot is free; see :mod:`worker.pace`."""
     drain_s: float
     revoke_s: float
+    record_nbytes: int = 0
+    """Tensors of one record, of the pipeline that needs most."""
     ordered: bool = True
     """False: each batch is published as it returns; commits stay per slab."""
 
@@ -201,6 +203,9 @@ class Conductor:
         """A record that gets a dead letter for killing: that is committed before the next one is tried."""
         self._rewinding = False
         """Outputs on their way are being given up; where to go on reading is not known yet."""
+        self._reserve_bytes = 0
+        """What payloads must leave free: else a full open slab's first record goes beyond the budget."""
+        self._reserve(plan.record_nbytes)
         self._starved = False
         """The open slab's first record does not fit the budget until something in flight is done."""
 
@@ -505,7 +510,7 @@ class Conductor:
 
     def _room(self) -> int:
         """Records the open slab may still take; none when the byte budget is used up."""
-        if self.window.bytes >= self.window.limit_bytes:
+        if self.window.bytes + self._reserve_bytes >= self.window.limit_bytes:
             return 0
         return self.plan.slab_records - len(self._open)
 
@@ -527,6 +532,8 @@ class Conductor:
         self._pace.closed(full=self._room() <= 0)
         slab = self._open.close(self._admission, free, self._wall_ms(), most, force, refused)
         self._starved = slab is None
+        for batch in slab.batches if slab is not None else ():
+            self._reserve(batch.cost_bytes // len(batch))
         if careful and slab is not None:
             if refused is not None:
                 self._given_up = slab
@@ -535,6 +542,10 @@ class Conductor:
             else:
                 self._passed(slab)
         return slab
+
+    def _reserve(self, nbytes: int) -> None:
+        """Keep so much free of payloads: what one record needs to be worked on."""
+        self._reserve_bytes = max(self._reserve_bytes, min(nbytes, self.window.limit_bytes // 2))
 
     def _passed(self, slab: Slab) -> None:
         """This one record under caution is behind us."""
@@ -581,8 +592,8 @@ class Conductor:
 
     def _read(self, timeout_s: float, most: int) -> None:
         with self._timed("poll"):
-            free = self.window.limit_bytes - self.window.bytes
-            columns, spans = self._source.take(timeout_s, most, free)
+            free = self.window.limit_bytes - self.window.bytes - self._reserve_bytes
+            columns, spans = self._source.take(timeout_s, most, max(free, 1))
             if columns.values:
                 if self._unread:
                     self._look_up({span.partition for span in spans})

@@ -106,7 +106,11 @@ class Pipeline:
 
     @property
     def item_nbytes(self) -> int:
-        return sum(spec.item_nbytes for spec in self.model.signature.inputs)
+        signature = self.model.signature
+        inputs = sum(spec.item_nbytes for spec in signature.inputs)
+        outputs = sum(spec.item_nbytes for spec in signature.outputs)
+        # an item of its own lies beside the batch that is made of it, an output beside the body made of it
+        return inputs * (1 if self.decoder.fixed else 2) + outputs * 2
 
     @property
     def model_label(self) -> str:

@@ -456,7 +456,7 @@ class LimitsSettings(_Section):
     """Bounds on memory and time."""
 
     in_flight_bytes: Positive = 256 * MIB
-    """Payloads, batch tensors and decode scratch together."""
+    """Payloads, batch tensors, decode scratch and finished results not yet with the producer, together."""
     prefetch_bytes: Positive = 16 * MIB
     """Records fetched from the broker ahead of their turn."""
     output_bytes: Positive = 64 * MIB

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.batch import Batch, Columns, Outcomes, Partition, Span
+from worker.batch import Batch, Columns, Outcomes, Partition, Span, extent
 from worker.errors import Rejection
 
 
@@ -32,7 +32,7 @@ class Slab:
     late_us: list[int] = field(default_factory=list)
     """Per row how many microseconds after the first it was taken; empty when all came with one take."""
     payload_bytes: int = 0
-    """Keys, values and headers, held against the budget until the outputs are handed to the producer."""
+    """Keys, values, headers and finished bodies, held against the budget until the outputs are handed to the producer."""
     routes: Sequence[Any] = ()
     """The pipeline of every row; None where no pipeline takes it. Opaque here."""
     one_route: bool = False
@@ -175,9 +175,11 @@ class Window:
         self._consider(slab)
 
     def returned(self, batch: Batch) -> None:
-        """One batch is back from the pool; its tensors are free again."""
+        """One batch is back from the pool; its tensors are free again, the bodies made of them count until handed over."""
         slab: Slab = batch.slab
-        self.bytes -= batch.cost_bytes
+        bodies = 0 if batch.outcomes is None else extent(batch.outcomes.bodies).total
+        slab.payload_bytes += bodies
+        self.bytes += bodies - batch.cost_bytes
         slab.waiting_for -= 1
         slab.finished_ns = max(slab.finished_ns, batch.finished_ns)
         self._consider(slab)

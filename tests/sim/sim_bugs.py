@@ -31,6 +31,8 @@ class Bug:
     name: str
     wrong: Callable[..., Any]
     caught_by: frozenset[str]
+    where: dict[str, Any]
+    """What a schedule has to be like for the bug to show often enough."""
 
     def planted(self) -> Any:
         return mock.patch.object(self.owner, self.name, self.wrong)
@@ -39,9 +41,11 @@ class Bug:
 BUGS: dict[str, Bug] = {}
 
 
-def replaces(owner: Any, name: str, *caught_by: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def replaces(
+    owner: Any, name: str, *caught_by: str, **where: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def plant(wrong: Callable[..., Any]) -> Callable[..., Any]:
-        BUGS[wrong.__name__.strip("_")] = Bug(owner, name, wrong, frozenset(caught_by))
+        BUGS[wrong.__name__.strip("_")] = Bug(owner, name, wrong, frozenset(caught_by), where)
         return wrong
 
     return plant
@@ -220,10 +224,15 @@ def what_was_lost_counts_as_answered(slab: Slab, spans: list[Span], worker_name:
 # -- exactly once ---------------------------------------------------------------------------------------
 
 
-@replaces(ExactlyOnce, "commit", "NothingDoubled")
+@replaces(
+    ExactlyOnce, "commit", "NothingDoubled", exactly_once=True, ordered=True, capacity=3, slab_records=16
+)
 def committed_beside_half_a_slab(self: ExactlyOnce, window: Window, wait: bool) -> list[Slab]:
+    if self._undoing is not None:
+        return []
     if self._committing is not None:
         self._done += self._conclude()
+    self._refuse_lost()
     if self._slabs:
         self._start(window)
         if wait:
@@ -258,7 +267,7 @@ def leaves_without_a_last_commit(self: Conductor, deadline_ns: int) -> None:
     """The commit at intervals was a moment ago."""
 
 
-@replaces(Window, "unsettled", "HandedOverAtOnce")
+@replaces(Window, "unsettled", "HandedOverAtOnce", limit_bytes=1_000_000)
 def waits_for_partitions_of_others(self: Window, partitions: Collection[Partition] | None = None) -> bool:
     return bool(self._slabs)
 

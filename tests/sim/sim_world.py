@@ -264,7 +264,7 @@ class Schedule:
             eager=rng.random() < 0.3,
             witness=self.court,
         )
-        self._capacity = rng.choice([3, 10, 1_000])
+        self.capacity = rng.choice([3, 10, 1_000])
         self._slowest_s = rng.choice([0.0, 0.01, 0.01 if self._killers else 0.06])
         self._odd = rng.choice([0.0, 0.1, 0.4])
         self.court.begin(self)
@@ -351,7 +351,7 @@ class Schedule:
     def _build(self, name: str) -> Replica:
         window, meters, log = Window(self.limit_bytes), FakeMeters(), NullLog()
         source = FakeSource(self.kafka, rng=self.rng)
-        sink = FakeSink(self.kafka, rng=self.rng, capacity=self._capacity)
+        sink = FakeSink(self.kafka, rng=self.rng, capacity=self.capacity)
         sink.limits = {RESULTS: 1_000, DEAD_LETTERS: 2_500}
         pool = SlowPool(self.clock, self.rng, self._slowest_s, self.rng.randint(1, 3))
         caution = Caution(2 * self.slab_records, 3 if self._killers else 10_000)

@@ -77,7 +77,9 @@ def test_a_planted_bug_is_caught(bug: Bug) -> None:
     with bug.planted():
         for seed in range(SEEDS_PER_BUG):
             try:
-                Schedule(seed, all_judges()).play()
+                schedule = Schedule(seed, all_judges())
+                vars(schedule).update(bug.where)
+                schedule.play()
             except Violation as violation:
                 caught[violation.judge] += 1
                 if violation.judge in bug.caught_by:

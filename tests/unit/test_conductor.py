@@ -57,7 +57,15 @@ class Loop:
         self.meters, self.log, self.window = FakeMeters(), NullLog(), Window(limit_bytes)
         caution = Caution(2 * slab_records, max_crashes)
         self.conductor = Conductor(
-            Plan("worker", slab_records, max_wait_s=0.005, drain_s=1.0, revoke_s=0.5, ordered=ordered),
+            Plan(
+                "worker",
+                slab_records,
+                max_wait_s=0.005,
+                drain_s=1.0,
+                revoke_s=0.5,
+                record_nbytes=FakeRoute(**route).item_nbytes,  # type: ignore[arg-type]
+                ordered=ordered,
+            ),
             self.source,
             self.pool,
             self.window,
@@ -236,6 +244,20 @@ def test_the_byte_budget_bounds_what_is_taken() -> None:
     loop.pool.finishes = True
     loop.until_quiet()
     assert loop.window.bytes == 0
+
+
+def test_a_full_open_slab_leaves_room_for_the_tensors_of_its_first_record() -> None:
+    """Payloads alone never use the budget up: one record could then only go beyond it."""
+    limit, payload = 50_000, 5_000
+    loop = Loop(slab_records=100, limit_bytes=limit, finishes=False, item_nbytes=20_000)
+    loop.feed(*[b"x" * payload] * 40)
+    most = 0
+    for _ in range(200):
+        loop.turn()
+        most = max(most, loop.window.bytes)
+        loop.pool.finish()
+    loop.until_quiet()
+    assert most <= limit + payload + 512  # one record always may come
 
 
 def test_a_record_larger_than_what_is_left_goes_when_nothing_else_is_in_flight() -> None:

@@ -10,7 +10,7 @@ from fakes import columns_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.batch import Batch, Columns, Partition, Span
+from worker.batch import Batch, Columns, Outcomes, Partition, Span
 from worker.window import Slab, Window
 
 A, B, C = Partition("in", 0), Partition("in", 1), Partition("more", 0)
@@ -61,6 +61,17 @@ def test_slabs_of_one_partition_are_released_in_the_order_they_were_taken(window
     assert release(window) == []
     give_back(window, first)
     assert release(window) == [first, second]
+
+
+def test_bodies_count_until_the_producer_has_them(window: Window) -> None:
+    """Tensors are free when the batch is back; what was made of them takes their place."""
+    slab = take(window, {A: [0, 1]}, cost=400)
+    assert window.bytes == 500
+    slab.batches[0].outcomes = Outcomes([b"x" * 70, None])
+    give_back(window, slab)
+    assert window.bytes == 170
+    release(window)
+    assert window.bytes == 0
 
 
 def test_slabs_without_a_common_partition_do_not_wait_for_each_other(window: Window) -> None:
