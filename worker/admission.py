@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from worker.batch import Columns, Headers, Outcomes, extent
+from worker.batch import Columns, Headers, Outcomes, largest_bytes, total_bytes
 from worker.errors import Reject, Rejection
 
 EXPIRY_HEADER = "ce_expirytime"
@@ -127,8 +127,7 @@ class Admission:
         sole = self._sole
         if sole is None or sole.costly or self.max_age_ms is not None or any(columns.headers):
             return False
-        values = extent(columns.values)
-        return not values.missing and values.largest <= sole.max_bytes
+        return not columns.values.count(None) and largest_bytes(columns.values) <= sole.max_bytes
 
     def _route(self, columns: Columns) -> Sequence[Route | None]:
         if self._sole is not None:
@@ -214,7 +213,7 @@ class Admission:
 
 def payload_bytes(columns: Columns) -> int:
     """Bytes the records hold while they are in flight: values, keys, headers and the objects around them."""
-    total = extent(columns.values).total + extent(columns.keys).total
+    total = total_bytes(columns.values) + total_bytes(columns.keys)
     total += sum(map(_headers_bytes, filter(None, columns.headers)))
     return total + RECORD_OVERHEAD_BYTES * len(columns)
 

@@ -6,7 +6,7 @@ A *slab* is what one take from Kafka produced: per partition a contiguous run of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,21 +52,26 @@ def pick(column: list[T], rows: Sequence[int]) -> list[T]:
     return [column[row] for row in rows]
 
 
-class Extent(NamedTuple):
-    """Sizes of a column of bytes."""
-
-    total: int
-    largest: int
-    missing: int
-    """How many are None."""
-
-
-def extent(column: Sequence[bytes | None]) -> Extent:
-    """Total and largest length, and what is missing, in one pass."""
+def total_bytes(column: Sequence[bytes | None]) -> int:
+    """Length of all values together; None has none."""
     if native.records is not None:
-        return Extent(*native.records.extent(column if isinstance(column, list) else [*column]))
-    sizes = list(map(len, filter(None, column)))
-    return Extent(sum(sizes), max(sizes, default=0), column.count(None))
+        return int(native.records.extent(column if isinstance(column, list) else [*column])[0])
+    return sum(_lengths(column))
+
+
+def largest_bytes(column: Sequence[bytes | None]) -> int:
+    """Length of the largest value; 0 where there is none."""
+    if native.records is not None:
+        return int(native.records.extent(column if isinstance(column, list) else [*column])[1])
+    return max(_lengths(column), default=0)
+
+
+def _lengths(column: Sequence[bytes | None]) -> Iterable[int]:
+    missing = column.count(None)
+    if missing == len(column):
+        return ()
+    # a filter costs as much again as the lengths
+    return map(len, filter(None, column) if missing else column)  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)

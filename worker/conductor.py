@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from worker.admission import Admission
-from worker.batch import Batch, Columns, Partition, Span, extent
+from worker.batch import Batch, Columns, Partition, Span, total_bytes
 from worker.caution import Caution
 from worker.delivery import Delivery
 from worker.errors import (
@@ -646,7 +646,7 @@ class Conductor:
 
     def _count_taken(self, slab: Slab) -> None:
         if slab.one_route:
-            nbytes = extent(slab.columns.values).total
+            nbytes = total_bytes(slab.columns.values)
             self._meters.taken(self._name(slab.routes[0]), len(slab.columns), nbytes)
             return
         for route, value in zip(slab.routes, slab.columns.values, strict=True):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from worker.admission import Route
-from worker.batch import Batch, Headers, Outcomes, Partition, Span, extent
+from worker.batch import Batch, Headers, Outcomes, Partition, Span, largest_bytes, total_bytes
 from worker.deadletter import RECORD_OVERHEAD_BYTES, compose, one_line
 from worker.errors import DeadLetterLimit, Reject, Rejection
 from worker.window import Epochs, Slab
@@ -119,7 +119,7 @@ class Outbox:
         nbytes = 0
         for send in self._plan(slab, spans, outcomes):
             slab.unacknowledged += len(send.values)
-            nbytes += extent(send.values).total
+            nbytes += total_bytes(send.values)
             self._sends.append(send)
         return nbytes
 
@@ -230,8 +230,8 @@ class Outbox:
         routes = slab.routes[:1] if slab.one_route else set(slab.routes)
         limits = {r.output_topic: self._sink.max_bytes(r.output_topic) for r in routes if r is not None}
         headers = outcomes.headers
-        largest = extent(outcomes.bodies).largest
-        longest_key = extent(slab.columns.keys).largest
+        largest = largest_bytes(outcomes.bodies)
+        longest_key = largest_bytes(slab.columns.keys)
         most_headers = max(map(_headers_bytes, filter(None, headers)), default=0) if headers else 0
         if largest + longest_key + most_headers + RECORD_OVERHEAD_BYTES <= min(
             limits.values(), default=largest

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.batch import Batch, Columns, Outcomes, Partition, Span, extent
+from worker.batch import Batch, Columns, Outcomes, Partition, Span, total_bytes
 from worker.errors import Rejection
 
 
@@ -177,7 +177,7 @@ class Window:
     def returned(self, batch: Batch) -> None:
         """One batch is back from the pool; its tensors are free again, the bodies made of them count until handed over."""
         slab: Slab = batch.slab
-        bodies = 0 if batch.outcomes is None else extent(batch.outcomes.bodies).total
+        bodies = 0 if batch.outcomes is None else total_bytes(batch.outcomes.bodies)
         slab.payload_bytes += bodies
         self.bytes += bodies - batch.cost_bytes
         slab.waiting_for -= 1

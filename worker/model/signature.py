@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,7 @@ class TensorSpec:
     def item_nbytes(self) -> int:
         """Bytes of one item; free dimensions count as 1, strings as 64 bytes each."""
         size = 64 if self.dtype == object else self.dtype.itemsize
-        return size * int(np.prod([d or 1 for d in self.item_shape], dtype=np.int64))
+        return size * math.prod(d or 1 for d in self.item_shape)
 
 
 @dataclass(frozen=True, slots=True)

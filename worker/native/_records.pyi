@@ -30,8 +30,8 @@ class Reader:
             every field once, or with a number that its target does not hold exactly as Python would say.
         """
 
-def extent(column: list[bytes | None]) -> tuple[int, int, int]:
-    """Total and largest length of a column, and how many values are None."""
+def extent(column: list[bytes | None]) -> tuple[int, int]:
+    """Total and largest length of a column; None has none."""
 
 def pieces(values: NDArray[Any], before: bytes) -> list[bytes]:
     """``before`` and the bytes of ``values[i]`` for every i of a C-order array of rank 1 or more."""

@@ -233,23 +233,20 @@ PyObject* top(PyObject*, PyObject* const* arguments, Py_ssize_t given) {
     });
 }
 
-// Total and largest length of a column of bytes, and how many are None.
+// Total and largest length of a column of bytes.
 PyObject* extent(PyObject*, PyObject* column) {
     return guarded([&]() -> PyObject* {
         const List values(column);
-        Py_ssize_t total = 0, largest = 0, missing = 0;
+        Py_ssize_t total = 0, largest = 0;
         for (Py_ssize_t row = 0; row < values.size(); ++row) {
             PyObject* value = values[row];
-            if (value == Py_None) {
-                ++missing;
-                continue;
-            }
+            if (value == Py_None) continue;
             const Py_ssize_t size = PyBytes_Check(value) ? PyBytes_GET_SIZE(value) : PyObject_Size(value);
             if (size < 0) throw Raised();
             total += size;
             largest = std::max(largest, size);
         }
-        return Py_BuildValue("(nnn)", total, largest, missing);
+        return Py_BuildValue("(nn)", total, largest);
     });
 }
 
