@@ -1,7 +1,7 @@
 """CPU microseconds per record of the engine's own steps, without Kafka: `python tests/bench/steps.py [--rounds N]`.
 
-Decode, infer and encode of one slab after the other through a real pipeline; with the compiled batch path where it is
-there, and without it. The two are interleaved round by round, so their ratio holds on a busy machine.
+Decode, infer and encode of one slab after the other through a real pipeline, with the compiled batch path where it is
+there and without it. The two are interleaved round by round, so their ratio holds on a busy machine.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from workloads import WORKLOADS, Workload
 
+from worker import native
 from worker.app import load_pipelines
 from worker.batch import Batch, Columns, Partition
 from worker.engine import Engine, Pipeline
@@ -26,18 +28,33 @@ STEPS = ("decode", "infer", "encode")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=40, metavar="N")
     parser.add_argument("--workload", choices=["json", "raw"], default="json")
     args = parser.parse_args()
+    paths = {"python": None, "compiled": native.records} if native.records is not None else {"python": None}
     with tempfile.TemporaryDirectory() as folder:
         work = WORKLOADS[args.workload](Path(folder))
-        pipeline = next(iter(load_pipelines(settings_for(work)).values()))
+        pipelines = {name: _pipeline(work, records) for name, records in paths.items()}
     columns = slab(work)
-    rounds = [times_us(pipeline, columns) for _ in range(args.rounds + 3)][3:]
+    rounds: dict[str, list[list[float]]] = {name: [] for name in paths}
+    for _ in range(args.rounds):
+        for name, records in paths.items():
+            native.records = records
+            rounds[name].append(times_us(pipelines[name], columns))
+    print(f"{'us per record':13} " + " ".join(f"{name:>9}" for name in paths))
     for index, step in enumerate(STEPS):
-        print(f"{step:7} {statistics.median(r[index] for r in rounds):6.3f} us")
-    print(f"{'sum':7} {statistics.median(map(sum, rounds)):6.3f} us")
+        medians = [statistics.median(r[index] for r in rounds[name]) for name in paths]
+        print(f"{step:13} " + " ".join(f"{us:9.3f}" for us in medians))
+    print(f"{'sum':13} " + " ".join(f"{statistics.median(map(sum, rounds[name])):9.3f}" for name in paths))
+
+
+def _pipeline(work: Workload, records: ModuleType | None) -> Pipeline:
+    """The workload's pipeline, made for one path: a decoder chooses its reader when it is made."""
+    native.records = records
+    return next(iter(load_pipelines(settings_for(work)).values()))
 
 
 def settings_for(work: Workload) -> Settings:
