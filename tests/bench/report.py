@@ -34,6 +34,50 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Paced:
+    """One subject at a fixed rate: medians of its trials by `streaminfer bench`."""
+
+    name: str
+    per_s: int
+    held: bool
+    """Whether it kept up with the rate."""
+    cores: float
+    """Share of a core its processes used."""
+    latency_ms: dict[str, float]
+    stages_ms: dict[str, dict[str, float]]
+    """Empty for one that reports none."""
+
+    @property
+    def group(self) -> str:
+        return f"latency at {self.per_s:,} records/s"
+
+    @staticmethod
+    def keeps_up(trial: dict[str, Any]) -> bool:
+        return bool(trial["answered_per_s"] > 0.97 * trial["wanted_per_s"] and trial["records"]["lost"] == 0)
+
+    @classmethod
+    def of(cls, name: str, per_s: int, trials: list[dict[str, Any]], cores: float) -> Paced:
+        return cls(
+            name,
+            per_s,
+            all(map(cls.keeps_up, trials)),
+            cores,
+            _medians([trial["latency_ms"] for trial in trials]),
+            {
+                stage: _medians([trial["stages_ms"][stage] for trial in trials])
+                for stage in trials[0]["stages_ms"]
+            },
+        )
+
+    def line(self) -> str:
+        """For the table."""
+        times = " ".join(f"{self.latency_ms[name]:9.2f}" for name in ("p50", "p99", "p99_9"))
+        stages = " ".join(f"{stage} {times['p50']:.2f}" for stage, times in self.stages_ms.items())
+        told = f"  {self.name:16} {self.per_s:>8,} {times} {self.cores:7.3f}  {stages}"
+        return told if self.held else told + "  does not keep up"
+
+
+@dataclass(frozen=True)
 class Row:
     """One promise: a ratio of two medians of the same run, beside its bound."""
 
@@ -56,6 +100,7 @@ class Report:
     broker: str
     measured: list[Measured] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    paced: list[Paced] = field(default_factory=list)
     titles: dict[str, str] = field(default_factory=dict)
     """Group -> one line of what it does, where its name does not say."""
     notes: list[str] = field(default_factory=list)
@@ -83,6 +128,7 @@ class Report:
                 }
                 for m in self.measured
             ],
+            "paced": [asdict(paced) for paced in self.paced],
             "rows": [{**asdict(row), "value": round(row.value, 4), "holds": row.holds} for row in self.rows],
             "notes": self._notes(),
         }
@@ -99,6 +145,10 @@ class Report:
             spread = f"({_short(cpu[0])}..{_short(cpu[-1])})"
             per_s = f"{m.per_s:,.0f}" if m.per_s else ""
             lines.append(f"  {m.name + m.note:42} {_short(m.cpu_us):>13} {spread:>18} {per_s:>11}")
+        if self.paced:
+            names = " ".join(f"{name:>9}" for name in ("p50 ms", "p99 ms", "p99.9 ms"))
+            lines += ["", f"{'latency, due to read':18} {'rate':>6} {names} {'cores':>7}  median stages"]
+            lines += [paced.line() for paced in self.paced]
         lines += ["", f"{'promise':60} {'value':>8}    bound"]
         for row in self.rows:
             verdict = "" if row.holds else "   MISSED"
@@ -114,6 +164,10 @@ class Report:
             for group, cores in self.disturbed.items()
         ]
         return [*self.notes, *busy]
+
+
+def _medians(percentiles: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(each[name] for each in percentiles) for name in percentiles[0]}
 
 
 def _spread(values: list[float]) -> dict[str, float] | None:

@@ -12,8 +12,10 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -25,20 +27,18 @@ from typing import IO, Any
 import yaml
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from peers import PEERS
 from workloads import Workload
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+PROXIED_DOOR = 3
+"""Ports between the broker's first and the one that sends its clients on to the proxy (scripts/kafka)."""
 PATIENCE_S = 120.0
 POLL_S = 0.004
 """How often the outputs are counted; a round takes a hundred times as long."""
 EMBEDDED_BYTES_PER_PARTITION = 4_500_000
 """What may wait unread: the embedded broker keeps 5 MB per partition and forgets the oldest beyond that."""
-PEERS = {name: HERE / "peers" / name for name in ("quix", "bytewax")}
-"""Other frameworks: the folder with app.py, requirements.txt and, once made, their own .venv."""
-
-
-def peer_python(name: str) -> Path:
-    return PEERS[name] / ".venv" / "bin" / "python"
 
 
 @dataclass
@@ -49,6 +49,11 @@ class Broker:
     """``embedded`` or ``kafka``."""
     bootstrap: str
     _commands: IO[str] | None = None
+    """Of the embedded broker's process."""
+    _far: str = ""
+    """Address behind the proxy, where there is one."""
+    _distance: IO[str] | None = None
+    """Commands of the proxy's process."""
     _admin: AdminClient | None = None
 
     def create(self, topics: dict[str, int]) -> None:
@@ -68,9 +73,23 @@ class Broker:
         if self._commands is None and self._admin is not None:
             self._admin.delete_topics(list(topics))
 
-    def set_rtt(self, ms: int) -> None:
-        assert self._commands is not None, "only the embedded broker can be slowed down"
-        print("rtt", ms, file=self._commands, flush=True)
+    @contextmanager
+    def far_away(self, ms: float) -> Iterator[str]:
+        """The address by which the broker has this round trip meanwhile.
+
+        Raises:
+            RuntimeError: it is somebody else's broker.
+        """
+        commands, address = (
+            (self._commands, self.bootstrap) if self._commands else (self._distance, self._far)
+        )
+        if commands is None:
+            raise RuntimeError("a given broker cannot be moved away: unset KAFKA_BOOTSTRAP_SERVERS")
+        print("rtt", ms, file=commands, flush=True)
+        try:
+            yield address
+        finally:
+            print("rtt", 0, file=commands, flush=True)
 
     def _all_there(self, topics: dict[str, int]) -> bool:
         assert self._admin is not None
@@ -108,13 +127,17 @@ class Subject:
     """Per round."""
     broker: Broker
     partitions: int
+    bootstrap: str = ""
+    """Where it meets the broker, when not at the broker's own address."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Keys that differ from the workload's configuration, such as ``delivery``."""
     way: str = "worker"
-    """``worker``, one of :mod:`loops`, or one of ``PEERS``."""
+    """``worker``, one of :mod:`loops`, or one of :mod:`peers`."""
     replicas: int = 1
     metrics: bool = False
     """With a metrics topic and an HTTP port."""
+    warm_up: int = 0
+    """Records before its rounds; 0 = a tenth of a round."""
     counts_records: bool = False
     """Count the outputs by reading them: needed where a topic holds transaction markers too."""
 
@@ -134,9 +157,9 @@ class Subject:
         processes = [self._spawn(run, config, folder, index) for index in range(self.replicas)]
         running = Running(self, run, config, processes, list(topics))
         try:
-            if self.way not in PEERS:
+            if self.way not in PEERS or PEERS[self.way].announces:
                 _wait(lambda: all(map(_assigned, processes)), f"{self.name} to join its group")
-            running.round(max(self.records // 10, 20))
+            running.round(self.warm_up or max(self.records // 10, 20))
         except BaseException:
             running.stop()
             raise
@@ -153,7 +176,7 @@ class Subject:
             "dead_letter": {"topic": f"{run}.dead"},
             "limits": {"stall_s": 3600},  # frozen while others are measured: neither a stall nor a death
             "kafka": {
-                "bootstrap.servers": self.broker.bootstrap,
+                "bootstrap.servers": self.bootstrap or self.broker.bootstrap,
                 "group.id": run,
                 "session.timeout.ms": 45_000,
             },
@@ -174,7 +197,7 @@ class Subject:
                         "model": self.workload.settings["model"]["path"],
                         "config": str(config),
                         "broker": self.broker.kind,
-                        "bootstrap": self.broker.bootstrap,
+                        "bootstrap": self.bootstrap or self.broker.bootstrap,
                         "group": run,
                         "input": f"{run}.in",
                         "output": f"{run}.out",
@@ -184,12 +207,15 @@ class Subject:
                 )
             )
             if self.way in PEERS:
-                command = [str(peer_python(self.way)), str(PEERS[self.way] / "app.py"), str(job)]
+                command = PEERS[self.way].command(job)
             else:
                 command = [sys.executable, str(HERE / "loops.py"), str(job)]
         log = folder / f"{run}-{index}.log"
+        environment = os.environ | (PEERS[self.way].environment if self.way in PEERS else {})
         with log.open("wb") as stream:
-            process = subprocess.Popen(command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, env=environment
+            )
         return Process(process, log)
 
 
@@ -322,6 +348,36 @@ class Running:
             process.send(number)
 
 
+class CpuWatch:
+    """How much of a core a subject uses while the middle of its load lasts, seen from a thread of its own.
+
+    Only the busiest stretch counts: a load generator takes seconds to start and to reckon.
+    """
+
+    STRETCH_S = 0.5
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._shares: list[float] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> float:
+        """The median over the stretches in which it had work."""
+        self._ended.set()
+        self._thread.join()
+        busy = [share for share in self._shares if share > max(self._shares) / 2]
+        return statistics.median(busy) if busy else 0.0
+
+    def _watch(self) -> None:
+        before, began = self._running.cpu_s(), time.perf_counter()
+        while not self._ended.wait(self.STRETCH_S):
+            now, at = self._running.cpu_s(), time.perf_counter()
+            self._shares.append((now - before) / (at - began))
+            before, began = now, at
+
+
 class _EndMeter:
     """Reads how many records a topic has had, without consuming any."""
 
@@ -408,13 +464,29 @@ def _wait(condition: Any, what: str) -> None:
         time.sleep(0.05)
 
 
-def kafka_broker() -> Broker:
-    """A real one: KAFKA_BOOTSTRAP_SERVERS, else that of scripts/kafka."""
+@contextmanager
+def kafka_broker() -> Iterator[Broker]:
+    """A real one: KAFKA_BOOTSTRAP_SERVERS, else one of scripts/kafka for this run, with a proxy before its third door."""
     given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
     if given:
-        return Broker("kafka", given)
-    script = HERE.parent.parent / "scripts" / "kafka"
-    found = subprocess.run(
-        [sys.executable, str(script), "start"], check=True, stdout=subprocess.PIPE, text=True
+        yield Broker("kafka", given)
+        return
+    home = ROOT / ".kafka" / "bench"
+    script = [sys.executable, str(ROOT / "scripts" / "kafka")]
+    proxy = subprocess.Popen(
+        [sys.executable, str(HERE / "distance.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    return Broker("kafka", found.stdout.split()[-1])
+    assert proxy.stdin is not None
+    assert proxy.stdout is not None
+    port = proxy.stdout.readline().strip()
+    try:
+        subprocess.run([*script, "stop", "--dir", str(home)], check=True)  # it would not know this proxy
+        start = [*script, "start", "--dir", str(home), "--proxy", port]
+        found = subprocess.run(start, check=True, stdout=subprocess.PIPE, text=True)
+        bootstrap = found.stdout.split()[-1]
+        print("upstream", int(bootstrap.rpartition(":")[2]) + PROXIED_DOOR, file=proxy.stdin, flush=True)
+        yield Broker("kafka", bootstrap, None, f"127.0.0.1:{port}", proxy.stdin)
+    finally:
+        subprocess.run([*script, "stop", "--dir", str(home)], check=False)
+        proxy.kill()
+        proxy.wait()

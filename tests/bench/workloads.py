@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,45 @@ def jpeg_resnet(folder: Path) -> Workload:
     return _jpeg("resnet", "JPEG 224 px -> ResNet-50-sized -> JSON", resnet50(folder), 60, 30)
 
 
+def jpeg_int8(folder: Path) -> Workload:
+    """The same frames -> the SqueezeNet-sized network as INT8, made by `streaminfer quantize` to take raw pixels."""
+    made, pictures = folder / "squeezenet.int8.onnx", folder / "pictures"
+    if not made.exists():
+        pictures.mkdir(exist_ok=True)
+        for number, frame in enumerate(frames(64, 224)):
+            (pictures / f"{number}.jpg").write_bytes(frame)
+        image = {name: IMAGE[name] for name in ("scale", "mean", "std")}
+        command = ["quantize", str(squeezenet(folder)), "--data", str(pictures), "--out", str(made),
+                   "--image", json.dumps(image), "--fold-preprocess"]  # fmt: skip
+        subprocess.run([sys.executable, "-m", "worker", *command], check=True, stdout=subprocess.DEVNULL)
+    plain = _jpeg("int8", "JPEG 224 px -> SqueezeNet-sized, INT8 from raw bytes -> JSON", made, 1000, 100)
+    plain.settings["preprocess"] = {"image": {"size": [224, 224]}}
+    return plain
+
+
+def wide(folder: Path) -> Workload:
+    """Raw tensors of 256 floats -> three layers of 1,024: a network that takes some 100 us and gains from batches."""
+    rows = np.random.default_rng(1).random((DISTINCT, 256), np.float32)
+    graph, x, inputs = Graph(), "x", 256
+    path = folder / "wide.onnx"
+    for _ in range(3):
+        x, inputs = graph.relu(graph.dense(x, inputs, 1024)), 1024
+    return Workload(
+        "wide",
+        "raw tensors of 256 floats -> MLP 256-1024-1024-1024-10",
+        [row.tobytes() for row in rows],
+        {
+            "input": {"format": "tensor"},
+            "model": {"path": str(graph.save(path, [256], graph.dense(x, inputs, CLASSES))), "name": "wide"},
+            "batching": {"max_size": 64},
+            "output": {"format": "tensor", "headers": "none"},
+        },
+        records=15_000,
+        single_records=1_000,
+        batch=64,
+    )
+
+
 def _jpeg(name: str, title: str, model: Path, records: int, single_records: int) -> Workload:
     return Workload(
         name,
@@ -112,7 +154,14 @@ IMAGE = {
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
 }
-WORKLOADS = {"json": json_mlp, "raw": raw_mlp, "jpeg": jpeg_squeezenet, "resnet": jpeg_resnet}
+WORKLOADS = {
+    "json": json_mlp,
+    "raw": raw_mlp,
+    "jpeg": jpeg_squeezenet,
+    "resnet": jpeg_resnet,
+    "int8": jpeg_int8,
+    "wide": wide,
+}
 """Maker of each workload by name; writes its model into the folder given."""
 
 
