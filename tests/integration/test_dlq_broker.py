@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from worker.deadletter import compose
 from worker.errors import Rejection
 from worker.kafka.broker import EmbeddedBroker
 
-TIMESTAMP_MS = 1_763_676_000_123
+TIMESTAMP_MS = int(time.time() * 1000) - 60_000
+"""Not older than a topic's retention: the broker deletes by the record's own time, within seconds."""
 
 
 @dataclass
