@@ -202,14 +202,23 @@ def _slab_records(pipeline: Pipeline) -> int:
     sample = model.sample(pipeline.max_size) if model.signature.batchable else model.sample(1)
     if pipeline.decoder.shard_rows or sample is None:
         return pipeline.max_size
-    started = time.perf_counter()
-    model.run(sample)
-    took = time.perf_counter() - started
+    took = _quickest_s(lambda: model.run(sample))
     if not model.signature.batchable:
         took *= pipeline.max_size
     return pipeline.max_size * max(
         1, min(SLAB_RECORDS_MAX // pipeline.max_size, int(SLAB_WORK_S / max(took, 1e-6)))
     )
+
+
+def _quickest_s(run: Callable[[], object]) -> float:
+    """Seconds of the quickest of a few runs: one alone may have waited for whoever else uses the machine, and a
+    process that starts with small slabs pays for each of them as long as it lives."""
+    took: list[float] = []
+    while len(took) < 7 and sum(took) < 5 * SLAB_WORK_S:
+        started = time.perf_counter()
+        run()
+        took.append(time.perf_counter() - started)
+    return min(took)
 
 
 def answer(pipeline: Pipeline, value: bytes) -> Any:
