@@ -309,6 +309,8 @@ def test_the_broker_serves_until_it_is_told_to_stop(run: Run, tmp_path: Path) ->
         code, _, error = run("broker", "--port", bootstrap.rpartition(":")[2])
         assert code == 3
         assert f"--port {bootstrap.rpartition(':')[2]}: cannot listen" in error
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert signal.SIGTERM not in blocked, "every process started later would inherit it and never drain"
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         assert process.stderr is not None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -138,11 +139,16 @@ def test_a_command_that_is_not_there_is_not_offered(
     assert cli.main(["absent"]) == 2
 
 
-def test_a_worker_that_has_not_begun_leaves_with_0(tmp_path: Path) -> None:
-    """SIGTERM before anything was taken: nothing to finish is a drain like any other."""
+@pytest.mark.parametrize("blocked", [set(), {signal.SIGTERM}], ids=["usual", "blocked"])
+def test_a_worker_that_has_not_begun_leaves_with_0(blocked: set[signal.Signals], tmp_path: Path) -> None:
+    """SIGTERM before anything was taken is a drain like any other, whatever mask the parent handed down."""
     config = tmp_path / "config.yaml"
     os.mkfifo(config)
-    process = subprocess.Popen([sys.executable, "-m", "worker", "run", str(config)])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "worker", "run", str(config)])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with config.open("w"):  # both ends are open: it is reading its configuration
         process.terminate()
         assert process.wait(30) == 0

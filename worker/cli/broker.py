@@ -41,14 +41,20 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--port {args.port}: expected a number from 0 to {LARGEST_PORT}")
     topics = dict(_topic(text) for text in args.topics)
     stops = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # before any thread starts, so that only this one hears
-    with EmbeddedBroker(topics, args.port) as broker:
-        print(
-            f"embedded development broker on {broker.bootstrap} (librdkafka's, in memory; not Apache Kafka)",
-            file=sys.stderr,
-        )
-        print(broker.bootstrap, flush=True)
-        signal.sigwait(stops)
+    # before any thread starts, so that only this one hears
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    try:
+        with EmbeddedBroker(topics, args.port) as broker:
+            print(
+                f"embedded development broker on {broker.bootstrap} (librdkafka's, in memory; not Apache Kafka)",
+                file=sys.stderr,
+            )
+            print(broker.bootstrap, flush=True)
+            signal.sigwait(stops)
+    finally:
+        signal.pthread_sigmask(
+            signal.SIG_SETMASK, before
+        )  # a mask is handed down to every process started later
     return 0
 
 

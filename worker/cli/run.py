@@ -71,6 +71,8 @@ def _leaving_when_asked() -> Iterator[None]:
     """Until the worker or the supervisor has handlers of its own, nothing is taken: SIGTERM and SIGINT end with 0."""
     signals = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, lambda *_: os._exit(0)) for number in signals}
+    # whoever started us may have handed its mask down: a blocked SIGTERM would never drain worker or supervisor
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     try:
         yield
     finally:
