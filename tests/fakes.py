@@ -224,6 +224,8 @@ class FakeSource:
         """Where reading began, and the note found there."""
         self._commits: deque[dict[Partition, tuple[int, str]]] = deque()
         self._confirmed: dict[Partition, int] = {}
+        self.membership = 0
+        """Counts how often it joined: the broker refuses what was asked for in an earlier membership."""
 
     @property
     def assignment(self) -> list[Partition]:
@@ -313,8 +315,9 @@ class FakeSource:
     def _lose(self) -> None:
         """We were out of the group for a while; join again."""
         self.kicked = False
+        self.membership += 1
         self._kafka.members.append(self)
-        self._commits.clear()  # of a generation that is over
+        self._commits.clear()  # of a membership that is over
         if lost := self.assignment:
             self._kafka.witness.lost(self.who, lost)
             self._kafka.witness.left(self.who, lost)
@@ -545,15 +548,15 @@ class FakeTransactions:
         self._open = True
 
     def group(self) -> Any:
-        """The generation we are a member of: what fences a zombie's offsets."""
-        return self._source.assignment
+        """The membership of this moment: what fences a zombie's offsets (KIP-447)."""
+        return self._source.membership
 
     def commit(self, positions: dict[Partition, int], metadata: dict[Partition, str], group: Any) -> None:
         assert self._open, "no transaction is open"
         self._sink.fuse("commit transaction")
         if not self._sink.flush() or not self._kafka.up:
             raise TransactionFailed("unknown", "the broker does not answer")
-        if self._sink.doomed or self._source.refuse_commits or not self._may_commit(positions):
+        if self._sink.doomed or self._source.refuse_commits or not self._may_commit(positions, group):
             raise TransactionFailed("aborted", "the broker refuses")
         self._make_visible(positions, metadata)
         if self._rng is not None and self._rng.random() < 0.02:
@@ -567,10 +570,9 @@ class FakeTransactions:
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int | None]:
         return {partition: self._kafka.committed.get(partition) for partition in partitions}
 
-    def _may_commit(self, positions: dict[Partition, int]) -> bool:
-        return not self._source.kicked and all(
-            self._kafka.owner.get(partition) is self._source for partition in positions
-        )
+    def _may_commit(self, positions: dict[Partition, int], group: Any) -> bool:
+        member = not self._source.kicked and group == self._source.membership
+        return member and all(self._kafka.owner.get(partition) is self._source for partition in positions)
 
     def _make_visible(self, positions: dict[Partition, int], metadata: dict[Partition, str]) -> None:
         messages, self._sink.transaction, self._open = self._sink.transaction or [], [], False

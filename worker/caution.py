@@ -62,7 +62,7 @@ class Caution:
         self._left: dict[Partition, Note] = {}
         """Partitions under caution no more -> what the broker should have of them until the position is there."""
         self._outdated: set[Partition] = set()
-        """Partitions of which the broker still has a note about a record that was survived."""
+        """Partitions of which the broker's note is not ours: a record was survived since, or begun."""
         self._fresh: set[Partition] = set()
         """Partitions whose committed position carries this process' first note: no progress yet."""
 
@@ -101,33 +101,36 @@ class Caution:
             self._outdated.discard(partition)
             self._fresh.discard(partition)
 
-    def attempt(self, partition: Partition, offset: int) -> int:
-        """This record, under caution, is about to be worked on.
+    def attempts(self, partition: Partition, offset: int) -> int:
+        """Which attempt it would be to work on this record, which is under caution; 0 = it was survived before.
 
-        Returns:
-            Which attempt it is, to be told to the broker first (:meth:`notes`); 0 = it was survived before. At
-            ``max_crashes`` the record has had its chances.
+        At ``max_crashes`` the record has had its chances.
         """
         note = self._notes[partition]
         if offset < note.at:
             return 0
-        if self._begun.get(partition) != offset:
+        return note.attempts + (self._begun.get(partition) != offset)
+
+    def begin(self, partition: Partition, offset: int) -> None:
+        """This record is about to be worked on; the broker is to be told first (:meth:`notes`)."""
+        attempts = self.attempts(partition, offset)
+        if attempts:
             self._begun[partition] = offset
-            self._notes[partition] = note = replace(note, attempts=note.attempts + 1, at=offset)
-        return note.attempts
+            self._notes[partition] = replace(self._notes[partition], attempts=attempts, at=offset)
+            self._outdated.add(partition)
 
     @property
     def outdated(self) -> bool:
-        """Whether the broker has to hear of records that were survived before anything else is worked on.
+        """Whether the broker has to hear something before anything is worked on.
 
-        Else they would be charged with a death they had no part in.
+        That a record is begun; or that others were survived, which would else be charged with a death they had no
+        part in.
         """
         return bool(self._outdated)
 
-    def notes(self, *about: Partition) -> dict[Partition, str]:
-        """What the broker must hear before a record of this partition, or any other, is worked on."""
-        told = self._outdated.union(about)
-        self._outdated.clear()
+    def notes(self) -> dict[Partition, str]:
+        """What the broker must hear before anything is worked on."""
+        told, self._outdated = self._outdated, set()
         return {p: str(self._notes.get(p) or self._left.get(p) or "") for p in told}
 
     def survived(self, partition: Partition, next_offset: int) -> None:

@@ -479,11 +479,9 @@ class Conductor:
             self._source.commit(starts, True, {})
         self._caution.dropped(partitions)
 
-    def _attempt(self, partition: Partition, offset: int) -> Rejection | None:
-        """Note that we are about to work on this record; refuse it when it killed enough."""
-        attempts = self._caution.attempt(partition, offset)
-        if attempts:
-            self._tell(self._caution.notes(partition))
+    def _refusal(self, partition: Partition, offset: int) -> Rejection | None:
+        """Why this record, which is under caution, is not worked on: it killed enough."""
+        attempts = self._caution.attempts(partition, offset)
         if attempts < self._caution.max_crashes:
             return None
         message = f"the process died {attempts - 1} times while it worked on this record"
@@ -519,29 +517,37 @@ class Conductor:
 
     def _close(self) -> Slab | None:
         """The open slab, as much of it as may go; None when its first record does not fit the budget now."""
-        careful = self._caution.covers(*self._open.first)
-        refused = self._attempt(*self._open.first) if careful else None
+        first = self._open.first
+        careful = self._caution.covers(*first)
+        refused = self._refusal(*first) if careful else None
         most = self._open.stretch(self._caution.covers)
         if self._caution and not careful:
             for partition, offset in self._open.begins(most):
                 self._caution.survived(partition, offset)  # what had to go alone lies before this, or is gone
-        if self._caution.outdated:
-            self._tell(self._caution.notes())
         free = self.window.limit_bytes - self.window.bytes
         force = not self.window.slabs
         self._pace.closed(full=self._room() <= 0)
         slab = self._open.close(self._admission, free, self._wall_ms(), most, force, refused)
         self._starved = slab is None
-        for batch in slab.batches if slab is not None else ():
+        if slab is None:
+            return None  # nothing is begun: no attempt either
+        for batch in slab.batches:
             self._reserve(batch.cost_bytes // len(batch))
-        if careful and slab is not None:
-            if refused is not None:
-                self._given_up = slab
-            elif slab.batches:
-                self._alone = slab
-            else:
-                self._passed(slab)
+        if careful:
+            self._caution.begin(*first)
+        if self._caution.outdated:
+            self._tell(self._caution.notes())
+        if careful:
+            self._went_alone(slab, refused is not None)
         return slab
+
+    def _went_alone(self, slab: Slab, given_up: bool) -> None:
+        if given_up:
+            self._given_up = slab
+        elif slab.batches:
+            self._alone = slab
+        else:
+            self._passed(slab)
 
     def _reserve(self, nbytes: int) -> None:
         """Keep so much free of payloads: what one record needs to be worked on."""

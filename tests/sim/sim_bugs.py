@@ -262,6 +262,17 @@ def abort_keeps_the_outputs(self: FakeTransactions) -> None:
     self._sink.doomed, self._open = False, False
 
 
+_right_commit = FakeTransactions.commit
+
+
+@replaces(FakeTransactions, "commit", "NothingDoubled", "NothingLost", exactly_once=True)
+def group_asked_for_when_the_commit_arrives(
+    self: FakeTransactions, positions: dict[Partition, int], metadata: dict[Partition, str], group: Any
+) -> None:
+    """The membership of that moment may be a new one, and these positions another's since."""
+    _right_commit(self, positions, metadata, self.group())
+
+
 @replaces(Conductor, "_commit_until", "NothingAnsweredAgain")
 def leaves_without_a_last_commit(self: Conductor, deadline_ns: int) -> None:
     """The commit at intervals was a moment ago."""

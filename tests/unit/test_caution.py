@@ -8,6 +8,13 @@ from worker.caution import Caution, Note
 A, B = Partition("in", 0), Partition("in", 1)
 
 
+def attempt(caution: Caution, partition: Partition, offset: int) -> int:
+    """Begin to work on a record under caution; which attempt it is."""
+    attempts = caution.attempts(partition, offset)
+    caution.begin(partition, offset)
+    return attempts
+
+
 class Broker:
     """Committed (position, metadata) per partition, and processes that die on some offsets."""
 
@@ -36,10 +43,9 @@ class Broker:
                 stop = min(position + 5, end)
                 if alone := caution.covers(partition, position):
                     stop = position + 1
-                    attempts = caution.attempt(partition, position)
-                    if attempts:
-                        for told, note in caution.notes(partition).items():
-                            self.committed[told] = (self.committed[told][0], note)
+                    attempts = attempt(caution, partition, position)
+                    for told, note in caution.notes().items():
+                        self.committed[told] = (self.committed[told][0], note)
                     given_up = attempts >= max_crashes
                 if given_up:
                     self.dead_letters.append((partition, position))
@@ -104,37 +110,47 @@ def test_a_record_that_was_survived_alone_is_not_noted_again() -> None:
     """Not in this life, and not in the next: a death after it is not its fault."""
     caution = Caution(reach=10, max_crashes=3)
     caution.assigned({A: (5, str(Note(1, 20)))})
-    assert caution.attempt(A, 5) == 2
+    assert attempt(caution, A, 5) == 2
     caution.survived(A, 6)
-    assert caution.attempt(A, 6) == 1
-    assert caution.notes(A) == {A: str(Note(1, 20, 6))}
+    assert attempt(caution, A, 6) == 1
+    assert caution.notes() == {A: str(Note(1, 20, 6))}
     successor = Caution(reach=10, max_crashes=3)
     successor.assigned({A: (5, str(Note(1, 20, 6)))})
     assert successor.covers(A, 5)
-    assert successor.attempt(A, 5) == 0
-    assert successor.attempt(A, 6) == 2
+    assert attempt(successor, A, 5) == 0
+    assert attempt(successor, A, 6) == 2
+
+
+def test_only_what_is_begun_counts_as_an_attempt() -> None:
+    """A record looked at and put off may go to another process, and come back."""
+    caution = Caution(reach=10, max_crashes=3)
+    for _ in range(3):
+        caution.assigned({A: (5, str(Note(1, 20)))})
+        assert caution.attempts(A, 5) == 2
+        assert not caution.outdated
+        caution.dropped([A])
 
 
 def test_a_rewind_is_no_further_attempt() -> None:
     """One life is one attempt at a record, however often it is read."""
     caution = Caution(reach=10, max_crashes=3)
     caution.assigned({A: (5, str(Note(1, 20)))})
-    assert caution.attempt(A, 5) == 2
-    assert caution.attempt(A, 5) == 2
+    assert attempt(caution, A, 5) == 2
+    assert attempt(caution, A, 5) == 2
 
 
 def test_what_another_record_survived_is_told_before_the_next_is_tried() -> None:
     """Else its note would be charged with a death it had no part in."""
     caution = Caution(reach=10, max_crashes=3)
     caution.assigned({A: (5, str(Note(1, 20))), B: (0, str(Note(1, 2)))})
-    caution.attempt(B, 1)
-    assert caution.notes(B) == {B: str(Note(2, 2, 1))}
+    attempt(caution, B, 1)
+    assert caution.notes() == {B: str(Note(2, 2, 1))}
     caution.survived(B, 2)
     assert not caution.covers(B, 2)
-    caution.attempt(A, 5)
+    attempt(caution, A, 5)
     assert caution.outdated
     # B is now as if it had just become ours at 2
-    assert caution.notes(A) == {A: str(Note(2, 20, 5)), B: str(Note(1, 12, 2))}
+    assert caution.notes() == {A: str(Note(2, 20, 5)), B: str(Note(1, 12, 2))}
     assert not caution.outdated
 
 
@@ -142,10 +158,10 @@ def test_a_rewind_beyond_the_noted_record_forgets_its_attempts() -> None:
     """Its dead letter was committed although the answer got lost: the next record must not be charged with it."""
     caution = Caution(8, 3)
     caution.assigned({A: (5, "streaminfer;attempts=2;until=9")})
-    assert caution.attempt(A, 5) == 3
+    assert attempt(caution, A, 5) == 3
     caution.resumed({A: 6})
-    assert caution.attempt(A, 7) == 1
+    assert attempt(caution, A, 7) == 1
     caution.resumed({A: 6})
-    assert caution.attempt(A, 7) == 1
+    assert attempt(caution, A, 7) == 1
     caution.resumed({A: 9})
     assert not caution.covers(A, 9)

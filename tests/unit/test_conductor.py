@@ -497,6 +497,23 @@ def test_under_caution_one_record_is_worked_on_and_its_attempt_is_noted_first() 
     assert (loop.kafka.committed[A], loop.kafka.notes[A]) == (1, str(Note(1, 8, at=4)))
 
 
+def test_a_record_under_caution_that_the_budget_keeps_waiting_is_no_attempt() -> None:
+    """Nothing of it was begun: handed over and taken back, it must not come closer to its dead letter."""
+    loop = Loop(limit_bytes=10_000, costly=True, scratch=lambda value: len(value) // 2)
+    noted = loop.kafka.notes[A] = str(Note(1, 8))
+    loop.sink.stalled = True
+    loop.feed(b"x", partition=B)
+    loop.turn(10)
+    assert loop.window.slabs
+    loop.feed(*[b"x" * 2_750] * 3)  # together they leave too little of the budget for tensors
+    loop.turn(10)
+    assert loop.window.bytes > 9_500
+    assert (len(loop.pool.held), loop.kafka.notes[A]) == (0, noted)
+    loop.sink.stalled = False
+    loop.until_quiet()
+    assert (0, 0) in loop.results
+
+
 def test_the_loop_knows_what_it_spends_its_time_on() -> None:
     """Per turn it calls back, and its age is the clock's."""
     loop = Loop()
