@@ -73,7 +73,8 @@ class Paced:
         """For the table."""
         times = " ".join(f"{self.latency_ms[name]:9.2f}" for name in ("p50", "p99", "p99_9"))
         stages = " ".join(f"{stage} {times['p50']:.2f}" for stage, times in self.stages_ms.items())
-        told = f"  {self.name:16} {self.per_s:>8,} {times} {self.cores:7.3f}  {stages}"
+        cores = f"{self.cores:7.3f}" if self.cores else " " * 7
+        told = f"  {self.name:18} {self.per_s:>6,} {times} {cores}  {stages}"
         return told if self.held else told + "  does not keep up"
 
 
@@ -147,7 +148,7 @@ class Report:
             lines.append(f"  {m.name + m.note:42} {_short(m.cpu_us):>13} {spread:>18} {per_s:>11}")
         if self.paced:
             names = " ".join(f"{name:>9}" for name in ("p50 ms", "p99 ms", "p99.9 ms"))
-            lines += ["", f"{'latency, due to read':18} {'rate':>6} {names} {'cores':>7}  median stages"]
+            lines += ["", f"{'latency, due to read':20} {'rate':>6} {names} {'cores':>7}  median stages"]
             lines += [paced.line() for paced in self.paced]
         lines += ["", f"{'promise':60} {'value':>8}    bound"]
         for row in self.rows:

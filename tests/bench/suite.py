@@ -18,6 +18,7 @@ from report import Measured, Paced, Report
 from stage import Broker, CpuWatch, Round, Running, Subject, busy_cores
 from workloads import WORKLOADS, Workload
 
+HOP = Path(__file__).with_name("hop.py")
 RTT_MS = 1
 LATENCY_PER_S = (1000, 5000, 20_000)
 LATENCY_PROMISED_PER_S = 5000
@@ -215,7 +216,10 @@ class Suite:
             self.report.at_least(group, "records/s, 2 over 1", ratio, bound)
 
     def latency(self) -> None:
-        """At fixed rates, measured by `streaminfer bench`: both guarantees, and two loops where they can follow."""
+        """At fixed rates, measured by `streaminfer bench`: both guarantees, and two loops where they can follow.
+
+        And one way through the broker by itself, of which everything else needs two.
+        """
         work = self._workload("json")
         ways = [
             self._worker(work, "at least once"),
@@ -227,6 +231,7 @@ class Suite:
             del ways[1]  # it does not hide what is not committed yet
         source = self.folder / "records.jsonl"
         source.write_bytes(b"\n".join(work.values))
+        self.report.paced += [self._hop(per_s, source) for per_s in LATENCY_PER_S]
         for subject in ways:
             running = subject.start(self.folder)
             try:
@@ -242,6 +247,23 @@ class Suite:
         for name, bound in (("p50", 5.0), ("p99", 8.0)):
             self.report.at_most(promised.group, f"{name} ms", promised.latency_ms[name], bound)
         self.report.at_most(promised.group, "share of a core", promised.cores, 0.12)
+
+    def _hop(self, per_s: int, source: Path) -> Paced:
+        wait_ms = 2 if self.broker.kind == "embedded" else 500  # as the reader of `streaminfer bench`
+        trials = []
+        for number in range(self.rounds):
+            _say(f"latency: one hop, {per_s}/s, round {number + 1} of {self.rounds}")
+            topic = f"hop-{per_s}-{number}"
+            self.broker.create({topic: self.partitions})
+            self._wait_for_quiet("latency")
+            arguments = (self.broker.bootstrap, topic, self.partitions, per_s, LATENCY_S, source, wait_ms)
+            command = [sys.executable, str(HOP), *map(str, arguments)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"{HOP.name} ended with {done.returncode}")
+            trials.append(json.loads(done.stdout))
+            self.broker.delete([topic])
+        return Paced.of("one hop, no worker", per_s, trials, 0.0)
 
     def _paced(self, running: Running, per_s: int, source: Path) -> Paced:
         """Some trials at one rate; the medians."""
