@@ -27,7 +27,7 @@ LOOP = (
     "window",
 )
 ENGINE = ("engine", "codecs", "preprocess", "model", "postprocess")
-SHARED = ("batch", "errors", "settings", "settings_source", "model.signature", "native")
+SHARED = ("batch", "errors", "settings", "model.signature", "native")
 """Values, settings and the compiled path, which every side may know."""
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from worker.cli.main import add_set_option
 from worker.errors import ConfigError, StartError, WorkerError
 from worker.settings import ImageSettings, PipelineSettings, labels_of, load
-from worker.settings_source import Key, describe, sentence
+from worker.settings.source import Key, describe, sentence
 
 if TYPE_CHECKING:
     from worker.batch import Array

@@ -1,0 +1,53 @@
+"""What a user may set: declared once, checked before anything starts, emitted as a JSON Schema.
+
+:func:`load` reads a file, :func:`validate` checks a document; both give a frozen :class:`Settings` in which the keys
+of a single pipeline at the top of the file have become the one entry of ``pipelines``. What can be known without
+the model is checked here; what needs the model's signature asks back through :func:`check_budget`.
+"""
+
+from worker.settings.checks import (
+    check_budget,
+    check_model_file,
+    check_replicas,
+    plaintext_hosts,
+)
+from worker.settings.document import json_schema, load, validate
+from worker.settings.kinds import MIB
+from worker.settings.references import import_attribute, labels_of
+from worker.settings.sections import (
+    ClassificationSettings,
+    CreateSettings,
+    DetectionSettings,
+    EmbeddingSettings,
+    ImageSettings,
+    LimitsSettings,
+    NumericSettings,
+    PipelineSettings,
+    PostprocessSettings,
+    Settings,
+    is_secret,
+)
+
+__all__ = [
+    "MIB",
+    "ClassificationSettings",
+    "CreateSettings",
+    "DetectionSettings",
+    "EmbeddingSettings",
+    "ImageSettings",
+    "LimitsSettings",
+    "NumericSettings",
+    "PipelineSettings",
+    "PostprocessSettings",
+    "Settings",
+    "check_budget",
+    "check_model_file",
+    "check_replicas",
+    "import_attribute",
+    "is_secret",
+    "json_schema",
+    "labels_of",
+    "load",
+    "plaintext_hosts",
+    "validate",
+]

@@ -1,0 +1,165 @@
+"""What settings ask of each other, of the machine and of the model: all that no single setting can tell."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from worker.errors import ConfigError, StartError
+from worker.settings.kinds import MIB
+from worker.settings.sections import Settings
+
+WORKING_BYTES = 16 * MIB
+"""What ``limits.in_flight_bytes`` must hold beside the largest record and one item's tensors."""
+
+_REFUSED = {
+    "transactional.id": "it is made per process",
+    "plugin.library.paths": "it loads code into the worker",
+    "sasl.kerberos.kinit.cmd": "it runs a shell command",
+    "enable.auto.commit": "offsets are committed when results are acknowledged",
+    "enable.auto.offset.store": "offsets are committed when results are acknowledged",
+    "partitioner": "output.partition decides the partition",
+    "auto.offset.reset": "input.start decides where a new group begins",
+}
+
+
+def check_budget(settings: Settings, pipeline: str, item_nbytes: int = 0) -> None:
+    """Refuse a pipeline whose largest record cannot be worked on within ``limits.in_flight_bytes``.
+
+    Args:
+        settings: the worker's settings.
+        pipeline: the pipeline's name.
+        item_nbytes: bytes of one item's tensors, inputs and outputs, once the model's signature is known.
+    """
+    max_bytes = settings.pipelines[pipeline].input.max_bytes
+    needed = max_bytes + item_nbytes + WORKING_BYTES
+    if needed > settings.limits.in_flight_bytes:
+        raise ConfigError(
+            f"limits.in_flight_bytes: got {settings.limits.in_flight_bytes}, expected at least {needed}: "
+            f"{settings.key(pipeline, 'input.max_bytes')} {max_bytes} + one item's tensors {item_nbytes} "
+            f"+ {WORKING_BYTES}"
+        )
+
+
+def check_replicas(settings: Settings, replicas: int) -> None:
+    """Refuse what several processes cannot share."""
+    if replicas > 1 and "group.instance.id" in settings.kafka:
+        raise ConfigError(
+            f"kafka.group.instance.id: expected none with --replicas {replicas}, "
+            "because every process needs one of its own"
+        )
+
+
+def check_model_file(settings: Settings, pipeline: str) -> None:
+    """Refuse a model path that is no file.
+
+    Raises:
+        StartError: missing, or a directory.
+    """
+    path = settings.pipelines[pipeline].model.path
+    if not path.is_file():
+        found = "is a directory" if path.is_dir() else "does not exist"
+        raise StartError(f"{settings.key(pipeline, 'model.path')}: {path} {found}; expected an ONNX file")
+
+
+def plaintext_hosts(settings: Settings) -> list[str]:
+    """Bootstrap servers on other hosts that are reached without encryption."""
+    if settings.kafka.get("security.protocol", "plaintext").lower() not in ("plaintext", "sasl_plaintext"):
+        return []
+    servers = settings.kafka["bootstrap.servers"].split(",")
+    return [server.strip() for server in servers if not _is_loopback(server.strip())]
+
+
+def _is_loopback(server: str) -> bool:
+    host = server.rpartition("://")[2]
+    if host.startswith("["):
+        host = host[1:].partition("]")[0]
+    elif host.count(":") <= 1:
+        host = host.partition(":")[0]
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def check_together(settings: Settings) -> None:
+    """Everything that is about more than one setting and needs no model."""
+    _check_kafka(settings)
+    _check_topics(settings)
+    for name in settings.pipelines:
+        _check_pipeline(settings, name)
+        check_budget(settings, name)
+
+
+def _check_kafka(settings: Settings) -> None:
+    properties = settings.kafka
+    for required in ("bootstrap.servers", "group.id"):
+        if not properties.get(required, "").strip():
+            raise ConfigError(f"kafka.{required} is required")
+    for name in properties:
+        reason = "it loads code into the worker" if name.startswith("ssl.engine.") else _REFUSED.get(name)
+        if reason:
+            raise ConfigError(f"kafka.{name}: expected not to be set, because {reason}")
+    mechanism = properties.get("sasl.mechanisms", properties.get("sasl.mechanism", ""))
+    over_sasl = properties.get("security.protocol", "").lower() == "sasl_plaintext"
+    if over_sasl and mechanism.upper() == "PLAIN" and not settings.security.allow_plaintext:
+        for server in plaintext_hosts(settings):
+            raise ConfigError(
+                f"kafka.security.protocol: SASL PLAIN would send the password to {server} unencrypted; "
+                "expected sasl_ssl, or security.allow_plaintext: true"
+            )
+
+
+def _check_topics(settings: Settings) -> None:
+    """Nothing the worker writes may be read by it again; pipelines that share a topic start at one place."""
+    read_by: dict[str, str] = {}
+    for name, pipeline in settings.pipelines.items():
+        for topic in pipeline.input.topics:
+            first = read_by.setdefault(topic, name)
+            if settings.pipelines[first].input.start != pipeline.input.start:
+                raise ConfigError(
+                    f"pipelines.{name}.input.start: got '{pipeline.input.start}', expected the same as "
+                    f"pipelines.{first}.input.start, which reads the topic {topic} too"
+                )
+    written = {
+        settings.key(name, "output.topic"): pipeline.output.topic
+        for name, pipeline in settings.pipelines.items()
+    }
+    written |= {
+        "dead_letter.topic": settings.dead_letter.topic,
+        "metrics.topic": settings.metrics.topic or "",
+    }
+    for key, topic in written.items():
+        if topic in read_by:
+            raise ConfigError(
+                f"{key}: got '{topic}', expected a topic that is not in "
+                f"{settings.key(read_by[topic], 'input.topics')}"
+            )
+
+
+def _check_pipeline(settings: Settings, name: str) -> None:
+    """What one pipeline's formats, preprocessing and postprocessing ask of each other."""
+    pipeline = settings.pipelines[name]
+    taken, pre, post = pipeline.input.format, pipeline.preprocess, pipeline.postprocess
+    if pipeline.input.fields is not None and taken != "json":
+        raise ConfigError(
+            f"{settings.key(name, 'input.fields')}: goes with input.format json only, got '{taken}'"
+        )
+    if sum([bool(pre.inputs), pre.image is not None, pre.numeric is not None]) > 1:
+        raise ConfigError(
+            f"{settings.key(name, 'preprocess')}: expected only one of inputs, image and numeric"
+        )
+    for tensor, source in pre.inputs.items():
+        if source.image is not None and source.numeric is not None:
+            key = settings.key(name, f"preprocess.inputs.{tensor}")
+            raise ConfigError(f"{key}: expected only one of image and numeric")
+    for kind in ("inputs", "image", "numeric"):
+        given = getattr(pre, kind) not in (None, {})
+        if given and (taken not in ("image", "json") or (taken == "image" and kind == "numeric")):
+            raise ConfigError(
+                f"{settings.key(name, f'preprocess.{kind}')}: does not go with input.format '{taken}'"
+            )
+    if pipeline.output.format != "json" and post.raw is None:
+        raise ConfigError(
+            f"{settings.key(name, 'output.format')}: '{pipeline.output.format}' goes with postprocess raw only; "
+            "expected json, or no postprocess"
+        )

@@ -1,0 +1,115 @@
+"""The kinds of values a setting may have, each with its check and its form in the JSON Schema."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
+
+MIB = 1 << 20
+
+
+def _topic_name(name: str) -> str:
+    if not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", name) or name in (".", ".."):
+        raise ValueError("expected a topic name: 1 to 249 of the characters a-z A-Z 0-9 . _ -")
+    return name
+
+
+def from_file(path: Path, info: ValidationInfo) -> Path:
+    """Relative to the configuration file, whatever the working directory is."""
+    return Path(os.path.abspath(info.context["base"] / path)) if info.context else path
+
+
+def _one_or_more(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _non_zero(values: list[float]) -> list[float]:
+    if 0 in values:
+        raise ValueError("expected numbers other than 0, because they are divided by")
+    return values
+
+
+def _size(value: Any) -> Any:
+    try:
+        height, width = map(int, value)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1 or isinstance(value, str):
+        raise ValueError("expected [height, width] in pixels, both at least 1")
+    return height, width
+
+
+def _host_and_port(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError('expected "host:port" with a port from 0 to 65535, such as "127.0.0.1:9464"')
+    return address
+
+
+def _built_in_or_own(*names: str) -> Callable[[str], str]:
+    def check(name: str) -> str:
+        if name not in names and not OWN_CODE.fullmatch(name):
+            raise ValueError("expected " + ", ".join([*names, 'or own code as "module:attribute"']))
+        return name
+
+    return check
+
+
+def _sha256(digest: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+        raise ValueError("expected 64 hexadecimal digits")
+    return digest.lower()
+
+
+def _distinct(values: list[str]) -> list[str]:
+    if not values or len(set(values)) != len(values):
+        raise ValueError("expected at least one entry and none of them twice")
+    return values
+
+
+OWN_CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+OWN_CODE_SCHEMA = {
+    "type": "string",
+    "pattern": r"^[\w.]+:[\w.]+$",
+    "description": "Own code: module:attribute.",
+}
+FORMATS = ("image", "json", "tensor", "npy", "oip")
+
+Text = Annotated[str, Field(min_length=1)]
+Topic = Annotated[str, AfterValidator(_topic_name)]
+File = Annotated[Path, AfterValidator(from_file)]
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Names = Annotated[list[Text], AfterValidator(_distinct)]
+Numbers = Annotated[
+    list[float],
+    BeforeValidator(_one_or_more),
+    WithJsonSchema(
+        {"anyOf": [{"type": "number"}, {"type": "array", "items": {"type": "number"}, "minItems": 1}]}
+    ),
+    Field(min_length=1),
+]
+Divisors = Annotated[Numbers, AfterValidator(_non_zero)]
+InputFormat = Annotated[
+    str,
+    AfterValidator(_built_in_or_own(*FORMATS)),
+    WithJsonSchema({"anyOf": [{"enum": list(FORMATS)}, OWN_CODE_SCHEMA]}),
+]
+Size = Annotated[
+    tuple[int, int],
+    BeforeValidator(_size),
+    WithJsonSchema(
+        {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2}
+    ),
+]
+Providers = Annotated[list[Literal["cpu", "cuda", "tensorrt"]], AfterValidator(_distinct)]
+Topics = Annotated[list[Topic], AfterValidator(_distinct)]
+OwnCode = Annotated[str, AfterValidator(_built_in_or_own()), WithJsonSchema(OWN_CODE_SCHEMA)]
+Sha256 = Annotated[str, AfterValidator(_sha256)]
+HostAndPort = Annotated[str, AfterValidator(_host_and_port)]

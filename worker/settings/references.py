@@ -1,0 +1,65 @@
+"""What settings only name: own code and files of labels."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from worker.errors import ConfigError
+from worker.settings.kinds import OWN_CODE
+from worker.settings.source import describe
+
+
+def labels_of(path: Path, key: str = "labels") -> list[str]:
+    """The labels in a text file, one per line; the line number is the class index.
+
+    Args:
+        path: the file.
+        key: the setting that names it, for the error's sentence.
+
+    Raises:
+        ConfigError: missing, a directory, not UTF-8 or empty.
+    """
+    try:
+        labels = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        found = (
+            "does not exist"
+            if isinstance(error, FileNotFoundError)
+            else "is a directory"
+            if isinstance(error, IsADirectoryError)
+            else "is not UTF-8 text"
+            if isinstance(error, UnicodeDecodeError)
+            else f"cannot be read ({error})"
+        )
+        raise ConfigError(f"{key}: {path} {found}; expected a text file with one label per line") from None
+    while labels and not labels[-1].strip():
+        labels.pop()
+    if not labels:
+        raise ConfigError(f"{key}: {path} is empty; expected a text file with one label per line")
+    return [label.strip() for label in labels]
+
+
+def import_attribute(name: str) -> Any:
+    """What ``module:attribute`` names; modules beside the configuration file are found too.
+
+    Raises:
+        ConfigError: the text has another form, the module cannot be imported or has no such attribute.
+    """
+    if not OWN_CODE.fullmatch(name):
+        raise ConfigError(f'own code: got {describe(name)}, expected "module:attribute"')
+    module_name, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's own code: whatever it raises is the user's to read
+        raise ConfigError(
+            f"own code {name}: the module cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    for attribute in path.split("."):
+        if not hasattr(found, attribute):
+            raise ConfigError(f"own code {name}: {module_name} has no attribute {path}")
+        found = getattr(found, attribute)
+    if not callable(found):
+        raise ConfigError(f"own code {name}: expected something to call, got {type(found).__name__}")
+    return found
