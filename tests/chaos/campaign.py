@@ -9,16 +9,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import models
-import numpy as np
 from cluster import Cluster
 from confluent_kafka import Message
 from crew import Crew
 from faults import FAULTS, SESSION_S, World
+from outcome import Outcome
 from stream import create_topics, judge, place_of, read_all, unique, write_config
 from traffic import Traffic, Witness
 
@@ -53,33 +52,6 @@ def decode(value, headers):
         raise Reject("not 20 features")
     return {"x": np.array(features, np.float32)}
 '''
-
-
-@dataclass
-class Outcome:
-    """What a campaign found. ``broken`` names every promise that was not kept."""
-
-    delivery: str
-    seed: int
-    minutes: float
-    records: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
-    lost: int = 0
-    doubled: int = 0
-    reordered: int = 0
-    early_commits: int = 0
-    commits_looked_at: int = 0
-    recovery_s: dict[str, list[float]] = field(default_factory=dict)
-    """Fault -> seconds from its end until every input partition had the answer to a record sent after it."""
-    drain_s: list[float] = field(default_factory=list)
-    ends: Counter[str] = field(default_factory=Counter)
-    broken: list[str] = field(default_factory=list)
-    logs: str = ""
-
-    def recovered(self, share: float) -> float:
-        """This quantile of the recovery times, in seconds."""
-        every = [seconds for times in self.recovery_s.values() for seconds in times]
-        return float(np.quantile(every, share)) if every else 0.0
 
 
 def run(delivery: str, seed: int, minutes: float, protocol: str, say: Callable[[str], None]) -> Outcome:
