@@ -444,9 +444,20 @@ class _Process:
     def _leave(self) -> None:
         """Say the last numbers and let go of the clients, within a few seconds whatever the broker does."""
         self._watchdog.close()
+        last = self._snapshot()
         if self._reporter is not None and self._metrics is not None:
-            self._reporter.report(self._snapshot())
+            self._reporter.report(last)
             self._metrics.close(2.0)
+        counts = last.pipelines.values()
+        log.info(
+            "counted",
+            client_id=self.info.id,
+            taken=sum(count.taken for count in counts),
+            ok=sum(count.ok for count in counts),
+            dead_letter=sum(count.dead_letter for count in counts),
+            dropped=sum(count.dropped for count in counts),
+            in_flight=sum(count.in_flight for count in counts),
+        )
         self._sink.close(2.0)
         if self._http is not None:
             self._http.close()

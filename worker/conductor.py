@@ -437,6 +437,9 @@ class Conductor:
         deadline_ns = self._clock_ns() + int(GIVE_BACK_S * 1e9)
         while self._delivery.recovered(self.window) is None and self._clock_ns() < deadline_ns:
             self._sink.poll(TICK_S)
+        self._settle(self._delivery.settled())
+        for slab in self.window.give_up():
+            self._count_settled(slab)
 
     def _finish(self, budget_s: float, unfinished: Callable[[], bool]) -> bool:
         """Collect and publish until nothing is unfinished; False when the budget ended first."""
@@ -665,7 +668,8 @@ class Conductor:
 
     def _count_settled(self, slab: Slab) -> None:
         # what was taken from us since (revoke, lost, rewind) is answered by whoever reads it next
-        counts = tally(slab, slab.live_spans(self.window.epochs), self.plan.worker_name)
+        spans = slab.live_spans(self.window.epochs) if slab.committed is None else slab.committed
+        counts = tally(slab, spans, self.plan.worker_name)
         publish_us = (self._clock_ns() - slab.released_ns) // 1000
         for name, count in counts.ok.items():
             self._meters.settled(name, ok=count)

@@ -337,6 +337,9 @@ class ExactlyOnce:
         for result in ended:
             self._count(result)
         self._undoing = None
+        for slab in self._done:  # a commit without an answer may have worked
+            spans = slab.live_spans(window.epochs)
+            slab.committed = [span for span in spans if span.next_offset <= (truth.get(span.partition) or 0)]
         return window.rewind(truth)
 
     def _refuse_lost(self) -> None:

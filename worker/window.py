@@ -57,6 +57,8 @@ class Slab:
     """Outputs handed to the producer and not acknowledged yet."""
     sent: bool = False
     """Every output has been handed over: from here on ``unacknowledged == 0`` means settled."""
+    committed: list[Span] | None = None
+    """Spans found committed after their transaction had been given up: nobody reads them again. None: not given up."""
 
     def live_spans(self, epochs: Epochs) -> list[Span]:
         """The spans whose records are still ours."""
@@ -220,6 +222,13 @@ class Window:
                 self._positions[partition] = position
             if not line:
                 del self._unsettled[partition]
+
+    def give_up(self) -> list[Slab]:
+        """The slabs not settled, when nothing more will come of them: whoever reads their records next answers them."""
+        slabs, self._slabs = list(self._slabs), set()
+        for partition in self.owned:
+            self._forget(partition)
+        return slabs
 
     def _consider(self, slab: Slab) -> None:
         if slab.waiting_for == 0 and slab.blocked_by == 0:

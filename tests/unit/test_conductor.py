@@ -411,6 +411,20 @@ def test_a_drain_over_its_budget_says_so() -> None:
     assert loop.kafka.members == []
 
 
+def test_a_drain_that_gives_back_counts_what_it_gives_back() -> None:
+    """An output refused on the way out: nothing is in flight for ever, in = ok + dropped."""
+    loop = Loop(slab_records=1)
+    loop.sink.stalled = True
+    loop.feed(*[b"x"] * 4)
+    loop.turn(5)
+    loop.sink.stalled, loop.sink.refuse = False, 1
+    loop.conductor.drain()
+    counted = loop.meters.records
+    assert loop.log.events()[-2:] == ["given_back", "drained"]
+    assert counted["taken"] == counted["ok"] + counted["dropped"] > 0
+    assert not +loop.meters.in_flight
+
+
 def test_stopping_ends_the_loop_by_a_drain() -> None:
     """What a signal handler sets is seen at the next turn."""
     loop = Loop()

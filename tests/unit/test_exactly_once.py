@@ -14,7 +14,7 @@ from stream import wait_for
 
 from worker.batch import Columns, Partition, Span
 from worker.delivery import ExactlyOnce
-from worker.errors import DeliveryFailed
+from worker.errors import DeliveryFailed, TransactionFailed
 from worker.window import Slab, Window
 
 A, B = Partition("in", 0), Partition("in", 1)
@@ -127,6 +127,27 @@ def test_a_commit_that_never_comes_back_is_given_up() -> None:
     assert desk.window.committable() == {}
     assert desk.counts == {"unknown": 1}
     desk.transactions.free.set()
+
+
+class AnswerLost(FakeTransactions):
+    """Its commits work and nobody hears of it."""
+
+    def commit(self, *arguments: Any) -> None:
+        super().commit(*arguments)
+        raise TransactionFailed("unknown", "the broker's answer was lost")
+
+
+def test_a_commit_that_worked_after_all_counts() -> None:
+    """Its records are answered and nobody reads them again: they are not given back. Those of an undone one are."""
+    desk, undone = Desk(AnswerLost), Desk()
+    with pytest.raises(DeliveryFailed, match="answer was lost"):
+        desk.delivery.commit(desk.window, wait=True)
+    for each in (desk, undone):
+        each.delivery.abandon()
+        each.targets()
+        assert each.delivery.settled() == [each.slab]
+    assert desk.slab.committed == desk.slab.spans
+    assert undone.slab.committed == []
 
 
 def test_nothing_is_settled_or_handed_over_while_a_transaction_is_undone() -> None:
