@@ -348,8 +348,8 @@ class Conductor:
             self._commit_until(deadline_ns)
             self._release_notes(self.window.owned)
         except DeliveryFailed as failure:
-            # nothing of it became visible: whoever gets the partitions answers these records
-            self._give_back(failure)
+            # whoever gets the partitions answers these records
+            self._give_back(failure, deadline_ns)
             done = True
         self.close(max(1.0, self.plan.drain_s / 4))
         if not done:
@@ -428,16 +428,23 @@ class Conductor:
                 self._settle(self._delivery.hurry(self.window))
             self.commit(wait=True)
         except DeliveryFailed as failure:  # not the reason why we end; what is not committed is read again
-            self._give_back(failure)
+            self._give_back(failure, deadline_ns)
 
-    def _give_back(self, failure: DeliveryFailed) -> None:
-        """Undo what is open and leave it at that; with the broker away its own time-out does the same."""
+    def _give_back(self, failure: DeliveryFailed, deadline_ns: int) -> None:
+        """Undo what is open, commit what was settled before it, and leave it at that.
+
+        A transaction that cannot be undone now, with the broker away, is undone by its own time-out.
+        """
         self._log.warning("given_back", error=str(failure))
+        self._given_up = None
         self._delivery.abandon()
-        deadline_ns = self._clock_ns() + int(GIVE_BACK_S * 1e9)
-        while self._delivery.recovered(self.window) is None and self._clock_ns() < deadline_ns:
+        undone_by_ns = self._clock_ns() + int(GIVE_BACK_S * 1e9)
+        while (targets := self._delivery.recovered(self.window)) is None and self._clock_ns() < undone_by_ns:
             self._sink.poll(TICK_S)
         self._settle(self._delivery.settled())
+        if targets is not None:
+            self._commit_until(deadline_ns)
+            self._release_notes(self.window.owned)
         for slab in self.window.give_up():
             self._count_settled(slab)
 

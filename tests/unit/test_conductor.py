@@ -425,6 +425,28 @@ def test_a_drain_that_gives_back_counts_what_it_gives_back() -> None:
     assert not +loop.meters.in_flight
 
 
+def test_a_drain_that_gives_back_commits_what_was_settled_before() -> None:
+    """The next owner reads from the refused record, not from the last commit; nobody counts it as a crash."""
+    loop = Loop(slab_records=1)
+    loop.turn()
+    assert loop.kafka.notes[A].startswith("streaminfer;attempts=1"), "as long as it has not got anywhere"
+    loop.source.refuse_commits = True  # as a broker does while the group rebalances
+    loop.feed(b"x", b"x")
+    loop.turn(50)
+    assert loop.results == [(0, 0), (0, 1)]
+    assert loop.kafka.committed.get(A, 0) == 0
+    loop.sink.stalled = True
+    loop.feed(b"x", b"x")
+    loop.turn(2)
+    assert loop.kafka.committed.get(A, 0) == 0
+    loop.source.refuse_commits, loop.sink.stalled, loop.sink.refuse = False, False, 1
+    loop.conductor.drain()
+    assert "given_back" in loop.log.events()
+    assert loop.kafka.committed[A] == 2
+    assert loop.kafka.notes[A] == ""
+    assert loop.kafka.members == []
+
+
 def test_stopping_ends_the_loop_by_a_drain() -> None:
     """What a signal handler sets is seen at the next turn."""
     loop = Loop()
