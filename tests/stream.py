@@ -38,6 +38,7 @@ def unique(prefix: str) -> str:
 
 def create_topics(bootstrap: str, topics: dict[str, int], **config: str) -> None:
     """Make topics and wait until every partition has a leader."""
+    ADDRESSES.update(dict.fromkeys(topics, bootstrap))
     admin = AdminClient({"bootstrap.servers": bootstrap})
     wanted = [NewTopic(name, partitions, 1, config=config) for name, partitions in topics.items()]
     for future in admin.create_topics(wanted).values():
@@ -55,12 +56,26 @@ def create_topics(bootstrap: str, topics: dict[str, int], **config: str) -> None
     wait_for(ready, f"topics {sorted(topics)}")
 
 
+STARTED: list[Worker] = []
+"""Every worker of the running test, for :mod:`accounts`."""
+SENT: Counter[str] = Counter()
+"""Topic -> records :func:`produce` put there."""
+ADDRESSES: dict[str, str] = {}
+"""Topic -> where the test itself reaches its broker, which may not be where its worker does."""
+
+
 @dataclass
 class Worker:
-    """One ``streaminfer run`` process; its log goes to a file that failures show."""
+    """One ``streaminfer run`` process; its log goes to a file that failures show.
+
+    Its counters are held to what it did once the test is over (:mod:`accounts`), unless the test killed it.
+    """
 
     process: subprocess.Popen[bytes]
     log: Path
+    config: Path
+    killed: bool = False
+    """By the test, while it ran."""
 
     @classmethod
     def start(cls, config: Path, *arguments: str, env: dict[str, str] | None = None) -> Worker:
@@ -74,7 +89,8 @@ class Worker:
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
             )
-        return cls(process, log)
+        STARTED.append(cls(process, log, config))
+        return STARTED[-1]
 
     def wait_ready(self, timeout_s: float = PATIENCE_S) -> None:
         """Until it has partitions (or sees that there are none for it)."""
@@ -98,6 +114,7 @@ class Worker:
     def kill(self) -> None:
         """SIGKILL, the whole process group."""
         if self.process.poll() is None:
+            self.killed = True
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
@@ -121,6 +138,7 @@ class Sent:
 
 def produce(bootstrap: str, topic: str, records: Iterable[dict[str, Any]]) -> list[Sent]:
     """Send records (produce() keywords each) and return them with their places."""
+    ADDRESSES[topic] = bootstrap
     producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5, "partitioner": "murmur2_random"})
     sent: list[Sent] = []
     failures: list[Any] = []
@@ -130,6 +148,7 @@ def produce(bootstrap: str, topic: str, records: Iterable[dict[str, Any]]) -> li
             if error is not None:
                 failures.append(error)
                 return
+            SENT[topic] += 1
             place = (message.partition(), message.offset())
             sent.append(Sent(*place, record.get("key"), record.get("value"), record.get("headers") or []))
 

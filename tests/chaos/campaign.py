@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import models
+from accounts import Topics, add_up, agree, counted
 from cluster import Cluster
 from confluent_kafka import Message
 from crew import Crew
@@ -160,6 +161,8 @@ class _Campaign:
             len(world.witness.early_commits),
             world.witness.audits,
         )
+        outcome.counted = [said for log in world.crew.in_order for said in counted(log)]
+        topics = Topics(*(sum(m.topic() == topic for m in outputs) for topic in self._outputs), read=None)
         outcome.drain_s, outcome.ends = world.crew.orderly_s, world.crew.ends
         expected_ends = Counter({"signal 9": outcome.ends["signal 9"]}) if world.killers else Counter()
         found = {
@@ -168,6 +171,9 @@ class _Campaign:
             "answers to nothing": verdict.unknown,
             "commits beyond outputs": world.witness.early_commits,
             "doubled": verdict.doubled if outcome.delivery == "exactly_once" else [],
+            # what was killed has counted for itself, and cannot say so
+            "counters": [*add_up(outcome.counted), *agree(outcome.counted, topics, once=False, drops=False)],
+            "left without last words": world.crew.in_order[len(outcome.counted) :],
             "ends": [end for end in outcome.ends if end not in TOLERATED_ENDS and end not in expected_ends],
         }
         outcome.broken += [f"{what}: {len(items)}, {items[:5]}" for what, items in found.items() if items]

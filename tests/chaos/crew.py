@@ -43,6 +43,8 @@ class Crew:
         """How replicas ended that nobody had asked to, or otherwise than asked."""
         self.orderly_s: list[float] = []
         """Seconds from SIGTERM to exit 0."""
+        self.in_order: list[Path] = []
+        """Logs of the replicas that did so: whoever was killed has no last words."""
         self.logs: list[Path] = []
         self.replicas = [self._start() for _ in range(size)]
         self._thread = threading.Thread(target=self._tend, name="crew", daemon=True)
@@ -68,6 +70,7 @@ class Crew:
             self.kill(replica)
         elif replica.worker.process.returncode == 0:
             self.orderly_s.append(time.monotonic() - began)
+            self.in_order.append(replica.worker.log)
 
     def close(self) -> None:
         """Everybody leaves in order; how each did is in ``ends`` and ``orderly_s``."""

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+from accounts import Counted, total
 
 
 @dataclass
@@ -27,6 +28,8 @@ class Outcome:
     """Fault -> seconds from its end until every input partition had the answer to a record sent after it."""
     drain_s: list[float] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
+    counted: list[Counted] = field(default_factory=list)
+    """The last words of every replica that ended in order."""
     broken: list[str] = field(default_factory=list)
     logs: str = ""
 
@@ -39,7 +42,7 @@ class Outcome:
 def document(outcomes: list[Outcome]) -> str:
     """Everything that was counted, as JSON."""
     # not by dataclasses.asdict: it makes a Counter anew of its items, which counts the items
-    return json.dumps([vars(outcome) for outcome in outcomes], indent=2) + "\n"
+    return json.dumps([vars(outcome) for outcome in outcomes], indent=2, default=vars) + "\n"
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -53,6 +56,11 @@ def table(outcomes: list[Outcome]) -> str:
         ("reordered", [o.reordered for o in outcomes]),
         ("commits ahead of outputs", [f"{o.early_commits} of {o.commits_looked_at}" for o in outcomes]),
         ("recovery p50 / p99", [f"{o.recovered(0.5):.1f} s / {o.recovered(0.99):.1f} s" for o in outcomes]),
+        ("replicas that ended in order", [len(o.counted) for o in outcomes]),
+        (
+            "their counters: taken = ok + dead letters + dropped",
+            [total(o.counted).equation for o in outcomes],
+        ),
         ("replicas that ended by themselves", [ended(o) for o in outcomes]),
     ]
     kinds = sorted({kind for outcome in outcomes for kind in outcome.faults})

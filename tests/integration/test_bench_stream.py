@@ -54,6 +54,7 @@ def test_every_record_of_a_trial_is_accounted_for(
         code, document = bench(tmp_path, config, [GOOD] * 9 + [BAD], "--rate", "500", "--duration", "1")
         shown = capsys.readouterr()
         again, _ = bench(tmp_path, config, [GOOD], "--rate", "500", "--duration", "0.2", "--json", "-")
+        assert worker.stop()[0] == 0, worker.text()
     finally:
         worker.kill()
     assert code == again == 0
