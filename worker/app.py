@@ -387,7 +387,9 @@ class _Process:
             Admission(routes, limits.max_age_ms, limits.expired, limits.in_flight_bytes),
             Outbox(
                 self._sink,
-                Letterhead(settings.dead_letter.topic, self.info.id, settings.name, logs.redact),
+                Letterhead(
+                    settings.dead_letter.topic, self.info.id, settings.name, logs.redact, self._keeps_time
+                ),
                 DeadLetterRate(stop_after.ratio, stop_after.of_last),
             ),
             self._sink,
@@ -461,6 +463,11 @@ class _Process:
         self._sink.close(2.0)
         if self._http is not None:
             self._http.close()
+
+    def _keeps_time(self, timestamp_ms: int) -> bool:
+        """Whether the dead-letter topic takes a record of this timestamp and keeps it."""
+        times = self._topics.times.get(self._settings.dead_letter.topic)
+        return times is None or times.keeps(timestamp_ms, time.time() * 1000)
 
     def _delivery(self, caution: Caution) -> Delivery:
         if self._settings.delivery == "at_least_once":

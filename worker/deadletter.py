@@ -2,12 +2,14 @@
 
 The ``__connect.errors.*`` names are Kafka Connect's (``DeadLetterQueueReporter``), values UTF-8 text, so that
 existing triage tools read them; ``streaminfer.*`` are ours. The timestamp stays the original's, so the topic's
-``retention.ms`` counts from there: give it ``message.timestamp.type=LogAppendTime`` to count from the failure.
+``retention.ms`` counts from there: give it ``message.timestamp.type=LogAppendTime`` to count from the failure. Such a
+topic does not keep it, and one with limits on timestamps may refuse it: then it is in a header.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from worker.batch import Columns, Headers
@@ -16,6 +18,7 @@ from worker.errors import Rejection
 CONNECT = "__connect.errors."
 OURS = ("streaminfer.error.reason", "streaminfer.error.attempts", "streaminfer.model")
 TRIMMED = ("streaminfer.value.bytes", "streaminfer.value.sha256")
+TIMESTAMP = "streaminfer.timestamp_ms"
 MESSAGE_BYTES_MAX = 1024
 RECORD_OVERHEAD_BYTES = 128
 """Batch and record framing of a message in Kafka's format v2, rounded up generously."""
@@ -28,6 +31,8 @@ class DeadLetter:
     key: bytes | None
     value: bytes | None
     headers: Headers
+    timestamp_ms: int
+    """The original's; 0 = the time of sending."""
 
 
 def compose(
@@ -38,6 +43,7 @@ def compose(
     task_id: str,
     model: str | None,
     max_bytes: int,
+    keeps_time: Callable[[int], bool] = lambda _timestamp_ms: True,
 ) -> DeadLetter:
     """The dead letter of one record.
 
@@ -49,6 +55,7 @@ def compose(
         max_bytes: ``max.message.bytes`` of the dead-letter topic. An original that does not fit loses its
             value, which is then described by size and SHA-256; its own headers and its key only where it does not
             fit without its value either.
+        keeps_time: whether the dead-letter topic takes a timestamp and keeps it.
     """
     partition = columns.partitions[row]
     added = {
@@ -65,8 +72,11 @@ def compose(
         "streaminfer.error.attempts": str(rejection.attempts),
         "streaminfer.model": model or "",
     }
+    timestamp_ms = max(0, columns.timestamps_ms[row])
+    if timestamp_ms and not keeps_time(timestamp_ms):
+        added[TIMESTAMP], timestamp_ms = str(timestamp_ms), 0
     # headers of an earlier failure are replaced: a replayed record says why it failed this time
-    replaced = {*added, *TRIMMED}
+    replaced = {*added, *TRIMMED, TIMESTAMP}
     theirs: Headers = [pair for pair in columns.headers[row] or () if pair[0] not in replaced]
     ours: Headers = [(name, text.encode()) for name, text in added.items()]
     key, value = columns.keys[row], columns.values[row]
@@ -78,7 +88,7 @@ def compose(
         theirs = []  # a letter the topic refuses would come back for ever: better one that says less
     if _size(key, value, theirs + ours) > max_bytes:
         key = None
-    return DeadLetter(key, value, theirs + ours)
+    return DeadLetter(key, value, theirs + ours, timestamp_ms)
 
 
 def one_line(message: str) -> str:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from worker.batch import Headers, Partition
-from worker.deadletter import CONNECT, OURS, TRIMMED
+from worker.deadletter import CONNECT, OURS, TIMESTAMP, TRIMMED
 from worker.errors import ConfigError
 
 REPLAY = "streaminfer.replay"
 """Header of a replayed record: how many times it has been replayed."""
+DIGITS_MAX = 18
+"""Of a number in a header: whoever wrote it, it is one."""
 ID_HEADERS = ("ce_id", "x-request-id")
 """Where a result's id comes from when the record's value has none."""
 
@@ -33,7 +35,7 @@ class Letter:
     partition: Partition
     offset: int
     timestamp_ms: int
-    """Unix milliseconds; the record's own, which its dead letter keeps."""
+    """Unix milliseconds; the record's own, unless a header has that because the topic did not keep it."""
     key: bytes | None
     value: bytes | None
     headers: Headers
@@ -81,12 +83,20 @@ def original(letter: Letter, source: Source) -> Letter:
     known downstream by the place it was read at, which changes now: that id goes with it as ``x-request-id``.
     """
     replays = letter.text(REPLAY)
-    added = {*OURS, *TRIMMED, REPLAY}
+    added = {*OURS, *TRIMMED, TIMESTAMP, REPLAY}
+    stamp = letter.text(TIMESTAMP)
+    timestamp_ms = int(stamp) if stamp.isdecimal() and len(stamp) <= DIGITS_MAX else letter.timestamp_ms
     headers = [pair for pair in letter.headers if pair[0] not in added and not pair[0].startswith(CONNECT)]
     if not any(letter.text(name) for name in ID_HEADERS):
         headers.append(("x-request-id", str(source).encode()))
     headers.append((REPLAY, str(int(replays) + 1 if replays.isdecimal() else 1).encode()))
-    return replace(letter, partition=source.partition, offset=source.offset, headers=headers)
+    return replace(
+        letter,
+        partition=source.partition,
+        offset=source.offset,
+        timestamp_ms=timestamp_ms,
+        headers=headers,
+    )
 
 
 CONDITIONS: dict[str, Callable[[Letter], str]] = {

@@ -53,6 +53,8 @@ class Letterhead:
     """Stands for the pipeline where no pipeline took the record."""
     redact: Callable[[str], str] = str
     """Takes secrets out of a message: own code may say anything."""
+    keeps_time: Callable[[int], bool] = lambda _timestamp_ms: True
+    """Whether the topic takes a record of this timestamp now, and keeps it."""
 
 
 @dataclass(slots=True)
@@ -67,7 +69,7 @@ class _Send:
     headers: Sequence[Headers | None] | None
     mode: str
     timestamp_ms: int = 0
-    """Of a dead letter, which keeps its original's; 0 = the time of sending."""
+    """Of a dead letter, which keeps its original's where it can; 0 = the time of sending."""
 
 
 class Outbox:
@@ -206,6 +208,7 @@ class Outbox:
             head.task_id,
             model,
             self._sink.max_bytes(head.topic),
+            head.keeps_time,
         )
         yield _Send(
             slab,
@@ -215,7 +218,7 @@ class Outbox:
             [letter.value],
             [letter.headers],
             mode,
-            slab.columns.timestamps_ms[row],
+            letter.timestamp_ms,
         )
         body = route.error_body(slab.columns, row, why) if route is not None else None
         if body is not None and route is not None:

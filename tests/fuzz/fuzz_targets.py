@@ -36,7 +36,7 @@ from worker.codecs.header import peek
 from worker.codecs.oip import LENGTH_HEADER
 from worker.codecs.oip_response import OipEncoder
 from worker.codecs.result_json import JsonEncoder
-from worker.deadletter import CONNECT, MESSAGE_BYTES_MAX, OURS, TRIMMED, compose
+from worker.deadletter import CONNECT, MESSAGE_BYTES_MAX, OURS, TIMESTAMP, TRIMMED, compose
 from worker.errors import ConfigError, Reject, Rejection
 from worker.letters import Letter, original
 from worker.settings import load
@@ -579,7 +579,7 @@ def check_letter(data: bytes) -> None:
 
     added = letter.headers[-12 - 2 * (letter.value is None) :]
     theirs = letter.headers[: len(letter.headers) - len(added)]
-    ours = {CONNECT + "message", *OURS, *TRIMMED}
+    ours = {CONNECT + "message", *OURS, *TRIMMED, TIMESTAMP}
     kept = [pair for pair in headers if pair[0] not in ours and pair[0] not in dict(added)]
     # what does not fit without its value either loses its own headers, and only then its key
     assert theirs in (kept, []) if letter.value is None else theirs == kept
@@ -690,7 +690,13 @@ TARGETS = {
     "letter": Target(
         check_letter,
         [RECORD.join([b"key", b"value", b"name", b"why\n\xff", b"__connect.errors.stage", b"x" * 3000])],
-        [RECORD, *(name.encode() for name in (*OURS, *TRIMMED)), CONNECT.encode() + b"topic", b"\n", b"\xff"],
+        [
+            RECORD,
+            *(name.encode() for name in (*OURS, *TRIMMED, TIMESTAMP)),
+            CONNECT.encode() + b"topic",
+            b"\n",
+            b"\xff",
+        ],
     ),
     "result": Target(check_result, [b"\x02" + FLOAT_TOKENS[0] * 3, b"\x01" + bytes(range(50))], FLOAT_TOKENS),
 }

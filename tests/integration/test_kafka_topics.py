@@ -13,7 +13,7 @@ from stream import unique
 from worker.errors import ConfigError, StartError
 from worker.kafka.broker import EmbeddedBroker
 from worker.kafka.properties import DEFAULT_TOPIC_LIMIT
-from worker.kafka.topics import open_topics
+from worker.kafka.topics import DEFAULT_AFTER_MS, FOREVER_MS, Times, open_topics
 from worker.settings import Settings
 
 
@@ -104,6 +104,36 @@ def test_a_topics_own_limit_is_read(real: Cluster) -> None:
     topics = open_topics(real.settings(**{**existing(real), "output": output}))
     assert topics.limits[output] == 123_456
     assert f"{output} takes 123456 bytes" in topics.describe_limits()
+
+
+@pytest.mark.kafka
+def test_the_timestamps_a_topic_takes_are_read(real: Cluster) -> None:
+    """Kafka's defaults, limits of its own, and a topic that gives every record another one."""
+    limits = {"message.timestamp.before.max.ms": "7000", "message.timestamp.after.max.ms": "8000"}
+    given = existing(real)
+    limited = real.topic(1, **limits)
+    stamping = real.topic(1, **{"message.timestamp.type": "LogAppendTime"})
+    settings = real.settings(**{**given, "output": limited}, metrics={"topic": stamping})
+    assert open_topics(settings).times == {
+        given["dead_letter"]: Times(FOREVER_MS, DEFAULT_AFTER_MS),
+        limited: Times(7_000, 8_000),
+        stamping: Times(FOREVER_MS, DEFAULT_AFTER_MS, appended=True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "kept"),
+    [(0, True), (500_000, True), (590_000, False), (700_000, False), (-1_000, True), (-2_000, False)],
+)
+def test_a_timestamp_close_to_a_limit_counts_as_beyond_it(age_ms: int, kept: bool) -> None:
+    """A minute, or half of a limit that is shorter: clocks differ, and a record may wait for its broker."""
+    assert Times(600_000, 3_000).keeps(1_000_000 - age_ms, 1_000_000) is kept
+
+
+def test_a_topic_that_stamps_keeps_no_timestamp() -> None:
+    """However recent; one without limits keeps the oldest."""
+    assert not Times(appended=True).keeps(1_000_000, 1_000_000)
+    assert Times().keeps(1, 1_763_676_000_123)
 
 
 def test_an_unreachable_broker_is_named_within_its_time() -> None:

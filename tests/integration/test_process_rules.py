@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -225,6 +226,37 @@ def test_a_bad_deploy_stops_the_worker(stage: Stage) -> None:
     consumer.close()
     committed = sum(max(0, position.offset) for position in positions)
     assert committed <= len(letters) < 400
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_a_dead_letter_whose_timestamp_is_refused_keeps_it_in_a_header(stage: Stage, delivery: str) -> None:
+    """Too old and too far ahead for its topic: of the present, and the worker goes on. Any other one stays as it is."""
+    hour_ms = 3_600_000
+    anything = {"message.timestamp.after.max.ms": str(1 << 60)}
+    source, letters = unique("in"), unique("dead")
+    create_topics(stage.kafka, {source: 1}, **anything)
+    create_topics(stage.kafka, {letters: 1}, **{"message.timestamp.before.max.ms": str(hour_ms)})
+    worker = stage.start(
+        input={"topics": [source], "format": "json"}, dead_letter={"topic": letters}, delivery=delivery
+    )
+    now_ms = int(time.time() * 1000)
+    stamps = [now_ms - 2 * hour_ms, now_ms - 1_000, now_ms + 2 * hour_ms]
+    values = [b"no JSON", b'{"features": [1, 2, 3, 4]}']
+    produce(stage.kafka, source, [{"value": v, "timestamp": stamp} for stamp in stamps for v in values])
+
+    def answered() -> bool:
+        assert worker.process.poll() is None, worker.text()
+        return all(len(read_all(stage.kafka, topic)) == 3 for topic in (letters, stage.output))
+
+    wait_for(answered, "three letters and three results")
+    assert worker.stop()[0] == 0, worker.text()
+    found = read_all(stage.kafka, letters)
+    kept = [dict(letter.headers()).get("streaminfer.timestamp_ms") for letter in found]
+    assert kept == [b"%d" % stamps[0], None, b"%d" % stamps[2]]
+    assert found[1].timestamp()[1] == stamps[1]
+    for letter in (found[0], found[2]):
+        assert now_ms <= letter.timestamp()[1] < now_ms + 60_000
+    assert '"rewind"' not in worker.text()
 
 
 def test_sigterm_under_load_drains_and_says_so(stage: Stage) -> None:

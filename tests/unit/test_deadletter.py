@@ -24,11 +24,15 @@ def letter(
     message: str = "field `a` is missing",
     model: str | None = "digits@1",
     key: bytes = b"key",
+    timestamp_ms: int = 0,
+    keeps_time: bool = True,
 ) -> DeadLetter:
     columns = columns_of(Partition("digits", 3), [41, 42], [b"other", value])
-    columns.keys, columns.headers = [None, key], [None, headers]
+    columns.keys, columns.headers, columns.timestamps_ms = [None, key], [None, headers], [0, timestamp_ms]
     rejection = Rejection.of(Reject(message), "decode", Decoder())
-    return compose(columns, 1, rejection, "pipeline", "client-1", model, max_bytes)
+    return compose(
+        columns, 1, rejection, "pipeline", "client-1", model, max_bytes, lambda _timestamp_ms: keeps_time
+    )
 
 
 def test_the_record_is_unchanged_and_the_headers_say_where_why_and_who() -> None:
@@ -108,3 +112,21 @@ def test_the_message_is_one_short_line(text: str) -> None:
     assert len(line.splitlines()) <= 1
     if len(text.encode()) <= 1024:
         assert line.split() == text.split()
+
+
+def test_a_timestamp_the_topic_would_not_keep_is_in_a_header() -> None:
+    """The letter is then of the time it is sent, and says no other record's timestamp than its own."""
+    kept, refused = letter(timestamp_ms=1_700), letter(timestamp_ms=1_700, keeps_time=False)
+    assert kept.timestamp_ms == 1_700
+    assert "streaminfer.timestamp_ms" not in dict(kept.headers)
+    assert refused.timestamp_ms == 0
+    assert dict(refused.headers)["streaminfer.timestamp_ms"] == b"1700"
+    again = letter(timestamp_ms=1_800, headers=refused.headers)
+    assert (again.timestamp_ms, "streaminfer.timestamp_ms" in dict(again.headers)) == (1_800, False)
+
+
+def test_a_record_without_a_timestamp_gives_a_letter_without() -> None:
+    """0 and below say that there is none."""
+    for nothing in (0, -1):
+        found = letter(timestamp_ms=nothing, keeps_time=False)
+        assert (found.timestamp_ms, "streaminfer.timestamp_ms" in dict(found.headers)) == (0, False)

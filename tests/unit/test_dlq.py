@@ -52,6 +52,19 @@ def test_a_record_comes_back_as_it_was() -> None:
     assert record.headers == [*headers, ("streaminfer.replay", b"1")]
 
 
+@pytest.mark.parametrize(
+    ("stamp", "expected_ms"),
+    [(b"1700", 1_700), (b"not a number", 1_763_676_000_123), (b"9" * 5_000, 1_763_676_000_123)],
+)
+def test_a_timestamp_the_topic_did_not_keep_comes_back_too(stamp: bytes, expected_ms: int) -> None:
+    """From its header, which stays behind; one that is no number counts for nothing."""
+    letter = dead_letter(headers=[("ce_id", b"order-7")])
+    letter.headers.append(("streaminfer.timestamp_ms", stamp))
+    record = returned(letter)
+    assert record.timestamp_ms == expected_ms
+    assert record.headers == [("ce_id", b"order-7"), ("streaminfer.replay", b"1")]
+
+
 def test_each_replay_counts() -> None:
     """A record that fails again is a letter whose next replay is number two, with one such header."""
     once = returned(dead_letter(headers=[("ce_id", b"order-7")]))

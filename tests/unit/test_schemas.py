@@ -97,15 +97,26 @@ def test_real_oip_responses_are_valid(binary: bool) -> None:
     check("oip-response", json.loads((outcomes.bodies[0] or b"")[: int(length) if length else None]))
 
 
-@pytest.mark.parametrize("max_bytes", [1_000_000, 900])
-def test_real_dead_letters_are_valid(max_bytes: int) -> None:
-    """With the original value, and without one that did not fit."""
+@pytest.mark.parametrize("max_bytes", [1_000_000, 1_000])
+@pytest.mark.parametrize("keeps_time", [True, False])
+def test_real_dead_letters_are_valid(max_bytes: int, keeps_time: bool) -> None:
+    """With the original's value and timestamp, and without what the topic would not take."""
     columns = batch_of(1, headers=[[("traceparent", b"00-1")]], values=[b"x" * 800]).columns
     rejection = Rejection.of(Reject("not an image", "undecodable"), "decode", object())
-    letter = compose(columns, 0, rejection, "digits", "digits-host-1", "digits@3f9c2a71", max_bytes)
+    letter = compose(
+        columns,
+        0,
+        rejection,
+        "digits",
+        "digits-host-1",
+        "digits@3f9c2a71",
+        max_bytes,
+        lambda _timestamp_ms: keeps_time,
+    )
     headers = {name: value and value.decode() for name, value in letter.headers}
     check("dead-letter", headers)
-    assert (letter.value is None) == ("streaminfer.value.sha256" in headers)
+    assert (letter.value is None) == ("streaminfer.value.sha256" in headers) == (max_bytes < 1_000_000)
+    assert (letter.timestamp_ms == 0) == ("streaminfer.timestamp_ms" in headers) == (not keeps_time)
 
 
 def test_a_real_metrics_record_is_valid() -> None:

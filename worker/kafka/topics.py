@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
@@ -40,7 +40,32 @@ HOPELESS = {
 }
 """Client errors that more waiting does not mend."""
 
+DEFAULT_AFTER_MS = 3_600_000
+"""Kafka's own default of a topic's ``message.timestamp.after.max.ms``, assumed where the topic's cannot be read."""
+FOREVER_MS = (1 << 63) - 1
+SLACK_MS = 60_000
+"""A timestamp so close to a limit counts as beyond it: clocks differ, and a record may wait for its broker."""
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Which timestamps a topic takes and keeps."""
+
+    before_ms: int = FOREVER_MS
+    """How long ago, at most."""
+    after_ms: int = DEFAULT_AFTER_MS
+    """How far ahead, at most."""
+    appended: bool = False
+    """It gives every record the time at which it came, whatever it said."""
+
+    def keeps(self, timestamp_ms: int, now_ms: float) -> bool:
+        """Whether a record of this timestamp is taken now and has it afterwards."""
+        age_ms = now_ms - timestamp_ms
+        oldest_ms = self.before_ms - min(SLACK_MS, self.before_ms / 2)
+        newest_ms = self.after_ms - min(SLACK_MS, self.after_ms / 2)
+        return not self.appended and -newest_ms <= age_ms <= oldest_ms
 
 
 @dataclass(frozen=True)
@@ -55,6 +80,8 @@ class Topics:
     """Topic -> number of partitions, for every topic the settings name."""
     limits: dict[str, int]
     """Topic written to -> ``max.message.bytes``."""
+    times: Mapping[str, Times] = field(default_factory=dict)
+    """Topic written to -> the timestamps it takes; the embedded broker takes any."""
     planned: frozenset[str] = frozenset()
     """Topics that are not there yet and that ``run`` will make."""
 
@@ -118,11 +145,13 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
         _check_partitions(settings, partitions)
         written = list(dict.fromkeys(use.topic for use in uses if use.written))
         limits = dict.fromkeys(written, DEFAULT_TOPIC_LIMIT)
+        times: dict[str, Times] = {}
         there = [topic for topic in written if topic not in planned]
         if there and not embedded:
-            limits |= admin.limits(there)
+            found_limits, times = admin.rules(there)
+            limits |= found_limits
         broker = f"cluster {cluster.cluster_id}, {len(cluster.brokers)} node(s)"
-        return Topics(broker, embedded, partitions, limits, frozenset(planned))
+        return Topics(broker, embedded, partitions, limits, times, frozenset(planned))
 
 
 def _uses(settings: Settings) -> Iterator[_Use]:
@@ -243,26 +272,28 @@ class Admin:
                 return
             time.sleep(0.05)
 
-    def limits(self, topics: list[str]) -> dict[str, int]:
-        """``max.message.bytes`` per topic; Kafka's default where the broker does not say."""
+    def rules(self, topics: list[str]) -> tuple[dict[str, int], dict[str, Times]]:
+        """``max.message.bytes`` and the timestamps taken, per topic; Kafka's defaults where the broker does not say."""
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
         answers = self._client.describe_configs(resources, request_timeout=DESCRIBE_TIMEOUT_S)
         wait(answers.values(), timeout=DESCRIBE_TIMEOUT_S + 1)
-        found: dict[str, int] = {}
+        limits = dict.fromkeys(topics, DEFAULT_TOPIC_LIMIT)
+        times = dict.fromkeys(topics, Times())
         unknown: list[str] = []
         for resource, answer in answers.items():
             try:
-                found[resource.name] = int(answer.result(timeout=0)["max.message.bytes"].value)
+                config = {name: entry.value for name, entry in answer.result(timeout=0).items()}
+                times[resource.name] = _times(config)
+                limits[resource.name] = int(config["max.message.bytes"])
             except (KafkaException, TimeoutError, KeyError) as error:
                 unknown.append(f"{resource.name}: {error}")
-                found[resource.name] = DEFAULT_TOPIC_LIMIT
         if unknown:
             log.warning(
-                "max.message.bytes cannot be read, %d is assumed (%s)",
+                "max.message.bytes and timestamp limits cannot be read, %d and Kafka's own are assumed (%s)",
                 DEFAULT_TOPIC_LIMIT,
                 "; ".join(unknown),
             )
-        return {topic: found[topic] for topic in topics}
+        return limits, times
 
     def topic_rights(self, topics: list[str]) -> dict[str, frozenset[AclOperation]]:
         """What we may do with each topic; one we may not even see may not exist either, and has no rights.
@@ -346,6 +377,16 @@ class TopicWatch:
                 f"{self._inputs[topic]}: topic {topic} was deleted and made anew; positions in the old one mean "
                 "nothing in it, so records at its beginning may not have been read"
             )
+
+
+def _times(config: Mapping[str, str]) -> Times:
+    """What a topic's configuration says of timestamps; before Kafka 3.6 one limit counted in both directions."""
+    both = int(config.get("message.timestamp.difference.max.ms", FOREVER_MS))
+    return Times(
+        min(both, int(config.get("message.timestamp.before.max.ms", FOREVER_MS))),
+        min(both, int(config.get("message.timestamp.after.max.ms", DEFAULT_AFTER_MS))),
+        config.get("message.timestamp.type") == "LogAppendTime",
+    )
 
 
 def _rights(answers: Mapping[str, Future[Any]], refusal: int) -> dict[str, frozenset[AclOperation]]:
