@@ -36,11 +36,11 @@ def unique(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex[:8]}"
 
 
-def create_topics(bootstrap: str, topics: dict[str, int], **config: str) -> None:
+def create_topics(bootstrap: str, topics: dict[str, int], copies: int = 1, **config: str) -> None:
     """Make topics and wait until every partition has a leader."""
     ADDRESSES.update(dict.fromkeys(topics, bootstrap))
     admin = AdminClient({"bootstrap.servers": bootstrap})
-    wanted = [NewTopic(name, partitions, 1, config=config) for name, partitions in topics.items()]
+    wanted = [NewTopic(name, partitions, copies, config=config) for name, partitions in topics.items()]
     for future in admin.create_topics(wanted).values():
         future.result(30)
 

@@ -12,44 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import models
 import orjson
 import pytest
 from chaos.cluster import Cluster
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
-from stream import (
-    Sent,
-    Worker,
-    count_records,
-    create_topics,
-    judge,
-    place_of,
-    produce,
-    read_all,
-    unique,
-    wait_for,
-    write_config,
-)
+from fault_stage import MODES, PARTITIONS, Stage
+from stream import Sent, create_topics, judge, place_of, read_all, unique, wait_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
-
-MODES = ["at_least_once", "exactly_once"]
-PARTITIONS = 4
-OWN_CODE = """
-import time
-
-
-def measured(value, headers):
-    '''Takes 2 ms.'''
-    import numpy as np
-    time.sleep(0.002)
-    return {"x": np.full(4, len(value), np.float32)}
-
-def wordy(outputs):
-    '''As many letters as the first number says.'''
-    return "x" * int(outputs["y"].flat[0])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -63,86 +34,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         )
     yield made
     made.close()
-
-
-class Stage:
-    """Topics, a configuration and the workers of one test."""
-
-    def __init__(self, kafka: str, folder: Path) -> None:
-        self.kafka, self.folder = kafka, folder
-        self.input, self.output, self.letters = unique("in"), unique("out"), unique("dead")
-        self.metrics = unique("metrics")
-        self.group = unique("group")
-        self.sent: list[Sent] = []
-        self.workers: list[Worker] = []
-        folder.mkdir(exist_ok=True)
-        models.write(folder, models.identity())
-        (folder / "own_faults.py").write_text(OWN_CODE)
-
-    def topics(self, **output_config: str) -> None:
-        create_topics(self.kafka, {self.input: PARTITIONS, self.letters: 1, self.metrics: 1})
-        create_topics(self.kafka, {self.output: PARTITIONS}, **output_config)
-
-    def start(self, delivery: str, kafka: dict[str, Any] | None = None, **sections: Any) -> Worker:
-        config = {
-            "name": "faults",
-            "input": {"topics": [self.input], "format": "json"},
-            "model": {"path": "model.onnx", "threads": 1},
-            "output": {"topic": self.output},
-            "dead_letter": {"topic": self.letters},
-            "metrics": {"topic": self.metrics, "interval_s": 1},
-            "delivery": delivery,
-            **sections,
-            "kafka": {"bootstrap.servers": self.kafka, "group.id": self.group, **(kafka or {})},
-        }
-        worker = Worker.start(write_config(self.folder, config))
-        self.workers.append(worker)
-        return worker
-
-    def send(self, count: int, first: float = 1.0) -> None:
-        """Records whose one way to tell them apart is their place; keys on two thirds."""
-        value = orjson.dumps({"features": [first, 0.0, 0.0, 0.0]})
-        records = [
-            {"value": value, "key": b"user-%d" % (i % 50)}
-            if i % 3
-            else {"value": value, "partition": i % PARTITIONS}
-            for i in range(count)
-        ]
-        self.sent += produce(self.kafka, self.input, records)
-
-    def outputs(self) -> list[Any]:
-        return [*read_all(self.kafka, self.output), *read_all(self.kafka, self.letters)]
-
-    def wait_for_everything(self, timeout_s: float = 90) -> None:
-        """Until every record has an answer; a worker that ends meanwhile fails at once."""
-
-        def answered() -> bool:
-            ends = [worker.process.poll() for worker in self.workers]
-            assert not any(ends), f"workers ended with {ends}:\n{self.logs()}"
-            return not judge(self.sent, self.outputs()).lost
-
-        try:
-            wait_for(answered, "an answer to every record", timeout_s)
-        except AssertionError as error:
-            lost = judge(self.sent, self.outputs()).lost
-            missing = sorted(Counter(partition for partition, _ in lost).items())
-            raise AssertionError(f"{error}; missing by partition: {missing}\n{self.logs()}") from None
-
-    def settle(self, delivery: str) -> None:
-        """Everybody leaves with 0; nothing is lost or reordered, or doubled where that is promised; counters agree."""
-        assert [worker.stop()[0] for worker in self.workers] == [0] * len(self.workers), self.logs()
-        verdict = judge(self.sent, self.outputs())
-        assert not [*verdict.lost, *verdict.reordered, *verdict.unknown], (verdict, self.logs())
-        assert delivery == "at_least_once" or not verdict.doubled, (verdict, self.logs())
-        counts = sum(count_records(self.kafka, self.metrics).values(), Counter())
-        answers = counts["out"] + counts["dead_letter"]
-        if delivery == "exactly_once":
-            assert answers == len(self.sent), (counts, self.logs())
-        else:  # an answer that was given and could not be counted as given is given again
-            assert answers >= len(self.sent), (counts, self.logs())
-
-    def logs(self) -> str:
-        return "\n".join(worker.text()[-4000:] for worker in self.workers)
 
 
 @pytest.fixture
