@@ -297,8 +297,7 @@ class Conductor:
         if wait or self._delivery.due(self._clock_ns()):
             with self._timed("commit"):
                 self._settle(self._delivery.commit(self.window, wait))
-            if self._delivery.commits:
-                self._delivery.commits = self._rewinds = 0
+            self._count_commits()
         if self._given_up is not None and not self.window.slabs:
             self._passed(self._given_up)
 
@@ -306,6 +305,7 @@ class Conductor:
 
     def rewind(self, failure: DeliveryFailed) -> None:
         """Give up everything in flight; read again from the last settled positions."""
+        self._count_commits()  # of before: seen after it, they would take this one out of the row
         self._rewinds += 1
         self._meters.rewind(failure.cause)
         self._log.warning("rewind", cause=failure.cause, error=str(failure), in_a_row=self._rewinds)
@@ -659,6 +659,10 @@ class Conductor:
         self.window.bytes -= self._open.discard(self.window.epochs)
 
     # -- counting ----------------------------------------------------------------------------------------
+
+    def _count_commits(self) -> None:
+        if self._delivery.commits:
+            self._delivery.commits = self._rewinds = 0
 
     def _count_taken(self, slab: Slab) -> None:
         if slab.one_route:

@@ -306,8 +306,8 @@ class ExactlyOnce:
             raise DeliveryFailed("handover", "a slab was handed over in part when its partitions had to go")
         if self._slabs:
             self._start(window)
-            if wait:
-                self._done += self._conclude()
+        if self._committing is not None and wait:
+            self._done += self._conclude()
         return self._report()
 
     def hurry(self, window: Window) -> list[Slab]:
@@ -369,6 +369,12 @@ class ExactlyOnce:
             # not in order: a slab without outputs is handed over before one that waits for the producer's queue
             for partition, end in slab.ends.items():
                 positions[partition] = max(end, positions.get(partition, end))
+        if not positions and not self._begun:
+            # given up by a rewind or taken from us while they were worked on; an empty transaction costs the client
+            # nothing and would pass for a commit: a rewind after the other would count as the first in a row
+            self._done += self._slabs
+            self._slabs, self._records = [], 0
+            return
         if not self._begun:
             self._begin()  # nothing to publish, only positions to move
         notes = self._annotate(positions)

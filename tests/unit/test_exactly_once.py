@@ -40,18 +40,23 @@ class Desk:
         self.kafka.owner = {A: source, B: source}
         self.window = Window(1 << 20)
         self.window.assign([A, B])
-        self.slab = Slab(
-            Columns([b"a", b"b"], [None] * 2, [None] * 2, [0, 0], [0, 0], [A, B]),
-            [Span(A, 0, 1, 1), Span(B, 1, 2, 1)],
-            0,
-            0.0,
-        )
-        self.window.note(self.slab.spans, [0, 0])
-        self.window.admit(self.slab)
+        self.slab = self.admit(0)
         assert self.window.releasable() is self.slab
         self.delivery.on_delivery(self.slab)
         self.window.sent(self.slab)
         self.delivery.handed_over(self.slab)
+
+    def admit(self, offset: int) -> Slab:
+        """A slab with this record of each partition, to be worked on."""
+        slab = Slab(
+            Columns([b"a", b"b"], [None] * 2, [None] * 2, [0, 0], [offset] * 2, [A, B]),
+            [Span(A, 0, 1, offset + 1), Span(B, 1, 2, offset + 1)],
+            0,
+            0.0,
+        )
+        self.window.note(slab.spans, [offset] * 2)
+        self.window.admit(slab)
+        return slab
 
     def targets(self) -> dict[Partition, int]:
         """Where to read from again, once that is known."""
@@ -90,6 +95,20 @@ def test_a_loss_is_over_once_the_transaction_is_given_up() -> None:
     while desk.delivery.recovered(desk.window) is None:
         pass
     assert desk.delivery.settled() == [desk.slab]
+
+
+def test_what_a_rewind_gave_up_does_not_pass_for_a_commit() -> None:
+    """A slab that was being worked on then is settled without a transaction, which would end the row of rewinds."""
+    desk = Desk()
+    late = desk.admit(1)
+    desk.delivery.abandon()
+    assert desk.targets() == {A: 0, B: 0}
+    assert desk.delivery.settled() == [desk.slab]
+    desk.window.sent(late)
+    desk.delivery.handed_over(late)
+    assert desk.delivery.commit(desk.window, wait=True) == [late]
+    assert desk.delivery.commits == 0
+    assert desk.counts == {"aborted": 1}
 
 
 class Stuck(FakeTransactions):
