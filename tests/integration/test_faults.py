@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from chaos.cluster import Cluster
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 from fault_stage import MODES, PARTITIONS, Stage
 from stream import Sent, create_topics, judge, place_of, read_all, unique, wait_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
+
+THEFTS_MAX = 5
+"""Within a minute, as it is promised."""
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +128,73 @@ def test_a_zombie_publishes_nothing_twice(stage: Stage, protocol: str) -> None:
     stage.send(500)
     stage.wait_for_everything()
     stage.settle("exactly_once")
+
+
+def test_a_stolen_transactional_id_is_taken_back_until_it_is_stolen_too_often(stage: Stage) -> None:
+    """Whoever initialises last has it. The thief publishes nothing; at the fifth theft within a minute the worker ends,
+    with commits between them or not, and its successor goes on under an id of its own."""
+    stage.topics()
+    worker = stage.start("exactly_once")
+    stage.send(40)
+    stage.wait_for_everything()
+    [name] = stage.transactional_ids(1)
+    for _ in range(THEFTS_MAX - 1):
+        thief = _steal(stage, name)
+        thief.begin_transaction()
+        thief.produce(stage.output, b"stolen")
+        stage.send(40)
+        stage.wait_for_everything()
+        with pytest.raises(KafkaException, match="fenced"):
+            thief.commit_transaction(30)
+    assert worker.text().count('"rewind"') == THEFTS_MAX - 1
+    _steal(stage, name)
+    stage.send(40)
+    assert worker.process.wait(60) == 6, worker.text()
+    sentence = f"streaminfer: kafka: another producer keeps taking the transactional.id {name}"
+    assert worker.text().splitlines()[-1].startswith(sentence), worker.text()
+    _succeed(stage)
+
+
+def test_two_owners_of_a_transactional_id_do_not_fight_for_ever(stage: Stage) -> None:
+    """Fenced again before it could commit anything, the worker ends; nothing is lost, doubled or reordered."""
+    stage.topics()
+    worker = stage.start("exactly_once", input={"topics": [stage.input], "format": "own_faults:measured"})
+    worker.wait_ready()
+    stage.send(2_000)
+    [name] = stage.transactional_ids(1)
+    over = threading.Event()
+
+    def fight() -> None:
+        while not over.is_set():
+            with suppress(KafkaException):
+                _steal(stage, name)
+
+    rival = threading.Thread(target=fight)
+    rival.start()
+    try:
+        assert worker.process.wait(60) == 6, worker.text()
+    finally:
+        over.set()
+        rival.join()
+    last = worker.text().splitlines()[-1]
+    assert last.startswith("streaminfer: "), worker.text()
+    assert "fenced" in last
+    _succeed(stage)
+
+
+def _steal(stage: Stage, name: str) -> Producer:
+    thief = Producer({"bootstrap.servers": stage.kafka, "transactional.id": name, "log_level": 0})
+    thief.init_transactions(30)
+    return thief
+
+
+def _succeed(stage: Stage) -> None:
+    """Another worker does what the one that ended has left."""
+    stage.workers.clear()
+    stage.start("exactly_once")
+    stage.wait_for_everything()
+    assert stage.workers[0].stop()[0] == 0, stage.logs()
+    assert judge(stage.sent, stage.outputs()).clean, stage.logs()
 
 
 def test_an_output_its_topic_would_refuse_is_a_dead_letter(stage: Stage) -> None:

@@ -77,6 +77,7 @@ class KafkaSink(Outputs):
 
     def __init__(self, settings: Settings, topics: Topics, transactional_id: str | None = None) -> None:
         super().__init__(topics)
+        self.transactional_id = transactional_id
         self._properties = producer_properties(settings, topics.limits, transactional_id)
         self._properties["error_cb"] = self._on_error
         self.producer: Producer = build(Producer, self._properties)

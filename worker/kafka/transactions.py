@@ -1,6 +1,6 @@
 """Transactions: outputs and consumer positions that become visible together or not at all.
 
-Errors are classified by librdkafka's flags, never by code. A call that timed out is repeated as it is; an outcome
+What to do about an error is told by librdkafka's flags, never by its code. A call that timed out is repeated as it is; an outcome
 that stays unknown, a fence and a fatal error all end the producer: a new one (``init_transactions`` completes or
 aborts what its predecessor left) and a look at the committed positions say what really happened. That also keeps a
 delayed EndTxn of the old protocol away from later transactions.
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from worker.batch import Partition
 from worker.errors import ClientFatal, StartError, TransactionFailed
@@ -34,6 +35,10 @@ START_S = 60.0
 REFUSALS_MAX = 3
 """New producers in a row that the broker refuses; then the process ends and is started anew."""
 
+FENCES_MAX, FENCES_WITHIN_S = 5, 60.0
+"""Producers fenced after which somebody else keeps claiming our id. Each may have committed something before, so that
+no row of rewinds tells: two owners would take turns for ever. The next process has an id of its own."""
+
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +56,8 @@ class KafkaTransactions:
         """The last producer that was fatal or whose last outcome is unknown: it must not be used again."""
         self._since: dict[Producer, float] = {}
         """Producers in a call -> monotonic second at which it began."""
+        self._fences: deque[float] = deque(maxlen=FENCES_MAX)
+        """Monotonic seconds at which the last producers were found fenced."""
         try:
             self._initialise(START_S)
         except TransactionFailed as failure:
@@ -128,12 +135,20 @@ class KafkaTransactions:
                     continue
                 self._broken = producer
                 result = "unknown" if error.retriable() else "fenced"
+                if error.code() == KafkaError._FENCED:
+                    self._fences.append(time.monotonic())
                 raise TransactionFailed(result, f"{what}: {error.str()}") from None
             finally:
                 del self._since[producer]
 
     def _renew(self) -> None:
         """A new producer under the same id; its epoch fences whatever the old one may still have on the wire."""
+        if len(self._fences) == FENCES_MAX and self._fences[-1] - self._fences[0] <= FENCES_WITHIN_S:
+            raise ClientFatal(
+                f"kafka: another producer keeps taking the transactional.id {self._sink.transactional_id} "
+                f"({FENCES_MAX} of ours were fenced within {FENCES_WITHIN_S:.0f} s), or transactions outlive "
+                "kafka.transaction.timeout.ms"
+            )
         refusals = 0
         while True:
             self._sink.renew()
