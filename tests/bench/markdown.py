@@ -46,8 +46,9 @@ def _measured(measured: list[dict[str, Any]]) -> str:
 def _paced(paced: list[dict[str, Any]]) -> str:
     rows = []
     for each in paced:
-        times = [_figure(each["latency_ms"][name]) for name in ("p50", "p99", "p99_9")]
-        held = times if each["held"] else ["does not keep up", "", ""]
+        held = ["does not keep up", "", ""]
+        if each["held"]:
+            held = [_figure(each["latency_ms"][name]) for name in ("p50", "p99", "p99_9")]
         stages = ", ".join(f"{stage} {values['p50']:.2f}" for stage, values in each["stages_ms"].items())
         name = NAMES.get(each["name"], each["name"])
         rows.append(

@@ -71,7 +71,10 @@ class Paced:
 
     def line(self) -> str:
         """For the table."""
-        times = " ".join(f"{self.latency_ms[name]:9.2f}" for name in ("p50", "p99", "p99_9"))
+        known = [
+            self.latency_ms.get(name, float("nan")) for name in ("p50", "p99", "p99_9")
+        ]  # no answer in time
+        times = " ".join(f"{ms:9.2f}" for ms in known)
         stages = " ".join(f"{stage} {times['p50']:.2f}" for stage, times in self.stages_ms.items())
         cores = f"{self.cores:7.3f}" if self.cores else " " * 7
         told = f"  {self.name:18} {self.per_s:>6,} {times} {cores}  {stages}"
@@ -168,6 +171,8 @@ class Report:
 
 
 def _medians(percentiles: list[dict[str, float]]) -> dict[str, float]:
+    if not all(percentiles):
+        return {}
     return {name: statistics.median(each[name] for each in percentiles) for name in percentiles[0]}
 
 
