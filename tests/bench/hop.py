@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import multiprocessing.connection
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from confluent_kafka import Consumer, TopicPartition
 
-from worker.bench.trial import STAGES, Answers, Sent, evaluate, place_code, warm_up_s
+from worker.bench.trial import STAGES, Answers, evaluate, place_code, warm_up_s
 from worker.kafka.load import SendPlan, send
 
 PATIENCE_S = 10.0
@@ -51,7 +50,9 @@ def main(
     for length_s in (WARM_UP_S, duration_s):
         pipe.send((per_s, int(per_s * length_s)))
         places, read_ns = _read(reader, int(per_s * length_s))
-    sent: Sent = _last(pipe)
+        sent = pipe.recv()
+        if isinstance(sent, str):
+            raise SystemExit(sent)
     pipe.close()
     reader.close()
     count = len(places)
@@ -77,15 +78,6 @@ def _read(reader: Consumer, count: int) -> tuple[list[int], list[int]]:
         read_ns += [now_ns] * len(good)
         deadline = time.monotonic() + PATIENCE_S
     return places, read_ns
-
-
-def _last(pipe: multiprocessing.connection.Connection) -> Sent:
-    """What the sender says of its trials; the warm-up's comes first."""
-    answers = [pipe.recv(), pipe.recv()]
-    if isinstance(answers[-1], str):
-        raise SystemExit(answers[-1])
-    assert isinstance(answers[-1], Sent)
-    return answers[-1]
 
 
 if __name__ == "__main__":
