@@ -356,7 +356,7 @@ class TransactionSettings(_Section):
 
     max_ms: Positive = 100
     """Milliseconds from its first output to its commit: what a read_committed reader waits at most on top."""
-    max_records: Positive = 10_000
+    max_records: Positive = 50_000
     """Records in one transaction."""
 
 
