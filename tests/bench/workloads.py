@@ -32,11 +32,17 @@ class Workload:
     settings: dict[str, Any]
     """The configuration's keys below the top level: input.format, model, preprocess, postprocess, output.format."""
     records: int
-    """Per round for a batching worker."""
+    """Per round for a batching worker; the embedded broker keeps no more."""
     single_records: int
     """Per round for a loop that takes one record at a time."""
     batch: int
     """Best batch of the hand-written ways."""
+    longer: int = 1
+    """How many times as many make a round on a real broker."""
+
+    @property
+    def long_records(self) -> int:
+        return self.records * self.longer
 
 
 def json_mlp(folder: Path) -> Workload:
@@ -56,6 +62,7 @@ def json_mlp(folder: Path) -> Workload:
         records=100_000,
         single_records=3_000,
         batch=256,
+        longer=3,
     )
 
 
@@ -75,6 +82,7 @@ def raw_mlp(folder: Path) -> Workload:
         records=200_000,
         single_records=3_000,
         batch=256,
+        longer=3,
     )
 
 
