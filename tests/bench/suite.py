@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,7 +256,7 @@ class Suite:
         trials = []
         for number in range(self.rounds):
             _say(f"latency: one hop, {per_s}/s, round {number + 1} of {self.rounds}")
-            topic = f"hop-{per_s}-{number}"
+            topic = f"hop-{uuid.uuid4().hex[:8]}"
             self.broker.create({topic: self.partitions})
             self._wait_for_quiet("latency")
             arguments = (self.broker.bootstrap, topic, self.partitions, per_s, LATENCY_S, source, wait_ms)
