@@ -178,7 +178,8 @@ def test_two_owners_of_a_transactional_id_do_not_fight_for_ever(stage: Stage) ->
         rival.join()
     last = worker.text().splitlines()[-1]
     assert last.startswith("streaminfer: "), worker.text()
-    assert "fenced" in last
+    # whoever notices first: a transactional call names the fence, an output is just refused after it
+    assert "fenced" in last or "the producer refuses an output" in last, last
     _succeed(stage)
 
 
