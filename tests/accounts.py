@@ -18,6 +18,8 @@ import yaml
 from confluent_kafka import Consumer, TopicPartition
 from stream import ADDRESSES, SENT, STARTED, Worker, read_all, unique
 
+from worker.kafka.tools import range_of
+
 DISTURBED = re.compile(r'"(rewind|given_back|lost)"|"finished": false|commit of \S+ at \d+ failed')
 """In the log of a worker that may have answered records, or given some back, that were read once more."""
 DIED = '"replica died"'
@@ -188,7 +190,7 @@ def _read(consumer: Consumer, topic: str) -> int:
 
 def _ends(consumer: Consumer, topic: str) -> dict[int, tuple[int, int]]:
     partitions = consumer.list_topics(timeout=10).topics[topic].partitions
-    return {n: consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=10) for n in partitions}
+    return {n: range_of(consumer, TopicPartition(topic, n), 30) for n in partitions}
 
 
 def _settings(worker: Worker) -> dict[str, Any]:

@@ -109,6 +109,7 @@ class Stage:
 
     def settle(self, delivery: str) -> None:
         """Everybody leaves with 0; nothing is lost or reordered, or doubled where that is promised; counters agree."""
+        wait_for(lambda: self._reported() >= len(self.sent), "the metrics of every record")
         assert [worker.stop()[0] for worker in self.workers] == [0] * len(self.workers), self.logs()
         verdict = judge(self.sent, self.outputs(), self.place)
         assert not [*verdict.lost, *verdict.reordered, *verdict.unknown], (verdict, self.logs())
@@ -119,6 +120,14 @@ class Stage:
             assert answers == len(self.sent), (counts, self.logs())
         else:  # an answer that was given and could not be counted as given is given again
             assert answers >= len(self.sent), (counts, self.logs())
+
+    def _reported(self) -> int:
+        """Answers told of on the metrics topic; its producer comes back from an outage in its own time."""
+        counts = (
+            orjson.loads(message.value())["pipelines"]["faults"]
+            for message in read_all(self.kafka, self.metrics)
+        )
+        return sum(each["records"]["out"] + each["records"]["dead_letter"] for each in counts)
 
     def transactional_ids(self, count: int) -> list[str]:
         """Those that so many workers made for themselves: they begin with the group, which is nobody else's."""

@@ -19,6 +19,8 @@ import yaml
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from worker.kafka.tools import range_of
+
 PATIENCE_S = 60.0
 
 
@@ -214,8 +216,7 @@ def wait_for_outputs(
             for worker in workers:
                 code = worker.process.poll()
                 assert code is None, f"a worker ended with {code}:\n{worker.text()[-4000:]}"
-            ends = (consumer.get_watermark_offsets(place, timeout=10)[1] for place in places)
-            return sum(ends) >= count
+            return sum(range_of(consumer, place, PATIENCE_S)[1] for place in places) >= count
 
         wait_for(enough, f"{count} records in {topics}", timeout_s)
     finally:

@@ -18,6 +18,7 @@ from worker.kafka.properties import (
     consumer_properties,
     producer_properties,
 )
+from worker.kafka.tools import range_of
 from worker.kafka.topics import EMBEDDED_CLUSTER, Admin
 from worker.letters import Letter
 
@@ -131,14 +132,11 @@ class LetterReader:
     def _range(self, place: TopicPartition) -> tuple[int, int]:
         """First offset and the one behind the last."""
         try:
-            answer = self._consumer.get_watermark_offsets(place, timeout=ANSWER_S)
+            return range_of(self._consumer, place, ANSWER_S)
         except KafkaException as error:
             raise StartError(
                 f"dead_letter.topic: {self.topic} cannot be read: {error.args[0].str()}"
             ) from None
-        if answer is None:
-            raise StartError(f"dead_letter.topic: the broker does not tell where {self.topic} ends")
-        return answer
 
     def _raise_if_final(self, error: KafkaError) -> None:
         if error.fatal() or error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:

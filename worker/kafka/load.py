@@ -21,6 +21,7 @@ from worker.batch import STAGES, Headers
 from worker.bench.trial import Answers, Sent, place_code
 from worker.errors import ConfigError, StartError
 from worker.kafka.properties import build, consumer_properties, producer_properties
+from worker.kafka.tools import range_of
 from worker.kafka.topics import open_topics
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class _Reader:
         places = [TopicPartition(name, i) for name, count in topics.items() for i in range(count)]
         try:
             for place in places:
-                place.offset = self._consumer.get_watermark_offsets(place, timeout=PATIENCE_S)[1]
+                place.offset = range_of(self._consumer, place, PATIENCE_S)[1]
         except KafkaException as error:
             raise StartError(
                 f"the ends of {', '.join(topics)} cannot be read: {error.args[0].str()}"

@@ -31,6 +31,9 @@ LARGEST_RESPONSE = 1_000_000_000
 ``HTTP`` mean as a length, so that a wrong port is noticed."""
 BATCH_BYTES = 1_000_000
 TRANSACTION_TIMEOUT_MS = 10_000
+SOCKET_TIMEOUT_MS = 10_000
+"""librdkafka's own minute is how long a question for a topic's leader, put to a broker that is leaving, keeps it from
+asking the next one. With transactions it takes about this by itself (``transaction.timeout.ms`` less a little)."""
 MEMBERSHIP = (
     "group.id",
     "group.instance.id",
@@ -84,7 +87,7 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
         "auto.offset.reset": "error",  # the source decides; librdkafka's own default skips to the end
         "allow.auto.create.topics": False,
         "max.poll.interval.ms": 300_000,
-        "socket.timeout.ms": 10_000,  # bounds a synchronous commit while the broker is away
+        "socket.timeout.ms": SOCKET_TIMEOUT_MS,  # bounds a synchronous commit while the broker is away
         "queued.min.messages": 100_000,
         "queued.max.messages.kbytes": half // 1024,
         "fetch.max.bytes": half,
@@ -127,6 +130,7 @@ def producer_properties(
     }
     if transactional_id is None:
         ours["message.timeout.ms"] = 0  # an outage is waited out; the stall limit ends a hopeless one
+        ours["socket.timeout.ms"] = SOCKET_TIMEOUT_MS
     else:
         ours["transactional.id"] = transactional_id
         ours["transaction.timeout.ms"] = TRANSACTION_TIMEOUT_MS
@@ -141,8 +145,13 @@ def metrics_properties(settings: Settings) -> dict[str, Any]:
     users = _users(settings, "P")
     for name in ("transaction.timeout.ms", "message.timeout.ms", "delivery.timeout.ms"):
         users.pop(name, None)
-    ours = {"queue.buffering.max.kbytes": 4096, "message.timeout.ms": 30_000, "linger.ms": 5}
-    return {**_common(settings), **users, **ours}
+    ours = {
+        "enable.idempotence": True,  # a record told twice would be counted twice
+        "queue.buffering.max.kbytes": 4096,
+        "message.timeout.ms": 30_000,
+        "linger.ms": 5,
+    }
+    return {**_common(settings), "socket.timeout.ms": SOCKET_TIMEOUT_MS, **users, **ours}
 
 
 def writer_properties(client: Client) -> dict[str, Any]:
@@ -241,6 +250,8 @@ def _common(client: Client) -> dict[str, Any]:
     return {
         "client.id": client_id(client),
         "socket.keepalive.enable": True,
+        # as Java clients have it: librdkafka's own 10 s let a client sleep that long beside a broker that is back
+        "reconnect.backoff.max.ms": 1_000,
         "topic.metadata.refresh.interval.ms": 60_000,  # new partitions are seen within a minute
         "statistics.interval.ms": 0,
         "log.connection.close": False,  # an outage is reported once, not at each of the reconnects

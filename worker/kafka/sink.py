@@ -245,14 +245,20 @@ class MetricsProducer:
     def send(self, topic: str, key: bytes | str, value: bytes) -> None:
         self._producer.poll(0)
         try:
-            self._producer.produce(topic, value, key)
+            self._producer.produce(topic, value, key, on_delivery=self._on_delivery)
         except (BufferError, KafkaException) as error:
             log.warning("a metrics record was dropped: %s", error)
 
     def close(self, budget_s: float) -> None:
         """Send what is queued within the budget."""
-        self._producer.flush(budget_s)
+        if left := self._producer.flush(budget_s):
+            log.warning("%d metrics records could not be sent in time", left)
         _let_go(self._producer, budget_s)
+
+    @staticmethod
+    def _on_delivery(error: KafkaError | None, _message: object) -> None:
+        if error is not None:
+            log.warning("a metrics record was lost: %s", error.str())
 
 
 def _messages(values: Sequence[bytes | None], keys: Sequence[bytes | None]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from worker.kafka.topics import EMBEDDED_CLUSTER, Admin
 
 LOOKUP_TIMEOUT_S = 10.0
 FULL_QUEUE_WAIT_S = 0.1
+NO_LEADER = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+"""What a broker says of a partition that was made or moved just now and has not reached it yet."""
+NO_LEADER_WAIT_S = 0.1
 PRODUCER_ID_S = 0.55
 """The client asks for its producer id on a timer of 500 ms; a record sent before waits for it, older than it should be."""
 
@@ -140,6 +144,26 @@ class TopicReader:
 
     def close(self) -> None:
         self._consumer.close()
+
+
+def range_of(consumer: Consumer, place: TopicPartition, patience_s: float) -> tuple[int, int]:
+    """First offset of a partition and the one behind its last; one whose leader is just being chosen is waited for.
+
+    Raises:
+        KafkaException: the broker does not tell.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            answer = consumer.get_watermark_offsets(place, timeout=max(0.1, deadline - time.monotonic()))
+        except KafkaException as error:
+            if error.args[0].code() not in NO_LEADER or time.monotonic() > deadline:
+                raise
+        else:
+            if answer is None:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            return answer
+        time.sleep(NO_LEADER_WAIT_S)
 
 
 def _look_up(client: Client, topics: list[str]) -> tuple[dict[str, int], bool]:
