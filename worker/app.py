@@ -474,10 +474,8 @@ class _Process:
             return AtLeastOnce(
                 self._source, self._sink, COMMIT_INTERVAL_S, time.monotonic_ns, caution.metadata
             )
-        from worker.kafka.sink import KafkaSink
         from worker.kafka.transactions import KafkaTransactions
 
-        assert isinstance(self._sink, KafkaSink), "transactions need the library's own producer"
         length = self._settings.transaction
         return ExactlyOnce(
             KafkaTransactions(self._source, self._sink),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, Message
+from confluent_kafka import KafkaError, KafkaException, Message
 from kafka_support import PATIENCE_S, Cluster
 from stream import read_all
 
 from worker import native
 from worker.batch import Headers, Partition
+from worker.errors import DeliveryFailed
 from worker.kafka.batch_sink import BatchSink
 from worker.kafka.broker import EmbeddedBroker
 from worker.kafka.sink import KafkaSink
@@ -48,12 +50,13 @@ class Sending:
         partitions: int,
         limit: int = 1_048_588,
         kind: type[KafkaSink | BatchSink] = KafkaSink,
+        transactional_id: str | None = None,
         **settings: Any,
     ) -> None:
         self.cluster = cluster
         self.topic = cluster.topic(partitions)
         topics = Topics("test", cluster.embedded is not None, {self.topic: partitions}, {self.topic: limit})
-        self.sink = kind(cluster.settings("in", **settings), topics)
+        self.sink = kind(cluster.settings("in", **settings), topics, transactional_id)
         self.acknowledged = 0
         self.refused: list[KafkaError] = []
 
@@ -239,12 +242,70 @@ def test_a_purge_settles_every_row(sending: Callable[..., Sending]) -> None:
 def test_a_renewed_producer_sends(sending: Callable[..., Sending]) -> None:
     """After ``renew`` the sink goes on with a new client."""
     out = sending(1)
-    if isinstance(out.sink, BatchSink):
-        pytest.skip("only transactions renew a producer")
     out.sink.renew()
     assert out.send([None], [b"v"]) == 1
     out.wait(1)
     assert out.acknowledged == 1
+
+
+def test_a_transaction_takes_rows_of_every_kind_before_it_knows_their_topic(
+    cluster: Cluster, kind: type[KafkaSink | BatchSink]
+) -> None:
+    """Keyed and keyless, with and without headers, the first ones on a producer of its own making each time."""
+    out = Sending(cluster, 4, kind=kind, transactional_id=f"t-{uuid.uuid4()}")
+    keys = [b"k%d" % i if i % 3 else None for i in range(30)]
+    headers: list[Headers | None] = [[("h", b"1")]] * 30
+    for value, headed in ((b"plain", None), (b"headed", headers)):
+        producer: Any = out.sink.producer
+        producer.init_transactions(PATIENCE_S)
+        producer.begin_transaction()
+        assert out.sink.send(out.topic, Partition("in", 1), keys, [value] * 30, headed, "key", None) == 30
+        producer.commit_transaction(PATIENCE_S)
+        out.sink.renew()
+    assert Counter(message.value() for message in out.read()) == {b"plain": 30, b"headed": 30}
+    out.sink.close(5.0)
+
+
+def test_a_transaction_given_up_is_not_seen(cluster: Cluster, kind: type[KafkaSink | BatchSink]) -> None:
+    """Nor does it keep the next one from working; what a call is refused for is told with librdkafka's flags."""
+    out = Sending(cluster, 1, kind=kind, transactional_id=f"t-{uuid.uuid4()}")
+    producer: Any = out.sink.producer
+    producer.init_transactions(PATIENCE_S)
+    producer.begin_transaction()
+    assert out.sink.send(out.topic, Partition("in", 0), [None], [b"no"], None, "key", None) == 1
+    producer.abort_transaction(PATIENCE_S)
+    with pytest.raises(KafkaException) as refused:
+        producer.commit_transaction(PATIENCE_S)
+    error = refused.value.args[0]
+    assert error.code() == KafkaError._STATE
+    assert (error.fatal(), error.retriable(), error.txn_requires_abort()) == (False, False, False)
+    producer.begin_transaction()
+    assert out.sink.send(out.topic, Partition("in", 0), [None], [b"yes"], None, "key", None) == 1
+    producer.commit_transaction(PATIENCE_S)
+    assert [message.value() for message in out.read()] == [b"yes"]
+    out.sink.close(5.0)
+
+
+def test_a_fence_is_named_where_an_output_is_refused(
+    cluster: Cluster, kind: type[KafkaSink | BatchSink]
+) -> None:
+    """A row is refused with no more than "Local: Fatal error"; the sentence says what happened."""
+    if cluster.embedded is not None:
+        pytest.skip("the embedded broker fences nobody")
+    ours = f"t-{uuid.uuid4()}"
+    out, rival = (Sending(cluster, 1, kind=kind, transactional_id=ours) for _ in range(2))
+    for each in (out, rival):
+        each.sink.producer.init_transactions(PATIENCE_S)  # type: ignore[union-attr]
+    producer: Any = out.sink.producer
+    producer.begin_transaction()
+    out.sink.send(out.topic, Partition("in", 0), [None], [b"v"], None, "key", None)
+    with pytest.raises(KafkaException):
+        producer.commit_transaction(PATIENCE_S)
+    named = "fenced" if kind is BatchSink else "Fatal error"  # the binding keeps the reason to its log line
+    with pytest.raises(DeliveryFailed, match=named):
+        out.sink.send(out.topic, Partition("in", 0), [None], [b"v"], None, "key", None)
+    for each in (out, rival):
+        each.sink.close(5.0)
 
 
 def test_an_outage_is_waited_out_in_order(

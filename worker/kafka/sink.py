@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -31,40 +31,23 @@ OnDelivery = Callable[..., None]
 log = logging.getLogger(__name__)
 
 
-class Outputs:
-    """What every sink knows: the topics written to, and what its client said against it."""
+class Handle(Protocol):
+    """What every producer has, whoever wraps it."""
 
-    def __init__(self, topics: Topics) -> None:
-        self._topics = topics
-        self._reported: int | None = None
-        self.fatal: str | None = None
-        """Why the producer can never work again, once that is so; a renewed one can."""
+    def poll(self, timeout: float, /) -> Any: ...
 
-    def max_bytes(self, topic: str) -> int:
-        """``max.message.bytes`` of a topic."""
-        return self._topics.limits.get(topic, DEFAULT_TOPIC_LIMIT)
+    def flush(self, timeout: float, /) -> int: ...
 
-    def partition(self, topic: str, source: Partition) -> int:
-        """Where rows go that are not placed by their key; see :meth:`KafkaSink.send`."""
-        return source.number % self._topics.partitions[topic]
+    def purge(self) -> None: ...
 
-    def _refused(self, error: KafkaError, on_delivery: OnDelivery | None) -> None:
-        if error.fatal():
-            self._on_error(error)
-        if on_delivery is None:
-            raise DeliveryFailed("transaction", f"the producer refuses an output: {error.str()}")
-        on_delivery(error, None)
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            self.fatal = error.str()
-        if error.code() != self._reported:
-            log.warning("kafka: %s", error.str())
-        self._reported = error.code()
+    def close(self) -> Any: ...
 
 
-class KafkaSink(Outputs):
-    """The producer of results and dead letters.
+ClientT = TypeVar("ClientT", bound=Handle)
+
+
+class Outputs(Generic[ClientT]):
+    """What every sink knows: its producer, the topics written to, and what the client said against it.
 
     Args:
         settings: the worker's settings.
@@ -75,16 +58,102 @@ class KafkaSink(Outputs):
         ConfigError: librdkafka refuses the properties.
     """
 
+    client: Callable[[dict[str, Any]], ClientT]
+    """What makes a producer of properties."""
+
     def __init__(self, settings: Settings, topics: Topics, transactional_id: str | None = None) -> None:
-        super().__init__(topics)
+        self._topics = topics
+        self._reported: int | None = None
+        self.fatal: str | None = None
+        """Why the producer can never work again, once that is so; a renewed one can."""
         self.transactional_id = transactional_id
         self._properties = producer_properties(settings, topics.limits, transactional_id)
         self._properties["error_cb"] = self._on_error
-        self.producer: Producer = build(Producer, self._properties)
+        self.producer: ClientT = build(type(self).client, self._properties)
         self._swapping = threading.Lock()
         """Held while the producer is polled or replaced: one that is polled must not be closed."""
-        self._lent: set[Producer] = set()
+        self._lent: set[ClientT] = set()
         """Producers in a call of another thread: one that never returns must not be closed either."""
+
+    def max_bytes(self, topic: str) -> int:
+        """``max.message.bytes`` of a topic."""
+        return self._topics.limits.get(topic, DEFAULT_TOPIC_LIMIT)
+
+    def partition(self, topic: str, source: Partition) -> int:
+        """Where rows go that are not placed by their key; see :meth:`KafkaSink.send`."""
+        return source.number % self._topics.partitions[topic]
+
+    def poll(self, timeout_s: float = 0.0) -> None:
+        """Serve acknowledgements that have arrived, waiting for one up to ``timeout_s``."""
+        with self._swapping:
+            try:
+                self.producer.poll(timeout_s)
+            except (
+                KafkaException
+            ) as error:  # fatal; what is queued, or the transaction, fails of it by itself
+                self._on_error(error.args[0])
+
+    def flush(self, timeout_s: float) -> int:
+        """Send everything and wait for the acknowledgements; returns how many rows are still without one."""
+        return self.producer.flush(timeout_s)
+
+    def purge(self) -> None:
+        """Give up what is not acknowledged: each row's ``on_delivery`` hears of it in the next :meth:`poll`."""
+        self.producer.purge()
+
+    @contextmanager
+    def lend(self, producer: ClientT) -> Iterator[None]:
+        """While a thread other than the owner's is in a call of this producer."""
+        self._lent.add(producer)
+        try:
+            yield
+        finally:
+            self._lent.discard(producer)
+
+    @property
+    def lent(self) -> bool:
+        """Whether the producer is in such a call now."""
+        return self.producer in self._lent
+
+    def renew(self) -> None:
+        """Replace the producer by a new one under the same properties; the old one is let go unflushed."""
+        new = build(type(self).client, self._properties)
+        with self._swapping:
+            old, self.producer, self.fatal = self.producer, new, None
+        if old not in self._lent:
+            _let_go(old, 0.0)
+
+    def close(self, budget_s: float) -> None:
+        """Flush within the budget, give up the rest, end the client; one in a call ends with the process."""
+        if self.lent:
+            return
+        with suppress(KafkaException):
+            self.flush(budget_s)
+        _let_go(self.producer, budget_s)
+
+    def _refused(self, error: KafkaError, on_delivery: OnDelivery | None) -> None:
+        if error.code() == KafkaError._FATAL:
+            if on_delivery is None:
+                self.poll()  # that the client is dead is all a row says; what it died of is told there
+            if self.fatal is None:
+                self._on_error(error)
+        if on_delivery is None:
+            why = (error.code() == KafkaError._FATAL and self.fatal) or error.str()
+            raise DeliveryFailed("transaction", f"the producer refuses an output: {why}")
+        on_delivery(error, None)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal() or error.code() == KafkaError._FATAL:
+            self.fatal = error.str()
+        if error.code() != self._reported:
+            log.warning("kafka: %s", error.str())
+        self._reported = error.code()
+
+
+class KafkaSink(Outputs[Producer]):
+    """The producer of results and dead letters, by the client's own Python binding."""
+
+    client = Producer
 
     def send(
         self,
@@ -128,54 +197,6 @@ class KafkaSink(Outputs):
             if accepted < stop - start:
                 break
         return sent
-
-    def poll(self, timeout_s: float = 0.0) -> None:
-        """Serve acknowledgements that have arrived, waiting for one up to ``timeout_s``."""
-        with self._swapping:
-            try:
-                self.producer.poll(timeout_s)
-            except (
-                KafkaException
-            ) as error:  # fatal; what is queued, or the transaction, fails of it by itself
-                self._on_error(error.args[0])
-
-    def flush(self, timeout_s: float) -> int:
-        """Send everything and wait for the acknowledgements; returns how many rows are still without one."""
-        return self.producer.flush(timeout_s)
-
-    def purge(self) -> None:
-        """Give up what is not acknowledged: each row's ``on_delivery`` hears of it in the next :meth:`poll`."""
-        self.producer.purge()
-
-    @contextmanager
-    def lend(self, producer: Producer) -> Iterator[None]:
-        """While a thread other than the owner's is in a call of this producer."""
-        self._lent.add(producer)
-        try:
-            yield
-        finally:
-            self._lent.discard(producer)
-
-    @property
-    def lent(self) -> bool:
-        """Whether the producer is in such a call now."""
-        return self.producer in self._lent
-
-    def renew(self) -> None:
-        """Replace the producer by a new one under the same properties; the old one is let go unflushed."""
-        new = build(Producer, self._properties)
-        with self._swapping:
-            old, self.producer, self.fatal = self.producer, new, None
-        if old not in self._lent:
-            _let_go(old, 0.0)
-
-    def close(self, budget_s: float) -> None:
-        """Flush within the budget, give up the rest, end the client; one in a call ends with the process."""
-        if self.lent:
-            return
-        with suppress(KafkaException):
-            self.producer.flush(budget_s)
-        _let_go(self.producer, budget_s)
 
     def _send_plain(
         self,
@@ -284,11 +305,11 @@ def _stretches(keys: Sequence[bytes | None], mode: str) -> Iterator[tuple[int, i
         start = stop
 
 
-def _let_go(producer: Producer, budget_s: float) -> None:
+def _let_go(producer: Handle, budget_s: float) -> None:
     """End a client on a thread of its own: its close waits for the broker without a limit."""
 
     def close() -> None:
-        with suppress(KafkaException):  # a fatal producer says so once more
+        with suppress(KafkaException, RuntimeError):  # a fatal producer says so once more; one in use stays
             producer.purge()
             producer.close()
 

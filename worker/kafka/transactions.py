@@ -13,15 +13,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from worker.batch import Partition
 from worker.errors import ClientFatal, StartError, TransactionFailed
 
 if TYPE_CHECKING:
-    from worker.kafka.sink import KafkaSink
+    from worker.kafka.sink import Outputs
     from worker.kafka.source import KafkaSource
 
 CALL_S = 5.0
@@ -42,6 +42,24 @@ no row of rewinds tells: two owners would take turns for ever. The next process 
 log = logging.getLogger(__name__)
 
 
+class Producer(Protocol):
+    """The transactional calls of a producer, each with seconds to wait; they raise KafkaException."""
+
+    def init_transactions(self, timeout: float, /) -> Any: ...
+
+    def begin_transaction(self) -> Any: ...
+
+    def send_offsets_to_transaction(
+        self, positions: list[TopicPartition], group_metadata: Any, timeout: float, /
+    ) -> Any: ...
+
+    def commit_transaction(self, timeout: float, /) -> Any: ...
+
+    def abort_transaction(self, timeout: float, /) -> Any: ...
+
+    def flush(self, timeout: float, /) -> int: ...
+
+
 class KafkaTransactions:
     """See :class:`worker.delivery.Transactions`.
 
@@ -49,7 +67,7 @@ class KafkaTransactions:
         StartError: the broker gives no transactional producer (rights, or no transaction coordinator).
     """
 
-    def __init__(self, source: KafkaSource, sink: KafkaSink) -> None:
+    def __init__(self, source: KafkaSource, sink: Outputs[Any]) -> None:
         self._source = source
         self._sink = sink
         self._broken: Producer | None = None

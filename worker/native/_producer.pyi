@@ -6,11 +6,16 @@ from typing import Any
 INTERFACE: int
 """Counts up when a function here takes or gives something else."""
 
+Refusal = tuple[int, str, bool, bool, bool]
+"""What a transactional call failed of: code, text, fatal, retriable, whether the transaction has to be aborted."""
+
 Receipt = Callable[..., None]
 """Anything; it only comes back from :meth:`Producer.poll`."""
 
 class Producer:
     """librdkafka's producer, fed and acknowledged by the batch. Lets go of the interpreter where it may wait.
+
+    With ``transactional.id`` among its properties no receipt hears of anything: a commit answers for every row.
 
     Args:
         handle: of the loaded library, as ``ctypes.CDLL(path)._handle``.
@@ -70,6 +75,22 @@ class Producer:
     def waiting(self) -> int:
         """Rows and events that are not told yet."""
 
+    def init_transactions(self, timeout_ms: int) -> Refusal | None:
+        """What this and the following say: None when it is done. See rd_kafka_init_transactions in rdkafka.h."""
+
+    def begin_transaction(self) -> Refusal | None: ...
+    def send_offsets(
+        self, offsets: list[tuple[str, int, int, str]], group: bytes, timeout_ms: int
+    ) -> Refusal | None:
+        """Put a consumer's positions into the transaction.
+
+        Args:
+            offsets: topic, partition, next offset to read, metadata.
+            group: what ``confluent_kafka.Consumer.consumer_group_metadata`` gives.
+        """
+
+    def commit_transaction(self, timeout_ms: int) -> Refusal | None: ...
+    def abort_transaction(self, timeout_ms: int) -> Refusal | None: ...
     def name(self) -> str: ...
     def text(self, code: int) -> str:
         """An error code in words."""

@@ -1,7 +1,9 @@
 // A producer that is fed and acknowledged by the batch: worker.native._producer. What it takes is in _producer.pyi.
 //
-// It is librdkafka's own, driven through its public C interface and its event queue. There are no callbacks: events
-// are fetched and counted on the thread that polls, with the interpreter let go, and told to Python afterwards.
+// It is librdkafka's own, driven through its public C interface and its event queue: events are fetched and counted on
+// the thread that polls, with the interpreter let go, and told to Python afterwards. With transactions nothing is told
+// of single rows, a commit answers for all of them; and since a commit serves the queue by itself, what it finds there
+// besides (log lines, errors) comes through callbacks and is kept for the next poll.
 #include "python.hpp"
 
 #include <dlfcn.h>
@@ -21,7 +23,7 @@ using namespace python;
 
 namespace {
 
-constexpr long INTERFACE = 2;
+constexpr long INTERFACE = 3;
 constexpr int EVENTS_MAX = 10000;  // served by one poll: who is asked to wait a second must come back after one
 constexpr int FLUSH_STEP_MS = 10;
 
@@ -59,6 +61,7 @@ class Core {
 #define RDKAFKA_LOAD(name, result, arguments) load(handle, "rd_kafka_" #name, library_.name##_);
         RDKAFKA_FUNCTIONS(RDKAFKA_LOAD)
 #undef RDKAFKA_LOAD
+        opaque_of = library_.opaque_;
         rdkafka::Conf* conf = library_.conf_new_();
         char reason[512] = "";
         for (const auto& [name, value] : properties) {
@@ -67,7 +70,15 @@ class Core {
                 throw std::invalid_argument(reason);
             }
         }
-        library_.conf_set_events_(conf, rdkafka::EVENT_DR | rdkafka::EVENT_LOG | rdkafka::EVENT_ERROR);
+        const bool transactions = std::any_of(properties.begin(), properties.end(), [](const auto& property) {
+            return property.first == "transactional.id";
+        });
+        // a commit waits until every row is told: with rows as events somebody would have to fetch them meanwhile
+        const int rows = transactions ? 0 : rdkafka::EVENT_DR;
+        library_.conf_set_events_(conf, rows | rdkafka::EVENT_LOG | rdkafka::EVENT_ERROR);
+        library_.conf_set_opaque_(conf, this);
+        library_.conf_set_log_cb_(conf, on_log);
+        library_.conf_set_error_cb_(conf, on_error);
         client_ = library_.new_(rdkafka::PRODUCER, conf, reason, sizeof reason);
         if (client_ == nullptr) {
             library_.conf_destroy_(conf);
@@ -111,11 +122,40 @@ class Core {
         }
     }
 
+    std::vector<Notice> noticed() {
+        const std::lock_guard<std::mutex> lock(noticing_);
+        return std::exchange(notices_, {});
+    }
+
     std::mutex polling;
     std::vector<Ticket*> news;
-    std::vector<Notice> notices;
 
   private:
+    void notice(Notice made) {
+        const std::lock_guard<std::mutex> lock(noticing_);
+        notices_.push_back(std::move(made));
+    }
+
+    void notice_error(int code, const char* said) {
+        std::string text = said == nullptr ? "" : said;
+        const bool fatal = code == rdkafka::FATAL;
+        if (fatal) {
+            char reason[512] = "";
+            code = library_.fatal_error_(client_, reason, sizeof reason);
+            text = reason;
+        }
+        notice({rdkafka::EVENT_ERROR, code, fatal, "", text});
+    }
+
+    static void on_log(const rdkafka::Client* client, int level, const char* facility, const char* text) {
+        Core* core = static_cast<Core*>(opaque_of(client));
+        core->notice({rdkafka::EVENT_LOG, level, false, facility, text});
+    }
+
+    static void on_error(rdkafka::Client*, int code, const char* said, void* core) {
+        static_cast<Core*>(core)->notice_error(code, said);
+    }
+
     template <typename Function>
     void load(void* handle, const char* name, Function& function) {
         void* found = dlsym(handle, name);
@@ -142,24 +182,14 @@ class Core {
                     }
                 }
                 break;
-            case rdkafka::EVENT_ERROR: {
-                int code = library_.event_error_(event);
-                const char* said = library_.event_error_string_(event);
-                std::string text = said == nullptr ? "" : said;
-                const bool fatal = code == rdkafka::FATAL;
-                if (fatal) {
-                    char reason[512] = "";
-                    code = library_.fatal_error_(client_, reason, sizeof reason);
-                    text = reason;
-                }
-                notices.push_back({rdkafka::EVENT_ERROR, code, fatal, "", text});
+            case rdkafka::EVENT_ERROR:
+                notice_error(library_.event_error_(event), library_.event_error_string_(event));
                 break;
-            }
             case rdkafka::EVENT_LOG: {
                 const char *facility = "", *text = "";
                 int level = 7;
                 if (library_.event_log_(event, &facility, &text, &level) == 0) {
-                    notices.push_back({rdkafka::EVENT_LOG, level, false, facility, text});
+                    notice({rdkafka::EVENT_LOG, level, false, facility, text});
                 }
                 break;
             }
@@ -168,10 +198,15 @@ class Core {
         }
     }
 
+    // A log callback is given nothing but the client. One library serves all of them.
+    static inline void* (*opaque_of)(const rdkafka::Client*) = nullptr;
+
     rdkafka::Library library_{};
     rdkafka::Client* client_ = nullptr;
     rdkafka::Queue* queue_ = nullptr;
     std::unordered_map<std::string, rdkafka::Topic*> topics_;
+    std::mutex noticing_;
+    std::vector<Notice> notices_;
 };
 
 struct ProducerObject {
@@ -222,6 +257,10 @@ std::string text_of(PyObject* object) {
     const char* text = PyUnicode_AsUTF8AndSize(object, &length);
     if (text == nullptr) throw Raised();
     return {text, static_cast<std::size_t>(length)};
+}
+
+int milliseconds(PyObject* object) {
+    return static_cast<int>(std::clamp<std::int64_t>(integer(object), 0, 1 << 30));
 }
 
 PyObject* producer_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
@@ -326,6 +365,24 @@ Part part(PyObject* object) {
     return {text.data(), text.size()};
 }
 
+// Queues rows in order until the queue is full; each row's `err` says what became of it. Rows that go by key and rows
+// with a partition are given in stretches: where both are in one call and the topic is not known yet, librdkafka puts
+// partition -1 into the transaction, which then fails (rd_kafka_produce_batch with RD_KAFKA_MSG_F_PARTITION).
+void queue(const rdkafka::Library& library, rdkafka::Topic* topic, std::vector<rdkafka::Message>& messages) {
+    auto first = messages.begin();
+    while (first != messages.end()) {
+        const std::int32_t partition = first->partition;
+        const auto last = std::find_if(first, messages.end(), [&](const auto& row) { return row.partition != partition; });
+        library.produce_batch_(topic, partition, rdkafka::COPY, &*first, static_cast<int>(last - first));
+        if (std::prev(last)->err == rdkafka::QUEUE_FULL) {
+            // there may be room again by now, but what comes behind must stay behind
+            std::for_each(last, messages.end(), [](auto& row) { row.err = rdkafka::QUEUE_FULL; });
+            return;
+        }
+        first = last;
+    }
+}
+
 PyObject* producer_send(PyObject* self, PyObject* const* arguments, Py_ssize_t given) {
     return guarded([&]() -> PyObject* {
         check_arguments(given, 6);
@@ -342,7 +399,6 @@ PyObject* producer_send(PyObject* self, PyObject* const* arguments, Py_ssize_t g
         std::vector<Ref> owned;  // what the messages point to, while the interpreter is let go
         owned.reserve(static_cast<std::size_t>(count) * 2);
         Rows rows(of(self), arguments[5]);
-        bool any_by_key = false;
         for (Py_ssize_t row = 0; row < count; ++row) {
             rdkafka::Message& message = messages[static_cast<std::size_t>(row)];
             const Part value = part(values[row]), key = part(keys[row]);
@@ -352,7 +408,6 @@ PyObject* producer_send(PyObject* self, PyObject* const* arguments, Py_ssize_t g
             message.key_len = key.size;
             message.opaque = rows.ticket();
             message.partition = by_key && key.data != nullptr ? rdkafka::BY_KEY : partition;
-            any_by_key |= message.partition == rdkafka::BY_KEY;
             if (value.data != nullptr) owned.push_back(Ref::borrowed(values[row]));
             if (key.data != nullptr) owned.push_back(Ref::borrowed(keys[row]));
         }
@@ -365,8 +420,7 @@ PyObject* producer_send(PyObject* self, PyObject* const* arguments, Py_ssize_t g
         {
             rdkafka::Topic* topic = use.core().topic(name);
             const LetGo meanwhile;
-            const int flags = rdkafka::COPY | (any_by_key ? rdkafka::OWN_PARTITION : 0);
-            use.core().library().produce_batch_(topic, partition, flags, messages.data(), static_cast<int>(count));
+            queue(use.core().library(), topic, messages);
         }
         Taken taken;
         for (Py_ssize_t row = 0; row < count; ++row) {
@@ -487,7 +541,7 @@ PyObject* producer_poll(PyObject* self, PyObject* const* arguments, Py_ssize_t g
     return guarded([&]() -> PyObject* {
         check_arguments(given, 1);
         const Using use(self);
-        const auto timeout_ms = static_cast<int>(std::clamp<std::int64_t>(integer(arguments[0]), 0, 1 << 30));
+        const int timeout_ms = milliseconds(arguments[0]);
         Core& core = use.core();
         std::unique_lock<std::mutex> polling(core.polling, std::defer_lock);
         {
@@ -496,7 +550,7 @@ PyObject* producer_poll(PyObject* self, PyObject* const* arguments, Py_ssize_t g
             core.fetch(timeout_ms);
         }
         const std::vector<Ticket*> news = std::exchange(core.news, {});
-        const std::vector<Notice> notices = std::exchange(core.notices, {});
+        const std::vector<Notice> notices = core.noticed();
         return told(of(self), news, notices);
     });
 }
@@ -545,6 +599,107 @@ PyObject* producer_text(PyObject* self, PyObject* const* arguments, Py_ssize_t g
     });
 }
 
+// Makes one transactional call. What it has to say: None when it is done, or (code, text, fatal, retriable, whether the
+// transaction has to be aborted).
+template <typename Call>
+PyObject* transactional(PyObject* self, Call call) {
+    const Using use(self);
+    const rdkafka::Library& library = use.core().library();
+    rdkafka::Error* error;
+    {
+        const LetGo meanwhile;
+        error = call(library, use.core().client());
+    }
+    if (error == nullptr) return Py_NewRef(Py_None);
+    const auto flag = [](int set) { return set != 0 ? Py_True : Py_False; };
+    PyObject* told = Py_BuildValue("(isOOO)", library.error_code_(error), library.error_string_(error),
+                                   flag(library.error_is_fatal_(error)), flag(library.error_is_retriable_(error)),
+                                   flag(library.error_txn_requires_abort_(error)));
+    library.error_destroy_(error);
+    return told;
+}
+
+PyObject* producer_init_transactions(PyObject* self, PyObject* const* arguments, Py_ssize_t given) {
+    return guarded([&]() -> PyObject* {
+        check_arguments(given, 1);
+        return transactional(self, [timeout_ms = milliseconds(arguments[0])](const auto& library, auto* client) {
+            return library.init_transactions_(client, timeout_ms);
+        });
+    });
+}
+
+PyObject* producer_begin_transaction(PyObject* self, PyObject*) {
+    return guarded([&]() -> PyObject* {
+        return transactional(
+            self, [](const auto& library, auto* client) { return library.begin_transaction_(client); });
+    });
+}
+
+PyObject* producer_commit_transaction(PyObject* self, PyObject* const* arguments, Py_ssize_t given) {
+    return guarded([&]() -> PyObject* {
+        check_arguments(given, 1);
+        return transactional(self, [timeout_ms = milliseconds(arguments[0])](const auto& library, auto* client) {
+            return library.commit_transaction_(client, timeout_ms);
+        });
+    });
+}
+
+PyObject* producer_abort_transaction(PyObject* self, PyObject* const* arguments, Py_ssize_t given) {
+    return guarded([&]() -> PyObject* {
+        check_arguments(given, 1);
+        return transactional(self, [timeout_ms = milliseconds(arguments[0])](const auto& library, auto* client) {
+            return library.abort_transaction_(client, timeout_ms);
+        });
+    });
+}
+
+struct Position {
+    std::string topic;
+    std::int32_t partition;
+    std::int64_t offset;
+    std::string metadata;
+};
+
+// The call itself, with everything librdkafka wants to have made for it.
+rdkafka::Error* send_positions(const rdkafka::Library& library, rdkafka::Client* client,
+                               const std::vector<Position>& positions, std::string_view group, int timeout_ms) {
+    rdkafka::GroupMetadata* read = nullptr;
+    if (rdkafka::Error* error = library.consumer_group_metadata_read_(&read, group.data(), group.size())) return error;
+    rdkafka::TopicPartitionList* list = library.topic_partition_list_new_(static_cast<int>(positions.size()));
+    for (const Position& position : positions) {
+        auto* place = library.topic_partition_list_add_(list, position.topic.c_str(), position.partition);
+        place->offset = position.offset;
+        place->metadata = library.mem_malloc_(client, position.metadata.size() + 1);
+        std::copy_n(position.metadata.c_str(), position.metadata.size() + 1, static_cast<char*>(place->metadata));
+        place->metadata_size = position.metadata.size();
+    }
+    rdkafka::Error* error = library.send_offsets_to_transaction_(client, list, read, timeout_ms);
+    library.topic_partition_list_destroy_(list);
+    library.consumer_group_metadata_destroy_(read);
+    return error;
+}
+
+PyObject* producer_send_offsets(PyObject* self, PyObject* const* arguments, Py_ssize_t given) {
+    return guarded([&]() -> PyObject* {
+        check_arguments(given, 3);
+        const List offsets(arguments[0]);
+        std::vector<Position> positions;
+        for (Py_ssize_t i = 0; i < offsets.size(); ++i) {
+            PyObject *topic, *metadata;
+            int partition;
+            long long offset;
+            if (!PyArg_ParseTuple(offsets[i], "UiLU", &topic, &partition, &offset, &metadata)) throw Raised();
+            positions.push_back({text_of(topic), partition, offset, text_of(metadata)});
+        }
+        const Ref group = Ref::borrowed(arguments[1]);  // its bytes are read with the interpreter let go
+        const std::string_view written = bytes(group.get());
+        const int timeout_ms = milliseconds(arguments[2]);
+        return transactional(self, [&](const auto& library, auto* client) {
+            return send_positions(library, client, positions, written, timeout_ms);
+        });
+    });
+}
+
 PyObject* producer_close(PyObject* self, PyObject*) {
     return guarded([&]() -> PyObject* {
         if (of(self).calls > 0) raise(PyExc_RuntimeError, "the producer is in use");
@@ -560,6 +715,11 @@ PyMethodDef methods[] = {
     {"hurry", producer_hurry, METH_NOARGS, nullptr},
     {"purge", producer_purge, METH_NOARGS, nullptr},
     {"waiting", producer_waiting, METH_NOARGS, nullptr},
+    {"init_transactions", fast(producer_init_transactions), METH_FASTCALL, nullptr},
+    {"begin_transaction", producer_begin_transaction, METH_NOARGS, nullptr},
+    {"send_offsets", fast(producer_send_offsets), METH_FASTCALL, nullptr},
+    {"commit_transaction", fast(producer_commit_transaction), METH_FASTCALL, nullptr},
+    {"abort_transaction", fast(producer_abort_transaction), METH_FASTCALL, nullptr},
     {"name", producer_name, METH_NOARGS, nullptr},
     {"text", fast(producer_text), METH_FASTCALL, nullptr},
     {"close", producer_close, METH_NOARGS, nullptr},

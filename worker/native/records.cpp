@@ -15,7 +15,7 @@ using namespace python;
 namespace {
 
 // Counts up when a function takes or gives something else: an old build beside new Python code is not used.
-constexpr long INTERFACE = 2;
+constexpr long INTERFACE = 3;
 
 // A C-order buffer held for as long as this lives.
 class Buffer {
