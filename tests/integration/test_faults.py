@@ -109,9 +109,15 @@ def test_a_broker_silent_for_longer_than_a_delivery_may_take_loses_nothing(
         stage.settle(mode)
 
 
-@pytest.mark.parametrize("protocol", ["classic", "consumer"])
-def test_a_zombie_publishes_nothing_twice(stage: Stage, protocol: str) -> None:
-    """Frozen for longer than its session and awake again: a read_committed reader sees every record once."""
+@pytest.mark.parametrize(("protocol", "compiled"), [("classic", "1"), ("consumer", "0")])
+def test_a_zombie_publishes_nothing_twice(
+    stage: Stage, protocol: str, compiled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen for longer than its session and awake again: a read_committed reader sees every record once.
+
+    With the compiled producer and with the client's own binding, which is there where nothing is compiled.
+    """
+    monkeypatch.setenv("STREAMINFER_NATIVE", compiled)
     stage.topics()
     sections: dict[str, Any] = {"input": {"topics": [stage.input], "format": "own_faults:measured"}}
     kafka = {"group.protocol": protocol, "transaction.timeout.ms": 60_000}
