@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import hypothesis
 import pytest
 import structlog
 
@@ -18,6 +19,10 @@ from worker.kafka.broker import EmbeddedBroker
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "kafka"
 IMAGE = "confluentinc/cp-kafka:8.1.0"
+
+# how long an example takes says nothing on a machine that does other things besides
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

@@ -292,6 +292,8 @@ def test_a_fence_is_named_where_an_output_is_refused(
     """A row is refused with no more than "Local: Fatal error"; the sentence says what happened."""
     if cluster.embedded is not None:
         pytest.skip("the embedded broker fences nobody")
+    if kind is KafkaSink:
+        pytest.skip("the client's binding keeps the reason to its log lines")
     ours = f"t-{uuid.uuid4()}"
     out, rival = (Sending(cluster, 1, kind=kind, transactional_id=ours) for _ in range(2))
     for each in (out, rival):
@@ -301,8 +303,7 @@ def test_a_fence_is_named_where_an_output_is_refused(
     out.sink.send(out.topic, Partition("in", 0), [None], [b"v"], None, "key", None)
     with pytest.raises(KafkaException):
         producer.commit_transaction(PATIENCE_S)
-    named = "fenced" if kind is BatchSink else "Fatal error"  # the binding keeps the reason to its log line
-    with pytest.raises(DeliveryFailed, match=named):
+    with pytest.raises(DeliveryFailed, match="fenced"):
         out.sink.send(out.topic, Partition("in", 0), [None], [b"v"], None, "key", None)
     for each in (out, rival):
         each.sink.close(5.0)
