@@ -21,7 +21,9 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "kafka"
 IMAGE = "confluentinc/cp-kafka:8.1.0"
 
 # how long an example takes says nothing on a machine that does other things besides
-hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("untimed")
 
 
