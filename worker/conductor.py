@@ -40,6 +40,10 @@ REWINDS_MAX = 3
 """Rewinds in a row without a commit after which the client counts as fatal."""
 GIVE_BACK_S = 5.0
 """Longest wait for an open transaction to be undone before leaving."""
+SERVE_S = 0.05
+"""How often the source is asked, for the group's sake, while nothing can be submitted; it may give a record then."""
+SPARE_RECORDS = 64
+"""So many of those join a full open slab before the assignment is paused."""
 RESUME_SHARE = 0.5
 """A paused assignment is resumed when this share of the byte budget is free: every pause throws the prefetch away."""
 
@@ -194,6 +198,8 @@ class Conductor:
         self._sleep = sleep
         self._open = OpenSlab()
         self._pace = Pace(plan.max_wait_s, clock_ns, cpu_ns)
+        self._asked_ns = clock_ns()
+        """When the source was asked last."""
         self._rewinds = 0
         self._unread: set[Partition] = set()
         """Partitions of which no record has come: what their last owner noted is looked up by then."""
@@ -516,11 +522,11 @@ class Conductor:
 
     # -- what the verbs are made of ----------------------------------------------------------------------
 
-    def _room(self) -> int:
+    def _room(self, spare: int = 0) -> int:
         """Records the open slab may still take; none when the byte budget is used up."""
         if self.window.bytes + self._reserve_bytes >= self.window.limit_bytes:
             return 0
-        return self.plan.slab_records - len(self._open)
+        return self.plan.slab_records + spare - len(self._open)
 
     def _can_submit(self) -> bool:
         return self._pool.free and not self._outbox and not self._starved and not self._rewinding
@@ -530,7 +536,7 @@ class Conductor:
         first = self._open.first
         careful = self._caution.covers(*first)
         refused = self._refusal(*first) if careful else None
-        most = self._open.stretch(self._caution.covers)
+        most = min(self._open.stretch(self._caution.covers), self.plan.slab_records)
         if self._caution and not careful:
             for partition, offset in self._open.begins(most):
                 self._caution.survived(partition, offset)  # what had to go alone lies before this, or is gone
@@ -616,21 +622,27 @@ class Conductor:
                 self.window.note(spans, columns.offsets)
                 now_ns, now_ms = self._clock_ns(), self._wall_ms()
                 self.window.bytes += self._open.append(columns, spans, now_ns, now_ms)
+        self._asked_ns = self._clock_ns()
 
     def _wait(self) -> None:
         """Nothing can be submitted: wait for a batch or an acknowledgement, and keep our place in the group.
 
-        Only the source's ``take`` serves rebalances; the record it may return joins the open slab. When there
-        is no room for even that, the whole assignment is paused.
+        Only the source's ``take`` serves rebalances; a record it may return joins the open slab. When there is no
+        room for even that, the whole assignment is paused. That is put off for as long as it can be: the client
+        throws away what it has fetched, and a model slower than the fetching would make it fetch everything many
+        times over.
         """
-        if self._room() <= 0 and not self.paused:
+        if self._room(SPARE_RECORDS) <= 0 and not self.paused:
             self._source.pause_all()
             self.paused = True
         with self._timed("wait"):
             if self._pool.outstanding:
-                patience = BUSY_POLL_S if self._outbox or self._delivery.waiting else TICK_S
+                patience = BUSY_POLL_S if self._outbox or self._delivery.waiting else SERVE_S
                 self._receive(self._pool.collect(patience))
-        self._read(0.0 if self._pool.outstanding else BUSY_POLL_S, 1)
+            else:
+                self._sink.poll(BUSY_POLL_S)
+        if self._clock_ns() - self._asked_ns >= SERVE_S * 1e9:
+            self._read(0.0, 1)
 
     def _receive(self, returned: Iterable[Returned]) -> None:
         for back in returned:

@@ -21,7 +21,7 @@ from fakes import (
 from worker.admission import Admission
 from worker.batch import Partition
 from worker.caution import Caution, Note
-from worker.conductor import Conductor, Plan
+from worker.conductor import SERVE_S, SPARE_RECORDS, Conductor, Plan
 from worker.delivery import AtLeastOnce
 from worker.errors import ClientFatal, DeadLetterLimit, SickModel, Stalled
 from worker.outbox import DeadLetterRate, Letterhead, Outbox
@@ -215,17 +215,20 @@ def test_without_order_a_batch_is_published_as_it_returns() -> None:
 
 
 def test_a_full_window_pauses_the_assignment_and_keeps_its_place_in_the_group() -> None:
-    """The open slab fills one record at a time, then nothing is fetched; rebalances are still served."""
+    """The open slab fills slowly, one record at a time, then nothing is fetched; rebalances are still served."""
     loop = Loop(slab_records=2, finishes=False)
     loop.feed(*[b"x"] * 100)
     loop.turn(20)
+    assert not loop.source.paused, "whatever was fetched is fetched again after a pause"
+    loop.turn(80)
     assert loop.source.paused
     assert loop.pool.outstanding == loop.pool.capacity
     taken = loop.source.records_read(A)
-    assert taken == 2 * loop.pool.capacity + 2
+    assert taken == 2 * loop.pool.capacity + 2 + SPARE_RECORDS
     loop.kafka.rebalance({A: loop.source})
     loop.turn()
     assert loop.source.assignment == [A]
+    assert all(len(batch) == 2 for batch in loop.pool.held)
     loop.pool.finishes = True
     loop.until_quiet()
     assert not loop.source.paused
@@ -296,6 +299,7 @@ def test_a_revoke_finishes_what_is_in_flight_and_commits_it() -> None:
     loop.turn()
     loop.pool.finishes = True
     loop.kafka.rebalance({B: loop.source})
+    loop.clock.advance(SERVE_S)
     loop.turn()
     assert loop.results == [(0, 0), (0, 1)]
     assert loop.kafka.committed[A] == 2
