@@ -15,6 +15,7 @@ from worker.batch import Array
 from worker.errors import StartError
 from worker.model.fingerprint import model_sha256
 from worker.model.gpu import GpuSession, bindable, open_on_gpu
+from worker.model.memory import KeptMemory
 from worker.model.opening import import_runtime, one_line, open_session, specs_of
 from worker.model.providers import (
     check_providers,
@@ -185,6 +186,7 @@ class Session:
         # Items of many shapes leave the CPU arena at the sum of their peaks unless each run gives back its own.
         self._shrink = provider == "cpu" and not fixed
         self._options = self._run_options()
+        self._memory = KeptMemory()
 
     def run(self, feeds: Tensors) -> Tensors:
         outputs = self._session.run(self._output_names, feeds, self._options)
@@ -195,7 +197,7 @@ class Session:
         stopped.terminate = True
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        return np.empty(shape, dtype)
+        return self._memory.empty(shape, dtype)
 
     def warm(self, sizes: Sequence[int], sample: Callable[[int], Tensors], largest: int) -> None:
         for size in sizes:
