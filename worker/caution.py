@@ -58,7 +58,8 @@ class Caution:
         self._notes: dict[Partition, Note] = {}
         """Partitions under caution."""
         self._begun: dict[Partition, int] = {}
-        """Offset of the last record of each that this process began with: one life is one attempt."""
+        """Offset of the last record of each that this process began with: one life is one attempt. Kept also while the
+        partition is another's: a hand-over whose commit failed leaves our attempt noted, and we live."""
         self._left: dict[Partition, Note] = {}
         """Partitions under caution no more -> what the broker should have of them until the position is there."""
         self._outdated: set[Partition] = set()
@@ -96,8 +97,8 @@ class Caution:
     def dropped(self, partitions: Iterable[Partition]) -> None:
         """These are not ours any more."""
         for partition in partitions:
-            for table in (self._notes, self._left, self._begun):
-                table.pop(partition, None)
+            self._notes.pop(partition, None)
+            self._left.pop(partition, None)
             self._outdated.discard(partition)
             self._fresh.discard(partition)
 
@@ -109,7 +110,7 @@ class Caution:
         note = self._notes[partition]
         if offset < note.at:
             return 0
-        return note.attempts + (self._begun.get(partition) != offset)
+        return max(1, note.attempts + (self._begun.get(partition) != offset))
 
     def begin(self, partition: Partition, offset: int) -> None:
         """This record is about to be worked on; the broker is to be told first (:meth:`notes`)."""

@@ -139,6 +139,32 @@ def test_a_rewind_is_no_further_attempt() -> None:
     assert attempt(caution, A, 5) == 2
 
 
+def test_a_process_that_gets_its_partition_back_has_not_died_meanwhile() -> None:
+    """A hand-over whose commit failed leaves an attempt noted; whoever else finds it must take it for a death."""
+    found = {A: (5, str(Note(1, 12)))}
+    ours = Caution(reach=10, max_crashes=3)
+    ours.assigned(found)
+    assert attempt(ours, A, 5) == 2
+    noted = {A: (5, ours.notes()[A])}
+    ours.dropped([A])
+    another = Caution(reach=10, max_crashes=3)
+    for each in (ours, another):
+        each.assigned(noted)
+    assert ours.attempts(A, 5) == 2
+    assert another.attempts(A, 5) == 3
+
+
+def test_an_attempt_is_noted_where_somebody_else_took_ours_back() -> None:
+    """They survived what was before it, and their note counts from there."""
+    ours = Caution(reach=10, max_crashes=3)
+    ours.assigned({A: (5, str(Note(1, 12)))})
+    attempt(ours, A, 5)
+    ours.dropped([A])
+    ours.assigned({A: (5, str(Note(0, 12, 5)))})
+    assert attempt(ours, A, 5) == 1
+    assert ours.notes() == {A: str(Note(1, 12, 5))}
+
+
 def test_what_another_record_survived_is_told_before_the_next_is_tried() -> None:
     """Else its note would be charged with a death it had no part in."""
     caution = Caution(reach=10, max_crashes=3)
