@@ -352,7 +352,7 @@ class Suite:
     def _compare(
         self, group: str, subjects: Sequence[Subject], limit_of: Workload | None = None
     ) -> dict[str, Measured]:
-        """Interleaved rounds of all subjects."""
+        """Interleaved rounds of all subjects, each round begun by another: whoever comes first finds everything cold."""
         running: dict[str, Running] = {}
         try:
             for subject in subjects:
@@ -363,9 +363,9 @@ class Suite:
                 found["limit"] = Measured(group, "limit", note=" (by hand, no Kafka)")
             for number in range(self.rounds):
                 _say(f"{group}: round {number + 1} of {self.rounds}")
-                for name, subject in running.items():
+                for name in _from(number, [*running]):
                     self._wait_for_quiet(group)
-                    found[name].rounds.append(subject.round())
+                    found[name].rounds.append(running[name].round())
                 if limit_of is not None:
                     found["limit"].rounds.append(Round(limits.measure(limit_of), 0.0))
         finally:
@@ -394,6 +394,12 @@ GROUPS: dict[str, Callable[[Suite], None]] = {
 """By the name given on the command line."""
 ONLY_ON = {"backlog": "kafka"}
 """The embedded broker keeps no million records."""
+
+
+def _from(number: int, names: list[str]) -> list[str]:
+    """All names once around, beginning at this one."""
+    first = number % len(names)
+    return names[first:] + names[:first]
 
 
 def _say(line: str) -> None:
