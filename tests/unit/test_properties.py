@@ -45,11 +45,24 @@ def settings(limits: dict[str, Any] | None = None, **kafka: str) -> Settings:
     )
 
 
-def test_every_client_takes_its_properties_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "added",
+    [
+        {
+            "linger_ms": "3",
+            "fetch_min_bytes": "2",
+            "security_protocol": "plaintext",
+            "transaction_timeout_ms": "9000",
+        },
+        {"reconnect_backoff_ms": "5000"},
+    ],
+    ids=["some", "a slow reconnect"],
+)
+def test_every_client_takes_its_properties_without_a_warning(
+    caplog: pytest.LogCaptureFixture, added: dict[str, str]
+) -> None:
     """librdkafka constructs each kind of client and has nothing to say, whatever the user added."""
-    given = settings(
-        linger_ms="3", fetch_min_bytes="2", security_protocol="plaintext", transaction_timeout_ms="9000"
-    )
+    given = settings(**added)
     with caplog.at_level(logging.DEBUG, "librdkafka"):
         for client, properties in (
             (Consumer, consumer_properties(given)),
@@ -63,6 +76,13 @@ def test_every_client_takes_its_properties_without_a_warning(caplog: pytest.LogC
         ):
             build(client, properties).poll(0)
     assert [record.message for record in caplog.records if "CONFWARN" in record.message] == []
+
+
+def test_who_waits_for_one_copy_only_gets_that_for_metrics_too() -> None:
+    given = settings(acks="1", enable_idempotence="false")
+    for properties in (producer_properties(given), metrics_properties(given)):
+        build(Producer, properties).poll(0)
+    assert metrics_properties(settings())["enable.idempotence"] is True
 
 
 def test_the_consumer_protocol_takes_its_properties() -> None:

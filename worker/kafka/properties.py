@@ -145,13 +145,13 @@ def metrics_properties(settings: Settings) -> dict[str, Any]:
     users = _users(settings, "P")
     for name in ("transaction.timeout.ms", "message.timeout.ms", "delivery.timeout.ms"):
         users.pop(name, None)
-    ours = {
+    theirs: dict[str, Any] = {
         "enable.idempotence": True,  # a record told twice would be counted twice
-        "queue.buffering.max.kbytes": 4096,
-        "message.timeout.ms": 30_000,
-        "linger.ms": 5,
+        "socket.timeout.ms": SOCKET_TIMEOUT_MS,
+        **users,
     }
-    return {**_common(settings), "socket.timeout.ms": SOCKET_TIMEOUT_MS, **users, **ours}
+    ours = {"queue.buffering.max.kbytes": 4096, "message.timeout.ms": 30_000, "linger.ms": 5}
+    return {**_common(settings), **theirs, **ours}
 
 
 def writer_properties(client: Client) -> dict[str, Any]:
@@ -251,12 +251,17 @@ def _common(client: Client) -> dict[str, Any]:
         "client.id": client_id(client),
         "socket.keepalive.enable": True,
         # as Java clients have it: librdkafka's own 10 s let a client sleep that long beside a broker that is back
-        "reconnect.backoff.max.ms": 1_000,
+        "reconnect.backoff.max.ms": max(1_000, _number(client.kafka.get("reconnect.backoff.ms"))),
         "topic.metadata.refresh.interval.ms": 60_000,  # new partitions are seen within a minute
         "statistics.interval.ms": 0,
         "log.connection.close": False,  # an outage is reported once, not at each of the reconnects
         "logger": _logger(),
     }
+
+
+def _number(text: str | None) -> int:
+    """A property's value; 0 where it is none, which librdkafka says itself."""
+    return int(text) if text and text.isdecimal() else 0
 
 
 @cache
