@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -185,3 +187,30 @@ def test_what_does_not_fit_raises_and_sends_nothing(producer: Any, arguments: tu
     with pytest.raises((TypeError, ValueError)):
         send(*arguments)
     assert producer.waiting() == 0
+
+
+ENDS_DURING_A_CALL = """
+import sys, threading, time
+from worker import native
+from worker.kafka.batch_producer import _handle
+
+properties = {"bootstrap.servers": "127.0.0.1:1", "transactional.id": "t", "log.queue": "true"}
+producer = native.producer.Producer(_handle(), properties)
+
+class EndsSlowly:
+    def __del__(self, sleep=time.sleep):
+        sleep(1.5)
+
+kept = EndsSlowly()
+threading.Thread(target=producer.init_transactions, args=(700,), daemon=True).start()
+time.sleep(0.2)
+sys.exit(6)
+"""
+
+
+def test_a_call_that_comes_back_while_the_interpreter_ends_disturbs_nobody() -> None:
+    """Python ends such a thread by unwinding its stack, which C++ would answer with a signal."""
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDS_DURING_A_CALL], capture_output=True, text=True, timeout=30
+    )
+    assert (ended.returncode, ended.stderr) == (6, "")

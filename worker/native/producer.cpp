@@ -10,9 +10,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
@@ -240,13 +242,23 @@ void end(ProducerObject& producer, Ticket* ticket) {
     delete ticket;
 }
 
-// Lets the interpreter go for a while, whatever is thrown meanwhile.
+#if PY_VERSION_HEX >= 0x030D0000
+inline bool interpreter_ends() { return Py_IsFinalizing() != 0; }
+#else
+inline bool interpreter_ends() { return _Py_IsFinalizing() != 0; }
+#endif
+
+// Lets the interpreter go for a while, whatever is thrown meanwhile. A thread that comes back while the interpreter ends
+// stays here: Python before 3.14 would end it by unwinding its stack, which C++ answers with std::terminate.
 class LetGo {
   public:
     LetGo() : state_(PyEval_SaveThread()) {}
     LetGo(const LetGo&) = delete;
     LetGo& operator=(const LetGo&) = delete;
-    ~LetGo() { PyEval_RestoreThread(state_); }
+    ~LetGo() {
+        while (interpreter_ends()) std::this_thread::sleep_for(std::chrono::hours(1));
+        PyEval_RestoreThread(state_);
+    }
 
   private:
     PyThreadState* state_;
