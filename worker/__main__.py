@@ -1,6 +1,6 @@
 """``python -m worker`` is the ``streaminfer`` command."""
 
-import logging
+import atexit
 import os
 import sys
 import threading
@@ -21,7 +21,7 @@ def main() -> int:
         if not thread.daemon:
             thread.join()
     if any(thread.is_alive() for thread in others):
-        logging.shutdown()
+        atexit._run_exitfuncs()  # of everybody: a load generator's process is ended there, too
         with suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -249,18 +249,20 @@ inline bool interpreter_ends() { return _Py_IsFinalizing() != 0; }
 #endif
 
 // Lets the interpreter go for a while, whatever is thrown meanwhile. A thread that comes back while the interpreter ends
-// stays here: Python before 3.14 would end it by unwinding its stack, which C++ answers with std::terminate.
+// stays here: Python before 3.14 would end it by unwinding its stack, which C++ answers with std::terminate. The one that
+// ends the interpreter, and lets go of a client meanwhile, goes on.
 class LetGo {
   public:
-    LetGo() : state_(PyEval_SaveThread()) {}
+    LetGo() : ends_it_(interpreter_ends()), state_(PyEval_SaveThread()) {}
     LetGo(const LetGo&) = delete;
     LetGo& operator=(const LetGo&) = delete;
     ~LetGo() {
-        while (interpreter_ends()) std::this_thread::sleep_for(std::chrono::hours(1));
+        while (interpreter_ends() && !ends_it_) std::this_thread::sleep_for(std::chrono::hours(1));
         PyEval_RestoreThread(state_);
     }
 
   private:
+    const bool ends_it_;
     PyThreadState* state_;
 };
 
