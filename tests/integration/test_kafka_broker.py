@@ -14,6 +14,7 @@ from worker.kafka.broker import EmbeddedBroker
 
 OFFSET_COMMIT = 8
 REBALANCE_IN_PROGRESS = 27
+STALE_MEMBER_EPOCH = 113
 
 
 def test_topics_have_the_partitions_asked_for() -> None:
@@ -51,6 +52,18 @@ def test_pushed_errors_reach_the_client(embedded_broker: EmbeddedBroker) -> None
         assert got.source.commit({place: 1}, wait=True) == {}
         assert got.source.commit_failures == 1
         assert got.source.commit({place: 2}, wait=True) == {place: 2}
+
+
+def test_a_commit_with_the_epoch_of_before_is_repeated(embedded_broker: EmbeddedBroker) -> None:
+    """What a revoke commits is not lost to an epoch that has not reached us yet: the next owner would repeat it."""
+    cluster = Cluster(embedded_broker.bootstrap, embedded_broker)
+    topic = cluster.topic(2)
+    with reading(cluster.settings(topic), embedded=True) as got:
+        got.join()
+        embedded_broker.push_errors(OFFSET_COMMIT, STALE_MEMBER_EPOCH, STALE_MEMBER_EPOCH)
+        positions = {Partition(topic, 0): 1, Partition(topic, 1): 2}
+        assert got.source.commit(positions, wait=True) == positions
+        assert got.source.commit_failures == 0
 
 
 def test_the_round_trip_can_be_made_longer(embedded_broker: EmbeddedBroker) -> None:

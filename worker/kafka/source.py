@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,9 @@ from worker.kafka.properties import build, consumer_properties
 if TYPE_CHECKING:
     from worker.settings import Settings
 
+STALE_WAIT_S = 3.0
+"""How long a commit that is waited for is repeated while the broker counts the member's epoch further than we do."""
+STALE_PAUSE_S = 0.02
 LOOKUP_TIMEOUT_S = 5.0
 """For each question asked of the broker inside a rebalance; past it librdkafka asks by itself."""
 REFUSALS = {
@@ -266,14 +270,35 @@ class KafkaSource:
                 TopicPartition(place.topic, place.number, offset, metadata=notes.get(place, ""))
                 for place, offset in positions.items()
             ]
-            try:
-                if wait:
-                    self._on_commit(None, self._consumer.commit(offsets=offsets, asynchronous=False) or [])
-                else:
+            if wait:
+                self._commit_and_wait(offsets)
+            else:
+                try:
                     self._consumer.commit(offsets=offsets, asynchronous=True)
-            except KafkaException as error:
-                self._on_commit(error.args[0], offsets)
+                except KafkaException as error:
+                    self._on_commit(error.args[0], offsets)
         return self.confirmed()
+
+    def _commit_and_wait(self, offsets: list[TopicPartition]) -> None:
+        """Commit until the broker has answered for good.
+
+        Under the consumer protocol the broker may have counted the member's epoch on while its word of that is still
+        on the way: the commit is refused though the partitions are ours. In a revoke there is no next commit that
+        makes up for it, so it is repeated, as Java's ``commitSync`` does; librdkafka leaves a manual one at that.
+        """
+        until = time.monotonic() + STALE_WAIT_S
+        while True:
+            try:
+                error, answered = None, self._consumer.commit(offsets=offsets, asynchronous=False) or []
+            except KafkaException as failure:
+                error, answered = failure.args[0], offsets
+            stale = {(tp.topic, tp.partition) for tp in answered if _is_stale(error or tp.error)}
+            if not stale or time.monotonic() > until:
+                self._on_commit(error, answered)
+                return
+            self._on_commit(None, [tp for tp in answered if (tp.topic, tp.partition) not in stale])
+            offsets = [tp for tp in offsets if (tp.topic, tp.partition) in stale]  # with their metadata
+            time.sleep(STALE_PAUSE_S)
 
     def confirmed(self) -> dict[Partition, int]:
         """Positions the broker has confirmed since the last call."""
@@ -535,6 +560,10 @@ def _runs(ordered: list[int]) -> Iterator[tuple[int, int]]:
         stop = bisect_right(ordered, ordered[start], start)
         yield ordered[start], stop - start
         start = stop
+
+
+def _is_stale(error: KafkaError | None) -> bool:
+    return error is not None and error.code() == KafkaError.STALE_MEMBER_EPOCH
 
 
 def _is_incremental(properties: dict[str, Any]) -> bool:
