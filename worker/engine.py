@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -100,17 +100,16 @@ class Pipeline:
     """Most items one run is given since the model ran out of memory; 0 = ``max_size``."""
     empty: Callable[[tuple[int, ...], np.dtype[Any]], Array] = np.empty
     """Makes the arrays that rows are decoded into: in page-locked memory where a GPU takes them from there."""
+    item_nbytes: int = field(init=False)
+    """What one item takes while it is worked on."""
 
     def __post_init__(self) -> None:
         self.batch_records = self.batch_records or self.max_size
-
-    @property
-    def item_nbytes(self) -> int:
         signature = self.model.signature
         inputs = sum(spec.item_nbytes for spec in signature.inputs)
         outputs = sum(spec.item_nbytes for spec in signature.outputs)
         # an item of its own lies beside the batch that is made of it, an output beside the body made of it
-        return inputs * (1 if self.decoder.fixed else 2) + outputs * 2
+        self.item_nbytes = inputs * (1 if self.decoder.fixed else 2) + outputs * 2
 
     @property
     def model_label(self) -> str:

@@ -8,6 +8,7 @@ works in, so the addresses and streams are good for both.
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import threading
 import weakref
@@ -196,7 +197,7 @@ class PinnedMemory:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """A new C-order array, its content undefined; in plain memory where the system has no more to lock."""
-        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        nbytes = math.prod(shape) * dtype.itemsize
         size = max(_SMALLEST_BLOCK, 1 << (max(1, nbytes) - 1).bit_length())
         free = self._free.setdefault(size, [])
         try:

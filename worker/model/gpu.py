@@ -12,6 +12,7 @@ session of its own and a batch is padded to the next of them.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -337,7 +338,7 @@ class Slot:
 
         Repeated rather than left as they are: a row of an earlier batch may be what made that batch fail.
         """
-        wanted = int(np.prod(shape, dtype=np.int64)) * feed.itemsize
+        wanted = math.prod(shape) * feed.itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape()[0] < wanted:
             buffer = self._runtime.OrtValue.ortvalue_from_shape_and_type(

@@ -8,6 +8,7 @@ clear its pages anew for every batch costs about as much as decoding a tenth of 
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from typing import Any
 
@@ -41,7 +42,7 @@ class KeptMemory:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """A new C-order array, its content undefined."""
-        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        nbytes = math.prod(shape) * dtype.itemsize
         if nbytes < SMALLEST_BYTES or dtype.hasobject:
             return np.empty(shape, dtype)
         block = self._taken(nbytes)
