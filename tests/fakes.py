@@ -673,8 +673,8 @@ class FakeRoute:
     def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes | None:
         return f"{columns.offsets[row]} {rejection.message}".encode() if self.errors else None
 
-    def travelling(self, headers: Headers | None) -> Headers | None:
-        return [(name, value) for name, value in headers or () if name == "traceparent"] or None
+    def travelling(self, columns: Columns, row: int) -> Headers | None:
+        return [(name, value) for name, value in columns.headers[row] or () if name == "traceparent"] or None
 
 
 class FakeMeters:

@@ -64,8 +64,8 @@ class Route(Protocol):
     def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes | None:
         """``output.errors``: what a rejected record puts on the output topic beside its dead letter; else None."""
 
-    def travelling(self, headers: Headers | None) -> Headers | None:
-        """``output.headers``: those of a record's headers that its output carries."""
+    def travelling(self, columns: Columns, row: int) -> Headers | None:
+        """Headers of an output that no result was made for."""
 
 
 @dataclass(slots=True)
@@ -196,7 +196,7 @@ class Admission:
 
     def _carry_headers(self, admitted: Admitted, columns: Columns, row: int, route: Route) -> None:
         """An output made here carries what a result would have: a trace must not end at a tombstone."""
-        kept = route.travelling(columns.headers[row])
+        kept = route.travelling(columns, row)
         if kept:
             outcomes = admitted.outcomes
             outcomes.headers = outcomes.headers or [None] * len(outcomes.bodies)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
@@ -39,8 +39,11 @@ from worker.telemetry.exchange import SnapshotExchange
 from worker.telemetry.http import Health, HttpServer
 from worker.telemetry.meters import Meters, ModelLabel, PartitionState, Snapshot
 from worker.telemetry.topic import MetricsReporter, WorkerInfo
-from worker.watchdog import AwakeClock, BatchDeadline, Progress, Standstill, Watchdog
+from worker.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Progress, Standstill, Watchdog
 from worker.window import Window
+
+if TYPE_CHECKING:
+    from worker.kafka.source import Reach
 
 SWITCH_INTERVAL_S = 0.0002
 """The interpreter's default of 5 ms lets one busy thread hold up a 50 us model run a hundredfold."""
@@ -155,8 +158,10 @@ def _load_one(settings: Settings, name: str, deadline: float) -> Loaded:
         output_errors=wanted.output.errors,
         empty=model.empty,
     )
+    # what own code takes is not known: it must not stand in the way of the loop, nor of a drain
     own_code = wanted.postprocess.own is not None or ":" in wanted.input.format
-    slab = pipeline.max_size if own_code else _slab_records(pipeline)  # what own code takes is not known
+    threads = max(1, tuning.threads) if own_code and wanted.model.threads == "auto" else tuning.threads
+    slab = pipeline.max_size if own_code else _slab_records(pipeline)
     if decoder.fixed and not decoder.shard_rows and model.signature.batchable:
         pipeline.batch_records = slab
     log.info(
@@ -166,13 +171,13 @@ def _load_one(settings: Settings, name: str, deadline: float) -> Loaded:
         provider=model.provider,
         batchable=model.signature.batchable,
         max_size=max_size,
-        threads=tuning.threads,
+        threads=threads,
         slab_records=slab,
         **tuning.figures,
     )
     return Loaded(
         {name: pipeline},
-        threads=tuning.threads,
+        threads=threads,
         runs=tuning.instances + model.lookahead,
         ahead=model.ahead,
         slab_records=slab,
@@ -401,7 +406,7 @@ class _Process:
         )
         self._topic_watch = None if self._topics.embedded else TopicWatch(settings)
         self._next_lags_s = 0.0
-        self._lags: dict[Partition, tuple[int | None, int | None]] = {}
+        self._reach: dict[Partition, Reach] = {}
         awake = AwakeClock(time.monotonic)
         self._progress = Progress(limits.stall_s, self._read_progress, awake)
         self._turning = Standstill(limits.stall_s, lambda: self._conductor.turned_ns, awake)
@@ -410,9 +415,13 @@ class _Process:
             HttpServer(settings.metrics.http, self, self.info, index) if settings.metrics.http else None
         )
         deadline = BatchDeadline(limits.batch_timeout_s, self._pool.oldest, _interrupt, awake)
-        self._watchdog = Watchdog(
-            [deadline.stuck, self._turning.stuck, self._progress.stuck], self._state, log.error, awake
+        draining = DrainDeadline(
+            limits.drain_s,
+            lambda: self._conductor.stop_requested and not self._conductor.draining,
+            awake,
         )
+        checks = [draining.stuck, deadline.stuck, self._turning.stuck, self._progress.stuck]
+        self._watchdog = Watchdog(checks, self._state, log.error, awake)
 
     def run(self) -> int:
         """Turn the conductor until it has drained."""
@@ -493,15 +502,18 @@ class _Process:
         """See :class:`worker.telemetry.http.Provider`."""
         conductor = self._conductor
         alive = self._idle_s() < self._settings.limits.stall_s and self._source.fatal is None
-        ready = alive and conductor.joined and not conductor.draining
-        detail = {"turned_s_ago": round(self._idle_s(), 3), "draining": conductor.draining}
+        # a loop that is busy with a batch has not begun to drain when it is asked to
+        draining = conductor.draining or conductor.stop_requested
+        ready = alive and conductor.joined and not draining
+        detail = {"turned_s_ago": round(self._idle_s(), 3), "draining": draining}
         return Health(alive, ready, alive and self._progress.standing() is None, detail)
 
     def _idle_s(self) -> float:
         return (time.monotonic_ns() - self._conductor.turned_ns) / 1e9
 
     def _read_progress(self) -> tuple[Mapping[Partition, tuple[int | None, int | None]], int, bool]:
-        return self._lags, self._meters.settled_records, self._conductor.paused
+        seen = {p: (reach.position + reach.unreadable, reach.end) for p, reach in self._reach.items()}
+        return seen, self._meters.settled_records, self._conductor.paused
 
     def _state(self) -> dict[str, Any]:
         """What a stuck process knows of itself, read without its help."""
@@ -514,7 +526,7 @@ class _Process:
             "bytes_in_flight": conductor.window.bytes,
             "records_in_flight": conductor.window.records,
             "batches_in_pool": self._pool.outstanding,
-            "partitions": {f"{p.topic}/{p.number}": lag for p, lag in self._lags.items()},
+            "partitions": {f"{p.topic}/{p.number}": reach[:2] for p, reach in self._reach.items()},
         }
 
     def snapshot(self) -> Snapshot:
@@ -535,7 +547,7 @@ class _Process:
     def _on_turn(self) -> None:
         now = time.monotonic()
         if now >= self._next_lags_s:
-            self._lags = {p: (position, end) for p, (position, end) in self._source.lag().items()}
+            self._reach = self._source.lag()
             self._next_lags_s = now + LAGS_EVERY_S
         if self._topic_watch is not None and not self._conductor.draining:
             self._topic_watch.look()
@@ -547,13 +559,18 @@ class _Process:
 
     def _snapshot(self) -> Snapshot:
         window = self._conductor.window
-        ends = self._source.lag() or self._lags  # the last words of a drain come after the source is let go
-        partitions = {
-            partition: PartitionState(
-                window.position(partition),
+        reached = (
+            self._source.lag() or self._reach
+        )  # the last words of a drain come after the source is let go
+        partitions = {}
+        for partition, reach in reached.items():
+            position = window.position(partition)
+            if position is None:
+                position = reach.start  # nothing was settled yet
+            partitions[partition] = PartitionState(
+                position,
                 window.committed_position(partition),
-                end if end is not None and end >= 0 else None,
+                reach.end if reach.end >= 0 else None,
+                reach.unreadable if position == reach.position else 0,
             )
-            for partition, (_, end) in ends.items()
-        }
         return self._meters.snapshot(window.bytes, partitions)

@@ -472,6 +472,8 @@ class Conductor:
             self.publish()
             self._settle(self._delivery.hurry(self.window))
             self.turned_ns = self._clock_ns()
+            if self.draining:
+                self._on_turn()  # whoever asks how it goes asks now
         return True
 
     # -- caution: see worker.caution ---------------------------------------------------------------------

@@ -9,6 +9,7 @@ topic does not keep it, and one with limits on timestamps may refuse it: then it
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,12 @@ OURS = ("streaminfer.error.reason", "streaminfer.error.attempts", "streaminfer.m
 TRIMMED = ("streaminfer.value.bytes", "streaminfer.value.sha256")
 TIMESTAMP = "streaminfer.timestamp_ms"
 MESSAGE_BYTES_MAX = 1024
+OWN_ERRORS = "worker."
+PAYLOAD = "[payload]"
+QUOTE_CHARS = 8
+"""From here on a whole message that is found in the record is taken for a copy of it."""
+_QUOTED = re.compile(r"""b?'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 RECORD_OVERHEAD_BYTES = 128
 """Batch and record framing of a message in Kafka's format v2, rounded up generously."""
 
@@ -67,7 +74,7 @@ def compose(
         CONNECT + "stage": rejection.stage,
         CONNECT + "class.name": rejection.class_name,
         CONNECT + "exception.class.name": rejection.exception_class_name,
-        CONNECT + "exception.message": one_line(rejection.message),
+        CONNECT + "exception.message": one_line(_without_payload(rejection, columns.values[row])),
         "streaminfer.error.reason": rejection.reason,
         "streaminfer.error.attempts": str(rejection.attempts),
         "streaminfer.model": model or "",
@@ -75,9 +82,13 @@ def compose(
     timestamp_ms = max(0, columns.timestamps_ms[row])
     if timestamp_ms and not keeps_time(timestamp_ms):
         added[TIMESTAMP], timestamp_ms = str(timestamp_ms), 0
-    # headers of an earlier failure are replaced: a replayed record says why it failed this time
-    replaced = {*added, *TRIMMED, TIMESTAMP}
-    theirs: Headers = [pair for pair in columns.headers[row] or () if pair[0] not in replaced]
+    # headers of an earlier failure are replaced, whoever wrote them: a replayed record says why it failed this time
+    replaced = {*OURS, *TRIMMED, TIMESTAMP}
+    theirs: Headers = [
+        pair
+        for pair in columns.headers[row] or ()
+        if pair[0] not in replaced and not pair[0].startswith(CONNECT)
+    ]
     ours: Headers = [(name, text.encode()) for name, text in added.items()]
     key, value = columns.keys[row], columns.values[row]
     if value is not None and _size(key, value, theirs + ours) > max_bytes:
@@ -93,8 +104,30 @@ def compose(
 
 def one_line(message: str) -> str:
     """The message on one line, at most 1 KiB of UTF-8, cut between characters."""
-    text = " ".join(message.split()).encode(errors="replace")
+    text = " ".join(_CONTROL.sub(" ", message).split()).encode(errors="replace")
     return text[:MESSAGE_BYTES_MAX].decode(errors="ignore")
+
+
+def _without_payload(rejection: Rejection, value: bytes | None) -> str:
+    """The message without what it quotes of the record. Our own never do; other people's exceptions may."""
+    if not value or rejection.exception_class_name.startswith(OWN_ERRORS):
+        return rejection.message
+    if len(rejection.message) >= QUOTE_CHARS and _is_in(rejection.message, value):
+        return PAYLOAD
+    return _QUOTED.sub(
+        lambda found: PAYLOAD if _is_in(found[1] or found[2] or "", value) else found[0], rejection.message
+    )
+
+
+def _is_in(text: str, value: bytes) -> bool:
+    """Whether the record holds this text, or the bytes that it is the ``repr`` of."""
+    if not text:
+        return False
+    shown = text.encode(errors="replace")
+    try:
+        return shown in value or shown.decode("unicode_escape").encode("latin-1") in value
+    except ValueError:
+        return False
 
 
 def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:

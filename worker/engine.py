@@ -54,7 +54,7 @@ class Encoder(Protocol):
 
     def expired_body(self, columns: Columns, row: int, message: str) -> bytes: ...
 
-    def travelling(self, headers: Headers | None) -> Headers | None: ...
+    def travelling(self, columns: Columns, row: int) -> Headers | None: ...
 
 
 class Model(Protocol):
@@ -132,8 +132,8 @@ class Pipeline:
     def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes | None:
         return self.encoder.error_body(columns, row, rejection) if self.output_errors else None
 
-    def travelling(self, headers: Headers | None) -> Headers | None:
-        return self.encoder.travelling(headers)
+    def travelling(self, columns: Columns, row: int) -> Headers | None:
+        return self.encoder.travelling(columns, row)
 
 
 class Engine:

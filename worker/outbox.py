@@ -222,7 +222,7 @@ class Outbox:
         )
         body = route.error_body(slab.columns, row, why) if route is not None else None
         if body is not None and route is not None:
-            key, headers = slab.columns.keys[row], route.travelling(slab.columns.headers[row])
+            key, headers = slab.columns.keys[row], route.travelling(slab.columns, row)
             # an error its topic would refuse stays out: the dead letter has said it already
             if _record_bytes(key, body, headers) <= self._sink.max_bytes(route.output_topic):
                 columns = [key], [body], [headers] if headers else None

@@ -161,6 +161,32 @@ class BatchDeadline:
         return None
 
 
+class DrainDeadline:
+    """A loop that is asked to drain and does not come to it: on its own thread it works on a batch that never ends.
+
+    Args:
+        waiting: whether it was asked and has not begun. From then on it sees to the budget itself.
+    """
+
+    def __init__(self, drain_s: float, waiting: Callable[[], bool], clock: Callable[[], float]) -> None:
+        self._drain_s = drain_s
+        self._waiting = waiting
+        self._clock = clock
+        self._since: float | None = None
+
+    def stuck(self) -> str | None:
+        if not self._waiting():
+            self._since = None
+        elif self._since is None:
+            self._since = self._clock()
+        elif self._clock() - self._since > self._drain_s:
+            return (
+                f"drain took longer than limits.drain_s ({self._drain_s:g} s): a batch did not end, "
+                "and what was in flight will be read again"
+            )
+        return None
+
+
 class Progress:
     """A partition whose lag grows while neither its position nor anything in flight moves.
 

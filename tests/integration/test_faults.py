@@ -6,8 +6,11 @@ Several at once, for as long as you like, are in ``scripts/chaos``.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
+import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -322,6 +325,55 @@ def test_only_what_was_committed_upstream_is_answered(stage: Stage) -> None:
     upstream.commit_transaction(30)
     stage.wait_for_everything()
     stage.settle("exactly_once")
+
+
+def test_what_was_aborted_is_neither_lag_nor_a_standstill(stage: Stage) -> None:
+    """An upstream that only aborts moves the end of the topic on for as long as it likes; nothing there can be read."""
+    stage.topics()
+    worker = stage.start(
+        "at_least_once",
+        limits={"stall_s": 2},
+        metrics={"topic": stage.metrics, "interval_s": 0.5, "http": "127.0.0.1:0"},
+    )
+    worker.wait_ready()
+    port = wait_for(lambda: re.search(r'"port": (\d+)', worker.text()), "the port in the log")[1]
+    upstream = Producer({"bootstrap.servers": stage.kafka, "transactional.id": unique("upstream")})
+    upstream.init_transactions(30)
+    upstream.begin_transaction()
+    _feed(stage, upstream, 40, kept=True)
+    upstream.commit_transaction(30)
+    stage.wait_for_everything()
+    aborting_until = time.monotonic() + 4
+    while time.monotonic() < aborting_until:
+        upstream.begin_transaction()
+        _feed(stage, upstream, 20, kept=False)
+        upstream.abort_transaction(30)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/progressz", timeout=10) as answer:
+            assert answer.status == 200
+
+    def lag() -> int:
+        last = orjson.loads(read_all(stage.kafka, stage.metrics)[-1].value())
+        return sum(state["lag"] for state in last["partitions"].values())
+
+    wait_for(lambda: lag() == 0, "the lag to be none")
+    stage.settle("at_least_once")
+
+
+def test_connections_that_break_cost_no_transaction(
+    cluster: Cluster, make_stage: Callable[[], Stage]
+) -> None:
+    """The producer finds its coordinator again and finishes what it had begun: nothing is done anew."""
+    stage = make_stage()
+    stage.topics()
+    through = {"bootstrap.servers": cluster.bootstrap, "session.timeout.ms": 45_000}
+    worker = stage.start("exactly_once", through)
+    worker.wait_ready()
+    for _ in range(5):
+        stage.send(300)
+        cluster.proxy.cut()
+        stage.wait_for_everything()
+    stage.settle("exactly_once")
+    assert '"rewind"' not in worker.text(), worker.text()
 
 
 def _feed(stage: Stage, producer: Producer, count: int, kept: bool) -> None:

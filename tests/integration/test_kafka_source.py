@@ -234,7 +234,7 @@ def test_lag_is_known_after_reading(cluster: Cluster, read: Callable[..., Readin
     cluster.fill(topic, 1, each=5)
     got = read(topic)
     got.take_records(5)
-    assert got.source.lag() == {Partition(topic, 0): (5, 5)}
+    assert got.source.lag()[Partition(topic, 0)][:3] == (5, 5, 0)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

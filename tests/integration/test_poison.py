@@ -38,7 +38,7 @@ def decode(value, headers):
 def worker(kafka: str, tmp_path: Path) -> Iterator[Any]:
     started: list[Worker] = []
 
-    def start(poison: bytes, delivery: str) -> tuple[list[Any], list[Any], Worker]:
+    def start(poison: bytes, delivery: str, replicas: int) -> tuple[list[Any], list[Any], Worker]:
         source, output, letters = unique("in"), unique("out"), unique("dead")
         create_topics(kafka, {source: 2, output: 2, letters: 1})
         models.write(tmp_path, models.identity())
@@ -62,7 +62,7 @@ def worker(kafka: str, tmp_path: Path) -> Iterator[Any]:
         )
         values = [b"fine"] * 11 + [poison] + [b"fine"] * 20
         sent = produce(kafka, source, [{"value": v, "partition": i % 2} for i, v in enumerate(values)])
-        running = Worker.start(config, "--replicas", "2")
+        running = Worker.start(config, "--replicas", str(replicas))
         started.append(running)
 
         def outputs() -> list[Any]:
@@ -78,12 +78,15 @@ def worker(kafka: str, tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(
-    ("poison", "delivery"),
-    [(b"kill", "at_least_once"), (b"hang", "at_least_once"), (b"kill", "exactly_once")],
+    ("poison", "delivery", "replicas"),
+    [(b"kill", "at_least_once", 2), (b"hang", "at_least_once", 1), (b"kill", "exactly_once", 2)],
 )
-def test_the_topic_gets_past_poison(worker: Any, poison: bytes, delivery: str) -> None:
-    """The record that kills (or hangs) is the one dead letter, as `crashed`; every other is answered."""
-    sent, outputs, running = worker(poison, delivery)
+def test_the_topic_gets_past_poison(worker: Any, poison: bytes, delivery: str, replicas: int) -> None:
+    """The record that kills (or hangs) is the one dead letter, as `crashed`; every other is answered.
+
+    One replica has a supervisor, too, where it is asked for.
+    """
+    sent, outputs, running = worker(poison, delivery, replicas)
     verdict = judge(sent, outputs)
     assert not verdict.lost, running.text()
     letters = [m for m in outputs if dict(m.headers() or []).get("streaminfer.error.reason")]

@@ -203,6 +203,7 @@ def outcomes(kafka: str, tmp_path: Path, started: list[Records]) -> tuple[dict[s
         record("reject", "reject", plain, *TRACE, colour),
         record("reject null", "reject", None),
         record("named", "named", plain, *TRACE, colour, timestamp=now_ms - 1000),
+        record("npy null", "npy", None, *TRACE),
         record("npy item", "npy", npy(four)),
         record("npy items", "npy", npy(np.stack([four, four * 2, four * 3]), (2, 0))),
         record("npy wrong", "npy", npy(np.zeros(5, np.float32))),
@@ -297,6 +298,10 @@ def _tombstones_and_headers(by_key: dict[str, Outcome], records: Records) -> Non
     (tombstone,) = by_key["pass null"].results
     assert tombstone.value() is None
     assert tombstone.headers() == [("x-model", b"pass"), *TRACE]
+    (tombstone,) = by_key["npy null"].results
+    assert tombstone.value() is None
+    assert dict(tombstone.headers()).pop("streaminfer.source").startswith(records.source.encode() + b"/")
+    assert tombstone.headers()[1:] == TRACE
     assert by_key["drop"].results[0].headers() is None
     assert by_key["drop"].result["id"] == "request-1"
     assert "drop null" not in by_key

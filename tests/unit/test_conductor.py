@@ -403,6 +403,23 @@ def test_a_drain_finishes_commits_and_leaves() -> None:
     assert loop.window.bytes == 0
 
 
+def test_whoever_asks_how_it_goes_is_answered_while_draining() -> None:
+    """A drain may take its whole budget: metrics and probes are served all the time."""
+    loop = Loop(slab_records=1, finishes=False)
+    loop.feed(b"x")
+    loop.turn(3)
+    turns: list[bool] = []
+
+    def on_turn() -> None:
+        turns.append(loop.conductor.draining)
+        if len(turns) == 5:
+            loop.pool.finish(loop.pool.held[0])
+
+    loop.conductor._on_turn = on_turn
+    loop.conductor.drain()
+    assert turns[:5] == [True] * 5
+
+
 def test_a_drain_over_its_budget_says_so() -> None:
     """What was settled by then is committed, the rest is read again."""
     loop = Loop(slab_records=1, finishes=False)

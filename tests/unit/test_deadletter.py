@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 
+import pytest
 from fakes import columns_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.batch import Headers, Partition
+from worker.batch import Columns, Headers, Partition
 from worker.deadletter import DeadLetter, compose, one_line
 from worker.errors import Reject, Rejection
 
@@ -110,8 +112,38 @@ def test_the_message_is_one_short_line(text: str) -> None:
     line = one_line(text)
     assert len(line.encode()) <= 1024
     assert len(line.splitlines()) <= 1
+    assert not [character for character in line if unicodedata.category(character) == "Cc"]
     if len(text.encode()) <= 1024:
-        assert line.split() == text.split()
+        seen = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
+        assert line.split() == seen.split()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("could not convert string to float: 'SECRET'"), "could not convert string to float: [payload]"),
+        (ValueError("got b'\\xff\\x00' and 'other'"), "got [payload] and 'other'"),
+        (ValueError('SECRET and "more"\n of it'), "[payload]"),
+        (KeyError("features"), "'features'"),
+        (Reject("I do say 'SECRET'"), "I do say 'SECRET'"),
+    ],
+)  # fmt: skip
+def test_what_other_peoples_exceptions_quote_of_the_record_stays_out(error: Exception, said: str) -> None:
+    """The record is in the letter anyway; its message goes to logs and dashboards. A Reject says what it says."""
+    value = b'{"a": SECRET and "more"\n of it \xff\x00}'
+    why = Rejection.of(error, "decode", error)
+    found = compose(
+        Columns([value], [None], [None], [0], [0], [Partition("digits", 0)]), 0, why, "p", "t", None, 10_000
+    )
+    assert dict(found.headers)["__connect.errors.exception.message"] == said.encode()
+
+
+def test_nothing_of_an_earlier_failure_is_left() -> None:
+    """Kafka Connect writes a header that we do not: beside our own it would tell of another failure."""
+    earlier = [("__connect.errors.exception.stacktrace", b"at Foo"), ("streaminfer.error.attempts", b"3")]
+    found = letter(headers=[*earlier, ("mine", b"1")]).headers
+    assert [pair for pair in found if pair in earlier] == []
+    assert ("mine", b"1") in found
 
 
 def test_a_timestamp_the_topic_would_not_keep_is_in_a_header() -> None:

@@ -100,7 +100,7 @@ class Encoder:
     def expired_body(self, columns: Columns, row: int, message: str) -> bytes:
         return b""
 
-    def travelling(self, headers: Headers | None) -> Headers | None:
+    def travelling(self, columns: Columns, row: int) -> Headers | None:
         return None
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from worker.batch import Partition
-from worker.watchdog import AwakeClock, BatchDeadline, Progress, Standstill, Watchdog
+from worker.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Progress, Standstill, Watchdog
 
 P = Partition("in", 0)
 
@@ -58,6 +58,21 @@ def test_a_loop_that_does_not_turn_is_stuck_but_a_suspended_machine_is_not() -> 
 def test_nothing_running_is_not_stuck() -> None:
     """Between batches there is nothing to time."""
     assert BatchDeadline(1.0, lambda: None, lambda _: None, Clock()).stuck() is None
+
+
+def test_a_drain_that_does_not_begin_is_over_its_budget() -> None:
+    """Asked and not begun for longer than drain_s: a batch on the loop's own thread does not end."""
+    clock, waiting = Clock(), [False]
+    drain = DrainDeadline(2.0, lambda: waiting[0], clock)
+    clock.now = 10.0
+    assert drain.stuck() is None
+    waiting[0] = True
+    for clock.now in (11.0, 13.0):
+        assert drain.stuck() is None
+    clock.now = 13.5
+    assert "limits.drain_s (2 s)" in (drain.stuck() or "")
+    waiting[0] = False
+    assert drain.stuck() is None
 
 
 def test_a_partition_that_stands_while_its_lag_grows_is_reported() -> None:

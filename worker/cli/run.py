@@ -26,7 +26,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", type=Path, help="the worker's YAML file")
     add_set_option(parser)
     parser.add_argument(
-        "--replicas", type=int, default=1, metavar="N", help="processes in the group (default 1)"
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="so many processes, each restarted when it dies (default: this one)",
     )
     parser.add_argument("--replica-index", type=int, default=None, help=argparse.SUPPRESS)
 
@@ -46,14 +49,14 @@ def _run(args: argparse.Namespace) -> int:
     from worker.settings import check_replicas, load
     from worker.telemetry import logs
 
-    if args.replicas < 1:
+    if args.replicas is not None and args.replicas < 1:
         raise ConfigError(f"--replicas: got {args.replicas}, expected at least 1")
     settings = load(args.config, args.overrides)
-    check_replicas(settings, args.replicas)
+    check_replicas(settings, args.replicas or 1)
     logs.configure(settings.secrets())
     if args.replica_index is None:
         _warn_of_plaintext(settings)
-    if args.replicas > 1:
+    if args.replicas is not None:
         from worker.supervisor import supervise
 
         return supervise(lambda index: _replica(args, index), args.replicas)

@@ -37,8 +37,8 @@ class Encoder(Protocol):
         """What a record past its deadline puts on the output topic where ``limits.expired`` is ``publish``."""
         ...
 
-    def travelling(self, headers: Headers | None) -> Headers | None:
-        """Those of a record's headers that its output carries (``output.headers``); None where there are none."""
+    def travelling(self, columns: Columns, row: int) -> Headers | None:
+        """Headers of an output that no result was made for (a tombstone, an expired record); None where there are none."""
         ...
 
 

@@ -63,8 +63,9 @@ class ResultEncoder:
             }
         )
 
-    def travelling(self, headers: Headers | None) -> Headers | None:
-        """Those of a record's headers that its output carries (``output.headers``); None where there are none."""
+    def travelling(self, columns: Columns, row: int) -> Headers | None:
+        """Headers of an output that no result was made for (a tombstone, an expired record); None where there are none."""
+        headers = columns.headers[row]
         return (self._kept(headers) if headers else None) or None
 
     def _id_without_result(self, columns: Columns, row: int, may_parse: bool = True) -> str:

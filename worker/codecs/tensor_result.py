@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from worker import native
-from worker.batch import Array, Batch, Run
+from worker.batch import Array, Batch, Columns, Headers, Run
 from worker.codecs.envelope import (
     CONTENT_LENGTH,
     ResultEncoder,
@@ -69,6 +69,13 @@ class TensorEncoder(ResultEncoder):
                 headers[row] = [(_SOURCE, source_of(batch.columns, row).encode())]
         self._copy_headers(batch, answered)
         stamp()  # the body carries no latency, so all of the encoding can be counted
+
+    def travelling(self, columns: Columns, row: int) -> Headers | None:
+        """As a result of this format would have them: with where it came from, the only name it has."""
+        kept = super().travelling(columns, row)
+        if not self._says_source:
+            return kept
+        return [(_SOURCE, source_of(columns, row).encode()), *(kept or ())]
 
     def _choose(self, batch: Batch, run: Run) -> set[int]:
         """Give the rows whose request names another output first that one instead; returns those that cannot have it."""

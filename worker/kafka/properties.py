@@ -34,6 +34,8 @@ TRANSACTION_TIMEOUT_MS = 10_000
 SOCKET_TIMEOUT_MS = 10_000
 """librdkafka's own minute is how long a question for a topic's leader, put to a broker that is leaving, keeps it from
 asking the next one. With transactions it takes about this by itself (``transaction.timeout.ms`` less a little)."""
+STATISTICS_MS = 1_000
+"""How often the consumer says where transactions are open. A few milliseconds of CPU for a hundred partitions."""
 MEMBERSHIP = (
     "group.id",
     "group.instance.id",
@@ -94,6 +96,7 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
         "receive.message.max.bytes": LARGEST_RESPONSE,
         "fetch.queue.backoff.ms": 2,  # the default of 1000 stalls a fast worker with a small queue
         "fetch.wait.max.ms": 2 if embedded else 100,
+        "statistics.interval.ms": STATISTICS_MS,
     }
     if settings.kafka.get("group.protocol", "classic").lower() != "consumer":
         # with the consumer protocol these belong to the broker, and setting one fails construction
@@ -134,6 +137,10 @@ def producer_properties(
     else:
         ours["transactional.id"] = transactional_id
         ours["transaction.timeout.ms"] = TRANSACTION_TIMEOUT_MS
+        # librdkafka (2.16) answers a moment without any broker by forgetting all of them, the coordinator too: no
+        # connection leads there any more, and the call under way never returns. A producer that is replaced begins
+        # with bootstrap.servers anyway.
+        ours["metadata.recovery.strategy"] = "none"
     users = _users(settings, "P")
     if transactional_id is None:
         users.pop("transaction.timeout.ms", None)

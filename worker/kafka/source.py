@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain, repeat
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import orjson
 from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_END,
@@ -81,6 +82,19 @@ class Listener(Protocol):
         """Someone else may own these already: neither commit nor publish."""
 
 
+class Reach(NamedTuple):
+    """How far an owned partition was read, and how far it goes; -1 = not known yet."""
+
+    position: int
+    """Next offset to return."""
+    end: int
+    """Behind the last record there is: the last stable offset while a transaction is open, else the high watermark."""
+    unreadable: int = 0
+    """Offsets from ``position`` on that hold no record: aborted ones, and what transactions leave as their marks."""
+    start: int | None = None
+    """Where reading began."""
+
+
 class KafkaSource:
     """The consumer side of the worker.
 
@@ -103,12 +117,18 @@ class KafkaSource:
                 self._starts.setdefault(topic, pipeline.input.start)
         properties = consumer_properties(settings, embedded)
         self._incremental = _is_incremental(properties)
-        properties |= {"error_cb": self._on_error, "on_commit": self._on_commit}
+        properties |= {
+            "error_cb": self._on_error,
+            "on_commit": self._on_commit,
+            "stats_cb": self._on_statistics,
+        }
         self._listener: Listener | None = None
         self._assigned: dict[Partition, int] = {}
         """Partitions owned now -> offset behind the last record returned (negative: none yet)."""
         self._found: dict[Partition, tuple[int, str]] = {}
         """Where reading of an owned partition began, and the metadata committed there."""
+        self._stable_ends: dict[Partition, int] = {}
+        """Where a transaction is open: the first offset it may concern, as last heard."""
         self._gone: set[Partition] = set()
         """Revoked, lost or sought since the poll of the running take: what that poll returned of them is stale."""
         self._interned: dict[tuple[str, int], Partition] = {}
@@ -116,6 +136,7 @@ class KafkaSource:
         """Decaying size of the largest values seen: bounds a take in bytes."""
         self._paused = False
         self._joined = False
+        self._closed = False
         self._failure: Exception | None = None
         self._confirmed: dict[Partition, int] = {}
         self._refused: dict[Partition, int] = {}
@@ -336,13 +357,26 @@ class KafkaSource:
                 log.warning("committed offsets are not known yet: %s", error.args[0].str())
         return {place: self._found[place] for place in partitions if place in self._found}
 
-    def lag(self) -> dict[Partition, tuple[int, int]]:
-        """Per owned partition (next offset to return, end of the partition) as last heard; -1 = not yet known."""
-        ends = {
-            place: self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)[1]
-            for place in self._assigned
+    def lag(self) -> dict[Partition, Reach]:
+        """How far each owned partition was read, as last heard; nothing once the source is closed."""
+        if self._closed or not self._assigned:
+            return {}
+        # the client's own position goes on over what it has nothing to hand over of
+        passed = self._consumer.position([TopicPartition(*place) for place in self._assigned])
+        behind = {Partition(tp.topic, tp.partition): tp.offset for tp in passed}
+        return {
+            place: self._reach(place, position, behind[place]) for place, position in self._assigned.items()
         }
-        return {place: (max(self._assigned[place], -1), max(end, -1)) for place, end in ends.items()}
+
+    def _reach(self, place: Partition, position: int, passed: int) -> Reach:
+        high = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)[1]
+        found = self._found.get(place)
+        return Reach(
+            max(position, -1),
+            max(self._stable_ends.get(place, high), -1),
+            passed - position if passed > position >= 0 else 0,
+            found[0] if found else None,
+        )
 
     # -- flow and membership -----------------------------------------------------------------------------
 
@@ -367,7 +401,7 @@ class KafkaSource:
 
         On a thread of its own, because leaving can hang for ever on a broker that is half dead.
         """
-        self._listener = None
+        self._listener, self._closed = None, True
         closing = threading.Thread(target=self._consumer.close, name="consumer-close", daemon=True)
         closing.start()
         closing.join(timeout_s)
@@ -412,6 +446,7 @@ class KafkaSource:
         for place in places:
             self._assigned.pop(place, None)
             self._found.pop(place, None)
+            self._stable_ends.pop(place, None)
         self._gone.update(places)
 
     def _tell(self, call: Callable[[Listener], None]) -> None:
@@ -437,6 +472,18 @@ class KafkaSource:
                     level, "commit of %s/%d at %d failed: %s", tp.topic, tp.partition, tp.offset, wrong.str()
                 )
             self._refused[place] = wrong.code()
+
+    def _on_statistics(self, text: str) -> None:
+        """Where transactions are open, which the client says nowhere else."""
+        topics = orjson.loads(text).get("topics", {})
+        for place in self._assigned:
+            told = topics.get(place.topic, {}).get("partitions", {}).get(str(place.number))
+            if told is None:
+                continue
+            if told["ls_offset"] >= 0 and told["ls_offset"] < told["hi_offset"]:
+                self._stable_ends[place] = told["ls_offset"]
+            else:
+                self._stable_ends.pop(place, None)
 
     def _on_error(self, error: KafkaError) -> None:
         code = error.code()

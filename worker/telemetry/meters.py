@@ -40,12 +40,16 @@ class PartitionState(NamedTuple):
     position: int | None
     committed: int | None
     end: int | None
+    unreadable: int = 0
+    """Offsets from ``position`` on that hold no record."""
 
     @property
     def lag(self) -> int | None:
         """Records that exist and are not committed: what another owner of the partition would have to do."""
         done = self.position if self.committed is None else self.committed
-        return None if self.end is None or done is None else max(0, self.end - done)
+        if self.end is None or done is None:
+            return None
+        return max(0, self.end - done - (self.unreadable if done == self.position else 0))
 
 
 @dataclass(slots=True)

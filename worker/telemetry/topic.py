@@ -37,7 +37,12 @@ def metrics_record(snapshot: Snapshot, worker: WorkerInfo) -> bytes:
         "bytes": {"in": snapshot.bytes_in, "out": snapshot.bytes_out, "in_flight": snapshot.bytes_in_flight},
         "process": {"cpu_s": round(snapshot.cpu_s, 3), "rss_bytes": snapshot.rss_bytes},
         "partitions": {
-            f"{partition.topic}/{partition.number}": {**state._asdict(), "lag": state.lag}
+            f"{partition.topic}/{partition.number}": {
+                "position": state.position,
+                "committed": state.committed,
+                "end": state.end,
+                "lag": state.lag,
+            }
             for partition, state in snapshot.partitions.items()
         },
         "loop_ratio": {
