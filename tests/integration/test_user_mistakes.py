@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -153,6 +154,10 @@ def said(capfd: pytest.CaptureFixture[str]) -> str:
         ({"batching": {"max_wait_ms": -1}}, 2, "batching.max_wait_ms -1"),
         ({"limits": {"in_flight_bytes": 1000}}, 2, "limits.in_flight_bytes 1000"),
         ({"metrics": {"http": "9464"}}, 2, "metrics.http 9464 host:port"),
+        ({"metrics": {"http": "http://127.0.0.1:9464"}}, 2, "metrics.http http://127.0.0.1:9464 host:port"),
+        ({"limits": {"drain_s": 1e12}}, 2, "limits.drain_s 1000000"),
+        ({"limits": {"image_pixels": 2**64}}, 2, "limits.image_pixels"),
+        ({"kafka.delivery.report.only.error": True}, 2, "kafka.delivery.report.only.error acknowledged"),
         ({"name": "${NOT_SET_ANYWHERE}"}, 2, "name NOT_SET_ANYWHERE"),
         ({"kafka": None}, 2, "kafka.bootstrap.servers"),
         ({"kafka.group.id": ""}, 2, "kafka.group.id"),
@@ -199,6 +204,20 @@ def test_a_good_configuration_is_checked_without_log_lines(
     assert "model ready" in capfd.readouterr().err
 
 
+def test_what_own_code_prints_is_not_in_the_report(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Standard output has the report alone, whoever prints while it is made."""
+    (folder / "own_loud.py").write_text(
+        "print('imported')\n\ndef f(outputs):\n    print('called')\n    return 1\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    assert main(["check", config(folder, {"postprocess": "own_loud:f"}), "--offline", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert [set(json.loads(line)) for line in out.splitlines()]
+    assert "imported" in err
+
+
 def test_run_names_the_mistake_that_check_names(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Of two, the misspelt property comes first: it is said before a model is loaded."""
     path = config(folder, {"kafka.group.idd": "g", "model.path": "nope.onnx"})
@@ -215,6 +234,7 @@ def test_run_names_the_mistake_that_check_names(folder: Path, capfd: pytest.Capt
         ("- a\n", "mapping list"),
         ("", "mapping nothing"),
         ("name: a\nname: b\n", "line 2 name twice"),
+        ("pipelines: [a]\n", "pipelines: ['a'] names"),
         ("password: *correct-horse\n", "YAML line 1"),
         ("a: !!python/object/apply:os.system [true]\n", "YAML line 1"),
     ],

@@ -191,3 +191,14 @@ def test_a_line_of_the_library_is_logged_once_in_a_while() -> None:
     finally:
         logger.removeHandler(handler)
     assert seen == ["broker is away (after 0ms in state UP)", "something else"]
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000, 10**14])
+def test_any_size_of_the_queues_is_one_the_client_takes(size: int) -> None:
+    """What the limits ask for beyond librdkafka's own bounds is as much as it can do."""
+    given = settings({"prefetch_bytes": size, "output_bytes": size})
+    for client, properties in (
+        (Consumer, consumer_properties(given)),
+        (Producer, producer_properties(given)),
+    ):
+        build(client, {**properties, "log_level": 0})

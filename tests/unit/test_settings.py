@@ -425,6 +425,29 @@ def test_sasl_plain_needs_encryption_to_another_host() -> None:
     assert checked(**elsewhere | {"kafka__security.protocol": "sasl_ssl"})
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"kafka__security.protocol": " sasl_plaintext", "kafka__sasl.mechanisms": "PLAIN"},
+        {"kafka__security.protocol": "sasl_plaintext", "kafka__sasl.mechanism": "plain "},
+    ],
+)
+def test_no_spelling_passes_by_the_rule(said: dict[str, str]) -> None:
+    """Blanks, another case and librdkafka's second name of a property mean what they mean there."""
+    with pytest.raises(ConfigError, match=r"security\.allow_plaintext"):
+        checked(**said, **{"kafka__bootstrap.servers": "kafka.example.org:9092"})
+
+
+def test_two_names_of_one_property_are_refused() -> None:
+    """librdkafka would take the last one set; a single one is known under the name used here."""
+    twice = {"kafka__bootstrap.servers": "localhost:1", "kafka__metadata.broker.list": "elsewhere:1"}
+    with pytest.raises(ConfigError, match=r"only one of bootstrap\.servers and metadata\.broker\.list"):
+        checked(**twice)
+    assert checked(**{"kafka__queue.buffering.max.ms": "7"}).kafka["linger.ms"] == "7"
+    with pytest.raises(ConfigError, match=r"kafka\.enable\.auto\.commit: expected not to be set"):
+        checked(**{"kafka__auto.commit.enable": "true"})
+
+
 def test_plaintext_hosts_are_told_for_a_warning() -> None:
     """Hosts reached without encryption are listed, loopback left out."""
     assert plaintext_hosts(checked(**{"kafka__bootstrap.servers": "PLAINTEXT://k1:9092, localhost:1"})) == [
@@ -515,15 +538,17 @@ def test_own_code_beside_the_file_is_found(tmp_path: Path, monkeypatch: pytest.M
     settings = validate(changed(postprocess="own_code_of_a_test:A.f"), tmp_path)
     [(key, name)] = settings.own_code()
     assert key == "postprocess"
-    assert import_attribute(name).__name__ == "f"
+    assert import_attribute(name, key).__name__ == "f"
+    (tmp_path / "own_code_that_leaves.py").write_text("import sys; sys.exit(3)\n")
     for bad, why in [
         ("own_code_of_a_test:g", "no attribute g"),
         ("own_code_of_a_test:number", "something to call"),
         ("no_such_module_at_all:f", "cannot be imported"),
+        ("own_code_that_leaves:f", "cannot be imported: SystemExit"),
         ("f", "module:attribute"),
     ]:
-        with pytest.raises(ConfigError, match=why):
-            import_attribute(bad)
+        with pytest.raises(ConfigError, match=f"^postprocess: .*{why}"):
+            import_attribute(bad, key)
 
 
 # --- secrets

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,7 +86,8 @@ class Report:
     def check(self, name: str, subject: Callable[[], T], message: Callable[[T], str]) -> T | None:
         """Call ``subject``; its result, or None when it raised a `WorkerError`, whose sentence is printed."""
         try:
-            result = subject()
+            with redirect_stdout(sys.stderr):  # own code may print, and standard output is the report's
+                result = subject()
         except WorkerError as error:
             self.fail(name, error)
             return None
@@ -152,8 +155,8 @@ def _labels(settings: Settings) -> str:
 
 
 def _own_code(settings: Settings) -> str:
-    for _, name in settings.own_code():
-        configuration.import_attribute(name)
+    for key, name in settings.own_code():
+        configuration.import_attribute(name, key)
     return ", ".join(name for _, name in settings.own_code()) or "none"
 
 
@@ -203,12 +206,8 @@ def _memory(settings: Settings) -> str:
 def _credentials(settings: Settings) -> str:
     """How the worker shows itself to the broker, without a secret; says where others could read along."""
     kafka = settings.kafka
-    protocol = kafka.get("security.protocol", "plaintext").lower()
-    mechanism = (
-        kafka.get("sasl.mechanisms", kafka.get("sasl.mechanism", "GSSAPI"))
-        if "sasl" in protocol
-        else "no SASL"
-    )
+    protocol = configuration.security_protocol(settings)
+    mechanism = kafka.get("sasl.mechanisms", "GSSAPI") if "sasl" in protocol else "no SASL"
     hosts = configuration.plaintext_hosts(settings)
     return f"{protocol}, {mechanism}" + (f"; not encrypted to {', '.join(hosts)}" if hosts else "")
 

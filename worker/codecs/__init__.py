@@ -72,7 +72,7 @@ def decoder(settings: PipelineSettings, signature: Signature, limits: LimitsSett
         return OipDecoder(signature)
     from worker.codecs.own import OwnDecoder
 
-    return OwnDecoder(import_attribute(name), signature)
+    return OwnDecoder(import_attribute(name, "input.format"), signature)
 
 
 def _check_inputs(settings: PipelineSettings, signature: Signature) -> None:

@@ -28,7 +28,7 @@ def open_sink(
     Raises:
         ConfigError: librdkafka refuses the properties.
     """
-    mechanism = settings.kafka.get("sasl.mechanisms", settings.kafka.get("sasl.mechanism", ""))
+    mechanism = settings.kafka.get("sasl.mechanisms", "")
     if mechanism.upper() != "OAUTHBEARER" and available():
         return BatchSink(settings, topics, transactional_id)
     return KafkaSink(settings, topics, transactional_id)

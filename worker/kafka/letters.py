@@ -153,7 +153,6 @@ class Returns:
 
     def __init__(self, settings: Settings, partitions: Mapping[str, int]) -> None:
         properties = producer_properties(settings)
-        properties.pop("delivery.timeout.ms", None)
         properties |= {
             "message.timeout.ms": int(ANSWER_S * 1000),
             "message.max.bytes": LARGEST_CLIENT_LIMIT,  # a record that once was there fits

@@ -29,6 +29,10 @@ SMALLEST_CLIENT_LIMIT, LARGEST_CLIENT_LIMIT = 1_000_000, 1_000_000_000
 LARGEST_RESPONSE = 1_000_000_000
 """A record larger than the prefetch arrives whole and must be let in to be refused. Still below what the bytes
 ``HTTP`` mean as a length, so that a wrong port is noticed."""
+LARGEST_INT = 2_147_483_647
+"""librdkafka's own bound of a queue of outputs, in KiB."""
+LARGEST_FETCH = 900_000_000
+"""In bytes; a response holds a little more."""
 BATCH_BYTES = 1_000_000
 TRANSACTION_TIMEOUT_MS = 10_000
 SOCKET_TIMEOUT_MS = 10_000
@@ -81,7 +85,7 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
     """
     # A fetch is started while the queue is below its limit and then adds up to one response:
     # half the budget each keeps the two together within it.
-    half = max(settings.limits.prefetch_bytes // 2, 1024)
+    half = min(max(settings.limits.prefetch_bytes // 2, 1024), LARGEST_FETCH)
     ours: dict[str, Any] = {
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
@@ -93,6 +97,9 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
         "queued.min.messages": 100_000,
         "queued.max.messages.kbytes": half // 1024,
         "fetch.max.bytes": half,
+        "message.max.bytes": min(
+            half, SMALLEST_CLIENT_LIMIT
+        ),  # no fetch may be smaller; else it says nothing here
         "receive.message.max.bytes": LARGEST_RESPONSE,
         "fetch.queue.backoff.ms": 2,  # the default of 1000 stalls a fast worker with a small queue
         "fetch.wait.max.ms": 2 if embedded else 100,
@@ -125,7 +132,7 @@ def producer_properties(
         "partitioner": "murmur2_random",  # as Java clients place keys; librdkafka's default does not
         "linger.ms": 1,
         "compression.type": "lz4",
-        "queue.buffering.max.kbytes": max(settings.limits.output_bytes // 1024, 1),
+        "queue.buffering.max.kbytes": min(max(settings.limits.output_bytes // 1024, 1), LARGEST_INT),
         "queue.buffering.max.messages": 100_000,
         # one record as large as the most generous topic takes, but no batch that the strictest one refuses
         "message.max.bytes": min(max(*limits, SMALLEST_CLIENT_LIMIT), LARGEST_CLIENT_LIMIT),
@@ -150,7 +157,7 @@ def producer_properties(
 def metrics_properties(settings: Settings) -> dict[str, Any]:
     """Properties of the metrics producer: outside transactions, small, and allowed to lose a record."""
     users = _users(settings, "P")
-    for name in ("transaction.timeout.ms", "message.timeout.ms", "delivery.timeout.ms"):
+    for name in ("transaction.timeout.ms", "message.timeout.ms"):
         users.pop(name, None)
     theirs: dict[str, Any] = {
         "enable.idempotence": True,  # a record told twice would be counted twice

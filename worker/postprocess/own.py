@@ -26,7 +26,7 @@ class OwnPostprocess:
     """
 
     def __init__(self, path: str) -> None:
-        self._function: Callable[[dict[str, Array]], Any] = import_attribute(path)
+        self._function: Callable[[dict[str, Array]], Any] = import_attribute(path, "postprocess")
 
     def predictions(
         self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool

@@ -10,6 +10,7 @@ from worker.settings.checks import (
     check_model_file,
     check_replicas,
     plaintext_hosts,
+    security_protocol,
 )
 from worker.settings.document import json_schema, load, validate
 from worker.settings.kinds import MIB
@@ -49,5 +50,6 @@ __all__ = [
     "labels_of",
     "load",
     "plaintext_hosts",
+    "security_protocol",
     "validate",
 ]

@@ -17,6 +17,7 @@ _REFUSED = {
     "sasl.kerberos.kinit.cmd": "it runs a shell command",
     "enable.auto.commit": "offsets are committed when results are acknowledged",
     "enable.auto.offset.store": "offsets are committed when results are acknowledged",
+    "delivery.report.only.error": "offsets are committed when results are acknowledged",
     "partitioner": "output.partition decides the partition",
     "auto.offset.reset": "input.start decides where a new group begins",
 }
@@ -61,9 +62,14 @@ def check_model_file(settings: Settings, pipeline: str) -> None:
         raise StartError(f"{settings.key(pipeline, 'model.path')}: {path} {found}; expected an ONNX file")
 
 
+def security_protocol(settings: Settings) -> str:
+    """``kafka.security.protocol`` as librdkafka reads it: in any case, blanks around it or not."""
+    return settings.kafka.get("security.protocol", "plaintext").strip().lower()
+
+
 def plaintext_hosts(settings: Settings) -> list[str]:
     """Bootstrap servers on other hosts that are reached without encryption."""
-    if settings.kafka.get("security.protocol", "plaintext").lower() not in ("plaintext", "sasl_plaintext"):
+    if security_protocol(settings) not in ("plaintext", "sasl_plaintext"):
         return []
     servers = settings.kafka["bootstrap.servers"].split(",")
     return [server.strip() for server in servers if not _is_loopback(server.strip())]
@@ -99,9 +105,9 @@ def _check_kafka(settings: Settings) -> None:
         reason = "it loads code into the worker" if name.startswith("ssl.engine.") else _REFUSED.get(name)
         if reason:
             raise ConfigError(f"kafka.{name}: expected not to be set, because {reason}")
-    mechanism = properties.get("sasl.mechanisms", properties.get("sasl.mechanism", ""))
-    over_sasl = properties.get("security.protocol", "").lower() == "sasl_plaintext"
-    if over_sasl and mechanism.upper() == "PLAIN" and not settings.security.allow_plaintext:
+    mechanism = properties.get("sasl.mechanisms", "").strip().upper()
+    over_sasl = security_protocol(settings) == "sasl_plaintext"
+    if over_sasl and mechanism == "PLAIN" and not settings.security.allow_plaintext:
         for server in plaintext_hosts(settings):
             raise ConfigError(
                 f"kafka.security.protocol: SASL PLAIN would send the password to {server} unencrypted; "

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from worker.errors import ConfigError
 from worker.settings.checks import check_together
 from worker.settings.sections import PipelineSettings, Settings
-from worker.settings.source import Key, read, sentence
+from worker.settings.source import Key, describe, read, sentence
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Settings:
@@ -73,12 +73,14 @@ def _fold(document: dict[str, Any]) -> tuple[dict[str, Any], Key]:
         hidden: Key = ("pipelines", name)
     else:
         hidden = ()
-    if isinstance(folded["pipelines"], dict):
-        folded["pipelines"] = {
-            str(name): _with_sections(pipeline, str(name)) for name, pipeline in folded["pipelines"].items()
-        }
-        if folded.get("name") is None:
-            folded["name"] = next(map(_stem, folded["pipelines"].values()), "worker")
+    if not isinstance(folded["pipelines"], dict):
+        got = describe(folded["pipelines"])
+        raise ConfigError(f"pipelines: got {got}, expected names with a pipeline each")
+    folded["pipelines"] = {
+        str(name): _with_sections(pipeline, str(name)) for name, pipeline in folded["pipelines"].items()
+    }
+    if folded.get("name") is None:
+        folded["name"] = next(map(_stem, folded["pipelines"].values()), "worker")
     return folded, hidden
 
 

@@ -46,6 +46,9 @@ def _size(value: Any) -> Any:
 
 def _host_and_port(address: str) -> str:
     host, _, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if re.search(r"[\s/]", host) or (":" in host and not bracketed):
+        host = ""
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ValueError('expected "host:port" with a port from 0 to 65535, such as "127.0.0.1:9464"')
     return address
@@ -85,6 +88,9 @@ Topic = Annotated[str, AfterValidator(_topic_name)]
 File = Annotated[Path, AfterValidator(from_file)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Wait = Annotated[float, Field(gt=0, le=1_000_000)]
+"""Seconds that are waited for as a whole; the system's own clocks end somewhere."""
+Pixels = Annotated[int, Field(ge=1, le=1 << 62)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[list[Text], AfterValidator(_distinct)]
 Numbers = Annotated[

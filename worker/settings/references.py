@@ -41,25 +41,31 @@ def labels_of(path: Path, key: str = "labels") -> list[str]:
     return [label.strip() for label in labels]
 
 
-def import_attribute(name: str) -> Any:
+def import_attribute(name: str, key: str) -> Any:
     """What ``module:attribute`` names; modules beside the configuration file are found too.
+
+    Args:
+        key: the setting that names it, for the error's sentence.
 
     Raises:
         ConfigError: the text has another form, the module cannot be imported or has no such attribute.
     """
     if not OWN_CODE.fullmatch(name):
-        raise ConfigError(f'own code: got {describe(name)}, expected "module:attribute"')
+        raise ConfigError(f'{key}: got {describe(name)}, expected "module:attribute"')
     module_name, _, path = name.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's own code: whatever it raises is the user's to read
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # importing runs the user's own code: whatever it raises is the user's to read
         raise ConfigError(
-            f"own code {name}: the module cannot be imported: {type(error).__name__}: {error}"
+            f"{key}: own code {name}: the module cannot be imported: {type(error).__name__}: {error}"
         ) from error
     for attribute in path.split("."):
         if not hasattr(found, attribute):
-            raise ConfigError(f"own code {name}: {module_name} has no attribute {path}")
+            raise ConfigError(f"{key}: own code {name}: {module_name} has no attribute {path}")
         found = getattr(found, attribute)
     if not callable(found):
-        raise ConfigError(f"own code {name}: expected something to call, got {type(found).__name__}")
+        raise ConfigError(f"{key}: own code {name}: expected something to call, got {type(found).__name__}")
     return found

@@ -29,6 +29,7 @@ from worker.settings.kinds import (
     Names,
     Numbers,
     OwnCode,
+    Pixels,
     Positive,
     Providers,
     Seconds,
@@ -37,6 +38,7 @@ from worker.settings.kinds import (
     Text,
     Topic,
     Topics,
+    Wait,
     from_file,
 )
 from worker.settings.source import dotted
@@ -335,15 +337,15 @@ class LimitsSettings(_Section):
     """Records fetched from the broker ahead of their turn."""
     output_bytes: Positive = 64 * MIB
     """Encoded results until the broker acknowledged them."""
-    image_pixels: Positive = 40_000_000
+    image_pixels: Pixels = 40_000_000
     """Width times height; a larger image is a dead letter, undecoded."""
     batch_timeout_s: Seconds = 60.0
     """A batch that takes longer ends the process."""
     stall_s: Seconds = 60.0
     """No progress for this long ends the process."""
-    drain_s: Seconds = 25.0
+    drain_s: Wait = 25.0
     """Time to finish what was taken after SIGTERM."""
-    revoke_s: Seconds = 10.0
+    revoke_s: Wait = 10.0
     """Time to finish what was taken from a partition that goes to another worker."""
     max_age_ms: Positive | None = None
     """A record older than this (by its timestamp) is expired."""
@@ -371,21 +373,42 @@ _FILE_PROPERTIES = (".location", ".keytab", ".file")
 """How the names of client properties end whose values are files (or ``probe``: look in the usual places)."""
 
 
+_OTHER_NAMES = {
+    "metadata.broker.list": "bootstrap.servers",
+    "sasl.mechanism": "sasl.mechanisms",
+    "sasl.oauthbearer.client.credentials.client.id": "sasl.oauthbearer.client.id",
+    "sasl.oauthbearer.client.credentials.client.secret": "sasl.oauthbearer.client.secret",
+    "auto.commit.enable": "enable.auto.commit",
+    "fetch.message.max.bytes": "max.partition.fetch.bytes",
+    "max.in.flight": "max.in.flight.requests.per.connection",
+    "queue.buffering.max.ms": "linger.ms",
+    "message.send.max.retries": "retries",
+    "compression.codec": "compression.type",
+    "request.required.acks": "acks",
+    "delivery.timeout.ms": "message.timeout.ms",
+}
+"""librdkafka's second name of a property -> the one used here (its CONFIGURATION.md, "Alias for"). Of two that are
+given it takes the last one set, so that what one of them says could pass by every rule about the other."""
+
+
 def _as_properties(properties: Any, info: ValidationInfo) -> Any:
     """librdkafka takes text: true -> "true". Nothing = not set; a list or mapping is a mistake, never shown."""
     if not isinstance(properties, dict):
         return properties
-    texts = {}
-    for name, value in properties.items():
+    texts: dict[str, str] = {}
+    for given, value in properties.items():
+        name = _OTHER_NAMES.get(str(given), str(given))
+        if name != str(given) and properties.get(name) is not None:
+            raise ValueError(f"expected only one of {name} and {given}, which are one property")
         if isinstance(value, dict | list):
             kind = "mapping" if isinstance(value, dict) else "list"
             raise ValueError(
-                f"the property {dotted([str(name)])} is a {kind}, expected one value, such as group.id: digits"
+                f"the property {dotted([str(given)])} is a {kind}, expected one value, such as group.id: digits"
             )
-        if str(name).endswith(_FILE_PROPERTIES) and value not in ("probe", "", None):
-            texts[str(name)] = str(from_file(Path(str(value)), info))
+        if name.endswith(_FILE_PROPERTIES) and value not in ("probe", "", None):
+            texts[name] = str(from_file(Path(str(value)), info))
         elif value is not None:
-            texts[str(name)] = str(value).lower() if isinstance(value, bool) else str(value)
+            texts[name] = str(value).lower() if isinstance(value, bool) else str(value)
     return texts
 
 
