@@ -27,10 +27,11 @@ from confluent_kafka import (
     Message,
     TopicPartition,
 )
+from confluent_kafka.admin import AdminClient
 
 from worker.batch import Columns, Partition, Span
 from worker.errors import ClientFatal, StartError
-from worker.kafka.properties import build, consumer_properties
+from worker.kafka.properties import admin_properties, build, consumer_properties
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -148,6 +149,7 @@ class KafkaSource:
         self.out_of_range: Counter[Partition] = Counter()
         """Times a position was no longer on the broker and reading went on from the earliest record."""
         self.commit_failures = 0
+        self._admin_properties = admin_properties(settings)
         self._consumer = build(Consumer, properties)
 
     # -- reading -----------------------------------------------------------------------------------------
@@ -531,7 +533,10 @@ class KafkaSource:
         Without the commit a rebalance before the first result would skip what arrived meanwhile. A partition
         without one in a group that has others was added later: it is read from its beginning.
         """
-        metadata = self._consumer.list_topics(timeout=LOOKUP_TIMEOUT_S)  # never by name: that can create it
+        # never by name: that can create it. And never by the consumer itself: inside a callback that call of confluent's
+        # client takes the state of the poll around it away, and the next callback of that poll ends the process.
+        looking = build(AdminClient, self._admin_properties)
+        metadata = looking.list_topics(timeout=LOOKUP_TIMEOUT_S)
         everything = [TopicPartition(topic, number) for number in metadata.topics[topic].partitions]
         committed = {tp.partition: tp.offset for tp in self._committed(everything) if tp.offset >= 0}
         if committed:
