@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 STALE_WAIT_S = 3.0
 """How long a commit that is waited for is repeated while the broker counts the member's epoch further than we do."""
 STALE_PAUSE_S = 0.02
+BROKERLESS_S = 20.0
+"""After this long without any broker to ask the client is given up."""
 LOOKUP_TIMEOUT_S = 5.0
 """For each question asked of the broker inside a rebalance; past it librdkafka asks by itself."""
 REFUSALS = {
@@ -138,6 +140,7 @@ class KafkaSource:
         self._paused = False
         self._joined = False
         self._closed = False
+        self._had_brokers_s = time.monotonic()
         self._failure: Exception | None = None
         self._confirmed: dict[Partition, int] = {}
         self._refused: dict[Partition, int] = {}
@@ -476,8 +479,10 @@ class KafkaSource:
             self._refused[place] = wrong.code()
 
     def _on_statistics(self, text: str) -> None:
-        """Where transactions are open, which the client says nowhere else."""
-        topics = orjson.loads(text).get("topics", {})
+        """Where transactions are open, and which brokers there are: the client says neither anywhere else."""
+        statistics = orjson.loads(text)
+        self._look_for_brokers(statistics.get("brokers", {}))
+        topics = statistics.get("topics", {})
         for place in self._assigned:
             told = topics.get(place.topic, {}).get("partitions", {}).get(str(place.number))
             if told is None:
@@ -486,6 +491,22 @@ class KafkaSource:
                 self._stable_ends[place] = told["ls_offset"]
             else:
                 self._stable_ends.pop(place, None)
+
+    def _look_for_brokers(self, brokers: dict[str, dict[str, Any]]) -> None:
+        """Give up a client that has no broker left and will not look for one.
+
+        An only broker that leaves in order says with its last words that there is none, and librdkafka (2.16) may
+        believe it for good: a re-bootstrap that was stopped on its way counts as under way for ever. Such a client
+        stays silent, joins no group and fetches nothing. In an outage it still has those of ``bootstrap.servers``.
+        """
+        now = time.monotonic()
+        if any(broker.get("source") != "logical" for broker in brokers.values()):
+            self._had_brokers_s = now
+        elif now - self._had_brokers_s > BROKERLESS_S:
+            self._failure = ClientFatal(
+                f"the Kafka consumer has had no broker to ask for {BROKERLESS_S:.0f} s and does not look for one; "
+                "a new process begins with kafka.bootstrap.servers"
+            )
 
     def _on_error(self, error: KafkaError) -> None:
         code = error.code()
