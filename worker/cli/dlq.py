@@ -9,13 +9,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from worker.cli.main import add_set_option
+from worker.cli.text import moment, printable
 from worker.deadletter import CONNECT
 from worker.errors import ConfigError, StartError
 from worker.letters import CONDITIONS, Letter, Source, matcher, original
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from worker.kafka.letters import LetterReader, Returns
 
 PREVIEW_CHARACTERS = 2000
+LINE_BREAK = "\n"
 PREVIEW_BYTES = 256
 SETTLE_RECORDS = 500
 SETTLE_S = 1.0
@@ -131,7 +133,7 @@ def _list(
         for row in rows:
             print(json.dumps(dict(zip(names, row, strict=True))))
     elif rows:
-        cells = [names, *([_printable(str(cell) or "?") for cell in row] for row in rows)]
+        cells = [names, *([printable(str(cell) or "?") for cell in row] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for *classes, count in cells:
             print("  ".join([*map(str.ljust, classes, widths), count.rjust(widths[-1])]))
@@ -179,7 +181,7 @@ def _candidates(place: Source | None, reader: LetterReader) -> Iterator[Letter]:
 
 def _in_full(letter: Letter) -> str:
     """One letter for a reader on a terminal."""
-    when = datetime.fromtimestamp(letter.timestamp_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    when = moment(letter.timestamp_ms, lambda at: at.isoformat(timespec="milliseconds"), UTC)
     lines = [
         ("dead letter", str(Source(letter.partition, letter.offset))),
         ("from", str(letter.source or "unknown")),
@@ -197,7 +199,7 @@ def _in_full(letter: Letter) -> str:
         lines.append(("value", "none"))
     else:
         lines.append((f"value of {len(letter.value)} bytes", _preview(letter.value)))
-    return "\n".join(f"{_printable(name)}: {_printable(text)}" for name, text in lines)
+    return "\n".join(f"{printable(name)}: {printable(text, keep=LINE_BREAK)}" for name, text in lines)
 
 
 def _preview(value: bytes) -> str:
@@ -207,11 +209,6 @@ def _preview(value: bytes) -> str:
     except UnicodeDecodeError:
         return value[:PREVIEW_BYTES].hex(" ") + " ..." * (len(value) > PREVIEW_BYTES)
     return text[:PREVIEW_CHARACTERS] + " ..." * (len(text) > PREVIEW_CHARACTERS)
-
-
-def _printable(text: str) -> str:
-    """Without what would steer a terminal: payloads come from anywhere."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _as_dict(letter: Letter) -> dict[str, Any]:

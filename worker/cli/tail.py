@@ -15,6 +15,7 @@ import orjson
 from worker import settings as configuration
 from worker.cli.connect import above_zero, add_property_option, at_least_one, connection
 from worker.cli.main import add_set_option
+from worker.cli.text import moment, printable
 from worker.errors import ConfigError, StartError
 from worker.kafka.tools import Record, TopicReader
 from worker.settings import Settings
@@ -150,21 +151,24 @@ def _text(value: bytes | None) -> str | dict[str, str] | None:
 
 
 def _readable_line(record: Record) -> bytes:
-    when = datetime.fromtimestamp(record.timestamp_ms / 1000).strftime("%H:%M:%S.%f")[:-3]
-    parts = [when, f"{record.topic}/{record.partition}/{record.offset}"]
+    parts = [moment(record.timestamp_ms, _time_of_day), f"{record.topic}/{record.partition}/{record.offset}"]
     if record.key is not None:
         parts.append(f"key={_readable(record.key)}")
-    parts += [f"{name}={_readable(value)}" for name, value in record.headers]
+    parts += [f"{printable(name)}={_readable(value)}" for name, value in record.headers]
     parts.append(_readable(record.value))
     return "  ".join(parts).encode() + b"\n"
 
 
+def _time_of_day(when: datetime) -> str:
+    return when.strftime("%H:%M:%S.%f")[:-3]
+
+
 def _readable(value: bytes | None) -> str:
-    """Text on one line without control characters (a record must not steer a terminal); else its size."""
+    """Text on one line; what is none, by its size."""
     if value is None:
         return "null"
     try:
         text = value.decode()
     except UnicodeDecodeError:
         return f"<{len(value)} bytes>"
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
+    return printable(text)
