@@ -209,11 +209,27 @@ class Session:
         self.options = {
             p if isinstance(p, str) else p[0]: {} if isinstance(p, str) else p[1] for p in providers
         }
+        self._check_tensorrt(self.options.get(TENSORRT, {}))
         self.shapes: list[tuple[int, ...]] = []
         """Of the first input, of every run."""
+        self.queued = False
+        """Whether a run returned before it was computed."""
         self.seen: list[dict[str, np.ndarray]] = []
         self._real = onnxruntime.InferenceSession(path, options, providers=[CPU])
         self.get_inputs, self.get_outputs = self._real.get_inputs, self._real.get_outputs
+
+    def _check_tensorrt(self, options: dict[str, str]) -> None:
+        """In the words of onnxruntime-gpu 1.31.1 with TensorRT 10."""
+        for name, value in options.items():
+            if name.endswith("_enable") and value not in ("True", "False"):
+                raise RuntimeError(
+                    f"[ERROR] [TensorRT] The value for the key '{name}' should be 'True' or 'False'."
+                )
+        if self._runtime.takes_parts and any(name.startswith("trt_profile_") for name in options):
+            raise RuntimeError(
+                "[ONNXRuntimeError] : 11 : EP_FAIL : User needs to provide all the dynamic shape inputs with associated "
+                "profiles if they want to explicitly set profiles through provider options."
+            )
 
     @property
     def stream(self) -> int:
@@ -261,6 +277,7 @@ class Session:
                     value.array[...] += runtime.noise * np.abs(answer).max()
 
         runtime.cuda.put(self.stream, compute)
+        self.queued |= options.entries.get("disable_synchronize_execution_providers") == "1"
         if options.entries.get("disable_synchronize_execution_providers") != "1":
             runtime.cuda.cuStreamSynchronize(ctypes.c_void_p(self.stream))
 
@@ -283,6 +300,8 @@ class Runtime:
         """What a session takes longer for another shape than its last."""
         self.noise = 0.0
         """What the floats of a batch of several rows are off by, of the largest."""
+        self.takes_parts = False
+        """Whether TensorRT takes only parts of the model."""
         self.error: Exception | None = None
         """What every run raises."""
         self.sessions: list[Session] = []

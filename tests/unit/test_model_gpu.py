@@ -322,8 +322,33 @@ def test_tensorrt_builds_one_engine_for_all_sizes(gpu: fake_gpu.Runtime, tmp_pat
     assert folder.parts[-2:] == (model.sha256[:16], "nvidia-test-9000-sm90")
     assert options["user_compute_stream"] == session.options[fake_gpu.CUDA]["user_compute_stream"]
     assert model.provider == "tensorrt"
+    assert session.queued  # no size makes it build again, so the next run is put in line behind
     feeds = {"x": RANDOM.random((9, 3, 28, 28), np.float32)}
     np.testing.assert_array_equal(model.run(feeds)["y"], session.plain(feeds)[0])
+
+
+def test_tensorrt_that_takes_only_parts_of_a_model_finds_their_shapes_out(
+    gpu: fake_gpu.Runtime, tmp_path: Path
+) -> None:
+    """A profile names the model's inputs, and those of the parts nobody knows: it is refused, and left out."""
+    gpu.takes_parts = True
+    model = load(
+        models.write(tmp_path, models.image(size=28)), providers=["tensorrt", "cuda", "cpu"], instances=2
+    )
+    assert not [
+        name for s in gpu.sessions for name in s.options.get(fake_gpu.TENSORRT, {}) if "profile" in name
+    ]
+    feeds = {"x": RANDOM.random((9, 3, 28, 28), np.float32)}
+    np.testing.assert_array_equal(model.run(feeds)["y"], gpu.sessions[-1].plain(feeds)[0])
+
+
+def test_tensorrt_that_cannot_build_an_engine_is_no_start(gpu: fake_gpu.Runtime, tmp_path: Path) -> None:
+    """It says so only when it is asked to run; taken for a refusal of made-up items, every record would be one."""
+    gpu.error = RuntimeError(
+        "[ONNXRuntimeError] : 11 : EP_FAIL : TensorRT EP failed to create engine from network."
+    )
+    with pytest.raises(StartError, match="cannot be run on tensorrt: TensorRT EP failed to create engine"):
+        load(models.write(tmp_path, models.image(size=28)), providers=["tensorrt", "cuda", "cpu"])
 
 
 # Page-locked memory

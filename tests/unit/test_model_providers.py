@@ -53,7 +53,7 @@ def test_tensorrt_engines_are_cached_per_model_and_device(cache: Path) -> None:
     assert engine_cache(SHA256, "nvidia-l4-sm89") != folder
     ((_, options),) = provider_options(["tensorrt"], 1, Engines(folder, {}))
     assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(folder)
-    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "1"
+    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "True"  # nothing else
 
 
 def test_tensorrt_starts_where_the_cache_cannot_be_written(
@@ -136,3 +136,27 @@ def test_preloading_keeps_standard_output_clean(capsys: pytest.CaptureFixture[st
     assert preload_libraries(runtime, ("cpu",)) == ""
     assert preload_libraries(runtime, ("cuda", "cpu")) == "no libcudart; no libcublas"
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs to see what is loaded")
+def test_tensorrt_installed_by_pip_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its package is a folder of libraries that the dynamic linker does not know; a broken one is not our concern."""
+    package = tmp_path / "tensorrt_libs"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    library = package / "libnvinfer.so.10"
+    library.write_bytes(Path(_loaded_library()).read_bytes())
+    (package / "libnvonnxparser.so.10").write_bytes(b"no library")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    preload_libraries(SimpleNamespace(), ("cuda", "cpu"))
+    assert str(library) not in _maps()
+    preload_libraries(SimpleNamespace(), ("tensorrt", "cuda", "cpu"))
+    assert str(library) in _maps()
+
+
+def _maps() -> str:
+    return Path("/proc/self/maps").read_text()
+
+
+def _loaded_library() -> str:
+    return next(part for part in _maps().split() if "libm.so" in part or "libstdc++.so" in part)

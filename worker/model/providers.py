@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import importlib.util
 import io
 import os
 import tempfile
@@ -85,9 +87,9 @@ def provider_options(
     if engines is not None:
         cache = str(engines.cache)
         options["tensorrt"] |= {
-            "trt_engine_cache_enable": "1",  # building an engine takes minutes
+            "trt_engine_cache_enable": "True",  # building an engine takes minutes; "1" is refused
             "trt_engine_cache_path": cache,
-            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_enable": "True",
             "trt_timing_cache_path": cache,
             **engines.profile,
         }
@@ -158,7 +160,7 @@ def fallback_refused(path: Path, wanted: Sequence[str]) -> StartError:
 
 
 def preload_libraries(runtime: Any, wanted: Sequence[str]) -> str:
-    """Loads the CUDA libraries that pip installed: they lie where the dynamic linker does not look.
+    """Loads the CUDA and TensorRT libraries that pip installed: they lie where the dynamic linker does not look.
 
     Returns:
         What the runtime prints about those it cannot load, on one line: standard output belongs to the command.
@@ -168,4 +170,19 @@ def preload_libraries(runtime: Any, wanted: Sequence[str]) -> str:
     if list(wanted) != ["cpu"] and hasattr(runtime, "preload_dlls"):
         with contextlib.redirect_stdout(printed):
             runtime.preload_dlls()
+    if "tensorrt" in wanted:
+        _preload_tensorrt()
     return "; ".join(printed.getvalue().splitlines())
+
+
+def _preload_tensorrt() -> None:
+    """Those of the tensorrt-cu13-libs package and its like, which the runtime leaves out of its own preloading.
+
+    One that does not load is left to the provider, which says so when it starts.
+    """
+    package = importlib.util.find_spec("tensorrt_libs")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        for name in ("libnvinfer.so.*", "libnvinfer_plugin.so.*", "libnvonnxparser.so.*"):  # who needs whom
+            for library in Path(folder).glob(name):
+                with contextlib.suppress(OSError):
+                    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
