@@ -113,6 +113,16 @@ def _raw(workload: Workload, topic: str) -> Batch:
     return batch
 
 
+def _frames(workload: Workload, topic: str) -> Batch:
+    run = session(workload.settings["model"]["path"]).run
+
+    def batch(values: list[bytes], first_offset: int) -> list[bytes]:
+        x = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), 224, 224, 3)
+        return [row.tobytes() for row in run(None, {"x": x})[0]]
+
+    return batch
+
+
 def _jpeg(workload: Workload, topic: str) -> Batch:
     cv2.setNumThreads(1)
     run = session(workload.settings["model"]["path"]).run
@@ -141,6 +151,7 @@ def _jpeg(workload: Workload, topic: str) -> Batch:
 _MAKERS: dict[str, Callable[[Workload, str], Batch]] = {
     "json": _json,
     "raw": _raw,
+    "frames": _frames,
     "jpeg": _jpeg,
     "resnet": _jpeg,
 }

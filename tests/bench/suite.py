@@ -96,6 +96,14 @@ class Suite:
         add.at_least(group, "records/s over the bare loop", worker.per_s / bare.per_s, 0.7)
         add.at_least(group, "records/s over one by one", worker.per_s / found["one_by_one"].per_s, 150)
 
+    def frames(self) -> None:
+        """Raw frames of 150 KB: fetching, joining and letting go of them is nearly all there is."""
+        work = self._workload("frames")
+        found = self._compare(work.name, [self._worker(work), self._loop(work, "bare")])
+        worker, bare = found["worker"], found["bare"]
+        self.report.at_most(work.name, "CPU over the bare loop", worker.cpu_us / bare.cpu_us, 1.5)
+        self.report.at_least(work.name, "frames/s over the bare loop", worker.per_s / bare.per_s, 0.7)
+
     def jpeg(self) -> None:
         """Frames through a network of SqueezeNet's size, on one thread and on two."""
         self._frames("jpeg")
@@ -384,6 +392,7 @@ QUICK: Sequence[str] = ("json", "raw")
 GROUPS: dict[str, Callable[[Suite], None]] = {
     "json": Suite.json,
     "raw": Suite.raw,
+    "frames": Suite.frames,
     "jpeg": Suite.jpeg,
     "resnet": Suite.resnet,
     "int8": Suite.int8,

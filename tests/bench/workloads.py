@@ -86,6 +86,26 @@ def raw_mlp(folder: Path) -> Workload:
     )
 
 
+def raw_frames(folder: Path) -> Workload:
+    """Raw 224 px frames of 150 KB -> a model that looks at a few pixels: what large records cost on their way."""
+    values = [cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_COLOR) for frame in frames(64, 224)]
+    return Workload(
+        "frames",
+        "raw 224 px frames of 150 KB -> a few pixels of each",
+        [value.tobytes() for value in values],
+        {
+            "input": {"format": "tensor"},
+            "model": {"path": str(few_pixels(folder)), "name": "pixels"},
+            "batching": {"max_size": 64},
+            "output": {"format": "tensor", "headers": "none"},
+        },
+        records=350,
+        single_records=100,
+        batch=64,
+        longer=10,
+    )
+
+
 def jpeg_squeezenet(folder: Path) -> Workload:
     """224 px JPEG frames -> a network of SqueezeNet 1.1's size -> the three best classes as JSON."""
     return _jpeg("jpeg", "JPEG 224 px -> SqueezeNet-sized -> JSON", squeezenet(folder), 300, 100)
@@ -165,6 +185,7 @@ IMAGE = {
 WORKLOADS = {
     "json": json_mlp,
     "raw": raw_mlp,
+    "frames": raw_frames,
     "jpeg": jpeg_squeezenet,
     "resnet": jpeg_resnet,
     "int8": jpeg_int8,
@@ -219,14 +240,14 @@ class Graph:
     def relu(self, x: str) -> str:
         return self.node("Relu", x)
 
-    def save(self, path: Path, item: list[int], last: str) -> Path:
-        """Write the model: float32 ``x`` (n, *item) -> float32 ``y`` (n, classes)."""
+    def save(self, path: Path, item: list[int], last: str, takes: int = TensorProto.FLOAT) -> Path:
+        """Write the model: ``x`` (n, *item), float32 or what it ``takes`` -> float32 ``y`` (n, classes)."""
         self.nodes[-1].output[0] = "y"
         assert last == f"{self.nodes[-1].op_type}_{len(self.nodes) - 1}", "the last node is the output"
         graph = helper.make_graph(
             self.nodes,
             path.stem,
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *item])],
+            [helper.make_tensor_value_info("x", takes, ["n", *item])],
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", None])],
             self.weights,
         )
@@ -246,6 +267,17 @@ def mlp(folder: Path) -> Path:
     return graph.save(
         folder / "mlp.onnx", [FEATURES], graph.node("Softmax", graph.dense(x, 64, CLASSES), axis=-1)
     )
+
+
+def few_pixels(folder: Path) -> Path:
+    """uint8 (N, 224, 224, 3) -> float32 (N, 3): the mean of every 32nd pixel's channels."""
+    path = folder / "pixels.onnx"
+    graph = Graph()
+    constants = {"from": [0, 0], "to": [224, 224], "axes": [1, 2], "by": [32, 32]}
+    graph.weights += [numpy_helper.from_array(np.array(v, np.int64), n) for n, v in constants.items()]
+    few = graph.node("Cast", graph.node("Slice", "x", *constants), to=TensorProto.FLOAT)
+    mean = graph.node("ReduceMean", few, axes=[1, 2], keepdims=0)
+    return graph.save(path, [224, 224, 3], mean, TensorProto.UINT8)
 
 
 def squeezenet(folder: Path) -> Path:
