@@ -15,6 +15,8 @@ from stream import Sent, place_of, unique
 
 FEATURES = 20
 TICK_S = 0.05
+QUIET = {"log_level": 0, "error_cb": lambda _error: None}
+"""The experimenter's own clients: that the broker is away is no news."""
 Place = tuple[int, int]
 """(partition, offset) of an input record."""
 
@@ -30,6 +32,9 @@ class Traffic:
         self.newest: dict[int, int] = dict.fromkeys(range(partitions), -1)
         """Per partition the last offset that was acknowledged."""
         self.tombstones: dict[bytes, Place] = {}
+        self._untold = 0
+        """Records the broker took without saying where: a repeated request of which it remembers only that it had it."""
+        self._bootstrap = bootstrap
         self._topic = topic
         self._rate = rate
         self._random = random.Random(seed)
@@ -57,6 +62,8 @@ class Traffic:
         left = self._producer.flush(60)
         if left:
             raise OSError(f"the broker did not take {left} input records")
+        if self._untold:
+            self._look_up()
 
     def _run(self) -> None:
         due = time.monotonic()
@@ -83,12 +90,36 @@ class Traffic:
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             raise OSError(f"an input record was not taken: {error.str()}")
-        place = (message.partition(), message.offset())
-        key = message.key()
+        if message.offset() is None:
+            self._untold += 1
+        else:
+            self._note(message)
+
+    def _note(self, message: Message) -> None:
+        place, key = (message.partition(), message.offset()), message.key()
         self.sent.append(Sent(*place, key, None, []))
-        self.newest[place[0]] = place[1]
+        self.newest[place[0]] = max(place[1], self.newest[place[0]])
         if message.value() is None:
             self.tombstones[key] = place
+
+    def _look_up(self) -> None:
+        """Find the records that the broker did not tell of: those on the topic that nobody knows yet."""
+        known = {(record.partition, record.offset) for record in self.sent}
+        group = {"bootstrap.servers": self._bootstrap, "group.id": unique("traffic")}
+        consumer = Consumer({**group, "enable.partition.eof": True, **QUIET})
+        consumer.assign([TopicPartition(self._topic, number, 0) for number in self.newest])
+        read: set[int] = set()
+        while len(read) < len(self.newest):
+            for message in consumer.consume(500, 1.0):
+                if message.error() is not None:
+                    if message.error().code() == KafkaError._PARTITION_EOF:
+                        read.add(message.partition())
+                elif (message.partition(), message.offset()) not in known:
+                    self._note(message)
+                    self._untold -= 1
+        consumer.close()
+        if self._untold:
+            raise OSError(f"{self._untold} acknowledged input records are not on the topic")
 
 
 class Witness:
@@ -217,7 +248,3 @@ class Witness:
         places = [(topic, number) for topic in self._topics for number in known[topic].partitions]
         ask: Callable[..., Any] = self._auditor.get_watermark_offsets
         return {place: ask(TopicPartition(*place), timeout=3)[1] for place in places}
-
-
-QUIET = {"log_level": 0, "error_cb": lambda _error: None}
-"""The experimenter's own clients: that the broker is away is no news."""
