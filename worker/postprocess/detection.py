@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _FIELD = "postprocess.detection"
 CLASSES_MAX = 1 << 31
 """A larger class number of a floating output is nonsense, and soon no integer."""
+BLOCK = 128
+"""Candidates compared with each other at once."""
 
 
 class Geometry(Protocol):
@@ -146,29 +148,46 @@ def suppress(boxes: Boxes, iou: float, at_most: int) -> Array:
     """Rows that stay, best first: greedy non-maximum suppression within each class.
 
     A box goes when one already kept of its class overlaps it by more than ``iou``. Of equal scores the earlier
-    candidate wins.
+    candidate wins. All pairs of a block are compared at once: box by box costs 30 us for each that stays.
     """
-    waiting = np.argsort(-boxes.scores, kind="stable")
-    kept: list[int] = []
-    while len(waiting) and len(kept) < at_most:
-        best, waiting = int(waiting[0]), waiting[1:]
-        kept.append(best)
-        overlaps = overlap(boxes.xyxy[best], boxes.xyxy[waiting]) > iou
-        waiting = waiting[~(overlaps & (boxes.classes[waiting] == boxes.classes[best]))]
-    return np.array(kept, dtype=np.intp)
+    order = np.argsort(-boxes.scores, kind="stable")
+    kept = order[:0]
+    for start in range(0, len(order), BLOCK):
+        block = order[start : start + BLOCK]
+        if len(kept):
+            block = block[~_covers(boxes, kept, block, iou).any(axis=0)]
+        covers = _covers(boxes, block, block, iou)
+        alive = np.ones(len(block), bool)
+        chosen = []
+        for row in range(len(block)):
+            if alive[row]:
+                chosen.append(row)
+                alive &= ~covers[row]
+        kept = np.concatenate([kept, block[chosen]])
+        if len(kept) >= at_most:
+            break
+    return kept[:at_most]
 
 
-def overlap(box: Array, others: Array) -> Array:
-    """Intersection over union of one box (4,) with others (n, 4); 0 where both are empty."""
-    shared = _area(np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:]))
-    union = _area(box[:2], box[2:]) + _area(others[:, :2], others[:, 2:]) - shared
+def _covers(boxes: Boxes, better: Array, others: Array, iou: float) -> Array:
+    """Whether each of ``better`` (rows) overlaps each of ``others`` (columns) of its class by more than ``iou``."""
+    same = boxes.classes[better, None] == boxes.classes[others]
+    return same & (overlap(boxes.xyxy[better], boxes.xyxy[others]) > iou)
+
+
+def overlap(boxes: Array, others: Array) -> Array:
+    """Intersection over union of boxes (m, 4) with others (n, 4) -> (m, n); 0 where both are empty."""
+    left, top, right, bottom = (boxes[:, [column]] for column in range(4))
+    x1, y1, x2, y2 = others.T
+    shared = _area(np.maximum(left, x1), np.maximum(top, y1), np.minimum(right, x2), np.minimum(bottom, y2))
+    union = _area(left, top, right, bottom) + _area(x1, y1, x2, y2) - shared
     ratio: Array = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return ratio
 
 
-def _area(low: Array, high: Array) -> Array:
-    """Areas between corners (..., 2); 0 where they are the wrong way round."""
-    area: Array = np.prod(np.clip(high - low, 0, None), axis=-1)
+def _area(left: Array, top: Array, right: Array, bottom: Array) -> Array:
+    """0 where the corners are the wrong way round."""
+    area: Array = np.maximum(right - left, 0) * np.maximum(bottom - top, 0)
     return area
 
 
