@@ -172,7 +172,8 @@ def suppress(boxes: Boxes, iou: float, at_most: int) -> Array:
 def _covers(boxes: Boxes, better: Array, others: Array, iou: float) -> Array:
     """Whether each of ``better`` (rows) overlaps each of ``others`` (columns) of its class by more than ``iou``."""
     same = boxes.classes[better, None] == boxes.classes[others]
-    return same & (overlap(boxes.xyxy[better], boxes.xyxy[others]) > iou)
+    covers: Array = same & (overlap(boxes.xyxy[better], boxes.xyxy[others]) > iou)
+    return covers
 
 
 def overlap(boxes: Array, others: Array) -> Array:
