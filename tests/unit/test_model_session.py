@@ -6,9 +6,11 @@ import hashlib
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import models
 import numpy as np
+import onnxruntime
 import pytest
 import structlog
 from onnx import helper
@@ -51,6 +53,23 @@ def test_sha256_covers_external_data(tmp_path: Path) -> None:
 
 
 # Refusals
+
+
+@pytest.mark.parametrize(("size", "kept"), [(28, True), (None, False)], ids=["fixed items", "any size"])
+def test_memory_layouts_are_kept_where_they_have_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None, kept: bool
+) -> None:
+    """The runtime keeps one for every set of input shapes: one per batch size, or one per picture ever seen."""
+    opened: list[bool] = []
+    real = onnxruntime.InferenceSession
+
+    def session(path: str, options: onnxruntime.SessionOptions, **more: Any) -> onnxruntime.InferenceSession:
+        opened.append(options.enable_mem_pattern)
+        return real(path, options, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    loaded(tmp_path, models.image(size=size))
+    assert opened[-1] == kept
 
 
 def test_missing_file_and_directory_are_named(tmp_path: Path) -> None:

@@ -16,13 +16,8 @@ from worker.errors import StartError
 from worker.model.fingerprint import model_sha256
 from worker.model.gpu import GpuSession, bindable, open_on_gpu
 from worker.model.memory import KeptMemory
-from worker.model.opening import import_runtime, one_line, open_session, specs_of
-from worker.model.providers import (
-    check_providers,
-    preload_libraries,
-    provider_in_use,
-    provider_options,
-)
+from worker.model.opening import import_runtime, one_line, open_on_cpu, specs_of
+from worker.model.providers import check_providers, preload_libraries, provider_in_use
 from worker.model.signature import Signature, TensorSpec
 from worker.model.warmup import GPU_TOLERANCE, Probe, Tensors, batch_of, probe, same, sizes_to_warm
 
@@ -248,7 +243,7 @@ def load(
         log.warning("the runtime found no CUDA libraries beside it", reason=missing)
     gpu = None
     if providers[0] == "cpu":
-        opened = open_session(runtime, path, providers, provider_options(providers))
+        opened = open_on_cpu(runtime, path, providers)
     else:
         gpu = open_on_gpu(runtime, path, providers, digest, instances, max_size)
         opened = gpu.described
