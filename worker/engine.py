@@ -195,7 +195,10 @@ class _Group:
 
     @property
     def counts(self) -> list[int] | None:
-        return [item.count for item in self.items] if self.items is not None else None
+        """Items per row; None where each is one."""
+        if self.items is None or all(item.single for item in self.items):
+            return None
+        return [item.count for item in self.items]
 
     @property
     def item_count(self) -> int:
@@ -225,22 +228,24 @@ def _groups(batch: Batch) -> Iterator[_Group]:
 
 def _by_shape(feed: Feed, rows: Iterable[int], limit: int) -> Iterator[_Group]:
     """Rows of the same item shape together, at most ``limit`` items; a record of more runs alone."""
-    open_groups: dict[tuple[object, ...], _Group] = {}
+    gathered: dict[tuple[object, ...], tuple[list[int], list[Item]]] = {}
+    counts: dict[tuple[object, ...], int] = {}
     for row in rows:
         item = feed.items[row]
         assert item is not None
         shape = tuple((name, array.shape[1:]) for name, array in item.arrays.items())
-        group = open_groups.get(shape)
-        if group is not None and group.item_count + item.count > limit:
-            yield group
-            group = None
-        if group is None:
-            open_groups[shape] = _Group([row], False, [item])
-        else:
-            assert group.items is not None
-            group.rows = [*group.rows, row]
-            group.items.append(item)
-    yield from open_groups.values()
+        before = counts.get(shape, 0)
+        if before and before + item.count > limit:
+            yield _Group(gathered[shape][0], False, gathered[shape][1])
+            before = 0
+        if not before:
+            gathered[shape] = [], []
+        counts[shape] = before + item.count
+        ours, items = gathered[shape]
+        ours.append(row)
+        items.append(item)
+    for ours, items in gathered.values():
+        yield _Group(ours, False, items)
 
 
 def _items(feed: Feed, rows: Sequence[int]) -> list[Item]:

@@ -130,7 +130,8 @@ def producer_properties(
         "enable.idempotence": True,
         "acks": "all",
         "partitioner": "murmur2_random",  # as Java clients place keys; librdkafka's default does not
-        "linger.ms": 1,
+        # a slab is handed over within this time; 1 adds 0.4 ms to every answer, 0 a sixth to the CPU of full load
+        "linger.ms": 0.3,
         "compression.type": "lz4",
         "queue.buffering.max.kbytes": min(max(settings.limits.output_bytes // 1024, 1), LARGEST_INT),
         "queue.buffering.max.messages": 100_000,
