@@ -75,7 +75,7 @@ def test_measuring_keeps_to_its_time(name: str) -> None:
 
 def test_the_smallest_good_size_is_chosen() -> None:
     """Where batching gains nothing, nothing waits for a batch."""
-    assert cheapest_size({size: 3000.0 * size for size in SIZES}) == 1
+    assert cheapest_size({size: 20_000.0 * size for size in SIZES}) == 1
 
 
 def test_disturbed_rounds_do_not_decide() -> None:
