@@ -298,7 +298,7 @@ def _settle_allocator() -> None:
     glibc comes to such values by itself, or to others, depending on what happens to be freed first: it raises the size from
     which a block goes back with each one that does, up to 32 MB, and what it keeps to twice that. What the client fetches
     arrives in blocks of some MB. Where each of those goes back, the next one's pages are made anew: 1 MiB cost 1.1 times
-    the CPU for JSON records and 2.5 times for raw frames of 150 KB. Frames of 8 MB and more that stay as holes are inside the
+    the CPU for JSON records and 3 times for raw frames of 150 KB. Frames of 8 MB and more that stay as holes are inside the
     bound (``scripts/bench memory``). Another allocator or C library takes no notice.
     """
     with suppress(AttributeError, OSError):

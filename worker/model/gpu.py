@@ -47,7 +47,7 @@ DEAR_SWITCH_S = 0.01
 """How much longer a run right after one of another size may take before sizes get sessions of their own."""
 _PROFILE_REFUSED = "explicitly set profiles"
 """TensorRT takes only parts of the model, and wants to be told the shapes between them: left to find them out as they
-come. It does not take 8-bit pixels as an input, for one."""
+come. INT8 with zero points, as ``quantize`` writes it for CPUs, is such a model."""
 _UNSYNCHRONIZED = "disable_synchronize_execution_providers"
 
 

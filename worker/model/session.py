@@ -259,9 +259,8 @@ def load(
         fixed = all(spec.fixed for spec in inputs)
         session = Session(opened, runtime, provider, [spec.name for spec in outputs], fixed=fixed)
     found = probe(session.run, inputs, outputs, _tolerance(provider))
-    if (
-        found.item is None and "TensorRT" in found.refusal
-    ):  # not the items' fault: it could not build an engine
+    if found.item is None and "TensorRT" in found.refusal:
+        # not the items' fault: it could not build an engine
         raise StartError(f"model.path: {path} cannot be run on tensorrt: {one_line(found.refusal)}")
     _warn(name, found)
     signature = Signature(inputs, _with_observed_ranks(outputs, found), found.batchable)
