@@ -125,6 +125,7 @@ def _load_one(settings: Settings, name: str, deadline: float) -> Loaded:
         providers=wanted.model.providers,
         instances=_or(wanted.model.instances, 1),
         max_size=_or(wanted.batching.max_size, LARGEST_UNKNOWN_SIZE),
+        one_shape=wanted.input.format == "image" and wanted.preprocess.one_size,
     )
     decoder = make_decoder(wanted, model.signature, settings.limits)
     encoder = make_encoder(wanted, model.signature, model.name, model.version, _labels(wanted))

@@ -55,9 +55,13 @@ def test_sha256_covers_external_data(tmp_path: Path) -> None:
 # Refusals
 
 
-@pytest.mark.parametrize(("size", "kept"), [(28, True), (None, False)], ids=["fixed items", "any size"])
+@pytest.mark.parametrize(
+    ("size", "one_shape", "kept"),
+    [(28, False, True), (None, False, False), (None, True, True)],
+    ids=["fixed items", "any size", "made to fit"],
+)
 def test_memory_layouts_are_kept_where_they_have_an_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None, kept: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None, one_shape: bool, kept: bool
 ) -> None:
     """The runtime keeps one for every set of input shapes: one per batch size, or one per picture ever seen."""
     opened: list[bool] = []
@@ -68,8 +72,34 @@ def test_memory_layouts_are_kept_where_they_have_an_end(
         return real(path, options, **more)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    loaded(tmp_path, models.image(size=size))
+    load(models.write(tmp_path, models.image(size=size)), one_shape=one_shape)
     assert opened[-1] == kept
+
+
+@pytest.mark.parametrize("one_shape", [False, True])
+def test_memory_is_given_back_when_items_change_their_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_shape: bool
+) -> None:
+    """Not after every run: its pages would be made anew each time. The batch's size is no part of an item's shape."""
+    gives_back: list[bool] = []
+
+    class RunOptions(onnxruntime.RunOptions):
+        def add_run_config_entry(self, key: str, value: str) -> None:
+            super().add_run_config_entry(key, value)
+            self.shrinks = key == "memory.enable_memory_arena_shrinkage"
+
+    class Session(onnxruntime.InferenceSession):
+        def run(self, names: Any, feeds: Any, options: Any = None) -> Any:
+            gives_back.append(getattr(options, "shrinks", False))
+            return super().run(names, feeds, options)
+
+    monkeypatch.setattr(onnxruntime, "RunOptions", RunOptions)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    model = load(models.write(tmp_path, models.image(size=None)), one_shape=one_shape)
+    gives_back.clear()
+    for count, size in [(1, 30), (4, 30), (2, 30), (1, 40), (1, 40), (3, 30)]:
+        model.run({"x": np.zeros((count, 3, size, size), np.float32)})
+    assert gives_back == [not one_shape and changed for changed in (True, False, False, True, False, True)]
 
 
 def test_missing_file_and_directory_are_named(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def import_runtime() -> Any:
     return onnxruntime
 
 
-def open_on_cpu(runtime: Any, path: Path, providers: Sequence[str]) -> Any:
+def open_on_cpu(runtime: Any, path: Path, providers: Sequence[str], one_shape: bool) -> Any:
     """The runtime's session on the CPU, with kept memory layouts where there is an end to them.
 
     With the layout of a batch size known, a run takes its memory in one piece. Piece by piece two threads get in each
@@ -39,12 +39,17 @@ def open_on_cpu(runtime: Any, path: Path, providers: Sequence[str]) -> Any:
     four; with layouts 6.9 (medians of seven processes, onnxruntime 1.31.1). A layout of some hundred bytes is kept for
     every set of input shapes: as many as batch sizes, but without end where items have any shape.
 
+    Args:
+        one_shape: items will have one shape even where the model takes any.
+
     Raises:
         StartError: as :func:`open_session`.
     """
     options = provider_options(providers)
     session = open_session(runtime, path, providers, options, layouts=True)
-    if all(isinstance(length, int) for value in session.get_inputs() for length in value.shape[1:]):
+    if one_shape or all(
+        isinstance(length, int) for value in session.get_inputs() for length in value.shape[1:]
+    ):
         return session
     del session  # before the next one takes as much memory
     return open_session(runtime, path, providers, options)

@@ -143,6 +143,12 @@ class PreprocessSettings(_Section):
     numeric: NumericSettings | None = None
     """For the only input: it is numbers."""
 
+    @property
+    def one_size(self) -> bool:
+        """Whether pictures are made to fit sizes given here, whatever the model would take."""
+        images = [source.image for source in self.inputs.values()] if self.inputs else [self.image]
+        return all(image is not None and image.size is not None for image in images)
+
 
 class ModelSettings(_Section):
     """The ONNX model and how it runs."""
