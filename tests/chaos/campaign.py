@@ -173,7 +173,10 @@ class _Campaign:
             "doubled": verdict.doubled if outcome.delivery == "exactly_once" else [],
             # what was killed has counted for itself, and cannot say so
             "counters": [*add_up(outcome.counted), *agree(outcome.counted, topics, once=False, drops=False)],
-            "left without last words": world.crew.in_order[len(outcome.counted) :],
+            # who was asked to leave before it had begun has nothing to say
+            "left without last words": [
+                log for log in world.crew.in_order if not counted(log) and "assigned" in log.read_text()
+            ],
             "ends": [end for end in outcome.ends if end not in TOLERATED_ENDS and end not in expected_ends],
         }
         outcome.broken += [f"{what}: {len(items)}, {items[:5]}" for what, items in found.items() if items]
