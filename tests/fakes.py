@@ -17,7 +17,7 @@ from typing import Any
 
 from worker.batch import Batch, Columns, Headers, Outcomes, Partition, Span
 from worker.errors import Reject, Rejection, TransactionFailed
-from worker.pool import Returned
+from worker.loop.pool import Returned
 
 DEAD_LETTERS = "dead-letters"
 RESULTS = "results"

@@ -24,23 +24,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 from worker import __version__, native
-from worker.admission import Admission
 from worker.batch import Batch, Columns, Partition
-from worker.caution import Caution
-from worker.conductor import Conductor, Plan
-from worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
-from worker.engine import Engine, Pipeline
 from worker.errors import Reject, WorkerError
-from worker.outbox import DeadLetterRate, Letterhead, Outbox
-from worker.pool import InlinePool, ThreadPool
+from worker.loop.admission import Admission
+from worker.loop.caution import Caution
+from worker.loop.conductor import Conductor, Plan
+from worker.loop.delivery import AtLeastOnce, Delivery, ExactlyOnce
+from worker.loop.outbox import DeadLetterRate, Letterhead, Outbox
+from worker.loop.pool import InlinePool, ThreadPool
+from worker.loop.window import Window
+from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Progress, Standstill, Watchdog
+from worker.serving.engine import Engine, Pipeline
 from worker.settings import PipelineSettings, Settings, check_budget, check_model_file, labels_of
 from worker.telemetry import logs
 from worker.telemetry.exchange import SnapshotExchange
 from worker.telemetry.http import Health, HttpServer
 from worker.telemetry.meters import Meters, ModelLabel, PartitionState, Snapshot
 from worker.telemetry.topic import MetricsReporter, WorkerInfo
-from worker.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Progress, Standstill, Watchdog
-from worker.window import Window
 
 if TYPE_CHECKING:
     from worker.kafka.source import Reach
@@ -110,11 +110,11 @@ def load(settings: Settings) -> Loaded:
 
 
 def _load_one(settings: Settings, name: str, deadline: float) -> Loaded:
-    from worker.codecs import decoder as make_decoder
-    from worker.codecs.encoders import encoder as make_encoder
+    from worker.encode import encoder as make_encoder
     from worker.model.session import LARGEST_UNKNOWN_SIZE
     from worker.model.session import load as load_model
     from worker.model.tune import tune, usable_cores
+    from worker.records import decoder as make_decoder
 
     wanted = settings.pipelines[name]
     model = load_model(

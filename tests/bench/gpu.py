@@ -34,9 +34,9 @@ from stage import Broker, embedded_broker
 
 from worker.app import load as load_pipelines
 from worker.batch import Batch, Columns, Partition
-from worker.engine import Engine, Pipeline
+from worker.loop.pool import ThreadPool
 from worker.model.session import Model, load
-from worker.pool import ThreadPool
+from worker.serving.engine import Engine, Pipeline
 from worker.settings import load as load_settings
 
 SIZES = (1, 8, 64, 256)

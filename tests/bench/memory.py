@@ -53,7 +53,7 @@ def frame(value, headers):
 WORKER = "from worker.__main__ import main; import sys; sys.exit(main())"
 BROKEN = f"""
 import worker.app
-from worker.window import Window
+from worker.loop.window import Window
 worker.app.Window = lambda limit_bytes: Window(1 << 40)  # planted: the budget is not looked at
 {WORKER}
 """

@@ -20,7 +20,7 @@ from workloads import WORKLOADS, Workload
 from worker import native
 from worker.app import load_pipelines
 from worker.batch import Batch, Columns, Partition
-from worker.engine import Engine, Pipeline
+from worker.serving.engine import Engine, Pipeline
 from worker.settings import Settings, validate
 
 SLAB = 2048

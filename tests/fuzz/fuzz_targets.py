@@ -31,14 +31,14 @@ from encode_support import batch_of, encode, make_encoder
 
 from worker import native
 from worker.batch import Columns, Feed, Headers, Partition
-from worker.codecs.encoders import Encoder
-from worker.codecs.header import peek
-from worker.codecs.oip import LENGTH_HEADER
-from worker.codecs.oip_response import OipEncoder
-from worker.codecs.result_json import JsonEncoder
-from worker.deadletter import CONNECT, MESSAGE_BYTES_MAX, OURS, TIMESTAMP, TRIMMED, compose
+from worker.dead_letters.compose import CONNECT, MESSAGE_BYTES_MAX, OURS, TIMESTAMP, TRIMMED, compose
+from worker.dead_letters.read import Letter, original
+from worker.encode import Encoder
+from worker.encode.json import JsonEncoder
+from worker.encode.oip import OipEncoder
 from worker.errors import ConfigError, Reject, Rejection
-from worker.letters import Letter, original
+from worker.features.picture_header import peek
+from worker.records.oip import LENGTH_HEADER
 from worker.settings import load
 
 MEANT = "worker.errors.Reject"

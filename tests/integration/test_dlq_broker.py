@@ -14,7 +14,7 @@ from stream import create_topics, unique
 from worker.batch import Columns, Headers, Partition
 from worker.cli import dlq
 from worker.cli import main as cli
-from worker.deadletter import compose
+from worker.dead_letters.compose import compose
 from worker.errors import Rejection
 from worker.kafka.broker import EmbeddedBroker
 

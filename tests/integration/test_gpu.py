@@ -16,9 +16,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from worker.engine import OUT_OF_MEMORY
 from worker.model.cuda import LIBRARY, Driver
 from worker.model.session import load
+from worker.serving.engine import OUT_OF_MEMORY
 
 pytestmark = pytest.mark.gpu
 TESTS = Path(__file__).resolve().parent.parent

@@ -12,15 +12,15 @@ from unittest import mock
 
 from fakes import FakeSource, FakeTransactions
 
-from worker import conductor, openslab, outbox
-from worker.admission import Admission, Admitted
 from worker.batch import Batch, Partition, Span
-from worker.caution import Caution
-from worker.conductor import Conductor
-from worker.delivery import AtLeastOnce, ExactlyOnce
-from worker.openslab import OpenSlab
-from worker.outbox import Outbox, Tally
-from worker.window import Epochs, Slab, Window
+from worker.loop import conductor, openslab, outbox
+from worker.loop.admission import Admission, Admitted
+from worker.loop.caution import Caution
+from worker.loop.conductor import Conductor
+from worker.loop.delivery import AtLeastOnce, ExactlyOnce
+from worker.loop.openslab import OpenSlab
+from worker.loop.outbox import Outbox, Tally
+from worker.loop.window import Epochs, Slab, Window
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from collections import Counter
 from fakes import DEAD_LETTERS, Message
 from sim_world import LARGEST_COST, LARGEST_RECORD, Judge, Replica
 
-from worker.admission import RECORD_OVERHEAD_BYTES, payload_bytes
 from worker.batch import Partition
+from worker.loop.admission import RECORD_OVERHEAD_BYTES, payload_bytes
 
 ONE_RECORD_BYTES = LARGEST_RECORD + RECORD_OVERHEAD_BYTES + 200 + LARGEST_COST
 Place = tuple[Partition, int]

@@ -33,16 +33,16 @@ from fakes import (
     never,
 )
 
-from worker import delivery
-from worker.admission import Admission
 from worker.batch import Batch, Headers, Partition
-from worker.caution import Caution
-from worker.conductor import Conductor, Plan
-from worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from worker.errors import ClientFatal, Stalled, WorkerError
-from worker.outbox import DeadLetterRate, Letterhead, Outbox
-from worker.pool import Returned
-from worker.window import Window
+from worker.loop import delivery
+from worker.loop.admission import Admission
+from worker.loop.caution import Caution
+from worker.loop.conductor import Conductor, Plan
+from worker.loop.delivery import AtLeastOnce, Delivery, ExactlyOnce
+from worker.loop.outbox import DeadLetterRate, Letterhead, Outbox
+from worker.loop.pool import Returned
+from worker.loop.window import Window
 
 TURNS_TO_QUIET = 30_000
 LARGEST_RECORD = 3_000

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from worker.batch import Columns, Feed, Headers
-from worker.codecs import Decoder, decoder
 from worker.model.signature import Signature, TensorSpec
+from worker.records import Decoder, decoder
 from worker.settings import LimitsSettings, PipelineSettings
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from worker.batch import STAGES, Array, Batch, Columns, Feed, Headers, Item, Outcomes, Partition, Request, Run
-from worker.codecs.encoders import Encoder, encoder
+from worker.encode import Encoder, encoder
 from worker.model.signature import Signature, TensorSpec
 from worker.settings import PipelineSettings, validate
 

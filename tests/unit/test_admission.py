@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from fakes import FakeRoute, columns_of
 
-from worker.admission import Admission, Admitted, payload_bytes
 from worker.batch import Columns, Headers, Partition
 from worker.errors import Reject
+from worker.loop.admission import Admission, Admitted, payload_bytes
 
 pytestmark = pytest.mark.usefixtures("both_batch_paths")
 

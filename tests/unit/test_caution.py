@@ -3,7 +3,7 @@
 import pytest
 
 from worker.batch import Partition
-from worker.caution import Caution, Note
+from worker.loop.caution import Caution, Note
 
 A, B = Partition("in", 0), Partition("in", 1)
 

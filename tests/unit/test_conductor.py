@@ -18,14 +18,14 @@ from fakes import (
     NullLog,
 )
 
-from worker.admission import Admission
 from worker.batch import Partition
-from worker.caution import Caution, Note
-from worker.conductor import SERVE_S, SPARE_RECORDS, Conductor, Plan
-from worker.delivery import AtLeastOnce
 from worker.errors import ClientFatal, DeadLetterLimit, SickModel, Stalled
-from worker.outbox import DeadLetterRate, Letterhead, Outbox
-from worker.window import Window
+from worker.loop.admission import Admission
+from worker.loop.caution import Caution, Note
+from worker.loop.conductor import SERVE_S, SPARE_RECORDS, Conductor, Plan
+from worker.loop.delivery import AtLeastOnce
+from worker.loop.outbox import DeadLetterRate, Letterhead, Outbox
+from worker.loop.window import Window
 
 A, B = Partition("in", 0), Partition("in", 1)
 RECORD_BYTES = 512 + 1

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.batch import Columns, Headers, Partition
-from worker.deadletter import DeadLetter, compose, one_line
+from worker.dead_letters.compose import DeadLetter, compose, one_line
 from worker.errors import Reject, Rejection
 
 

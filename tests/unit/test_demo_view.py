@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from worker.batch import STAGES
-from worker.demo_view import GridView, JsonView, RowsView, Tally, summary_text, view_for
+from worker.cli.demo_view import GridView, JsonView, RowsView, Tally, summary_text, view_for
 
 FRAME = np.zeros((8, 8), np.uint8)
 FRAME[:4, 2] = 255  # a stroke: upper half, third column

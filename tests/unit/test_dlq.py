@@ -9,9 +9,9 @@ import pytest
 from worker.batch import Columns, Headers, Partition
 from worker.cli import dlq
 from worker.cli import main as cli
-from worker.deadletter import compose
+from worker.dead_letters.compose import compose
+from worker.dead_letters.read import Letter, Source, matcher, original
 from worker.errors import ConfigError, Rejection
-from worker.letters import Letter, Source, matcher, original
 
 SOURCE = Source(Partition("digits", 3), 1042)
 

@@ -10,10 +10,10 @@ import pytest
 from fakes import columns_of
 
 from worker.batch import STAGES, Array, Batch, Columns, Feed, Headers, Item, Partition, Run
-from worker.engine import Engine, Pipeline
 from worker.errors import Reject, Rejection, SickModel
+from worker.loop.pool import InlinePool
 from worker.model.signature import Signature, TensorSpec
-from worker.pool import InlinePool
+from worker.serving.engine import Engine, Pipeline
 
 X = TensorSpec("x", np.dtype(np.float32), "FP32", (None, 1))
 Y = TensorSpec("y", np.dtype(np.float32), "FP32", (None, 1))

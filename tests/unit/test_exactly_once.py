@@ -13,9 +13,9 @@ from fakes import FakeClock, FakeKafka, FakeSink, FakeSource, FakeTransactions
 from stream import wait_for
 
 from worker.batch import Columns, Partition, Span
-from worker.delivery import ExactlyOnce
 from worker.errors import DeliveryFailed, TransactionFailed
-from worker.window import Slab, Window
+from worker.loop.delivery import ExactlyOnce
+from worker.loop.window import Slab, Window
 
 A, B = Partition("in", 0), Partition("in", 1)
 

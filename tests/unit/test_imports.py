@@ -1,4 +1,4 @@
-"""Imports point one way: cli -> app -> {the loop, Kafka, the engine}, and each of the three knows only its own library."""
+"""Imports point one way: cli -> app -> {loop, kafka, serving}; each of the three knows only its own library."""
 
 from __future__ import annotations
 
@@ -14,19 +14,8 @@ import pytest
 import worker
 
 PACKAGE = Path(worker.__file__).parent
-LOOP = (
-    "admission",
-    "caution",
-    "conductor",
-    "deadletter",
-    "delivery",
-    "openslab",
-    "outbox",
-    "pool",
-    "watchdog",
-    "window",
-)
-ENGINE = ("engine", "codecs", "preprocess", "model", "postprocess")
+LOOP = ("loop", "dead_letters.compose")
+ENGINE = ("serving", "records", "features", "encode", "model", "postprocess")
 SHARED = ("batch", "errors", "settings", "model.signature", "native")
 """Values, settings and the compiled path, which every side may know."""
 
@@ -61,7 +50,7 @@ def test_the_engine_has_never_heard_of_kafka() -> None:
 
 def test_kafka_knows_neither_the_loop_nor_the_engine() -> None:
     """The Kafka package reaches no model, no engine and none of the loop; of dead letters it knows the form."""
-    reached = reached_from(within("kafka")) - within("deadletter", *SHARED)
+    reached = reached_from(within("kafka")) - within("dead_letters.compose", *SHARED)
     assert reached & within(*LOOP, *ENGINE, "app", "cli") == set()
 
 
@@ -71,7 +60,7 @@ def test_only_commands_compose() -> None:
     assert {name for name in modules() if imports(name) & within("cli")} <= within("cli", "__main__")
 
 
-@pytest.mark.parametrize("name", ["worker.cli.main", "worker.app", "worker.conductor", "worker.codecs"])
+@pytest.mark.parametrize("name", ["worker.cli.main", "worker.app", "worker.loop.conductor", "worker.records"])
 def test_importing_loads_no_runtime(name: str) -> None:
     """A module outside Kafka and the model loads no client, no model runtime and no OpenCV by being imported."""
     script = (

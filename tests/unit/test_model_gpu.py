@@ -18,12 +18,12 @@ from fakes import columns_of
 
 from worker import app, settings
 from worker.batch import Batch, Partition
-from worker.engine import Engine
 from worker.errors import StartError
 from worker.model import cuda
 from worker.model.cuda import DeviceError, Driver, PinnedMemory
 from worker.model.gpu import padded_sizes
 from worker.model.session import Model, load
+from worker.serving.engine import Engine
 
 RANDOM = np.random.default_rng(5)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from fakes import FakeRoute, columns_of
 
-from worker.admission import Admission, payload_bytes
 from worker.batch import Columns, Partition, Span
 from worker.errors import Rejection
-from worker.openslab import OpenSlab
-from worker.window import Epochs, Slab
+from worker.loop.admission import Admission, payload_bytes
+from worker.loop.openslab import OpenSlab
+from worker.loop.window import Epochs, Slab
 
 A, B = Partition("in", 0), Partition("in", 1)
 

@@ -6,13 +6,13 @@ from random import Random
 
 from fakes import FakeClock, FakeKafka, FakeMeters, FakePool, FakeRoute, FakeSink, FakeSource, NullLog
 
-from worker.admission import Admission
 from worker.batch import Partition
-from worker.caution import Caution
-from worker.conductor import Conductor, Plan
-from worker.delivery import AtLeastOnce
-from worker.outbox import DeadLetterRate, Letterhead, Outbox
-from worker.window import Window
+from worker.loop.admission import Admission
+from worker.loop.caution import Caution
+from worker.loop.conductor import Conductor, Plan
+from worker.loop.delivery import AtLeastOnce
+from worker.loop.outbox import DeadLetterRate, Letterhead, Outbox
+from worker.loop.window import Window
 
 P = Partition("in", 0)
 

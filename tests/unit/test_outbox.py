@@ -20,12 +20,12 @@ from fakes import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.admission import Admission
 from worker.batch import Columns, Outcomes, Partition, Span
 from worker.errors import DeadLetterLimit, Rejection
-from worker.openslab import OpenSlab
-from worker.outbox import DeadLetterRate, Letterhead, Outbox, lay_out, tally
-from worker.window import Epochs, Slab
+from worker.loop.admission import Admission
+from worker.loop.openslab import OpenSlab
+from worker.loop.outbox import DeadLetterRate, Letterhead, Outbox, lay_out, tally
+from worker.loop.window import Epochs, Slab
 
 pytestmark = pytest.mark.usefixtures("both_batch_paths")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from worker.batch import Batch, Columns
-from worker.pool import InlinePool, Returned, ThreadPool
+from worker.loop.pool import InlinePool, Returned, ThreadPool
 
 DEADLINE_S = 20.0
 

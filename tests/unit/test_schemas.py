@@ -13,7 +13,7 @@ from encode_support import batch_of, encode, make_encoder, request_item
 from jsonschema import Draft202012Validator
 
 from worker.batch import Partition
-from worker.deadletter import compose
+from worker.dead_letters.compose import compose
 from worker.errors import Reject, Rejection
 from worker.telemetry.meters import Meters, ModelLabel, PartitionState
 from worker.telemetry.topic import WorkerInfo, metrics_record

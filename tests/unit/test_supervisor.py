@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.supervisor import Supervisor
+from worker.process.supervisor import Supervisor
 
 TERM, KILL = signal.SIGTERM, signal.SIGKILL
 
@@ -206,7 +206,7 @@ def test_a_process_that_cannot_be_made_is_tried_again() -> None:
 
 CHILD = """
     import os, signal, time
-    from worker.supervisor import die_with_parent
+    from worker.process.supervisor import die_with_parent
     signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"drained\\n"), os._exit(0)))
     die_with_parent()
     os.write(1, b"up\\n")
@@ -216,7 +216,7 @@ CHILD = """
 
 PARENT = """
     import sys
-    from worker.supervisor import supervise
+    from worker.process.supervisor import supervise
     from worker.telemetry import logs
     logs.configure()
     sys.exit(supervise(lambda index: [sys.executable, sys.argv[1]], 2))

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from worker.batch import Partition
-from worker.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Progress, Standstill, Watchdog
+from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Progress, Standstill, Watchdog
 
 P = Partition("in", 0)
 

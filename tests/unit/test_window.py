@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.batch import Batch, Columns, Outcomes, Partition, Span
-from worker.window import Slab, Window
+from worker.loop.window import Slab, Window
 
 A, B, C = Partition("in", 0), Partition("in", 1), Partition("more", 0)
 PARTITIONS = (A, B, C)

@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from worker.demo_view import Frame, Tally, View, view_for
+from worker.cli.demo_view import Frame, Tally, View, view_for
 from worker.errors import StartError, WorkerError
 from worker.kafka.broker import EmbeddedBroker
 from worker.kafka.properties import Connection
@@ -248,7 +248,7 @@ SENTENCE = "streaminfer: "
 LAUNCH = """
 import sys
 from worker.cli.main import main
-from worker.supervisor import die_with_parent
+from worker.process.supervisor import die_with_parent
 die_with_parent()
 sys.exit(main())
 """

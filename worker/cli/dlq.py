@@ -17,9 +17,9 @@ import orjson
 
 from worker.cli.main import add_set_option
 from worker.cli.text import moment, printable
-from worker.deadletter import CONNECT
+from worker.dead_letters.compose import CONNECT
+from worker.dead_letters.read import CONDITIONS, Letter, Source, matcher, original
 from worker.errors import ConfigError, StartError
-from worker.letters import CONDITIONS, Letter, Source, matcher, original
 from worker.settings import Settings, load
 from worker.telemetry import logs
 

@@ -57,11 +57,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.replica_index is None:
         _warn_of_plaintext(settings)
     if args.replicas is not None:
-        from worker.supervisor import supervise
+        from worker.process.supervisor import supervise
 
         return supervise(lambda index: _replica(args, index), args.replicas)
     if args.replica_index is not None:
-        from worker.supervisor import die_with_parent
+        from worker.process.supervisor import die_with_parent
 
         die_with_parent()
     from worker import app

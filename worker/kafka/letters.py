@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from worker.batch import Partition
+from worker.dead_letters.read import Letter
 from worker.errors import StartError
 from worker.kafka.properties import (
     LARGEST_CLIENT_LIMIT,
@@ -20,7 +21,6 @@ from worker.kafka.properties import (
 )
 from worker.kafka.tools import range_of
 from worker.kafka.topics import EMBEDDED_CLUSTER, Admin
-from worker.letters import Letter
 
 if TYPE_CHECKING:
     from worker.settings import Settings

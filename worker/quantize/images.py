@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from worker.batch import Array
 from worker.errors import ConfigError, Reject
+from worker.features.opencv import cv2
+from worker.features.picture import ImagePreprocess
 from worker.model.signature import TensorSpec
-from worker.preprocess.image import ImagePreprocess
-from worker.preprocess.opencv import cv2
 from worker.settings import ImageSettings
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

@@ -8,8 +8,8 @@ import numpy as np
 
 from worker.batch import Array
 from worker.errors import ConfigError, Reject
+from worker.features.opencv import cv2
 from worker.model.signature import TensorSpec
-from worker.preprocess.opencv import cv2
 from worker.settings import ImageSettings
 
 _INTERPOLATIONS = {

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from worker.batch import Array, Columns, Feed, Headers
-from worker.codecs.rows import decode_each, put
 from worker.errors import Reject
 from worker.model.signature import Signature, TensorSpec
+from worker.records.rows import decode_each, put
 
 Function = Callable[[bytes, Headers], Mapping[str, Any]]
 

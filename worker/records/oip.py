@@ -10,10 +10,10 @@ import numpy as np
 import orjson
 
 from worker.batch import Array, Columns, Feed, Headers, Item, Request
-from worker.codecs.rows import decode_each
-from worker.codecs.values import TYPE_NAMES, stack
 from worker.errors import Reject
 from worker.model.signature import Signature, TensorSpec
+from worker.records.rows import decode_each
+from worker.records.values import TYPE_NAMES, stack
 
 LENGTH_HEADER = "inference-header-content-length"
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from worker.batch import Array, Columns, Feed, Item
-from worker.codecs.rows import decode_each, full_rank
 from worker.errors import ConfigError, Reject
 from worker.model.signature import Signature
+from worker.records.rows import decode_each, full_rank
 
 _MAX_HEADER_BYTES = 10_000  # the limit numpy itself has: a longer one is an attack on the parser
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.admission import Admission, Admitted, Route, payload_bytes
 from worker.batch import Batch, Columns, Outcomes, Partition, Span, pick
 from worker.errors import Rejection
-from worker.window import Epochs, Slab
+from worker.loop.admission import Admission, Admitted, Route, payload_bytes
+from worker.loop.window import Epochs, Slab
 
 
 class OpenSlab:

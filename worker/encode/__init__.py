@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from worker.batch import Batch, Columns, Headers, Run
-from worker.codecs.oip_response import OipEncoder
-from worker.codecs.result_json import JsonEncoder
-from worker.codecs.tensor_result import TensorEncoder
+from worker.encode.json import JsonEncoder
+from worker.encode.oip import OipEncoder
+from worker.encode.tensor import TensorEncoder
 from worker.errors import Rejection
 from worker.model.signature import Signature
 from worker.postprocess import postprocess

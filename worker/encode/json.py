@@ -18,10 +18,10 @@ import orjson
 
 from worker import native
 from worker.batch import Array, Batch, Partition, Run, pick
-from worker.codecs.envelope import CONTENT_LENGTH, ResultEncoder, item_spans, own_ids, request_of
 from worker.errors import Rejection
 from worker.postprocess import Postprocess, rendering
 from worker.postprocess.raw import Raw
+from worker.serving.envelope import CONTENT_LENGTH, ResultEncoder, item_spans, own_ids, request_of
 
 if TYPE_CHECKING:
     from worker.settings import PipelineSettings
@@ -43,7 +43,7 @@ class JsonEncoder(ResultEncoder):
         self._many = model + b'"predictions":[%b],'
 
     def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None:
-        """Bodies, headers and rejections of one run's rows; see :class:`worker.codecs.encoders.Encoder`."""
+        """Bodies, headers and rejections of one run's rows; see :class:`worker.encode.Encoder`."""
         assert batch.outcomes is not None
         predictions = self._predictions(batch, run)
         stamp()

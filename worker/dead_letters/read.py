@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from worker.batch import Headers, Partition
-from worker.deadletter import CONNECT, OURS, TIMESTAMP, TRIMMED
+from worker.dead_letters.compose import CONNECT, OURS, TIMESTAMP, TRIMMED
 from worker.errors import ConfigError
 
 REPLAY = "streaminfer.replay"

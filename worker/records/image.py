@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from worker.batch import Array, Columns, Feed
-from worker.codecs.header import ImageHeader, decodable, peek
-from worker.codecs.rows import decode_each, put
 from worker.errors import ConfigError, Reject, Rejection
+from worker.features.opencv import cv2
+from worker.features.picture import Geometry, ImagePreprocess
+from worker.features.picture_header import ImageHeader, decodable, peek
 from worker.model.signature import Signature
-from worker.preprocess.image import Geometry, ImagePreprocess
-from worker.preprocess.opencv import cv2
+from worker.records.rows import decode_each, put
 from worker.settings import ImageSettings, LimitsSettings, PipelineSettings
 
 SHARD_ROWS = 8

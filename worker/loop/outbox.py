@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from worker.admission import Route
 from worker.batch import Batch, Headers, Outcomes, Partition, Span, largest_bytes, total_bytes
-from worker.deadletter import RECORD_OVERHEAD_BYTES, compose, one_line
+from worker.dead_letters.compose import RECORD_OVERHEAD_BYTES, compose, one_line
 from worker.errors import DeadLetterLimit, Reject, Rejection
-from worker.window import Epochs, Slab
+from worker.loop.admission import Route
+from worker.loop.window import Epochs, Slab
 
 
 class Sink(Protocol):

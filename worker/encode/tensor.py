@@ -14,7 +14,10 @@ import numpy as np
 
 from worker import native
 from worker.batch import Array, Batch, Columns, Headers, Run
-from worker.codecs.envelope import (
+from worker.encode.oip import little_endian
+from worker.errors import ConfigError, Reject, Rejection
+from worker.model.signature import Signature
+from worker.serving.envelope import (
     CONTENT_LENGTH,
     ResultEncoder,
     header_column,
@@ -22,9 +25,6 @@ from worker.codecs.envelope import (
     request_of,
     source_of,
 )
-from worker.codecs.oip_response import little_endian
-from worker.errors import ConfigError, Reject, Rejection
-from worker.model.signature import Signature
 
 if TYPE_CHECKING:
     from worker.settings import PipelineSettings
@@ -57,7 +57,7 @@ class TensorEncoder(ResultEncoder):
         self._says_source = settings.output.headers != "none"
 
     def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None:
-        """Bodies and headers of one run's rows; see :class:`worker.codecs.encoders.Encoder`."""
+        """Bodies and headers of one run's rows; see :class:`worker.encode.Encoder`."""
         assert batch.outcomes is not None
         values = little_endian(run.outputs[self._output])
         batch.outcomes.put(run.rows, self._bodies(batch, run, values))

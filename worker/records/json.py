@@ -17,12 +17,12 @@ import orjson
 
 from worker import native
 from worker.batch import Array, Columns, Feed
-from worker.codecs.joined import CHUNK_BYTES, JoinedParser, fill
-from worker.codecs.rows import decode_each, put
-from worker.codecs.values import TYPE_NAMES, shape_of, stack, typed
 from worker.errors import ConfigError, Reject
+from worker.features.numbers import Numeric
 from worker.model.signature import Signature, TensorSpec
-from worker.preprocess.numeric import Numeric
+from worker.records.joined import CHUNK_BYTES, JoinedParser, fill
+from worker.records.rows import decode_each, put
+from worker.records.values import TYPE_NAMES, shape_of, stack, typed
 from worker.settings import ImageSettings, LimitsSettings, NumericSettings, PipelineSettings
 
 
@@ -186,8 +186,8 @@ class _Picture:
     """One model input that is a picture, in the record as base64 text."""
 
     def __init__(self, spec: TensorSpec, field: str, settings: ImageSettings, limits: LimitsSettings) -> None:
-        from worker.codecs.image import ImageReader
-        from worker.preprocess.image import ImagePreprocess
+        from worker.features.picture import ImagePreprocess
+        from worker.records.image import ImageReader
 
         self.field = field
         self.target = ImagePreprocess(settings, spec, f"preprocess.inputs.{spec.name}.image")
@@ -197,7 +197,7 @@ class _Picture:
         return self.reader.cost(self._bytes(record))
 
     def write(self, record: dict[str, Any], feed: Feed, row: int, items: dict[str, Array]) -> bool:
-        from worker.codecs.image import fit
+        from worker.records.image import fit
 
         pixels = self.reader.read(self._bytes(record), self.target.flags)
         return fit(self.target, pixels, feed, row, items)

@@ -15,7 +15,9 @@ import numpy as np
 import orjson
 
 from worker.batch import Array, Batch, Headers, Request, Run
-from worker.codecs.envelope import (
+from worker.model.signature import Signature, TensorSpec
+from worker.postprocess import rendering
+from worker.serving.envelope import (
     CONTENT_LENGTH,
     ResultEncoder,
     header_column,
@@ -24,8 +26,6 @@ from worker.codecs.envelope import (
     request_of,
     source_of,
 )
-from worker.model.signature import Signature, TensorSpec
-from worker.postprocess import rendering
 
 if TYPE_CHECKING:
     from worker.settings import PipelineSettings
@@ -50,7 +50,7 @@ class OipEncoder(ResultEncoder):
         )
 
     def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None:
-        """Bodies, headers and rejections of one run's rows; see :class:`worker.codecs.encoders.Encoder`."""
+        """Bodies, headers and rejections of one run's rows; see :class:`worker.encode.Encoder`."""
         assert batch.outcomes is not None
         answers = {name: _Output(spec, run.outputs[name], run) for name, spec in self._specs.items()}
         ids = own_ids(batch, run.rows)

@@ -10,7 +10,7 @@ import os
 from typing import Protocol
 
 from worker.batch import Columns, Feed
-from worker.codecs.encoders import Encoder, encoder
+from worker.encode import Encoder, encoder
 from worker.errors import ConfigError
 from worker.model.signature import Signature
 from worker.settings import LimitsSettings, PipelineSettings, import_attribute
@@ -51,26 +51,26 @@ def decoder(settings: PipelineSettings, signature: Signature, limits: LimitsSett
         # Read once, when OpenCV is imported; the header check before every decode is what the user's limit means.
         os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(max(limits.image_pixels, 40_000_000)))
     if name == "image":
-        from worker.codecs.image import ImageDecoder
+        from worker.records.image import ImageDecoder
 
         return ImageDecoder(settings, signature, limits)
     if name == "json":
-        from worker.codecs.jsonrecord import JsonDecoder
+        from worker.records.json import JsonDecoder
 
         return JsonDecoder(settings, signature, limits)
     if name == "tensor":
-        from worker.codecs.tensor import TensorDecoder
+        from worker.records.tensor import TensorDecoder
 
         return TensorDecoder(signature)
     if name == "npy":
-        from worker.codecs.npy import NpyDecoder
+        from worker.records.npy import NpyDecoder
 
         return NpyDecoder(signature)
     if name == "oip":
-        from worker.codecs.oip import OipDecoder
+        from worker.records.oip import OipDecoder
 
         return OipDecoder(signature)
-    from worker.codecs.own import OwnDecoder
+    from worker.records.own import OwnDecoder
 
     return OwnDecoder(import_attribute(name, "input.format"), signature)
 

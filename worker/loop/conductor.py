@@ -14,10 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from worker.admission import Admission
 from worker.batch import Batch, Columns, Partition, Span, total_bytes
-from worker.caution import Caution
-from worker.delivery import Delivery
 from worker.errors import (
     ClientFatal,
     DeadLetterLimit,
@@ -26,11 +23,14 @@ from worker.errors import (
     Stalled,
     class_path,
 )
-from worker.openslab import OpenSlab
-from worker.outbox import Outbox, Sink, tally
-from worker.pace import Pace
-from worker.pool import Returned
-from worker.window import Slab, Window
+from worker.loop.admission import Admission
+from worker.loop.caution import Caution
+from worker.loop.delivery import Delivery
+from worker.loop.openslab import OpenSlab
+from worker.loop.outbox import Outbox, Sink, tally
+from worker.loop.pace import Pace
+from worker.loop.pool import Returned
+from worker.loop.window import Slab, Window
 
 TICK_S = 0.1
 """Longest wait for anything: rebalances, signals and snapshots are served this often."""
@@ -138,7 +138,7 @@ class Plan:
     slab_records: int
     """Most records in one slab."""
     max_wait_s: float
-    """Longest time the first record of a slab waits for company while a slot is free; see :mod:`worker.pace`."""
+    """Longest time the first record of a slab waits for company while a slot is free; see :mod:`worker.loop.pace`."""
     drain_s: float
     revoke_s: float
     record_nbytes: int = 0
@@ -476,7 +476,7 @@ class Conductor:
                 self._on_turn()  # whoever asks how it goes asks now
         return True
 
-    # -- caution: see worker.caution ---------------------------------------------------------------------
+    # -- caution: see worker.loop.caution ---------------------------------------------------------------------
 
     def _look_up(self, partitions: Iterable[Partition]) -> None:
         """What the last owner noted beside its positions; our own first note is committed at once."""

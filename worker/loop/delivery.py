@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from worker.batch import Partition
 from worker.errors import DeliveryFailed, TransactionFailed
-from worker.window import Slab, Window
+from worker.loop.window import Slab, Window
 
 TICK_S = 0.1
 """Between two looks at a commit that may never come back."""

@@ -35,7 +35,7 @@ OUT_OF_MEMORY = (
 
 
 class Decoder(Protocol):
-    """Bytes -> arrays; see ``worker.codecs``."""
+    """Bytes -> arrays; see ``worker.records``."""
 
     fixed: bool
     shard_rows: int
@@ -46,7 +46,7 @@ class Decoder(Protocol):
 
 
 class Encoder(Protocol):
-    """What the model answered -> bodies; see ``worker.codecs``."""
+    """What the model answered -> bodies; see ``worker.records``."""
 
     def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None: ...
 

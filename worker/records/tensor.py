@@ -8,9 +8,9 @@ import numpy as np
 
 from worker import native
 from worker.batch import Columns, Feed
-from worker.codecs.rows import decode_each
 from worker.errors import ConfigError, Reject
 from worker.model.signature import Signature
+from worker.records.rows import decode_each
 
 _JOIN_BYTES = 16 << 10
 """Items up to this size are joined and copied together; beyond, a copy of the batch costs more than it saves."""

@@ -1,0 +1,1 @@
+"""Dead letters: how one is composed, and how one is read."""

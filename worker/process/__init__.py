@@ -1,0 +1,1 @@
+"""One operating-system process: signals, watchdogs, the supervisor of several."""

@@ -1,0 +1,1 @@
+"""What answers a record: the engine and what every answer carries."""
