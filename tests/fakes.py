@@ -18,6 +18,7 @@ from typing import Any
 from worker.batch import Batch, Columns, Headers, Outcomes, Partition, Span
 from worker.errors import Reject, Rejection, TransactionFailed
 from worker.loop.pool import Returned
+from worker.sending import PartitionMode, Sending
 
 DEAD_LETTERS = "dead-letters"
 RESULTS = "results"
@@ -70,7 +71,9 @@ class Message:
     key: bytes | None
     value: bytes | None
     headers: Headers | None
-    on_delivery: Callable[[Any, Any], None] | None
+    on_delivery: Callable[..., None] | None
+    timestamp_ms: int = 0
+    """As the sink was given it; 0 = the time of sending."""
 
     @property
     def offset(self) -> int:
@@ -170,7 +173,7 @@ class FakeKafka:
         self.landed.append(message)
         self.witness.landed(message)
 
-    def place(self, topic: str, source: Partition, key: bytes | None, mode: str) -> int:
+    def place(self, topic: str, source: Partition, key: bytes | None, mode: PartitionMode) -> int:
         """The partition an output goes to."""
         if mode == "input":
             return source.number
@@ -438,28 +441,29 @@ class FakeSink:
         """Messages handed over whose fate was not reported yet."""
         return self._queued + len(self._reports)
 
-    def send(
-        self,
-        topic: str,
-        source: Partition,
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes | None],
-        headers: Sequence[Headers | None] | None,
-        mode: str,
-        on_delivery: Callable[[Any, Any], None] | None,
-        timestamp_ms: int = 0,
-    ) -> int:
-        taken = min(len(values), max(0, self.capacity - len(self)))
+    def send(self, sending: Sending, on_delivery: Callable[..., None] | None) -> int:
+        rows = len(sending)
+        taken = min(rows, max(0, self.capacity - len(self)))
         for row in range(taken):
             self.fuse("send")
-            number = self._kafka.place(topic, source, keys[row], mode)
-            header = headers[row] if headers is not None else None
-            message = Message(topic, number, source, keys[row], values[row], header, on_delivery)
-            self._queues.setdefault((topic, number), deque()).append(message)
+            key = sending.keys[row]
+            number = self._kafka.place(sending.topic, sending.source, key, sending.mode)
+            headers = sending.headers[row] if sending.headers is not None else None
+            message = Message(
+                sending.topic,
+                number,
+                sending.source,
+                key,
+                sending.values[row],
+                headers,
+                on_delivery,
+                sending.timestamp_ms,
+            )
+            self._queues.setdefault((sending.topic, number), deque()).append(message)
             self._queued += 1
             self._kafka.witness.sent(self.who, message)
-        if taken < len(values):
-            self._kafka.witness.queue_full(self.who, taken, len(values))
+        if taken < rows:
+            self._kafka.witness.queue_full(self.who, taken, rows)
         return taken
 
     def poll(self, timeout_s: float = 0.0) -> None:
@@ -652,7 +656,7 @@ class FakeRoute:
     item_nbytes: int = 100
     costly: bool = False
     output_topic: str = RESULTS
-    output_partition: str = "key"
+    output_partition: PartitionMode = "key"
     errors: bool = False
     scratch: Callable[[bytes], int] = field(default=lambda value: 0)
 

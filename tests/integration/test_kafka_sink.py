@@ -21,6 +21,7 @@ from worker.kafka.batch_sink import BatchSink
 from worker.kafka.broker import EmbeddedBroker
 from worker.kafka.sink import KafkaSink
 from worker.kafka.topics import Topics
+from worker.sending import PartitionMode, Sending
 
 JAVA_MURMUR2 = {
     b"21": -973932308,
@@ -41,7 +42,7 @@ def cluster(request: pytest.FixtureRequest) -> Cluster:
     return Cluster(broker.bootstrap, broker)
 
 
-class Sending:
+class Outlet:
     """A sink with one output topic, and what became of each row."""
 
     def __init__(
@@ -66,11 +67,10 @@ class Sending:
         values: Sequence[bytes | None],
         headers: Sequence[Headers | None] | None = None,
         source: int = 0,
-        mode: str = "key",
+        mode: PartitionMode = "key",
     ) -> int:
-        return self.sink.send(
-            self.topic, Partition("in", source), keys, values, headers, mode, self.on_delivery
-        )
+        sending = Sending(self.topic, Partition("in", source), keys, values, headers, mode)
+        return self.sink.send(sending, None if self.sink.transactional_id else self.on_delivery)
 
     def on_delivery(self, error: KafkaError | None, message: Message | None, rows: int = 1) -> None:
         if error is None:
@@ -100,13 +100,13 @@ def kind(request: pytest.FixtureRequest) -> type[KafkaSink | BatchSink]:
 
 
 @pytest.fixture
-def sending(
+def outlet(
     cluster: Cluster, kind: type[KafkaSink | BatchSink], request: pytest.FixtureRequest
-) -> Callable[..., Sending]:
+) -> Callable[..., Outlet]:
     """Make a sink for a new topic; it is closed when the test is over."""
 
-    def start(partitions: int, **more: Any) -> Sending:
-        made = Sending(cluster, partitions, kind=kind, **more)
+    def start(partitions: int, **more: Any) -> Outlet:
+        made = Outlet(cluster, partitions, kind=kind, **more)
         request.addfinalizer(lambda: made.sink.close(5.0))
         return made
 
@@ -135,9 +135,9 @@ def test_the_reference_agrees_with_java() -> None:
 
 
 @pytest.mark.parametrize("headed", [False, True], ids=["plain", "headers"])
-def test_keyed_records_go_where_java_puts_them(sending: Callable[..., Sending], headed: bool) -> None:
+def test_keyed_records_go_where_java_puts_them(outlet: Callable[..., Outlet], headed: bool) -> None:
     """The partition of a key, the empty one included, is that of Java's default partitioner."""
-    out = sending(12)
+    out = outlet(12)
     keys = [*JAVA_MURMUR2, b"", *(b"key-%d" % i for i in range(50))]
     headers: list[Headers | None] | None = [[("h", b"1")]] * len(keys) if headed else None
     assert out.send(keys, [b"v"] * len(keys), headers, source=5) == len(keys)
@@ -147,18 +147,18 @@ def test_keyed_records_go_where_java_puts_them(sending: Callable[..., Sending], 
 
 
 @pytest.mark.parametrize("headed", [False, True], ids=["plain", "headers"])
-def test_keyless_records_follow_their_input_partition(sending: Callable[..., Sending], headed: bool) -> None:
+def test_keyless_records_follow_their_input_partition(outlet: Callable[..., Outlet], headed: bool) -> None:
     """A record without a key goes to input partition mod output partitions."""
-    out = sending(4)
+    out = outlet(4)
     headers: list[Headers | None] | None = [[("h", b"1")]] * 10 if headed else None
     assert out.send([None] * 10, [b"v"] * 10, headers, source=6) == 10
     out.wait(10)
     assert Counter(message.partition() for message in out.read()) == {2: 10}
 
 
-def test_mode_input_keeps_the_partition_number(sending: Callable[..., Sending]) -> None:
+def test_mode_input_keeps_the_partition_number(outlet: Callable[..., Outlet]) -> None:
     """With ``output.partition: input`` a key does not decide, the input partition does."""
-    out = sending(4)
+    out = outlet(4)
     assert out.send([b"a", None, b"b"], [b"1", b"2", b"3"], source=3, mode="input") == 3
     out.wait(3)
     assert [(m.partition(), m.key(), m.value()) for m in out.read()] == [
@@ -166,15 +166,15 @@ def test_mode_input_keeps_the_partition_number(sending: Callable[..., Sending]) 
         (3, None, b"2"),
         (3, b"b", b"3"),
     ]
-    fewer = sending(2)  # a dead-letter topic may have fewer
+    fewer = outlet(2)  # a dead-letter topic may have fewer
     assert fewer.send([b"a"], [b"1"], source=3, mode="input") == 1
     fewer.wait(1)
     assert [m.partition() for m in fewer.read()] == [1]
 
 
-def test_order_is_kept_whatever_the_rows_are(sending: Callable[..., Sending]) -> None:
+def test_order_is_kept_whatever_the_rows_are(outlet: Callable[..., Outlet]) -> None:
     """Keyed and keyless rows, with and without headers, reach one partition in the order they were sent."""
-    out = sending(1)
+    out = outlet(1)
     rows = 2500
     keys = [b"k" if i % 7 == 0 else None for i in range(rows)]
     values = [b"%d" % i for i in range(rows)]
@@ -186,9 +186,9 @@ def test_order_is_kept_whatever_the_rows_are(sending: Callable[..., Sending]) ->
     assert [message.value() for message in out.read()] == values
 
 
-def test_values_keys_and_headers_arrive_unchanged(sending: Callable[..., Sending]) -> None:
+def test_values_keys_and_headers_arrive_unchanged(outlet: Callable[..., Outlet]) -> None:
     """Null and empty stay different; repeated and null headers survive."""
-    out = sending(1)
+    out = outlet(1)
     headers: list[Headers | None] = [[("a", b"1"), ("a", None), ("b", b"")], None]
     assert out.send([None, b""], [None, b""], headers) == 2
     out.wait(2)
@@ -198,9 +198,9 @@ def test_values_keys_and_headers_arrive_unchanged(sending: Callable[..., Sending
 
 
 @pytest.mark.parametrize("headed", [False, True], ids=["plain", "headers"])
-def test_a_full_queue_takes_a_prefix(sending: Callable[..., Sending], headed: bool) -> None:
+def test_a_full_queue_takes_a_prefix(outlet: Callable[..., Outlet], headed: bool) -> None:
     """What does not fit is left to the caller; sent again, everything arrives once and in order."""
-    out = sending(1, limits={"output_bytes": 100_000}, kafka={"linger.ms": "50"})
+    out = outlet(1, limits={"output_bytes": 100_000}, kafka={"linger.ms": "50"})
     values = [b"%03d" % i + bytes(9_000 if i % 3 else 10) for i in range(60)]
     headers: list[Headers | None] | None = [[("h", b"1")]] * 60 if headed else None
     sent = out.send([None] * 60, values, headers)
@@ -217,10 +217,10 @@ def test_a_full_queue_takes_a_prefix(sending: Callable[..., Sending], headed: bo
 
 @pytest.mark.parametrize("headed", [False, True], ids=["plain", "headers"])
 def test_a_row_refused_for_good_is_reported_and_the_others_arrive(
-    sending: Callable[..., Sending], headed: bool
+    outlet: Callable[..., Outlet], headed: bool
 ) -> None:
     """An output above the client's limit counts as accepted and fails its delivery at once."""
-    out = sending(1, limit=1_000_000)
+    out = outlet(1, limit=1_000_000)
     values = [b"a", bytes(1_500_000), b"b"]
     headers: list[Headers | None] | None = [[("h", b"1")]] * 3 if headed else None
     assert out.send([None] * 3, values, headers) == 3
@@ -229,9 +229,9 @@ def test_a_row_refused_for_good_is_reported_and_the_others_arrive(
     assert [message.value() for message in out.read()] == [b"a", b"b"]
 
 
-def test_a_purge_settles_every_row(sending: Callable[..., Sending]) -> None:
+def test_a_purge_settles_every_row(outlet: Callable[..., Outlet]) -> None:
     """Rows given up are reported to on_delivery as errors, none is left unsettled."""
-    out = sending(1, kafka={"linger.ms": "10000"})
+    out = outlet(1, kafka={"linger.ms": "10000"})
     assert out.send([None] * 100, [b"v"] * 100) == 100
     out.sink.purge()
     out.wait(100)
@@ -239,9 +239,9 @@ def test_a_purge_settles_every_row(sending: Callable[..., Sending]) -> None:
     assert out.read() == []
 
 
-def test_a_renewed_producer_sends(sending: Callable[..., Sending]) -> None:
+def test_a_renewed_producer_sends(outlet: Callable[..., Outlet]) -> None:
     """After ``renew`` the sink goes on with a new client."""
-    out = sending(1)
+    out = outlet(1)
     out.sink.renew()
     assert out.send([None], [b"v"]) == 1
     out.wait(1)
@@ -252,14 +252,14 @@ def test_a_transaction_takes_rows_of_every_kind_before_it_knows_their_topic(
     cluster: Cluster, kind: type[KafkaSink | BatchSink]
 ) -> None:
     """Keyed and keyless, with and without headers, the first ones on a producer of its own making each time."""
-    out = Sending(cluster, 4, kind=kind, transactional_id=f"t-{uuid.uuid4()}")
+    out = Outlet(cluster, 4, kind=kind, transactional_id=f"t-{uuid.uuid4()}")
     keys = [b"k%d" % i if i % 3 else None for i in range(30)]
     headers: list[Headers | None] = [[("h", b"1")]] * 30
     for value, headed in ((b"plain", None), (b"headed", headers)):
         producer: Any = out.sink.producer
         producer.init_transactions(PATIENCE_S)
         producer.begin_transaction()
-        assert out.sink.send(out.topic, Partition("in", 1), keys, [value] * 30, headed, "key", None) == 30
+        assert out.send(keys, [value] * 30, headed, source=1) == 30
         producer.commit_transaction(PATIENCE_S)
         out.sink.renew()
     assert Counter(message.value() for message in out.read()) == {b"plain": 30, b"headed": 30}
@@ -268,11 +268,11 @@ def test_a_transaction_takes_rows_of_every_kind_before_it_knows_their_topic(
 
 def test_a_transaction_given_up_is_not_seen(cluster: Cluster, kind: type[KafkaSink | BatchSink]) -> None:
     """Nor does it keep the next one from working; what a call is refused for is told with librdkafka's flags."""
-    out = Sending(cluster, 1, kind=kind, transactional_id=f"t-{uuid.uuid4()}")
+    out = Outlet(cluster, 1, kind=kind, transactional_id=f"t-{uuid.uuid4()}")
     producer: Any = out.sink.producer
     producer.init_transactions(PATIENCE_S)
     producer.begin_transaction()
-    assert out.sink.send(out.topic, Partition("in", 0), [None], [b"no"], None, "key", None) == 1
+    assert out.send([None], [b"no"]) == 1
     producer.abort_transaction(PATIENCE_S)
     with pytest.raises(KafkaException) as refused:
         producer.commit_transaction(PATIENCE_S)
@@ -280,7 +280,7 @@ def test_a_transaction_given_up_is_not_seen(cluster: Cluster, kind: type[KafkaSi
     assert error.code() == KafkaError._STATE
     assert (error.fatal(), error.retriable(), error.txn_requires_abort()) == (False, False, False)
     producer.begin_transaction()
-    assert out.sink.send(out.topic, Partition("in", 0), [None], [b"yes"], None, "key", None) == 1
+    assert out.send([None], [b"yes"]) == 1
     producer.commit_transaction(PATIENCE_S)
     assert [message.value() for message in out.read()] == [b"yes"]
     out.sink.close(5.0)
@@ -295,16 +295,16 @@ def test_a_fence_is_named_where_an_output_is_refused(
     if kind is KafkaSink:
         pytest.skip("the client's binding keeps the reason to its log lines")
     ours = f"t-{uuid.uuid4()}"
-    out, rival = (Sending(cluster, 1, kind=kind, transactional_id=ours) for _ in range(2))
+    out, rival = (Outlet(cluster, 1, kind=kind, transactional_id=ours) for _ in range(2))
     for each in (out, rival):
         each.sink.producer.init_transactions(PATIENCE_S)  # type: ignore[union-attr]
     producer: Any = out.sink.producer
     producer.begin_transaction()
-    out.sink.send(out.topic, Partition("in", 0), [None], [b"v"], None, "key", None)
+    out.send([None], [b"v"])
     with pytest.raises(KafkaException):
         producer.commit_transaction(PATIENCE_S)
     with pytest.raises(DeliveryFailed, match="fenced"):
-        out.sink.send(out.topic, Partition("in", 0), [None], [b"v"], None, "key", None)
+        out.send([None], [b"v"])
     for each in (out, rival):
         each.sink.close(5.0)
 
@@ -313,7 +313,7 @@ def test_an_outage_is_waited_out_in_order(
     embedded_broker: EmbeddedBroker, kind: type[KafkaSink | BatchSink]
 ) -> None:
     """Outputs sent while the broker is away arrive once it is back, in order and once."""
-    out = Sending(Cluster(embedded_broker.bootstrap, embedded_broker), 1, kind=kind)
+    out = Outlet(Cluster(embedded_broker.bootstrap, embedded_broker), 1, kind=kind)
     embedded_broker.set_down()
     values = [b"%d" % i for i in range(300)]
     assert out.send([None] * 300, values) == 300
@@ -328,7 +328,7 @@ def test_closing_does_not_wait_for_a_dead_broker(
     embedded_broker: EmbeddedBroker, kind: type[KafkaSink | BatchSink]
 ) -> None:
     """``close`` gives up within its budget and settles what it could not send."""
-    out = Sending(Cluster(embedded_broker.bootstrap, embedded_broker), 1, kind=kind)
+    out = Outlet(Cluster(embedded_broker.bootstrap, embedded_broker), 1, kind=kind)
     embedded_broker.set_down()
     assert out.send([None] * 10, [b"v"] * 10) == 10
     started = time.monotonic()

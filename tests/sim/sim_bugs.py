@@ -20,7 +20,9 @@ from worker.loop.conductor import Conductor
 from worker.loop.delivery import AtLeastOnce, ExactlyOnce
 from worker.loop.openslab import OpenSlab
 from worker.loop.outbox import Outbox, Tally
+from worker.loop.receipt import Receipt
 from worker.loop.window import Epochs, Slab, Window
+from worker.sending import Sending
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,26 +98,22 @@ def hand_over_at_the_position_of_the_reader(
     return found
 
 
-@replaces(AtLeastOnce, "on_delivery", "NothingCommittedEarly")
-def settle_whatever_the_report_says(self: AtLeastOnce, slab: Slab) -> Callable[[Any, Any], None]:
-    """The `finally` that completes a failure."""
-
-    def acknowledged(_error: Any, _message: Any) -> None:
-        slab.unacknowledged -= 1
-        if not slab.unacknowledged:
-            self._done.append(slab)
-
-    return acknowledged
+@replaces(AtLeastOnce, "settled", "NothingCommittedEarly")
+def settle_whatever_the_report_says(self: AtLeastOnce) -> list[Slab]:
+    """A failed delivery completes its slab as a successful one does."""
+    settled, self._done[:] = self._done[:], []
+    self._pending -= len(settled)
+    return settled
 
 
-@replaces(AtLeastOnce, "on_delivery", "NothingCommittedEarly")
-def acknowledgement_counted_twice(self: AtLeastOnce, slab: Slab) -> Callable[[Any, Any], None]:
-    def acknowledged(_error: Any, _message: Any) -> None:
-        slab.unacknowledged = max(0, slab.unacknowledged - 2)
-        if not slab.unacknowledged and slab not in self._done:
-            self._done.append(slab)
+_right_acknowledge = Receipt.acknowledge
 
-    return acknowledged
+
+@replaces(Receipt, "acknowledge", "NothingCommittedEarly")
+def acknowledgement_counted_twice(self: Receipt, outputs: int) -> bool:
+    """One report is taken for two outputs."""
+    left = self.unanswered
+    return left > 0 and _right_acknowledge(self, min(2 * outputs, left))
 
 
 # -- order and epochs -----------------------------------------------------------------------------------
@@ -152,38 +150,27 @@ def release_as_batches_come_back(self: Window, slab: Slab) -> None:
         self._ready.append(slab)
 
 
-def _push(self: Outbox, on_delivery: Callable[[Slab], Any], skip_stale: bool, keep_place: bool) -> list[Slab]:
-    """The real one, without one of its two precautions."""
-    handed: list[Slab] = []
-    while self._sends:
-        send = self._sends[0]
-        sent = len(send.values)
-        if skip_stale and send.source not in send.slab.ends:
-            send.slab.unacknowledged -= sent
-        else:
-            rows = send.keys, send.values, send.headers, send.mode
-            sent = self._sink.send(send.topic, send.source, *rows, on_delivery(send.slab))
-        if sent < len(send.values):
-            if keep_place:
-                send.keys, send.values = send.keys[sent:], send.values[sent:]
-                send.headers = send.headers[sent:] if send.headers is not None else None
-            else:
-                send.slab.unacknowledged += sent
-            break
-        self._sends.popleft()
-        if not self._sends or self._sends[0].slab is not send.slab:
-            handed.append(send.slab)
-    return handed
+@replaces(Sending, "advance", "InOrder")
+def partial_send_starts_again(self: Sending, rows: int) -> None:
+    """The rows the producer has taken are handed over once more."""
 
 
-@replaces(Outbox, "push", "InOrder")
-def partial_send_starts_again(self: Outbox, on_delivery: Callable[[Slab], Any]) -> list[Slab]:
-    return _push(self, on_delivery, skip_stale=True, keep_place=False)
+_right_push = Outbox.push
 
 
 @replaces(Outbox, "push", "OnlyTheOwner")
 def outputs_kept_back_go_out_after_a_loss(self: Outbox, on_delivery: Callable[[Slab], Any]) -> list[Slab]:
-    return _push(self, on_delivery, skip_stale=False, keep_place=True)
+    """A partition that was taken away while the producer's queue was full is published all the same."""
+    taken_away = []
+    for slab, sending in self._queue:
+        if sending.source not in slab.ends:
+            slab.ends[sending.source] = 0
+            taken_away.append((slab, sending.source))
+    try:
+        return _right_push(self, on_delivery)
+    finally:
+        for slab, partition in taken_away:
+            slab.ends.pop(partition, None)
 
 
 # -- records that need no model, dead letters, counters --------------------------------------------------
@@ -320,7 +307,6 @@ _right_returned = Window.returned
 @replaces(Window, "sent", "BytesBounded")
 def payloads_kept_until_acknowledged(self: Window, slab: Slab) -> None:
     """Taken off the books with the hand-over, let go with the slab."""
-    slab.sent = True
     self.bytes -= slab.payload_bytes
     slab.payload_bytes = 0
 

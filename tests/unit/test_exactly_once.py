@@ -165,8 +165,8 @@ def test_a_commit_that_worked_after_all_counts() -> None:
         each.delivery.abandon()
         each.targets()
         assert each.delivery.settled() == [each.slab]
-    assert desk.slab.committed == desk.slab.spans
-    assert undone.slab.committed == []
+    assert desk.slab.receipt.committed == desk.slab.spans
+    assert undone.slab.receipt.committed == []
 
 
 def test_nothing_is_settled_or_handed_over_while_a_transaction_is_undone() -> None:

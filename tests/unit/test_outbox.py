@@ -74,7 +74,6 @@ class Desk:
         return slab
 
     def publish(self, slab: Slab) -> list[Slab]:
-        slab.released_ns = 1
         self.outbox.add(slab, self.epochs)
         return self.push()
 
@@ -88,7 +87,7 @@ class Desk:
 
 def _count_down(slab: Slab) -> Callable[[object, object], None]:
     def reported(_error: object, _message: object) -> None:
-        slab.unacknowledged -= 1
+        slab.receipt.acknowledge(1)
 
     return reported
 
@@ -99,7 +98,7 @@ def test_results_leave_in_the_order_of_the_input() -> None:
     slab = desk.slab((A, [b"x"] * 3), (B, [b"x"] * 2))
     assert desk.publish(slab) == [slab]
     assert desk.log == [(RESULTS, A, n) for n in range(3)] + [(RESULTS, B, n) for n in range(2)]
-    assert slab.unacknowledged == 5
+    assert slab.receipt.unanswered == 5
     assert [m.value for m in desk.seen.messages][:2] == [b"0 ok", b"1 ok"]
 
 
@@ -120,7 +119,7 @@ def test_a_refused_request_may_be_answered_too() -> None:
     desk.publish(slab)
     assert desk.log == [(DEAD_LETTERS, A, 0), (RESULTS, A, 0)]
     assert desk.seen.messages[1].headers == [("traceparent", b"00-1")]
-    assert slab.unacknowledged == 2
+    assert slab.receipt.unanswered == 2
 
 
 def test_a_request_refused_before_or_after_the_engine_is_answered_too() -> None:
@@ -186,7 +185,7 @@ def test_tombstones_pass_and_dropped_records_leave_nothing() -> None:
     slab = dropping.slab((A, [None]), keys=[b"0"])
     dropping.publish(slab)
     assert dropping.log == []
-    assert slab.unacknowledged == 0
+    assert slab.receipt.unanswered == 0
 
 
 def test_pipelines_of_one_slab_keep_the_order_of_the_input() -> None:
@@ -210,7 +209,7 @@ def test_a_full_queue_is_resumed_where_it_stopped() -> None:
     assert desk.push() == [slab]
     assert [offset for _, _, offset in desk.log] == [0, 1, 2, 3, 4]
     desk.sink.poll()
-    assert slab.unacknowledged == 0
+    assert slab.receipt.unanswered == 0
 
 
 def test_the_bytes_of_all_values_are_told() -> None:
@@ -237,7 +236,7 @@ def test_outputs_kept_back_by_a_full_queue_die_with_their_partition() -> None:
     desk.sink.poll()
     assert desk.push() == [slab]
     assert desk.log == [(RESULTS, A, 0), (RESULTS, B, 0)]
-    assert slab.unacknowledged == 1
+    assert slab.receipt.unanswered == 1
 
 
 def test_clearing_forgets_what_was_not_handed_over() -> None:
@@ -246,7 +245,7 @@ def test_clearing_forgets_what_was_not_handed_over() -> None:
     slab = desk.slab((A, [b"x"] * 5))
     desk.publish(slab)
     assert desk.outbox.clear() == [slab]
-    assert slab.unacknowledged == 2
+    assert slab.receipt.unanswered == 2
     assert len(desk.outbox) == 0
 
 

@@ -43,6 +43,7 @@ def release(window: Window) -> list[Slab]:
     released = []
     while (slab := window.releasable()) is not None:
         window.sent(slab)
+        slab.receipt.close()
         released.append(slab)
     return released
 
@@ -272,6 +273,7 @@ class Twins:
         while (slab := self.window.releasable()) is not None:
             assert slab in self.oracle.may_release()
             self.window.sent(slab)
+            slab.receipt.close()
             next(t for t in self.oracle.slabs if t.slab is slab).released = True
         assert self.oracle.may_release() == []
         assert self.window.committable() == self.oracle.positions()

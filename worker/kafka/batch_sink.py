@@ -6,13 +6,12 @@ The client's Python binding takes a dict per row and calls back per row, which c
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from worker.batch import Headers, Partition
 from worker.kafka.batch_producer import BatchProducer, available
 from worker.kafka.sink import CHUNK_ROWS, KafkaSink, OnDelivery, Outputs
 from worker.kafka.topics import Topics
+from worker.sending import Sending
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -43,29 +42,19 @@ class BatchSink(Outputs[BatchProducer]):
 
     client = BatchProducer
 
-    def send(
-        self,
-        topic: str,
-        source: Partition,
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes | None],
-        headers: Sequence[Headers | None] | None,
-        mode: str,
-        on_delivery: OnDelivery | None,
-        timestamp_ms: int = 0,
-    ) -> int:
+    def send(self, sending: Sending, on_delivery: OnDelivery | None) -> int:
         """Queue as many rows as fit, in order; see :meth:`KafkaSink.send`.
 
-        ``on_delivery`` hears of acknowledgements in numbers of rows, and of a row that is refused at once.
+        ``on_delivery`` is told of deliveries in numbers of rows, and at once of a row that is refused for good.
         """
         assert on_delivery is None or self.transactional_id is None, "a commit answers for every row"
-        place = topic, self.partition(topic, source), mode != "input"
+        place = sending.topic, self.partition(sending.topic, sending.source), sending.mode != "input"
         sent = 0
-        for start in range(0, len(values), CHUNK_ROWS):
+        for start in range(0, len(sending), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            part = [*values[rows]], [*keys[rows]]
-            headed = None if headers is None else headers[rows]
-            taken, refused = self.producer.send(place, *part, headed, timestamp_ms, on_delivery)
+            part = [*sending.values[rows]], [*sending.keys[rows]]
+            headed = None if sending.headers is None else sending.headers[rows]
+            taken, refused = self.producer.send(place, *part, headed, sending.timestamp_ms, on_delivery)
             sent += taken
             for error in refused:
                 self._refused(error, on_delivery)

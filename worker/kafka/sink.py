@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from worker.batch import Headers, Partition
+from worker.batch import Partition
 from worker.errors import DeliveryFailed
 from worker.kafka.properties import (
     DEFAULT_TOPIC_LIMIT,
@@ -19,6 +19,7 @@ from worker.kafka.properties import (
     producer_properties,
 )
 from worker.kafka.topics import Topics
+from worker.sending import PartitionMode, Sending
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -80,7 +81,7 @@ class Outputs(Generic[ClientT]):
         return self._topics.limits.get(topic, DEFAULT_TOPIC_LIMIT)
 
     def partition(self, topic: str, source: Partition) -> int:
-        """Where rows go that are not placed by their key; see :meth:`KafkaSink.send`."""
+        """Where rows go that are not placed by their key; see :data:`worker.sending.PartitionMode`."""
         return source.number % self._topics.partitions[topic]
 
     def poll(self, timeout_s: float = 0.0) -> None:
@@ -155,68 +156,46 @@ class KafkaSink(Outputs[Producer]):
 
     client = Producer
 
-    def send(
-        self,
-        topic: str,
-        source: Partition,
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes | None],
-        headers: Sequence[Headers | None] | None,
-        mode: str,
-        on_delivery: OnDelivery | None,
-        timestamp_ms: int = 0,
-    ) -> int:
+    def send(self, sending: Sending, on_delivery: OnDelivery | None) -> int:
         """Queue as many rows as fit, in order.
 
         Args:
-            topic: one of the topics given at construction.
-            source: the input partition the rows come from.
-            headers: per row; None when no row has any.
-            mode: ``input``: the same partition number (modulo the topic's partitions: a dead-letter topic may
-                have fewer); ``key``: keyed rows by murmur2 as Java clients do (an empty key is a key), keyless
-                ones to ``source.number`` modulo the topic's partitions.
+            sending: its topic is one of the topics given at construction.
             on_delivery: called once per queued row inside later calls of :meth:`poll`, or at once with an
-                error for a row that librdkafka refuses for good.
-            timestamp_ms: of every row, which then needs headers; 0 = the time of sending.
+                error for a row that librdkafka refuses for good. None: the transaction answers for the rows.
 
         Returns:
             How many rows were accepted; the rest did not fit and has to be given again, first of all.
+
+        Raises:
+            DeliveryFailed: a row is refused for good and there is no ``on_delivery``.
         """
-        partition = self.partition(topic, source)
+        partition = self.partition(sending.topic, sending.source)
         sent = 0
-        for start, stop, by_key in _stretches(keys, mode):
+        for start, stop, by_key in _stretches(sending.keys, sending.mode):
             to = -1 if by_key else partition
-            if headers is None:
-                assert not timestamp_ms, "produce_batch takes no timestamps"
-                accepted = self._send_plain(topic, to, keys, values, start, stop, on_delivery)
+            if sending.headers is None:
+                assert not sending.timestamp_ms, "produce_batch takes no timestamps"
+                accepted = self._send_plain(sending, start, stop, to, on_delivery)
             else:
-                accepted = self._send_headed(
-                    topic, to, keys, values, headers, start, stop, on_delivery, timestamp_ms
-                )
+                accepted = self._send_headed(sending, start, stop, to, on_delivery)
             sent += accepted
             if accepted < stop - start:
                 break
         return sent
 
     def _send_plain(
-        self,
-        topic: str,
-        partition: int,
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes | None],
-        start: int,
-        stop: int,
-        on_delivery: OnDelivery | None,
+        self, sending: Sending, start: int, stop: int, partition: int, on_delivery: OnDelivery | None
     ) -> int:
         """Rows without headers, whole chunks in one call each."""
         options: dict[str, Any] = {} if on_delivery is None else {"on_delivery": on_delivery}
         sent = 0
         for first in range(start, stop, CHUNK_ROWS):
             last = min(first + CHUNK_ROWS, stop)
-            rows = _messages(values[first:last], keys[first:last])
-            accepted = self.producer.produce_batch(topic, rows, partition=partition, **options)
+            rows = _messages(sending.values[first:last], sending.keys[first:last])
+            accepted = self.producer.produce_batch(sending.topic, rows, partition=partition, **options)
             if accepted < len(rows):
-                # the queue is full from some row on; rows refused for another reason lie in between
+                # The queue is full from some row on. Rows refused for another reason may lie before it.
                 accepted = 0
                 for row in rows:
                     error: KafkaError | None = row.get("_error")
@@ -229,27 +208,19 @@ class KafkaSink(Outputs[Producer]):
         return sent
 
     def _send_headed(
-        self,
-        topic: str,
-        partition: int,
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes | None],
-        headers: Sequence[Headers | None],
-        start: int,
-        stop: int,
-        on_delivery: OnDelivery | None,
-        timestamp_ms: int,
+        self, sending: Sending, start: int, stop: int, partition: int, on_delivery: OnDelivery | None
     ) -> int:
         """Rows with headers, one call each: ``produce_batch`` would drop the headers without a word."""
+        assert sending.headers is not None
         produce = self.producer.produce
+        options: dict[str, Any] = {} if on_delivery is None else {"on_delivery": on_delivery}
+        if sending.timestamp_ms:
+            options["timestamp"] = sending.timestamp_ms
         for row in range(start, stop):
-            options: dict[str, Any] = {} if on_delivery is None else {"on_delivery": on_delivery}
-            if headers[row]:
-                options["headers"] = headers[row]
-            if timestamp_ms:
-                options["timestamp"] = timestamp_ms
+            headers = sending.headers[row]
+            headed = {**options, "headers": headers} if headers else options
             try:
-                produce(topic, values[row], keys[row], partition, **options)
+                produce(sending.topic, sending.values[row], sending.keys[row], partition, **headed)
             except BufferError:
                 return row - start
             except KafkaException as error:
@@ -289,7 +260,7 @@ def _messages(values: Sequence[bytes | None], keys: Sequence[bytes | None]) -> l
     return [{"value": value, "key": key} for value, key in zip(values, keys, strict=True)]
 
 
-def _stretches(keys: Sequence[bytes | None], mode: str) -> Iterator[tuple[int, int, bool]]:
+def _stretches(keys: Sequence[bytes | None], mode: PartitionMode) -> Iterator[tuple[int, int, bool]]:
     """Rows ``start..stop`` to be placed in one way, in order, and whether that is by key."""
     rows, keyless = len(keys), keys.count(None)
     if mode == "input" or keyless in (0, rows):

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from worker.batch import Columns, Headers, Outcomes, largest_bytes, total_bytes
 from worker.errors import Reject, Rejection
+from worker.sending import PartitionMode
 
 EXPIRY_HEADER = "ce_expirytime"
 RECORD_OVERHEAD_BYTES = 512
@@ -55,7 +56,7 @@ class Route(Protocol):
     def output_topic(self) -> str: ...
 
     @property
-    def output_partition(self) -> str: ...
+    def output_partition(self) -> PartitionMode: ...
 
     def cost(self, value: bytes) -> int: ...
 

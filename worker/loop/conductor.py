@@ -290,7 +290,7 @@ class Conductor:
                 slab.released_ns = self._clock_ns()
                 self._count_released(slab)
                 self._meters.sent(self._outbox.add(slab, self.window.epochs))
-                if not self._outbox.holds(slab):
+                if slab.receipt.handed_over:
                     self._hand_over(slab)
             for slab in self._outbox.push(self._delivery.on_delivery):
                 self._hand_over(slab)
@@ -693,7 +693,8 @@ class Conductor:
 
     def _count_settled(self, slab: Slab) -> None:
         # what was taken from us since (revoke, lost, rewind) is answered by whoever reads it next
-        spans = slab.live_spans(self.window.epochs) if slab.committed is None else slab.committed
+        committed = slab.receipt.committed
+        spans = slab.live_spans(self.window.epochs) if committed is None else committed
         counts = tally(slab, spans, self.plan.worker_name)
         publish_us = (self._clock_ns() - slab.released_ns) // 1000
         for name, count in counts.ok.items():

@@ -133,17 +133,16 @@ class AtLeastOnce:
         done = self._done
 
         def acknowledged(error: Any, _message: Any, rows: int = 1) -> None:
-            slab.unacknowledged -= rows
             if error is not None and slab.ends:
                 self._refused = DeliveryFailed("delivery", f"an output was refused for good: {error}")
-            if not slab.unacknowledged and slab.sent:
+            if slab.receipt.acknowledge(rows):
                 done.append(slab)
 
         return acknowledged
 
     def handed_over(self, slab: Slab) -> None:
         self._pending += 1
-        if not slab.unacknowledged:
+        if slab.receipt.close():
             self._done.append(slab)  # acknowledged already, or nothing to publish at all
 
     def settled(self) -> list[Slab]:
@@ -279,7 +278,8 @@ class ExactlyOnce:
             self._began_ns = self._clock_ns()
         if self._partial is slab:
             self._partial = None
-        slab.unacknowledged = 0
+        slab.receipt.acknowledge_all()
+        slab.receipt.close()
         self._slabs.append(slab)
         self._records += len(slab.routes)
 
@@ -339,7 +339,9 @@ class ExactlyOnce:
         self._undoing = None
         for slab in self._done:  # a commit without an answer may have worked
             spans = slab.live_spans(window.epochs)
-            slab.committed = [span for span in spans if span.next_offset <= (truth.get(span.partition) or 0)]
+            slab.receipt.committed = [
+                span for span in spans if span.next_offset <= (truth.get(span.partition) or 0)
+            ]
         return window.rewind(truth)
 
     def _refuse_lost(self) -> None:

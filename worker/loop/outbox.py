@@ -11,30 +11,28 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from worker.batch import Batch, Headers, Outcomes, Partition, Span, largest_bytes, total_bytes
+from worker.batch import Batch, Headers, Outcomes, Span, largest_bytes, total_bytes
 from worker.dead_letters.compose import RECORD_OVERHEAD_BYTES, compose, one_line
 from worker.errors import DeadLetterLimit, Reject, Rejection
 from worker.loop.admission import Route
 from worker.loop.window import Epochs, Slab
+from worker.sending import PartitionMode, Sending
 
 
 class Sink(Protocol):
-    """Where outputs go. ``send`` queues as many rows as fit, in order, and says how many.
+    """Where outputs go."""
 
-    ``on_delivery(error, message)`` is called per row, or ``on_delivery(error, None, rows)`` for several at once.
-    """
+    def send(self, sending: Sending, on_delivery: Callable[..., None] | None) -> int:
+        """Queue as many rows as fit, in order; returns how many were taken.
 
-    def send(
-        self,
-        topic: str,
-        source: Partition,
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes | None],
-        headers: Sequence[Headers | None] | None,
-        mode: str,
-        on_delivery: Callable[..., None] | None,
-        timestamp_ms: int = 0,
-    ) -> int: ...
+        Args:
+            on_delivery: called as ``on_delivery(error, message)`` per row, or as
+                ``on_delivery(error, None, rows)`` for several rows at once; ``error`` is None for a delivery. None:
+                a transaction answers for the rows.
+
+        Raises:
+            DeliveryFailed: a row is refused for good and there is no ``on_delivery`` to tell.
+        """
 
     def poll(self, timeout_s: float = 0.0) -> None: ...
 
@@ -57,21 +55,6 @@ class Letterhead:
     """Whether the topic takes a record of this timestamp now, and keeps it."""
 
 
-@dataclass(slots=True)
-class _Send:
-    """Rows of a slab on their way to one topic, from one input partition."""
-
-    slab: Slab
-    topic: str
-    source: Partition
-    keys: Sequence[bytes | None]
-    values: Sequence[bytes | None]
-    headers: Sequence[Headers | None] | None
-    mode: str
-    timestamp_ms: int = 0
-    """Of a dead letter, which keeps its original's where it can; 0 = the time of sending."""
-
-
 class Outbox:
     """Outputs of released slabs the producer has not taken yet; empty unless its queue is full."""
 
@@ -79,10 +62,10 @@ class Outbox:
         self._sink = sink
         self._letterhead = letterhead
         self._limit = limit
-        self._sends: deque[_Send] = deque()
+        self._queue: deque[tuple[Slab, Sending]] = deque()
 
     def __len__(self) -> int:
-        return len(self._sends)
+        return len(self._queue)
 
     def add(self, slab: Slab, epochs: Epochs) -> int:
         """Plan everything the slab publishes, in order; returns the bytes of its values.
@@ -96,6 +79,7 @@ class Outbox:
         if slab.early:
             spans = list(_within(spans, set(range(len(slab.columns))) - slab.early))
         nbytes = self._publish(slab, spans, outcomes)
+        slab.receipt.planned = True
         slab.rejected, slab.dropped = outcomes.rejected, outcomes.dropped
         slab.batches = []
         return nbytes
@@ -110,62 +94,47 @@ class Outbox:
         self._refuse_oversize(slab, spans, part)
         return self._publish(slab, spans, part)
 
-    def holds(self, slab: Slab) -> bool:
-        """Whether some output of the slab is not with the producer yet."""
-        if slab.early:  # its outputs came in parts, with those of others in between
-            return any(send.slab is slab for send in self._sends)
-        return bool(self._sends) and slab in (self._sends[0].slab, self._sends[-1].slab)
-
     def _publish(self, slab: Slab, spans: list[Span], outcomes: Outcomes) -> int:
         self._limit.check(slab, spans, outcomes)
         nbytes = 0
-        for send in self._plan(slab, spans, outcomes):
-            slab.unacknowledged += len(send.values)
-            nbytes += total_bytes(send.values)
-            self._sends.append(send)
+        for sending in self._plan(slab, spans, outcomes):
+            slab.receipt.expect(len(sending))
+            nbytes += total_bytes(sending.values)
+            self._queue.append((slab, sending))
         return nbytes
 
     def push(self, on_delivery: Callable[[Slab], Callable[..., None] | None]) -> list[Slab]:
         """Hand over what the producer takes; returns the slabs whose every output it has now."""
         handed: list[Slab] = []
-        while self._sends:
-            send = self._sends[0]
-            if send.source not in send.slab.ends:  # revoked, lost or rewound meanwhile: not ours to publish
-                send.slab.unacknowledged -= len(send.values)
-                sent = len(send.values)
+        while self._queue:
+            slab, sending = self._queue[0]
+            rows = len(sending)
+            if sending.source not in slab.ends:  # revoked, lost or rewound meanwhile: not ours to publish
+                slab.receipt.withdraw(rows)
             else:
-                sent = self._sink.send(
-                    send.topic,
-                    send.source,
-                    send.keys,
-                    send.values,
-                    send.headers,
-                    send.mode,
-                    on_delivery(send.slab),
-                    send.timestamp_ms,
-                )
-            if sent < len(send.values):
-                send.keys, send.values = send.keys[sent:], send.values[sent:]
-                send.headers = send.headers[sent:] if send.headers is not None else None
-                break
-            self._sends.popleft()
-            if send.slab.released_ns and not self.holds(send.slab):
-                handed.append(send.slab)
+                taken = self._sink.send(sending, on_delivery(slab))
+                slab.receipt.took(taken)
+                if taken < rows:
+                    sending.advance(taken)
+                    break
+            self._queue.popleft()
+            if slab.receipt.handed_over:
+                handed.append(slab)
         return handed
 
     def clear(self) -> list[Slab]:
         """Forget what was not handed over; returns the slabs this cuts short."""
         cut: dict[Slab, None] = {}
-        for send in self._sends:
-            send.slab.unacknowledged -= len(send.values)
-            if send.slab.released_ns:
-                cut[send.slab] = None
-        self._sends.clear()
+        for slab, sending in self._queue:
+            slab.receipt.withdraw(len(sending))
+            if slab.receipt.planned:
+                cut[slab] = None
+        self._queue.clear()
         return list(cut)
 
     # -- planning ----------------------------------------------------------------------------------------
 
-    def _plan(self, slab: Slab, spans: list[Span], outcomes: Outcomes) -> Iterator[_Send]:
+    def _plan(self, slab: Slab, spans: list[Span], outcomes: Outcomes) -> Iterator[Sending]:
         special = sorted({*outcomes.rejected, *outcomes.dropped})
         for span in spans:
             row = span.start
@@ -176,15 +145,16 @@ class Outbox:
                 row = odd + 1
             yield from self._results(slab, span, outcomes, row, span.stop)
 
-    def _results(self, slab: Slab, span: Span, outcomes: Outcomes, start: int, stop: int) -> Iterator[_Send]:
+    def _results(
+        self, slab: Slab, span: Span, outcomes: Outcomes, start: int, stop: int
+    ) -> Iterator[Sending]:
         """Rows ``start..stop`` are results (or tombstones passed on): one send per stretch of one pipeline."""
         while start < stop:
             route = slab.routes[start]
             assert route is not None, "a record that no pipeline takes is a dead letter"
             end = stop if slab.one_route else _stretch(slab.routes, start, stop)
             headers = outcomes.headers[start:end] if outcomes.headers is not None else None
-            yield _Send(
-                slab,
+            yield Sending(
                 route.output_topic,
                 span.partition,
                 slab.columns.keys[start:end],
@@ -194,10 +164,10 @@ class Outbox:
             )
             start = end
 
-    def _dead_letter(self, slab: Slab, span: Span, outcomes: Outcomes, row: int) -> Iterator[_Send]:
+    def _dead_letter(self, slab: Slab, span: Span, outcomes: Outcomes, row: int) -> Iterator[Sending]:
         head, route = self._letterhead, slab.routes[row]
         name, model = (route.name, route.model_label) if route is not None else (head.worker_name, None)
-        mode = route.output_partition if route is not None else "key"
+        mode: PartitionMode = route.output_partition if route is not None else "key"
         why = outcomes.rejected[row]
         why = replace(why, message=one_line(head.redact(why.message)))
         letter = compose(
@@ -210,8 +180,7 @@ class Outbox:
             self._sink.max_bytes(head.topic),
             head.keeps_time,
         )
-        yield _Send(
-            slab,
+        yield Sending(
             head.topic,
             span.partition,
             [letter.key],
@@ -226,7 +195,7 @@ class Outbox:
             # an error its topic would refuse stays out: the dead letter has said it already
             if _record_bytes(key, body, headers) <= self._sink.max_bytes(route.output_topic):
                 columns = [key], [body], [headers] if headers else None
-                yield _Send(slab, route.output_topic, span.partition, *columns, mode)
+                yield Sending(route.output_topic, span.partition, *columns, mode)
 
     def _refuse_oversize(self, slab: Slab, spans: list[Span], outcomes: Outcomes) -> None:
         """An output its topic would refuse is a dead letter: the broker's refusal would come again for ever."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from worker.batch import Batch, Columns, Outcomes, Partition, Span, total_bytes
 from worker.errors import Rejection
+from worker.loop.receipt import Receipt
 
 
 @dataclass(slots=True, eq=False)
@@ -53,12 +54,9 @@ class Slab:
     """Partitions in whose line an earlier slab stands before this one."""
     finished_ns: int = 0
     released_ns: int = 0
-    unacknowledged: int = 0
-    """Outputs handed to the producer and not acknowledged yet."""
-    sent: bool = False
-    """Every output has been handed over: from here on ``unacknowledged == 0`` means settled."""
-    committed: list[Span] | None = None
-    """Spans found committed after their transaction had been given up: nobody reads them again. None: not given up."""
+    """Monotonic clock at which its turn came; 0 before that."""
+    receipt: Receipt = field(default_factory=Receipt)
+    """How far its outputs have come."""
 
     def live_spans(self, epochs: Epochs) -> list[Span]:
         """The spans whose records are still ours."""
@@ -204,15 +202,13 @@ class Window:
 
     def sent(self, slab: Slab) -> None:
         """Every output of the slab has been handed to the producer: its payloads are needed no more."""
-        slab.sent = True
         slab.columns = Columns()
         self.bytes -= slab.payload_bytes
         slab.payload_bytes = 0
 
     def settle(self, slab: Slab) -> None:
         """Every output of the slab is acknowledged (or it had none): move the positions that this frees."""
-        assert slab.sent, "a slab is settled only after all its outputs were handed over"
-        assert slab.unacknowledged == 0, "a slab is settled only after all its outputs were acknowledged"
+        assert slab.receipt.acknowledged, "a slab is settled only after all its outputs were acknowledged"
         self._slabs.discard(slab)
         for partition in slab.ends:
             line = self._unsettled[partition]

@@ -19,6 +19,7 @@ import numpy as np
 from worker.batch import STAGES, Array, Batch, Columns, Feed, Headers, Item, Outcomes, Run
 from worker.errors import Reject, Rejection, SickModel
 from worker.model.signature import Signature
+from worker.sending import PartitionMode
 
 MERGE_BYTES = 4 << 20
 """Outputs of several runs are put together for encoding up to this size."""
@@ -92,7 +93,7 @@ class Pipeline:
     """Most items in one model run."""
     max_wait_s: float
     output_topic: str
-    output_partition: str
+    output_partition: PartitionMode
     output_errors: bool = False
     batch_records: int = 0
     """Most records in one batch: ``max_size``, or more where several runs are decoded and encoded as one."""
