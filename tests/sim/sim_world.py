@@ -32,15 +32,15 @@ from fakes import (
     Witness,
     never,
 )
+from world import Figures, make_loop
 
 from worker.batch import Batch, Headers, Partition
 from worker.errors import ClientFatal, Stalled, WorkerError
 from worker.loop import delivery
-from worker.loop.admission import Admission
 from worker.loop.caution import Caution
-from worker.loop.conductor import Conductor, Plan
+from worker.loop.conductor import Conductor
 from worker.loop.delivery import AtLeastOnce, Delivery, ExactlyOnce
-from worker.loop.outbox import DeadLetterRate, Letterhead, Outbox
+from worker.loop.outbox import Outbox
 from worker.loop.pool import Returned
 from worker.loop.window import Window
 
@@ -349,31 +349,31 @@ class Schedule:
         return replica
 
     def _build(self, name: str) -> Replica:
-        window, meters, log = Window(self.limit_bytes), FakeMeters(), NullLog()
         source = FakeSource(self.kafka, rng=self.rng)
         sink = FakeSink(self.kafka, rng=self.rng, capacity=self.capacity)
         sink.limits = {RESULTS: 1_000, DEAD_LETTERS: 2_500}
         pool = SlowPool(self.clock, self.rng, self._slowest_s, self.rng.randint(1, 3))
-        caution = Caution(2 * self.slab_records, 3 if self._killers else 10_000)
-        outbox = Outbox(sink, Letterhead(DEAD_LETTERS, name, name), DeadLetterRate(2.0, 1_000))
-        conductor = Conductor(
-            Plan(name, self.slab_records, max_wait_s=0.004, drain_s=2.0, revoke_s=0.1, ordered=self.ordered),
-            source,
-            pool,
-            window,
-            Admission(self.routes, None, self._expired, self.limit_bytes),
-            outbox,
-            sink,
-            self._delivery(source, sink, caution),
-            meters,
-            log,
-            caution,
+        world = make_loop(
             self.clock,
-            self.clock.wall_ms,
-            sleep=self.clock.advance,
+            source,
+            sink,
+            pool,
+            self.routes,
+            Figures(
+                name=name,
+                slab_records=self.slab_records,
+                max_wait_s=0.004,
+                limit_bytes=self.limit_bytes,
+                drain_s=2.0,
+                revoke_s=0.1,
+                ordered=self.ordered,
+                expired=self._expired,
+                max_crashes=3 if self._killers else 10_000,
+            ),
+            lambda caution: self._delivery(source, sink, caution),
             cpu_ns=self.clock,  # always busy: slabs are kept as far apart as may be, and hold several records
         )
-        replica = Replica(name, conductor, outbox, source, sink, pool, meters, log)
+        replica = Replica(name, world.conductor, world.outbox, source, sink, pool, world.meters, world.log)
         source.who = sink.who = replica
         return replica
 

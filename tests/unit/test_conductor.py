@@ -10,21 +10,17 @@ from fakes import (
     RESULTS,
     FakeClock,
     FakeKafka,
-    FakeMeters,
     FakePool,
     FakeRoute,
     FakeSink,
     FakeSource,
-    NullLog,
 )
+from world import Figures, make_loop
 
 from worker.batch import Partition
 from worker.errors import ClientFatal, DeadLetterLimit, SickModel, Stalled
-from worker.loop.admission import Admission
-from worker.loop.caution import Caution, Note
-from worker.loop.conductor import SERVE_S, SPARE_RECORDS, Conductor, Plan
-from worker.loop.delivery import AtLeastOnce
-from worker.loop.outbox import DeadLetterRate, Letterhead, Outbox
+from worker.loop.caution import Note
+from worker.loop.conductor import SERVE_S, SPARE_RECORDS
 from worker.loop.window import Window
 
 A, B = Partition("in", 0), Partition("in", 1)
@@ -54,33 +50,23 @@ class Loop:
         self.sink = FakeSink(self.kafka, capacity=capacity)
         self.pool = FakePool(clock)
         self.pool.finishes = finishes
-        self.meters, self.log, self.window = FakeMeters(), NullLog(), Window(limit_bytes)
-        caution = Caution(2 * slab_records, max_crashes)
-        self.conductor = Conductor(
-            Plan(
-                "worker",
-                slab_records,
-                max_wait_s=0.005,
-                drain_s=1.0,
-                revoke_s=0.5,
-                record_nbytes=FakeRoute(**route).item_nbytes,  # type: ignore[arg-type]
+        world = make_loop(
+            clock,
+            self.source,
+            self.sink,
+            self.pool,
+            [FakeRoute(**route)],  # type: ignore[arg-type]
+            Figures(
+                slab_records=slab_records,
+                limit_bytes=limit_bytes,
+                ratio=ratio,
+                max_crashes=max_crashes,
                 ordered=ordered,
             ),
-            self.source,
-            self.pool,
-            self.window,
-            Admission([FakeRoute(**route)], None, "drop", limit_bytes),  # type: ignore[arg-type]
-            Outbox(self.sink, Letterhead(DEAD_LETTERS, "client", "worker"), DeadLetterRate(ratio, 1_000)),
-            self.sink,
-            AtLeastOnce(self.source, self.sink, 0.02, clock, caution.metadata),
-            self.meters,
-            self.log,
-            caution,
-            clock,
-            clock.wall_ms,
-            sleep=clock.advance,
             cpu_ns=count(0, int(slab_cpu_ms * 1e6)).__next__,  # asked once per slab
         )
+        self.conductor, self.window = world.conductor, world.window
+        self.meters, self.log = world.meters, world.log
         self.source.subscribe(self.conductor)
         self.kafka.rebalance()
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from random import Random
 
-from fakes import FakeClock, FakeKafka, FakeMeters, FakePool, FakeRoute, FakeSink, FakeSource, NullLog
+from fakes import FakeClock, FakeKafka, FakePool, FakeRoute, FakeSink, FakeSource
+from world import Figures, make_loop
 
 from worker.batch import Partition
-from worker.loop.admission import Admission
-from worker.loop.caution import Caution
-from worker.loop.conductor import Conductor, Plan
-from worker.loop.delivery import AtLeastOnce
-from worker.loop.outbox import DeadLetterRate, Letterhead, Outbox
-from worker.loop.window import Window
+from worker.loop.conductor import Conductor
 
 P = Partition("in", 0)
 
@@ -22,23 +18,15 @@ def world(ordered: bool) -> tuple[FakeKafka, FakePool, Conductor]:
     kafka = FakeKafka(clock, {"in": 1})
     for number in range(12):
         kafka.append(P, b"bad" if number == 5 else b"fine")
-    source, sink, pool, window = FakeSource(kafka), FakeSink(kafka), FakePool(clock), Window(1 << 20)
-    conductor = Conductor(
-        Plan("w", 12, max_wait_s=0.0, drain_s=5.0, revoke_s=1.0, ordered=ordered),
-        source,
-        pool,
-        window,
-        Admission([FakeRoute(max_size=4)], None, "drop", 1 << 20),
-        Outbox(sink, Letterhead("dead-letters", "id", "w"), DeadLetterRate(2.0, 1000)),
-        sink,
-        AtLeastOnce(source, sink, 0.0, clock),
-        FakeMeters(),
-        NullLog(),
-        Caution(24, 3),
+    source, sink, pool = FakeSource(kafka), FakeSink(kafka), FakePool(clock)
+    conductor = make_loop(
         clock,
-        clock.wall_ms,
-        sleep=clock.advance,
-    )
+        source,
+        sink,
+        pool,
+        [FakeRoute(max_size=4)],
+        Figures(slab_records=12, max_wait_s=0.0, ordered=ordered, limit_bytes=1 << 20),
+    ).conductor
     source.subscribe(conductor)
     kafka.rebalance()
     while not pool.held:
