@@ -226,10 +226,3 @@ def test_the_exchange_tells_the_last_snapshot_of_a_conductor_that_does_not_turn(
     """Nobody answers in time: the last one is better than none."""
     first = Meters({}).snapshot()
     assert SnapshotExchange(first, patience_s=0.01).ask() is first
-
-
-def test_the_table_for_the_readme_has_a_row_for_every_metric() -> None:
-    """Names and table come from one list."""
-    table = names.markdown_table()
-    assert all(f"`streaminfer_{metric.name}`" in table for metric in names.METRICS)
-    assert len(table.splitlines()) == 2 + len(names.METRICS)

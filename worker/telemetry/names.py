@@ -1,4 +1,4 @@
-"""Every metric the worker has, typed and explained once; the README table comes from here."""
+"""Every metric the worker has, typed and explained once; the reference page comes from here."""
 
 from __future__ import annotations
 
@@ -103,12 +103,3 @@ METRICS = (
     REWINDS,
     MODEL_INFO,
 )
-
-
-def markdown_table() -> str:
-    """The list as a Markdown table, for the README."""
-    rows = ["| metric | type | unit | labels | what it says |", "| --- | --- | --- | --- | --- |"]
-    for metric in METRICS:
-        labels = ", ".join(metric.labels)
-        rows.append(f"| `{PREFIX}{metric.name}` | {metric.kind} | {metric.unit} | {labels} | {metric.help} |")
-    return "\n".join(rows)
