@@ -10,6 +10,13 @@ Records come in on a topic, a model answers, predictions go out on another. The 
 Own code plugs in by ``module:attribute`` and refuses one record with :class:`Reject`.
 """
 
+import os
+
+# ONNX Runtime from 1.32 on reports its use to its makers. It looks at this variable once, when it is imported, and
+# custom code may import it before the model is loaded: so it is set here, before any other module of this package.
+# A value that the user has set stays.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from worker.errors import Reject
 
 __all__ = ["Reject", "__version__"]

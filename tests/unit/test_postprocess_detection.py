@@ -140,3 +140,13 @@ def test_shapes_known_to_be_wrong_are_refused_at_start(layout: str, shape: Any, 
     settings = pipeline({"detection": {"layout": layout}}).postprocess
     with pytest.raises(ConfigError, match=said):
         postprocess(settings, signature({"y": ("float", shape)}), ["a", "b"])
+
+
+def test_a_box_of_no_area_is_left_out_and_takes_no_place() -> None:
+    """A flat box, one turned inside out and one beside the picture are no answer, and none of them counts for `max`."""
+    flat, inverted, beside = [0, 0, 5, 0, 0.9, 0], [9, 9, 5, 5, 0.8, 0], [300, 0, 340, 9, 0.7, 0]
+    good = [20, 20, 29, 29, 0.6, 0]
+    whole = SimpleNamespace(height=100, width=200, scale_x=1.0, scale_y=1.0, offset_x=0.0, offset_y=0.0)
+    found = detect(rows(flat, inverted, beside, good), layout="xyxy", context=whole, max=1)
+    assert [box["xyxy"] for box in found] == [[20.0, 20.0, 29.0, 29.0]]
+    assert detect(rows(flat, inverted), layout="xyxy") == []

@@ -11,6 +11,10 @@ from worker.errors import StartError
 from worker.model.providers import fallback_refused, provider_options
 from worker.model.signature import TensorSpec
 
+_SOURCE_LINE = re.compile(r"/onnxruntime_src/\S+:\d+ ")
+_SIGNATURE_GOES_ON = re.compile(
+    r"::<lambda\(|>|::operator\(\)\(| const\b| noexcept\b| mutable\b| \[(?=with )"
+)
 _SILENT = 4
 """The runtime's log level "fatal": its errors reach us as exceptions, and standard error is for our own logs."""
 
@@ -80,9 +84,7 @@ def open_session(
     except Exception as error:
         if "fallback to CPU EP has been explicitly disabled" in str(error):
             raise fallback_refused(path, providers) from error
-        raise StartError(
-            f"model.path: {path} cannot be loaded on {providers[0]}: {one_line(str(error))}"
-        ) from error
+        raise StartError(_cannot_be_loaded(path, providers[0], str(error))) from error
 
 
 def described_inputs(runtime: Any, path: Path) -> tuple[TensorSpec, ...]:
@@ -104,7 +106,7 @@ def specs_of(kind: str, described: Sequence[Any], model: str) -> tuple[TensorSpe
         StartError: one of them is no tensor of a supported type.
     """
     specs = []
-    for value in described:
+    for value in {value.name: value for value in described}.values():  # a file may list one output twice
         try:
             specs.append(TensorSpec.of(value.name, value.type, value.shape))
         except KeyError:
@@ -117,11 +119,59 @@ def specs_of(kind: str, described: Sequence[Any], model: str) -> tuple[TensorSpe
 
 
 def one_line(message: str) -> str:
-    """The runtime's reason without its codes, source locations and line breaks."""
+    """The runtime's reason without its codes, its source files and functions, and without line breaks."""
     message = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message)
     message = re.sub(r"Load model from .*? failed:", "", message)
-    message = re.sub(r"/onnxruntime_src/\S+:\d+ .*\) (?=[A-Z])", "", message, flags=re.DOTALL)
+    while found := _SOURCE_LINE.search(message):
+        end = _signature_end(message, found.end())
+        message = f"{message[: found.start()]} {message[end:]}"
     return " ".join(message.split())[:500]
+
+
+def _signature_end(text: str, start: int) -> int:
+    """Where the C++ function ends that begins at ``start``; ``start`` itself if there is none.
+
+    The runtime writes ``<file>:<line> <function> <reason>``. A function may be a lambda inside another one, a
+    template, or have attributes; its arguments hold brackets of their own.
+    """
+    opening = text.find("(", start)
+    if opening < 0 or "\n" in text[start:opening]:
+        return start
+    end = _closing(text, opening)
+    while follows := _SIGNATURE_GOES_ON.match(text, end):
+        end = _closing(text, follows.end() - 1) if follows[0].endswith(("(", "[")) else follows.end()
+    return end
+
+
+def _closing(text: str, opening: int) -> int:
+    """The place behind the bracket that closes the one at ``opening``; the end of the text if none does."""
+    pair = {"(": ")", "[": "]"}[text[opening]]
+    depth = 0
+    for place in range(opening, len(text)):
+        depth += (text[place] == text[opening]) - (text[place] == pair)
+        if depth == 0:
+            return place + 1
+    return len(text)
+
+
+def _cannot_be_loaded(path: Path, provider: str, reason: str) -> str:
+    """One sentence on a model that the runtime refuses; it says what to do for the refusals that users meet."""
+    if found := re.search(r"Failed to construct locale with name:([\w.@-]+)", reason):
+        return (
+            f"model.path: {path} needs the locale {found[1]}, which this system does not have: install it (Debian and "
+            f"Ubuntu: apt-get install locales && localedef -i {found[1].split('.')[0]} -f UTF-8 {found[1]}; "
+            "Fedora and RHEL: dnf install glibc-langpack-en)"
+        )
+    if found := re.search(r"([\w.]+):(\w+)\(-?\d+\) is not a registered function/op", reason):
+        domain, operator = found[1], found[2]
+        where = (
+            "which this build of ONNX Runtime does not contain: export the model for a CPU, or install a newer onnxruntime"
+            if domain == "com.microsoft"
+            else "which comes with a library of custom operators: streaminfer loads no such library, "
+            "export the model without it (pre- and postprocessing can move into the configuration or custom code)"
+        )
+        return f"model.path: {path} needs the operator {operator} of {domain}, {where}"
+    return f"model.path: {path} cannot be loaded on {provider}: {one_line(reason)}"
 
 
 def _session_options(runtime: Any, providers: Sequence[str], layouts: bool) -> Any:

@@ -263,6 +263,8 @@ def load(
     name = name or path.stem
     inputs = specs_of("input", opened.get_inputs(), name)
     outputs = specs_of("output", opened.get_outputs(), name)
+    if not inputs:
+        raise StartError(f"model.path: {path} has no input, so that nothing of a record would reach it")
     session: Session | GpuSession
     if gpu is not None and bindable((*inputs, *outputs)):
         gpu.bind(inputs, outputs)

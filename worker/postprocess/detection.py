@@ -55,7 +55,7 @@ class Boxes(NamedTuple):
 class Detection:
     """Boxes at or above ``score`` that no better box of their class overlaps by more than ``iou``; at most ``max``.
 
-    Reads the first floating output. Without an image (another input format) the coordinates stay the model's.
+    A box of no area, also one that lies beside the picture, is left out. Reads the first floating output. Without an image (another input format) the coordinates stay the model's.
     """
 
     def __init__(
@@ -88,12 +88,14 @@ class Detection:
         """The boxes of one item that stay, in the picture's own pixels."""
         with np.errstate(over="ignore", invalid="ignore"):  # coordinates may be of any size
             boxes = self._read(_matrix(item), self._score)
-            boxes = boxes.take(suppress(boxes, self._iou, self._max))
-            if geometry is not None:
-                boxes = boxes._replace(xyxy=to_image(boxes.xyxy, geometry))
-        if not np.isfinite(boxes.xyxy).all():
-            raise Reject("a box is too large for its numbers", "non_finite")
-        return boxes
+            pixels = boxes.xyxy if geometry is None else to_image(boxes.xyxy, geometry)
+            if not np.isfinite(pixels).all():
+                raise Reject("a box is too large for its numbers", "non_finite")
+            # A box that shows nothing of the picture must not take the place of one that does.
+            seen = np.flatnonzero((pixels[:, 2] > pixels[:, 0]) & (pixels[:, 3] > pixels[:, 1]))
+            boxes, pixels = boxes.take(seen), pixels[seen]
+            kept = suppress(boxes, self._iou, self._max)
+        return boxes.take(kept)._replace(xyxy=pixels[kept])
 
     def _render(self, boxes: Boxes) -> bytes:
         if not len(boxes.scores):
