@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from confluent_kafka import Consumer, TopicPartition
 
+from worker.bench.load import SendPlan, send
 from worker.bench.trial import STAGES, Answers, evaluate, place_code, warm_up_s
-from worker.kafka.load import SendPlan, send
 
 PATIENCE_S = 10.0
 WARM_UP_S = 1.0

@@ -78,7 +78,7 @@ def test_no_worker_is_said_before_any_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without an answer to the first record the command ends with exit code 3 and names topic and group."""
-    monkeypatch.setattr("worker.kafka.load.PATIENCE_S", 1.0)
+    monkeypatch.setattr("worker.bench.load.PATIENCE_S", 1.0)
     code, document = bench(tmp_path, config, [GOOD], "--rate", "500")
     assert (code, document) == (3, None)
     sentence = capsys.readouterr().err

@@ -49,9 +49,9 @@ def test_the_engine_has_never_heard_of_kafka() -> None:
 
 
 def test_kafka_knows_neither_the_loop_nor_the_engine() -> None:
-    """The Kafka package reaches no model, no engine and none of the loop; of dead letters it knows the form."""
+    """The Kafka package reaches no model, no engine and none of the loop and no measurement; of dead letters it knows the form."""
     reached = reached_from(within("kafka")) - within("dead_letters.compose", *SHARED)
-    assert reached & within(*LOOP, *ENGINE, "app", "cli") == set()
+    assert reached & within(*LOOP, *ENGINE, "app", "bench", "cli") == set()
 
 
 def test_only_commands_compose() -> None:

@@ -18,9 +18,9 @@ from worker.settings import PipelineSettings, Settings, load
 from worker.telemetry import logs
 
 if TYPE_CHECKING:
+    from worker.bench.load import Load
     from worker.bench.search import Found
     from worker.bench.trial import Trial
-    from worker.kafka.load import Load
 
 DURATION_S, SEARCH_DURATION_S = 10.0, 4.0
 MOST_BYTES = 256 << 20
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     logs.configure(settings.secrets())
     pipeline = _pipeline(settings, args.pipeline)
 
-    from worker.kafka.load import Load
+    from worker.bench.load import Load
 
     values = _values(args.source)
     for_people = nullcontext() if args.json is None else redirect_stdout(sys.stderr)

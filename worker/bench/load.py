@@ -1,11 +1,10 @@
-"""Load on the input topic by a schedule, and everything that comes back of it.
+"""Sends load to the input topic by a schedule and collects everything that comes back of it.
 
 The sender is a process of its own: one interpreter that both sends and parses results would be late with both.
 """
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -15,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
-from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
 from worker.batch import STAGES, Headers
 from worker.bench.trial import Answers, Sent, place_code
 from worker.errors import ConfigError, StartError
-from worker.kafka.properties import build, consumer_properties, producer_properties
-from worker.kafka.tools import range_of
+from worker.kafka.measuring import EndReader, LoadProducer
+from worker.kafka.properties import producer_properties
 from worker.kafka.topics import open_topics
 
 if TYPE_CHECKING:
+    from confluent_kafka import Message
+
     from worker.settings import PipelineSettings, Settings
 
 RUN_S = 0.002
@@ -146,23 +146,10 @@ class _Reader:
     def __init__(
         self, settings: Settings, embedded: bool, topics: dict[str, int], output: Any, input_topic: str
     ) -> None:
-        properties = consumer_properties(settings, embedded)
-        properties.pop("group.instance.id", None)
-        # an answer that waits for the next fetch would look like the worker's latency
-        properties |= {"group.id": "unused", "fetch.wait.max.ms": 2 if embedded else 500}
-        self._consumer = build(Consumer, properties)
+        self._messages = EndReader(settings, embedded, topics, PATIENCE_S)
         self._dead_letters = settings.dead_letter.topic
         self._input = input_topic
         self._find = {"json": _find_json, "oip": _find_oip}.get(output.format, _find_header)
-        places = [TopicPartition(name, i) for name, count in topics.items() for i in range(count)]
-        try:
-            for place in places:
-                place.offset = range_of(self._consumer, place, PATIENCE_S)[1]
-        except KafkaException as error:
-            raise StartError(
-                f"the ends of {', '.join(topics)} cannot be read: {error.args[0].str()}"
-            ) from None
-        self._consumer.assign(places)
         self.clear()
 
     def clear(self) -> None:
@@ -180,15 +167,11 @@ class _Reader:
 
     def read(self) -> int:
         """Take what is there, waiting a little for it; how many outputs of our topic it was."""
-        first = self._consumer.poll(0.005)
-        if first is None:
-            return 0
-        messages = [first, *self._consumer.consume(10_000, 0)]
+        messages = self._messages.read(0.005, 10_000)
         now_ns = time.monotonic_ns()
         before = len(self._places)
         for message in messages:
-            if message.error() is None:
-                self._add(message)
+            self._add(message)
         self._times += [now_ns] * (len(self._places) - before)
         self._seen.update(self._places[before:])
         return len(self._places) - before
@@ -204,7 +187,7 @@ class _Reader:
         )
 
     def close(self) -> None:
-        self._consumer.close()
+        self._messages.close()
 
     def _add(self, message: Message) -> None:
         dead = message.topic() == self._dead_letters
@@ -286,7 +269,7 @@ class _Progress:
 
 def send(plan: SendPlan, pipe: Connection) -> None:
     """Serve trials until the other end closes: (per_s, count) in, :class:`Sent` or a sentence out."""
-    producer = Producer({**plan.properties, "logger": logging.getLogger("librdkafka")})
+    producer = LoadProducer(plan.properties, plan.topic)
     number = 0
     while True:
         try:
@@ -297,7 +280,7 @@ def send(plan: SendPlan, pipe: Connection) -> None:
         number += count
 
 
-def _send_trial(plan: SendPlan, producer: Producer, per_s: float, count: int, number: int) -> Sent:
+def _send_trial(plan: SendPlan, producer: LoadProducer, per_s: float, count: int, number: int) -> Sent:
     """Send each record as close to its time as can be, short runs in turn to every partition; wait for all to be taken.
 
     Args:
@@ -313,7 +296,7 @@ def _send_trial(plan: SendPlan, producer: Producer, per_s: float, count: int, nu
         due = min(int((now_ns - start_ns) * per_s / 1e9) + 1, count) if now_ns >= start_ns else 0
         for row in range(sent, due):
             _produce(plan, producer, progress, row, number + row, (number + row) // run % plan.partitions)
-        producer.poll(0)
+        producer.poll()
         sent = max(sent, due)
         if sent < count:
             time.sleep(max(0.0, min(SLEEP_S, (int(due_ns[sent]) - time.monotonic_ns()) / 1e9)))
@@ -322,19 +305,10 @@ def _send_trial(plan: SendPlan, producer: Producer, per_s: float, count: int, nu
 
 
 def _produce(
-    plan: SendPlan, producer: Producer, progress: _Progress, row: int, number: int, partition: int
+    plan: SendPlan, producer: LoadProducer, progress: _Progress, row: int, number: int, partition: int
 ) -> None:
-    def delivered(error: Any, message: Message) -> None:
-        if error is None:
-            place: Any = (message.partition(), message.offset())
-            progress.places[row] = place_code(*place)
+    def placed(partition: int, offset: int) -> None:
+        progress.places[row] = place_code(partition, offset)
 
-    options: dict[str, Any] = {"headers": plan.headers} if plan.headers else {}
-    value = plan.values[number % len(plan.values)]
-    while True:
-        try:
-            producer.produce(plan.topic, value, partition=partition, on_delivery=delivered, **options)
-            break
-        except BufferError:
-            producer.poll(0.01)
+    producer.send(plan.values[number % len(plan.values)], partition, plan.headers, placed)
     progress.sent_ns[row] = time.monotonic_ns()
