@@ -9,9 +9,10 @@ from typing import Any
 from fakes import DEAD_LETTERS, FakeClock, FakeMeters, FakePool, FakeRoute, FakeSink, FakeSource, NullLog
 
 from worker.loop.admission import Admission
+from worker.loop.at_least_once import AtLeastOnce
 from worker.loop.caution import Caution
 from worker.loop.conductor import Conductor, Plan
-from worker.loop.delivery import AtLeastOnce, Delivery
+from worker.loop.delivery import Delivery
 from worker.loop.outbox import DeadLetterRate, Letterhead, Outbox
 from worker.loop.window import Window
 

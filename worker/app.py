@@ -27,11 +27,14 @@ from worker import __version__, native
 from worker.batch import Batch, Columns, Partition
 from worker.errors import Reject, WorkerError
 from worker.loop.admission import Admission
+from worker.loop.at_least_once import AtLeastOnce
 from worker.loop.caution import Caution
 from worker.loop.conductor import Conductor, Plan
-from worker.loop.delivery import AtLeastOnce, Delivery, ExactlyOnce
+from worker.loop.delivery import Delivery
+from worker.loop.exactly_once import ExactlyOnce
 from worker.loop.outbox import DeadLetterRate, Letterhead, Outbox
 from worker.loop.pool import InlinePool, ThreadPool
+from worker.loop.tasks import spawn
 from worker.loop.window import Window
 from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Progress, Standstill, Watchdog
 from worker.serving.engine import Engine, Pipeline
@@ -499,6 +502,7 @@ class _Process:
             self._settings.limits.revoke_s,
             time.monotonic_ns,
             self._meters.transaction,
+            spawn,
             caution.metadata,
         )
 

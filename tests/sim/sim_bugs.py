@@ -15,9 +15,10 @@ from fakes import FakeSource, FakeTransactions
 from worker.batch import Batch, Partition, Span
 from worker.loop import conductor, openslab, outbox
 from worker.loop.admission import Admission, Admitted
+from worker.loop.at_least_once import AtLeastOnce
 from worker.loop.caution import Caution
 from worker.loop.conductor import Conductor
-from worker.loop.delivery import AtLeastOnce, ExactlyOnce
+from worker.loop.exactly_once import ExactlyOnce
 from worker.loop.openslab import OpenSlab
 from worker.loop.outbox import Outbox, Tally
 from worker.loop.receipt import Receipt
@@ -98,7 +99,7 @@ def hand_over_at_the_position_of_the_reader(
     return found
 
 
-@replaces(AtLeastOnce, "settled", "NothingCommittedEarly")
+@replaces(AtLeastOnce, "acknowledged", "NothingCommittedEarly")
 def settle_whatever_the_report_says(self: AtLeastOnce) -> list[Slab]:
     """A failed delivery completes its slab as a successful one does."""
     settled, self._done[:] = self._done[:], []

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
 from functools import partial
 from random import Random
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 from fakes import (
     DEAD_LETTERS,
@@ -36,10 +34,11 @@ from world import Figures, make_loop
 
 from worker.batch import Batch, Headers, Partition
 from worker.errors import ClientFatal, Stalled, WorkerError
-from worker.loop import delivery
+from worker.loop.at_least_once import AtLeastOnce
 from worker.loop.caution import Caution
 from worker.loop.conductor import Conductor
-from worker.loop.delivery import AtLeastOnce, Delivery, ExactlyOnce
+from worker.loop.delivery import Delivery
+from worker.loop.exactly_once import ExactlyOnce
 from worker.loop.outbox import Outbox
 from worker.loop.pool import Returned
 from worker.loop.window import Window
@@ -63,26 +62,28 @@ class Violation(AssertionError):
         self.judge = judge
 
 
-class LazyThread:
-    """Runs when it is waited for, or at some look at whether it is still running: a thread without a thread."""
+class LazyTask:
+    """A call beside the loop, without a thread: it runs at once, when it is waited for, or at some look at it."""
 
-    def __init__(self, rng: Random, target: Callable[[], None], **_name: Any) -> None:
+    def __init__(self, rng: Random, _name: str, call: Callable[[], None]) -> None:
         self._rng = rng
-        self._target: Callable[[], None] | None = target
+        self._call: Callable[[], None] | None = call
+        self._perhaps()
 
-    def start(self) -> None:
+    @property
+    def done(self) -> bool:
+        self._perhaps()
+        return self._call is None
+
+    def wait(self, timeout_s: float) -> bool:
+        call, self._call = self._call, None
+        if call is not None:
+            call()
+        return True
+
+    def _perhaps(self) -> None:
         if self._rng.random() < 0.3:
-            self.join()
-
-    def is_alive(self) -> bool:
-        if self._rng.random() < 0.3:
-            self.join()
-        return self._target is not None
-
-    def join(self, timeout: float | None = None) -> None:
-        target, self._target = self._target, None
-        if target is not None:
-            target()
+            self.wait(0.0)
 
 
 class SlowPool(FakePool):
@@ -277,11 +278,6 @@ class Schedule:
         Raises:
             Violation: a judge saw a promise broken, or the loop raised what it should not.
         """
-        threads = SimpleNamespace(Thread=partial(LazyThread, self.rng))
-        with mock.patch.object(delivery, "threading", threads):
-            self._play()
-
-    def _play(self) -> None:
         rng = self.rng
         for _ in range(rng.randint(1, 3)):
             self._start()
@@ -381,7 +377,10 @@ class Schedule:
         if not self.exactly_once:
             return AtLeastOnce(source, sink, 0.05, self.clock, caution.metadata)
         transactions = FakeTransactions(self.kafka, source, sink, self.rng)
-        return ExactlyOnce(transactions, 0.05, 20, 1.0, self.clock, self._count_transaction, caution.metadata)
+        spawn = partial(LazyTask, self.rng)
+        return ExactlyOnce(
+            transactions, 0.05, 20, 1.0, self.clock, self._count_transaction, spawn, caution.metadata
+        )
 
     def _count_transaction(self, result: str) -> None:
         self.cases[f"transaction {result}"] += 1

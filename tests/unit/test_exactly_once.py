@@ -14,7 +14,8 @@ from stream import wait_for
 
 from worker.batch import Columns, Partition, Span
 from worker.errors import DeliveryFailed, TransactionFailed
-from worker.loop.delivery import ExactlyOnce
+from worker.loop.exactly_once import ExactlyOnce
+from worker.loop.tasks import spawn
 from worker.loop.window import Slab, Window
 
 A, B = Partition("in", 0), Partition("in", 1)
@@ -36,6 +37,7 @@ class Desk:
             5.0,
             clock,
             lambda r: self.counts.update([r]),
+            spawn,
         )
         self.kafka.owner = {A: source, B: source}
         self.window = Window(1 << 20)
@@ -82,7 +84,7 @@ def test_outputs_of_a_lost_partition_are_not_committed_by_a_revoke_after_it() ->
     desk.delivery.abandon()
     while desk.delivery.recovered(desk.window) is None:
         pass
-    assert desk.delivery.settled() == [desk.slab]
+    assert desk.delivery.acknowledged() == [desk.slab]
     assert desk.counts == {"aborted": 1}
 
 
@@ -94,7 +96,7 @@ def test_a_loss_is_over_once_the_transaction_is_given_up() -> None:
     desk.delivery.abandon()
     while desk.delivery.recovered(desk.window) is None:
         pass
-    assert desk.delivery.settled() == [desk.slab]
+    assert desk.delivery.acknowledged() == [desk.slab]
 
 
 def test_what_a_rewind_gave_up_does_not_pass_for_a_commit() -> None:
@@ -103,7 +105,7 @@ def test_what_a_rewind_gave_up_does_not_pass_for_a_commit() -> None:
     late = desk.admit(1)
     desk.delivery.abandon()
     assert desk.targets() == {A: 0, B: 0}
-    assert desk.delivery.settled() == [desk.slab]
+    assert desk.delivery.acknowledged() == [desk.slab]
     desk.window.sent(late)
     desk.delivery.handed_over(late)
     assert desk.delivery.commit(desk.window, wait=True) == [late]
@@ -136,13 +138,13 @@ def test_a_commit_that_never_comes_back_is_given_up() -> None:
     """What is true is asked of the broker; whatever the call says later changes nothing."""
     desk = Desk(partial(Stuck, "commit"))
     desk.delivery.commit(desk.window, wait=False)
-    assert desk.delivery.settled() == []
+    assert desk.delivery.acknowledged() == []
     desk.transactions.hung = True
-    with pytest.raises(DeliveryFailed, match="does not come back"):
-        desk.delivery.settled()
+    with pytest.raises(DeliveryFailed, match="does not return"):
+        desk.delivery.acknowledged()
     desk.delivery.abandon()
     assert desk.targets() == {A: 0, B: 0}
-    assert desk.delivery.settled() == [desk.slab]
+    assert desk.delivery.acknowledged() == [desk.slab]
     assert desk.window.committable() == {}
     assert desk.counts == {"unknown": 1}
     desk.transactions.free.set()
@@ -164,7 +166,7 @@ def test_a_commit_that_worked_after_all_counts() -> None:
     for each in (desk, undone):
         each.delivery.abandon()
         each.targets()
-        assert each.delivery.settled() == [each.slab]
+        assert each.delivery.acknowledged() == [each.slab]
     assert desk.slab.receipt.committed == desk.slab.spans
     assert undone.slab.receipt.committed == []
 
@@ -175,9 +177,9 @@ def test_nothing_is_settled_or_handed_over_while_a_transaction_is_undone() -> No
     desk.delivery.abandon()
     assert not desk.delivery.ready
     assert desk.delivery.recovered(desk.window) is None
-    assert desk.delivery.settled() == []
+    assert desk.delivery.acknowledged() == []
     assert desk.delivery.commit(desk.window, wait=True) == []
     desk.transactions.free.set()
     assert desk.targets() == {A: 0, B: 0}
     assert desk.delivery.ready
-    assert desk.delivery.settled() == [desk.slab]
+    assert desk.delivery.acknowledged() == [desk.slab]

@@ -61,7 +61,7 @@ class Producer(Protocol):
 
 
 class KafkaTransactions:
-    """See :class:`worker.loop.delivery.Transactions`.
+    """See :class:`worker.loop.exactly_once.Transactions`.
 
     Raises:
         StartError: the broker gives no transactional producer (rights, or no transaction coordinator).
@@ -106,12 +106,12 @@ class KafkaTransactions:
 
     @property
     def hung(self) -> bool:
-        """As in :class:`worker.loop.delivery.Transactions`: librdkafka does so where a coordinator went away."""
+        """As in :class:`worker.loop.exactly_once.Transactions`: librdkafka does so where a coordinator went away."""
         since = self._since.get(self._sink.producer)
         return since is not None and time.monotonic() - since > CALL_S + GRACE_S
 
     def abort(self) -> None:
-        """As in :class:`worker.loop.delivery.Transactions`; waits for as long as no broker answers."""
+        """As in :class:`worker.loop.exactly_once.Transactions`; waits for as long as no broker answers."""
         producer = self._sink.producer
         if not self._sink.lent and self._broken is not producer:
             try:

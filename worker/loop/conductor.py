@@ -279,7 +279,7 @@ class Conductor:
         """Batches that are back from the pool, outputs that were acknowledged."""
         self._receive(self._pool.collect())
         self._sink.poll()
-        self._settle(self._delivery.settled())
+        self._settle(self._delivery.acknowledged())
 
     def publish(self) -> None:
         """Release the slabs whose turn it is and hand their outputs to the producer, in order."""
@@ -430,7 +430,7 @@ class Conductor:
         try:
             while self._delivery.waiting and self._clock_ns() < deadline_ns:
                 self._sink.poll(BUSY_POLL_S)
-                self._settle(self._delivery.settled())
+                self._settle(self._delivery.acknowledged())
                 self._settle(self._delivery.hurry(self.window))
             self.commit(wait=True)
         except DeliveryFailed as failure:  # not the reason why we end; what is not committed is read again
@@ -447,7 +447,7 @@ class Conductor:
         undone_by_ns = self._clock_ns() + int(GIVE_BACK_S * 1e9)
         while (targets := self._delivery.recovered(self.window)) is None and self._clock_ns() < undone_by_ns:
             self._sink.poll(TICK_S)
-        self._settle(self._delivery.settled())
+        self._settle(self._delivery.acknowledged())
         if targets is not None:
             self._commit_until(deadline_ns)
             self._release_notes(self.window.owned)
