@@ -699,7 +699,7 @@ class FakeMeters:
         self.in_flight[pipeline] += records
         self.records["taken"] += records
 
-    def settled(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None:
+    def counted(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None:
         self.in_flight[pipeline] -= ok + dead_letter + dropped
         self.records["ok"] += ok
         self.records["dead_letter"] += dead_letter

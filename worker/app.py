@@ -1,31 +1,24 @@
-"""The composition root: the only file that names every concrete class and sets process-wide switches.
+"""The composition root: the only file that names every concrete class.
 
-``load_pipelines`` makes pipelines of settings, ``run`` puts them between a Kafka source and sink; ``answer`` and
+``load_pipelines`` makes pipelines of settings, ``build`` puts them between a Kafka source and sink; ``answer`` and
 ``check_broker`` are the same objects without the loop, for ``check``.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
-import signal
 import socket
-import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import orjson
 
 from worker import __version__, native
 from worker.batch import Batch, Columns, Partition
-from worker.errors import Reject, WorkerError
+from worker.errors import Reject
 from worker.loop.admission import Admission
 from worker.loop.at_least_once import AtLeastOnce
 from worker.loop.caution import Caution
@@ -36,23 +29,17 @@ from worker.loop.outbox import DeadLetterRate, Letterhead, Outbox
 from worker.loop.pool import InlinePool, ThreadPool
 from worker.loop.tasks import spawn
 from worker.loop.window import Window
+from worker.process import runtime
+from worker.process.rounds import Chore, Rounds, every
 from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Progress, Standstill, Watchdog
 from worker.serving.engine import Engine, Pipeline
 from worker.settings import PipelineSettings, Settings, check_budget, check_model_file, labels_of
 from worker.telemetry import logs
-from worker.telemetry.exchange import SnapshotExchange
-from worker.telemetry.http import Health, HttpServer
-from worker.telemetry.meters import Meters, ModelLabel, PartitionState, Snapshot
+from worker.telemetry.http import HttpServer
+from worker.telemetry.meters import Meters, ModelLabel
 from worker.telemetry.topic import MetricsReporter, WorkerInfo
+from worker.telemetry.vitals import LOOK_EVERY_S, Vitals
 
-if TYPE_CHECKING:
-    from worker.kafka.source import Reach
-
-SWITCH_INTERVAL_S = 0.0002
-"""The interpreter's default of 5 ms lets one busy thread hold up a 50 us model run a hundredfold."""
-COLLECT_EVERY = 50_000
-"""Objects more than before at which cycles are looked for. The default of 700 goes through all the records in
-flight several times a slab, 8 % of the CPU of small ones, and finds nothing: a record is never in a cycle."""
 TUNING_S = 5.0
 """Most time all ``auto`` measurements of a process take together."""
 WARM_BYTES = 64 << 20
@@ -60,11 +47,9 @@ WARM_BYTES = 64 << 20
 SLAB_WORK_S = 0.004
 SLAB_RECORDS_MAX = 2048
 """A slab holds several runs of a fast model, about this much work: what is done per slab is then shared."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Numbers of glibc's parameters."""
-KEPT_BYTES, LARGE_BLOCK_BYTES = 64 << 20, 16 << 20
 COMMIT_INTERVAL_S = 0.5
-LAGS_EVERY_S = 1.0
+TOPICS_EVERY_S = 0.25
+"""How often the answers about topics are looked for; the watch itself decides when it asks."""
 
 log = logs.get("worker")
 
@@ -272,118 +257,77 @@ def check_broker(settings: Settings) -> list[tuple[str, str]]:
 # -- the worker ----------------------------------------------------------------------------------------
 
 
-def run(settings: Settings, index: int | None = None) -> int:
-    """One worker process, from the settings to a drained exit.
+def build(settings: Settings, index: int) -> App:
+    """Load the models, connect to Kafka and start the watchers; what ``App.run`` turns.
 
     Args:
-        index: which replica this is, when there are several.
+        index: which replica this is; its HTTP port is the configured one plus this.
 
     Raises:
-        WorkerError: see its exit code.
+        WorkerError: a model, a topic, a right or a port is missing.
     """
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    _settle_allocator()
-    gc.set_threshold(COLLECT_EVERY)
-    if index is not None and "client.id" in settings.kafka:
-        named = {**settings.kafka, "client.id": f"{settings.kafka['client.id']}-{index}"}
-        settings = settings.model_copy(update={"kafka": named})
-    stop = _Stop()
     from worker.kafka.properties import check_properties
 
-    check_properties(settings.kafka)  # a misspelt one is said before a large model is loaded
+    check_properties(
+        settings.kafka
+    )  # before a large model is loaded: a misspelt property is the likelier mistake
     loaded = load(settings)
-    gc.freeze()  # what is there by now stays for good
-    return _Process(settings, loaded, index or 0, stop).run()
+    runtime.loaded()
+    return App(settings, loaded, index)
 
 
-def _settle_allocator() -> None:
-    """Blocks of up to 16 MiB are taken from freed memory, of which up to 64 MiB are kept; larger ones go back at once.
+class App:
+    """One worker: its Kafka clients, its loop, and what watches the loop."""
 
-    glibc comes to such values by itself, or to others, depending on what happens to be freed first: it raises the size from
-    which a block goes back with each one that does, up to 32 MB, and what it keeps to twice that. What the client fetches
-    arrives in blocks of some MB. Where each of those goes back, the next one's pages are made anew: 1 MiB cost 1.1 times
-    the CPU for JSON records and 3 times for raw frames of 150 KB. Frames of 8 MB and more that stay as holes are inside the
-    bound (``scripts/bench memory``). Another allocator or C library takes no notice.
-    """
-    with suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    def __init__(self, settings: Settings, loaded: Loaded, index: int) -> None:
+        self._settings = settings
+        self._meters = Meters(
+            {
+                name: ModelLabel(p.model.name, p.model.version, p.model.provider)
+                for name, p in loaded.pipelines.items()
+            }
+        )
+        self._vitals = Vitals(self._meters, settings.limits.stall_s)
+        self._connect()
+        self._build_loop(loaded)
+        self._vitals.attach(self._conductor, self._source, self._pool)
+        self._watch(index)
 
-
-class _Stop:
-    """SIGTERM and SIGINT: the first drains, the second stops now."""
-
-    def __init__(self) -> None:
-        self.requested: Callable[[], None] | None = None
-        self.asked = False
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_signal)
-            signal.signal(signal.SIGINT, self._on_signal)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked:
-            os._exit(128 + number)
-        self.asked = True
-        if self.requested is not None:
-            self.requested()
-
-
-def _interrupt(batch: Batch) -> None:
-    """Tell the runs of this batch's model to stop; a record that cannot be answered in time is told apart then."""
-    log.warning("batch past its time", pipeline=batch.pipeline.name, records=len(batch))
-    batch.pipeline.model.interrupt()
-
-
-class _Process:
-    """Everything one running worker is made of; also what its HTTP server shows."""
-
-    def __init__(self, settings: Settings, loaded: Loaded, index: int, stop: _Stop) -> None:
-        from worker.kafka.batch_sink import BatchSink, open_sink
+    def _connect(self) -> None:
+        from worker.kafka.batch_sink import open_sink
         from worker.kafka.properties import client_id
         from worker.kafka.sink import MetricsProducer
         from worker.kafka.source import KafkaSource
-        from worker.kafka.topics import TopicWatch, open_topics
+        from worker.kafka.topics import open_topics
 
-        self._settings = settings
-        self._stop = stop
-        limits = settings.limits
-        routes = list(loaded.pipelines.values())
+        settings, meters = self._settings, self._meters
         self._topics = open_topics(settings)
-        self.info = WorkerInfo(
+        self._info = WorkerInfo(
             client_id(settings), settings.kafka["group.id"], socket.gethostname(), os.getpid(), __version__
         )
-        self._meters = Meters(
-            {p.name: ModelLabel(p.model.name, p.model.version, p.model.provider) for p in routes}
-        )
-        first = self._meters.snapshot()
-        self._exchange = SnapshotExchange(first)
         self._metrics = MetricsProducer(settings) if settings.metrics.topic else None
-        self._reporter = self._make_reporter(first)
-        self._next_report_s = self._reporter.due_s if self._reporter else float("inf")
-        self._source = KafkaSource(
-            settings, self._topics.embedded, lambda: self._meters.rewind("out_of_range")
-        )
+        self._source = KafkaSource(settings, self._topics.embedded, lambda: meters.rewind("out_of_range"))
         exactly_once = settings.delivery == "exactly_once"
         if exactly_once and self._topics.embedded:
             log.warning(
-                "the embedded broker forgets the positions that a transaction commits: after a restart or a "
+                "the embedded broker forgets the offsets that a transaction commits: after a restart or a "
                 "rebalance everything is read again; delivery: exactly_once needs a real Kafka"
             )
-        # an id of its own per process: a restart aborts nothing of a replica that still runs
-        transactional_id = f"{self.info.group}-{uuid.uuid4()}" if exactly_once else None
+        # each process has an id of its own: a restart must not abort the transaction of a replica that still runs
+        transactional_id = f"{self._info.group}-{uuid.uuid4()}" if exactly_once else None
         self._sink = open_sink(settings, self._topics, transactional_id)
-        self._sends_batches = isinstance(self._sink, BatchSink)
-        window = Window(limits.in_flight_bytes)
+
+    def _build_loop(self, loaded: Loaded) -> None:
+        settings, limits = self._settings, self._settings.limits
+        routes = list(loaded.pipelines.values())
         engine = Engine()
         self._pool = (
             ThreadPool(engine, loaded.threads, loaded.runs, loaded.ahead)
             if loaded.threads
             else InlinePool(engine)
         )
-        # what a process that dies may have had in flight of one partition, generously
+        # an upper bound of the records of one partition that a dying process had in flight
         caution = Caution(2 * loaded.slab_records, settings.dead_letter.max_crashes)
-        stop_after = settings.dead_letter.stop_after
         self._conductor = Conductor(
             Plan(
                 settings.name,
@@ -392,100 +336,26 @@ class _Process:
                 limits.drain_s,
                 limits.revoke_s,
                 max(route.item_nbytes for route in routes),
-                # a slab must be whole in one transaction: there is nothing to gain from publishing parts of it
-                ordered=settings.order == "partition" or exactly_once,
+                # a transaction holds whole slabs: publishing parts of one early gains nothing
+                ordered=settings.order == "partition" or settings.delivery == "exactly_once",
             ),
             self._source,
             self._pool,
-            window,
+            Window(limits.in_flight_bytes),
             Admission(routes, limits.max_age_ms, limits.expired, limits.in_flight_bytes),
-            Outbox(
-                self._sink,
-                Letterhead(
-                    settings.dead_letter.topic, self.info.id, settings.name, logs.redact, self._keeps_time
-                ),
-                DeadLetterRate(stop_after.ratio, stop_after.of_last),
-            ),
+            self._outbox(),
             self._sink,
             self._delivery(caution),
             self._meters,
             log,
             caution,
-            on_turn=self._on_turn,
+            on_turn=self._rounds(),
         )
-        self._topic_watch = None if self._topics.embedded else TopicWatch(settings)
-        self._next_lags_s = 0.0
-        self._reach: dict[Partition, Reach] = {}
-        awake = AwakeClock(time.monotonic)
-        self._progress = Progress(limits.stall_s, self._read_progress, awake)
-        self._turning = Standstill(limits.stall_s, lambda: self._conductor.turned_ns, awake)
-        # it asks for all of the above: whoever probes before is refused, as during the warm-up
-        self._http = (
-            HttpServer(settings.metrics.http, self, self.info, index) if settings.metrics.http else None
-        )
-        deadline = BatchDeadline(limits.batch_timeout_s, self._pool.oldest, _interrupt, awake)
-        draining = DrainDeadline(
-            limits.drain_s,
-            lambda: self._conductor.stop_requested and not self._conductor.draining,
-            awake,
-        )
-        checks = [draining.stuck, deadline.stuck, self._turning.stuck, self._progress.stuck]
-        self._watchdog = Watchdog(checks, self._state, log.error, awake)
 
-    def run(self) -> int:
-        """Turn the conductor until it has drained."""
-        log.info(
-            "started",
-            client_id=self.info.id,
-            group=self.info.group,
-            pipelines=len(self._settings.pipelines),
-            delivery=self._settings.delivery,
-            batch_path=native.batch_path,
-            producer="compiled" if self._sends_batches else "python",
-        )
-        self._stop.requested = self._ask_to_stop
-        # a parent may hand its signal mask down, and building a client blocks all signals for a moment
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
-        if self._stop.asked:
-            self._ask_to_stop()
-        try:
-            self._conductor.run()
-            return 0
-        except WorkerError:
-            self._conductor.close(2.0)
-            raise
-        finally:
-            self._leave()
-
-    def _ask_to_stop(self) -> None:
-        self._conductor.stop_requested = True
-        self._next_lags_s = 0.0
-
-    def _leave(self) -> None:
-        """Say the last numbers and let go of the clients, within a few seconds whatever the broker does."""
-        self._watchdog.close()
-        last = self._snapshot()
-        if self._reporter is not None and self._metrics is not None:
-            self._reporter.report(last)
-            self._metrics.close(2.0)
-        counts = last.pipelines.values()
-        log.info(
-            "counted",
-            client_id=self.info.id,
-            taken=sum(count.taken for count in counts),
-            ok=sum(count.ok for count in counts),
-            dead_letter=sum(count.dead_letter for count in counts),
-            dropped=sum(count.dropped for count in counts),
-            in_flight=sum(count.in_flight for count in counts),
-        )
-        self._sink.close(2.0)
-        if self._http is not None:
-            self._http.close()
-
-    def _keeps_time(self, timestamp_ms: int) -> bool:
-        """Whether the dead-letter topic takes a record of this timestamp and keeps it."""
-        times = self._topics.times.get(self._settings.dead_letter.topic)
-        return times is None or times.keeps(timestamp_ms, time.time() * 1000)
+    def _outbox(self) -> Outbox:
+        letters = self._settings.dead_letter
+        head = Letterhead(letters.topic, self._info.id, self._settings.name, logs.redact, self._keeps_time)
+        return Outbox(self._sink, head, DeadLetterRate(letters.stop_after.ratio, letters.stop_after.of_last))
 
     def _delivery(self, caution: Caution) -> Delivery:
         if self._settings.delivery == "at_least_once":
@@ -506,81 +376,112 @@ class _Process:
             caution.metadata,
         )
 
-    # -- telemetry ---------------------------------------------------------------------------------------
+    def _rounds(self) -> Rounds:
+        """What the loop does between two turns besides records."""
+        vitals = self._vitals
+        self._look = every(LOOK_EVERY_S, vitals.look)
+        chores = [self._look, every(0.0, vitals.answer)]
+        if not self._topics.embedded:
+            from worker.kafka.topics import TopicWatch
 
-    def health(self) -> Health:
-        """See :class:`worker.telemetry.http.Provider`."""
-        conductor = self._conductor
-        alive = self._idle_s() < self._settings.limits.stall_s and self._source.fatal is None
-        # a loop that is busy with a batch has not begun to drain when it is asked to
-        draining = conductor.draining or conductor.stop_requested
-        ready = alive and conductor.joined and not draining
-        detail = {"turned_s_ago": round(self._idle_s(), 3), "draining": draining}
-        return Health(alive, ready, alive and self._progress.standing() is None, detail)
+            chores.append(every(TOPICS_EVERY_S, self._unless_draining(TopicWatch(self._settings).look)))
+        self._reporter = self._make_reporter()
+        if self._reporter is not None:
+            chores.append(Chore(self._reporter.due_s, self._report))
+        return Rounds(chores, time.monotonic)
 
-    def _idle_s(self) -> float:
-        return (time.monotonic_ns() - self._conductor.turned_ns) / 1e9
+    def _unless_draining(self, do: Callable[[], None]) -> Callable[[], None]:
+        return lambda: None if self._conductor.draining else do()
 
-    def _read_progress(self) -> tuple[Mapping[Partition, tuple[int | None, int | None]], int, bool]:
-        seen = {p: (reach.position + reach.unreadable, reach.end) for p, reach in self._reach.items()}
-        return seen, self._meters.settled_records, self._conductor.paused
+    def _watch(self, index: int) -> None:
+        limits, conductor = self._settings.limits, self._conductor
+        awake = AwakeClock(time.monotonic)
+        progress = Progress(limits.stall_s, self._vitals.progress, awake)
+        self._vitals.watch(progress.standing)
+        address = self._settings.metrics.http
+        self._http = HttpServer(address, self._vitals, self._info, index) if address else None
+        checks = [
+            DrainDeadline(
+                limits.drain_s, lambda: conductor.stop_requested and not conductor.draining, awake
+            ).stuck,
+            BatchDeadline(limits.batch_timeout_s, self._pool.oldest, _interrupt, awake).stuck,
+            Standstill(limits.stall_s, lambda: conductor.turned_ns, awake).stuck,
+            progress.stuck,
+        ]
+        self._watchdog = Watchdog(checks, self._vitals.state, log.error, awake)
 
-    def _state(self) -> dict[str, Any]:
-        """What a stuck process knows of itself, read without its help."""
-        conductor = self._conductor
-        return {
-            "turned_s_ago": round(self._idle_s(), 1),
-            "paused": conductor.paused,
-            "draining": conductor.draining,
-            "slabs_in_flight": conductor.window.slabs,
-            "bytes_in_flight": conductor.window.bytes,
-            "records_in_flight": conductor.window.records,
-            "batches_in_pool": self._pool.outstanding,
-            "partitions": {f"{p.topic}/{p.number}": reach[:2] for p, reach in self._reach.items()},
-        }
+    # -- see worker.process.run.Worker -----------------------------------------------------------------------
 
-    def snapshot(self) -> Snapshot:
-        """See :class:`worker.telemetry.http.Provider`."""
-        return self._exchange.ask()
+    def run(self) -> None:
+        """Turn the loop until it has drained."""
+        from worker.kafka.batch_sink import BatchSink
 
-    def _make_reporter(self, first: Snapshot) -> MetricsReporter | None:
+        log.info(
+            "started",
+            client_id=self._info.id,
+            group=self._info.group,
+            pipelines=len(self._settings.pipelines),
+            delivery=self._settings.delivery,
+            batch_path=native.batch_path,
+            producer="compiled" if isinstance(self._sink, BatchSink) else "python",
+        )
+        self._conductor.run()
+
+    def ask_to_stop(self) -> None:
+        """Drain soon; for a signal handler or another thread."""
+        self._conductor.stop_requested = True
+        self._look.due_s = 0.0  # the last look at the ends, for the last metrics
+
+    def give_up(self) -> None:
+        """Leave the consumer group without a drain."""
+        self._conductor.close(2.0)
+
+    def close(self) -> None:
+        """Report the last numbers and close the clients, within a few seconds whatever the brokers do."""
+        self._watchdog.close()
+        last = self._vitals.take_snapshot()
+        if self._reporter is not None and self._metrics is not None:
+            self._reporter.report(last)
+            self._metrics.close(2.0)
+        counts = last.pipelines.values()
+        log.info(
+            "counted",
+            client_id=self._info.id,
+            taken=sum(count.taken for count in counts),
+            ok=sum(count.ok for count in counts),
+            dead_letter=sum(count.dead_letter for count in counts),
+            dropped=sum(count.dropped for count in counts),
+            in_flight=sum(count.in_flight for count in counts),
+        )
+        self._sink.close(2.0)
+        if self._http is not None:
+            self._http.close()
+
+    # -- small parts -------------------------------------------------------------------------------------------
+
+    def _keeps_time(self, timestamp_ms: int) -> bool:
+        """Whether the dead-letter topic accepts and keeps a record of this timestamp (Unix milliseconds)."""
+        times = self._topics.times.get(self._settings.dead_letter.topic)
+        return times is None or times.keeps(timestamp_ms, time.time() * 1000)
+
+    def _make_reporter(self) -> MetricsReporter | None:
         topic, producer = self._settings.metrics.topic, self._metrics
         if topic is None or producer is None:
             return None
         return MetricsReporter(
-            self.info,
+            self._info,
             self._settings.metrics.interval_s,
             lambda key, value: producer.send(topic, key, value),
-            first,
+            self._vitals.take_snapshot(),
         )
 
-    def _on_turn(self) -> None:
-        now = time.monotonic()
-        if now >= self._next_lags_s:
-            self._reach = self._source.lag()
-            self._next_lags_s = now + LAGS_EVERY_S
-        if self._topic_watch is not None and not self._conductor.draining:
-            self._topic_watch.look()
-        if self._exchange.wanted:
-            self._exchange.answer(self._snapshot())
-        if self._reporter is not None and now >= self._next_report_s:
-            self._reporter.report(self._snapshot())
-            self._next_report_s = self._reporter.due_s
+    def _report(self, _now_s: float) -> float:
+        assert self._reporter is not None
+        self._reporter.report(self._vitals.take_snapshot())
+        return self._reporter.due_s
 
-    def _snapshot(self) -> Snapshot:
-        window = self._conductor.window
-        reached = (
-            self._source.lag() or self._reach
-        )  # the last words of a drain come after the source is let go
-        partitions = {}
-        for partition, reach in reached.items():
-            position = window.position(partition)
-            if position is None:
-                position = reach.start  # nothing was settled yet
-            partitions[partition] = PartitionState(
-                position,
-                window.committed_position(partition),
-                reach.end if reach.end >= 0 else None,
-                reach.unreadable if position == reach.position else 0,
-            )
-        return self._meters.snapshot(window.bytes, partitions)
+
+def _interrupt(batch: Batch) -> None:
+    """Stop the model runs of a batch that is past its time; its records are then tried one by one."""
+    log.warning("batch past its time", pipeline=batch.pipeline.name, records=len(batch))
+    batch.pipeline.model.interrupt()

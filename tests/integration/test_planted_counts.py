@@ -15,25 +15,25 @@ from worker.kafka.broker import EmbeddedBroker
 RECORDS = 20
 HONEST = ""
 LOSES_ONE = """
-def settled(self, pipeline, ok=0, dead_letter=0, dropped=0):
+def counted(self, pipeline, ok=0, dead_letter=0, dropped=0):
     honest(self, pipeline, max(0, ok - 1), dead_letter, dropped)
 """
 MAKES_ONE_UP = """
-def settled(self, pipeline, ok=0, dead_letter=0, dropped=0):
+def counted(self, pipeline, ok=0, dead_letter=0, dropped=0):
     self.taken(pipeline, 1)
     honest(self, pipeline, ok + 1, dead_letter, dropped)
 """
 MISTAKES_ONE = """
-def settled(self, pipeline, ok=0, dead_letter=0, dropped=0):
+def counted(self, pipeline, ok=0, dead_letter=0, dropped=0):
     honest(self, pipeline, ok - 1, dead_letter, dropped + 1)
 """
 OWN_CODE = """
 import numpy as np
 from worker.telemetry.meters import Meters
 
-honest = Meters.settled
+honest = Meters.counted
 {bug}
-Meters.settled = globals().get("settled", honest)
+Meters.counted = globals().get("counted", honest)
 
 def decode(value, headers):
     return {{"x": np.full(4, len(value), np.float32)}}

@@ -126,7 +126,7 @@ def test_a_real_metrics_record_is_valid() -> None:
     encode(make_encoder(OUTPUT), batch, SCORES)
     meters.taken("digits", 3, 600)
     meters.batch("digits", batch)
-    meters.settled("digits", ok=2, dead_letter=1)
+    meters.counted("digits", ok=2, dead_letter=1)
     meters.error("digits", "undecodable", "decode")
     meters.taken("worker", 1, 10)
     meters.error("worker", "unroutable", "decode")

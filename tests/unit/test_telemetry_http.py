@@ -82,7 +82,7 @@ def test_metrics_show_what_was_counted(server: HttpServer, provider: Provider) -
     """Counters, gauges and histograms carry the numbers of the snapshot, latencies in seconds."""
     meters = provider.meters
     meters.taken("digits", 10)
-    meters.settled("digits", ok=6, dead_letter=1, dropped=1)
+    meters.counted("digits", ok=6, dead_letter=1, dropped=1)
     meters.error("digits", "invalid", "decode", 1)
     meters.batch(
         "digits",

@@ -49,11 +49,11 @@ def test_in_is_ok_and_dead_letter_and_dropped_and_in_flight(events: list[tuple[s
             case "t":
                 meters.taken(pipeline, records)
             case "o":
-                meters.settled(pipeline, ok=records)
+                meters.counted(pipeline, ok=records)
             case "d":
-                meters.settled(pipeline, dead_letter=records)
+                meters.counted(pipeline, dead_letter=records)
             case "s":
-                meters.settled(pipeline, dropped=records)
+                meters.counted(pipeline, dropped=records)
         assert balanced(meters.snapshot())
 
 
@@ -104,7 +104,7 @@ def test_the_metrics_record_has_exactly_the_promised_keys() -> None:
     meters.taken("digits", 5, nbytes=50)
     meters.batch("digits", batch_of(run_of(4, infer=2000)))
     meters.error("digits", "undecodable", "decode")
-    meters.settled("digits", ok=3, dead_letter=1)
+    meters.counted("digits", ok=3, dead_letter=1)
     meters.sent(70)
     meters.loop("poll", 2.5)
     clock.now_s += 5
@@ -154,7 +154,7 @@ def test_the_intervals_add_up_to_the_totals() -> None:
     reporter = MetricsReporter(WORKER, 5.0, lambda key, value: sent.append((key, value)), meters.snapshot())
     for records in (3, 0, 7):
         meters.taken("digits", records)
-        meters.settled("digits", ok=records)
+        meters.counted("digits", ok=records)
         meters.batch("digits", batch_of(run_of(records, infer=records)))
         clock.now_s += 5
         assert clock() >= reporter.due_s

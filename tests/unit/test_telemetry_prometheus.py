@@ -39,7 +39,7 @@ def exposed() -> str:
     """The text of a worker to which everything has happened."""
     meters = Meters({"digits": ModelLabel("digits", "3f9c2a71", "cpu")})
     meters.taken("digits", 10)
-    meters.settled("digits", ok=6, dead_letter=1, dropped=1)
+    meters.counted("digits", ok=6, dead_letter=1, dropped=1)
     meters.error("digits", "invalid", "decode", 1)
     run = Run(range(8), {}, stages_us={"infer": 1000})
     meters.batch("digits", Batch(None, range(8), Columns(), None, 0, 0.0, runs=[run]))

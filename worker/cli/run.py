@@ -65,8 +65,9 @@ def _run(args: argparse.Namespace) -> int:
 
         die_with_parent()
     from worker import app
+    from worker.process.run import run as run_worker
 
-    return app.run(settings, args.replica_index)
+    return run_worker(settings, args.replica_index, app.build)
 
 
 @contextmanager

@@ -103,7 +103,7 @@ class Meters(Protocol):
 
     def taken(self, pipeline: str, records: int, nbytes: int = 0) -> None: ...
 
-    def settled(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None: ...
+    def counted(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None: ...
 
     def sent(self, nbytes: int) -> None: ...
 
@@ -698,12 +698,12 @@ class Conductor:
         counts = tally(slab, spans, self.plan.worker_name)
         publish_us = (self._clock_ns() - slab.released_ns) // 1000
         for name, count in counts.ok.items():
-            self._meters.settled(name, ok=count)
+            self._meters.counted(name, ok=count)
             self._meters.publish_us(name, publish_us, count)
         for name, count in counts.dead_letter.items():
-            self._meters.settled(name, dead_letter=count)
+            self._meters.counted(name, dead_letter=count)
         for name, count in counts.dropped.items():
-            self._meters.settled(name, dropped=count)
+            self._meters.counted(name, dropped=count)
         for (name, reason, stage), count in counts.errors.items():
             self._meters.error(name, reason, stage, count)
 

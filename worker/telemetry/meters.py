@@ -16,14 +16,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from worker.batch import Batch, Partition
 from worker.telemetry.histogram import Histogram
 from worker.telemetry.names import LOOP_SECTIONS, METRIC_STAGES
-
-Microseconds = int | NDArray[np.int64]
+from worker.telemetry.observer import Microseconds
 
 
 class ModelLabel(NamedTuple):
@@ -136,7 +132,7 @@ class Snapshot:
 
 
 class Meters:
-    """The live counters. Every record is `taken` once and `settled` once; the rest is told per batch.
+    """The live counters. Every record is `taken` once and `counted` once; the rest is told per batch.
 
     Args:
         models: the pipelines in file order with their models. A name that is none of these (records that no
@@ -162,7 +158,7 @@ class Meters:
         self._loop_s = dict.fromkeys(LOOP_SECTIONS, 0.0)
 
     @property
-    def settled_records(self) -> int:
+    def counted_records(self) -> int:
         """Records that left, however; it stands still exactly when nothing gets done."""
         return sum(c.ok + c.dead_letter + c.dropped for c in list(self._pipelines.values()))
 
@@ -173,7 +169,7 @@ class Meters:
         counts.in_flight += records
         self._bytes_in += nbytes
 
-    def settled(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None:
+    def counted(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None:
         """Records left: acknowledged, or without any output (``dropped``; also those given back to Kafka)."""
         counts = self._of(pipeline)
         counts.ok += ok
