@@ -113,7 +113,7 @@ def _load_one(settings: Settings, name: str, deadline: float) -> Loaded:
         providers=wanted.model.providers,
         instances=_or(wanted.model.instances, 1),
         max_size=_or(wanted.batching.max_size, LARGEST_UNKNOWN_SIZE),
-        one_shape=wanted.input.format == "image" and wanted.preprocess.one_size,
+        one_shape=wanted.preprocess.one_shape,
     )
     decoder = make_decoder(wanted, model.signature, settings.limits)
     encoder = make_encoder(wanted, model.signature, model.name, model.version, _labels(wanted))
@@ -147,10 +147,9 @@ def _load_one(settings: Settings, name: str, deadline: float) -> Loaded:
         output_errors=wanted.output.errors,
         empty=model.empty,
     )
-    # what own code takes is not known: it must not stand in the way of the loop, nor of a drain
-    own_code = wanted.postprocess.own is not None or ":" in wanted.input.format
-    threads = max(1, tuning.threads) if own_code and wanted.model.threads == "auto" else tuning.threads
-    slab = pipeline.max_size if own_code else _slab_records(pipeline)
+    # what custom code takes is not known: it must not stand in the way of the loop, nor of a drain
+    threads = max(1, tuning.threads) if wanted.custom_code and wanted.model.threads == "auto" else tuning.threads
+    slab = pipeline.max_size if wanted.custom_code else _slab_records(pipeline)
     if decoder.fixed and not decoder.shard_rows and model.signature.batchable:
         pipeline.batch_records = slab
     log.info(
@@ -183,8 +182,7 @@ DECODE_US = 150.0
 
 
 def _labels(settings: PipelineSettings) -> list[str] | None:
-    chosen = settings.postprocess.classification or settings.postprocess.detection
-    return labels_of(chosen.labels) if chosen and chosen.labels else None
+    return labels_of(settings.label_file) if settings.label_file else None
 
 
 def _slab_records(pipeline: Pipeline) -> int:

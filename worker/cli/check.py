@@ -62,7 +62,7 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace) -> 
     )  # what the log would say stands in the lines of the report
     report.check("kafka", lambda: _clients(settings), str)
     report.check("labels", lambda: _labels(settings), str)
-    report.check("own code", lambda: _own_code(settings), str)
+    report.check("custom code", lambda: _custom_code(settings), str)
     report.check("model file", lambda: _model_files(settings), str)
     sample = (
         report.check("sample file", lambda: _read_sample(args.sample), _bytes_line) if args.sample else None
@@ -154,10 +154,10 @@ def _labels(settings: Settings) -> str:
     return ", ".join(counts) or "none"
 
 
-def _own_code(settings: Settings) -> str:
-    for key, name in settings.own_code():
+def _custom_code(settings: Settings) -> str:
+    for key, name in settings.custom_code():
         configuration.import_attribute(name, key)
-    return ", ".join(name for _, name in settings.own_code()) or "none"
+    return ", ".join(name for _, name in settings.custom_code()) or "none"
 
 
 def _model_files(settings: Settings) -> str:

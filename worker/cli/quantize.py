@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from worker.cli.main import add_set_option
 from worker.errors import ConfigError, StartError, WorkerError
-from worker.settings import ImageSettings, PipelineSettings, labels_of, load
+from worker.features.picture import ImageSettings
+from worker.settings import PipelineSettings, labels_of, load
 from worker.settings.source import Key, describe, sentence
 
 if TYPE_CHECKING:
@@ -134,12 +135,11 @@ def _wanted(args: argparse.Namespace) -> Wanted:
             raise ConfigError("--set goes with --config")
         return Wanted(_image_settings(args.image), labels)
     pipeline = _pipeline(args)
-    image = pipeline.preprocess.image
+    image = pipeline.preprocess.options(ImageSettings)
     if image is None and len(pipeline.preprocess.inputs) == 1:
-        image = next(iter(pipeline.preprocess.inputs.values())).image
-    for options in (pipeline.postprocess.classification, pipeline.postprocess.detection):
-        if labels is None and options is not None and options.labels is not None:
-            labels = labels_of(options.labels)
+        image = next(iter(pipeline.preprocess.inputs.values())).options(ImageSettings)
+    if labels is None and pipeline.label_file is not None:
+        labels = labels_of(pipeline.label_file)
     return Wanted(image or ImageSettings(), labels)
 
 

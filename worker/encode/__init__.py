@@ -1,4 +1,4 @@
-"""The registry of output formats: results -> bytes."""
+"""Output formats: what the model answered -> the bytes of a result; one module per format."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from worker.batch import Batch, Columns, Headers, Run
-from worker.encode.json import JsonEncoder
-from worker.encode.oip import OipEncoder
-from worker.encode.tensor import TensorEncoder
 from worker.errors import Rejection
 from worker.model.signature import Signature
-from worker.postprocess import postprocess
+from worker.registry import OUTPUT_FORMATS
 
 if TYPE_CHECKING:
     from worker.settings import PipelineSettings
@@ -42,6 +39,22 @@ class Encoder(Protocol):
         ...
 
 
+class OutputFormat(Protocol):
+    """An entry of ``worker.registry.OUTPUT_FORMATS``: a class of :class:`Encoder`."""
+
+    predicts: bool
+    """Whether its bodies carry what a postprocess made; the others hold the model's outputs as they are."""
+
+    def __call__(
+        self,
+        settings: PipelineSettings,
+        signature: Signature,
+        model_name: str,
+        model_version: str,
+        labels: Sequence[str] | None,
+    ) -> Encoder: ...
+
+
 def encoder(
     settings: PipelineSettings,
     signature: Signature,
@@ -54,10 +67,5 @@ def encoder(
     Raises:
         ConfigError: the postprocess or the format cannot go with the model's outputs.
     """
-    output_format = settings.output.format
-    if output_format == "json":
-        steps = postprocess(settings.postprocess, signature, labels)
-        return JsonEncoder(settings, model_name, model_version, steps)
-    if output_format == "oip":
-        return OipEncoder(settings, model_name, model_version, signature)
-    return TensorEncoder(settings, model_name, model_version, signature)
+    entry = OUTPUT_FORMATS.entry(settings.output.format)
+    return entry(settings, signature, model_name, model_version, labels)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, groupby, repeat
 from operator import mod
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ import orjson
 from worker import native
 from worker.batch import Array, Batch, Partition, Run, pick
 from worker.errors import Rejection
-from worker.postprocess import Postprocess, rendering
+from worker.model.signature import Signature
+from worker.postprocess import postprocess, rendering
 from worker.postprocess.raw import Raw
 from worker.serving.envelope import CONTENT_LENGTH, ResultEncoder, item_spans, own_ids, request_of
 
@@ -30,12 +31,19 @@ if TYPE_CHECKING:
 class JsonEncoder(ResultEncoder):
     """``prediction`` for a record of one item, ``predictions`` for one with its own batch dimension."""
 
+    predicts = True
+
     def __init__(
-        self, settings: PipelineSettings, model_name: str, model_version: str, postprocess: Postprocess
+        self,
+        settings: PipelineSettings,
+        signature: Signature,
+        model_name: str,
+        model_version: str,
+        labels: Sequence[str] | None,
     ) -> None:
         # Copied from a request, the content length would make a reader split this body.
         super().__init__(settings, model_name, model_version, reserved=frozenset({CONTENT_LENGTH}))
-        self._postprocess = postprocess
+        self._postprocess = postprocess(settings.postprocess, signature, labels)
         model = b'"model":%b,' % orjson.dumps(self._model)
         self._before_prediction = b"}," + model + b'"prediction":'
         model = model.replace(b"%", b"%%")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,8 +38,15 @@ _DEFAULT = Request()
 class OipEncoder(ResultEncoder):
     """One response per record: the outputs it asked for, in its order; all of the model's otherwise."""
 
+    predicts = False
+
     def __init__(
-        self, settings: PipelineSettings, model_name: str, model_version: str, signature: Signature
+        self,
+        settings: PipelineSettings,
+        signature: Signature,
+        model_name: str,
+        model_version: str,
+        labels: Sequence[str] | None,
     ) -> None:
         reserved = frozenset({CONTENT_LENGTH, _CONTENT_TYPE})
         super().__init__(settings, model_name, model_version, reserved)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -33,7 +33,7 @@ _SOURCE = "streaminfer.source"
 
 
 class TensorEncoder(ResultEncoder):
-    """``tensor``: the bytes alone; ``npy``: with dtype and shape in front.
+    """The first output's item as little-endian bytes in C order.
 
     The shape is the item's: without the batch dimension for a record of one item, with it for a record that had
     one, and whatever the model gave where the model is not batchable. NaN and infinity travel as they are.
@@ -42,8 +42,16 @@ class TensorEncoder(ResultEncoder):
         ConfigError: the model's first output holds strings.
     """
 
+    predicts = False
+    _as_file: ClassVar[bool] = False
+
     def __init__(
-        self, settings: PipelineSettings, model_name: str, model_version: str, signature: Signature
+        self,
+        settings: PipelineSettings,
+        signature: Signature,
+        model_name: str,
+        model_version: str,
+        labels: Sequence[str] | None,
     ) -> None:
         super().__init__(settings, model_name, model_version, reserved=frozenset({_SOURCE, CONTENT_LENGTH}))
         output = signature.outputs[0]
@@ -53,7 +61,6 @@ class TensorEncoder(ResultEncoder):
                 f"but the model's first output {output.name!r} holds strings; use json or oip"
             )
         self._output = output.name
-        self._as_file = settings.output.format == "npy"
         self._says_source = settings.output.headers != "none"
 
     def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None:
@@ -123,6 +130,12 @@ class TensorEncoder(ResultEncoder):
         joined, size = values.tobytes(), values.nbytes // len(values)
         bodies = [joined[start : start + size] for start in range(0, len(joined), size)]
         return [header + body for body in bodies] if header else bodies
+
+
+class NpyEncoder(TensorEncoder):
+    """The first output's item as an ``.npy`` file: with dtype and shape in front."""
+
+    _as_file = True
 
 
 @functools.lru_cache(maxsize=1024)

@@ -7,14 +7,14 @@ a dict per item would cost ten times as much.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from worker.batch import Array
 from worker.errors import Rejection
 from worker.model.signature import Signature
-
-if TYPE_CHECKING:
-    from worker.settings import PostprocessSettings
+from worker.registry import POSTPROCESSES
+from worker.settings.choice import Chosen
+from worker.settings.section import Section
 
 
 class Postprocess(Protocol):
@@ -37,35 +37,25 @@ class Postprocess(Protocol):
         ...
 
 
-def postprocess(
-    settings: PostprocessSettings, signature: Signature, labels: Sequence[str] | None
-) -> Postprocess:
-    """The postprocess a pipeline's settings ask for; ``raw`` where they ask for none.
+class PostprocessEntry(Protocol):
+    """An entry of ``worker.registry.POSTPROCESSES``: a class of :class:`Postprocess` with its settings."""
+
+    settings: type[Section]
+
+    def __call__(self, settings: Any, signature: Signature, labels: Sequence[str] | None) -> Postprocess:
+        """Make one for a model.
+
+        Raises:
+            ConfigError: the model's outputs cannot be read so (class count, strings), or custom code cannot be
+                imported.
+        """
+        ...
+
+
+def postprocess(chosen: Chosen, signature: Signature, labels: Sequence[str] | None) -> Postprocess:
+    """The postprocess that a pipeline's settings name.
 
     Raises:
-        ConfigError: the model's outputs cannot be read so (class count, strings), or own code cannot be imported.
+        ConfigError: the model's outputs cannot be read so (class count, strings), or custom code cannot be imported.
     """
-    # Imported here so that a worker pays only for the one it uses.
-    if settings.classification is not None:
-        from worker.postprocess.classification import Classification
-
-        return Classification(settings.classification, signature, labels)
-    if settings.detection is not None:
-        from worker.postprocess.detection import Detection
-
-        return Detection(settings.detection, signature, labels)
-    if settings.regression is not None:
-        from worker.postprocess.regression import Regression
-
-        return Regression(signature)
-    if settings.embedding is not None:
-        from worker.postprocess.embedding import Embedding
-
-        return Embedding(settings.embedding, signature)
-    if settings.own is not None:
-        from worker.postprocess.own import OwnPostprocess
-
-        return OwnPostprocess(settings.own)
-    from worker.postprocess.raw import Raw
-
-    return Raw(signature)
+    return POSTPROCESSES.entry(chosen.name)(chosen.options, signature, labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import orjson
@@ -14,9 +14,8 @@ from worker.errors import ConfigError, Rejection
 from worker.model.signature import Signature
 from worker.postprocess import rendering
 from worker.postprocess.selection import vector_output, vectors
-
-if TYPE_CHECKING:
-    from worker.settings import ClassificationSettings
+from worker.settings.kinds import File, Positive
+from worker.settings.section import Section
 
 _FIELD = "postprocess.classification"
 _ARGMAX_UP_TO = 16
@@ -26,12 +25,27 @@ _COMPILED_UP_TO = 64
 """The compiled path inserts into a sorted list, which takes the square of ``top_k`` at worst."""
 
 
+class ClassificationSettings(Section):
+    """The best classes with their scores."""
+
+    labels: File | None = None
+    """Text file with one label per line; relative to the configuration file. Default: class indices."""
+    top_k: Positive = 1
+    """How many classes to give."""
+    activation: Literal["none", "softmax", "sigmoid"] = "none"
+    """Applied to the scores first."""
+    threshold: float = 0.0
+    """A class that scores less is left out."""
+
+
 class Classification:
     """The ``top_k`` best classes of the first floating output (else the first output), best first.
 
     Equal scores are ordered by class, lower first. A class below ``threshold`` is left out; when none is left,
     ``label`` and ``score`` are null. Integer scores stay integers.
     """
+
+    settings: ClassVar[type[Section]] = ClassificationSettings
 
     def __init__(
         self, settings: ClassificationSettings, signature: Signature, labels: Sequence[str] | None

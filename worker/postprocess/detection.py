@@ -9,7 +9,7 @@ Two layouts of one item, both in pixels of the model's input:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import orjson
@@ -19,9 +19,8 @@ from worker.errors import ConfigError, Reject, Rejection
 from worker.model.signature import Signature, TensorSpec
 from worker.postprocess import rendering
 from worker.postprocess.selection import numeric_output
-
-if TYPE_CHECKING:
-    from worker.settings import DetectionSettings
+from worker.settings.kinds import File, Fraction, Positive
+from worker.settings.section import Section
 
 _FIELD = "postprocess.detection"
 CLASSES_MAX = 1 << 31
@@ -52,11 +51,28 @@ class Boxes(NamedTuple):
         return Boxes(self.xyxy[rows], self.scores[rows], self.classes[rows])
 
 
+class DetectionSettings(Section):
+    """Boxes in pixels of the original image."""
+
+    labels: File | None = None
+    """Text file with one label per line; relative to the configuration file. Default: class indices."""
+    layout: Literal["yolov8", "xyxy"] = "yolov8"
+    """yolov8: [4 + classes, boxes] of centre, size and scores; xyxy: [boxes, 6] of corners, score and class."""
+    score: Fraction = 0.25
+    """A box that scores less is left out."""
+    iou: Fraction = 0.45
+    """Of two boxes of one class that overlap more than this, the better one stays."""
+    max: Positive = 300
+    """Most boxes per image."""
+
+
 class Detection:
     """Boxes at or above ``score`` that no better box of their class overlaps by more than ``iou``; at most ``max``.
 
     A box of no area, also one that lies beside the picture, is left out. Reads the first floating output. Without an image (another input format) the coordinates stay the model's.
     """
+
+    settings: ClassVar[type[Section]] = DetectionSettings
 
     def __init__(
         self, settings: DetectionSettings, signature: Signature, labels: Sequence[str] | None

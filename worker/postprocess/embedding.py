@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,15 +12,24 @@ from worker.errors import Rejection
 from worker.model.signature import Signature
 from worker.postprocess import rendering
 from worker.postprocess.selection import vector_output, vectors
+from worker.settings.section import Section
 
-if TYPE_CHECKING:
-    from worker.settings import EmbeddingSettings
+
+class EmbeddingSettings(Section):
+    """A vector."""
+
+    normalize: bool = False
+    """Scale it to length 1."""
 
 
 class Embedding:
     """The first floating output (else the first) as one vector per item, of L2 length 1 when ``normalize``."""
 
-    def __init__(self, settings: EmbeddingSettings, signature: Signature) -> None:
+    settings: ClassVar[type[Section]] = EmbeddingSettings
+
+    def __init__(
+        self, settings: EmbeddingSettings, signature: Signature, labels: Sequence[str] | None
+    ) -> None:
         self._output, _ = vector_output(signature, "postprocess.embedding")
         self._normalize = settings.normalize
 

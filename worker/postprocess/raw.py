@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 
@@ -11,6 +11,11 @@ from worker.batch import Array
 from worker.errors import Rejection
 from worker.model.signature import Signature
 from worker.postprocess import rendering
+from worker.settings.section import Section
+
+
+class RawSettings(Section):
+    """The model's outputs as nested lists."""
 
 
 class Raw:
@@ -19,7 +24,9 @@ class Raw:
     A batchable model's outputs leave out the batch dimension; another model's keep the shape it gave.
     """
 
-    def __init__(self, signature: Signature) -> None:
+    settings: ClassVar[type[Section]] = RawSettings
+
+    def __init__(self, settings: RawSettings, signature: Signature, labels: Sequence[str] | None) -> None:
         self._names = [spec.name for spec in signature.outputs]
         # what stands before each output's text
         self._before = [b"," + orjson.dumps(name) + b":" for name in self._names]

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from worker.batch import Array
 from worker.errors import Rejection
 from worker.model.signature import Signature
 from worker.postprocess import rendering
 from worker.postprocess.selection import vector_output, vectors
+from worker.settings.section import Section
+
+
+class RegressionSettings(Section):
+    """One number or several."""
 
 
 class Regression:
     """The first floating output (else the first): ``value`` where an item is one number, else ``values``."""
 
-    def __init__(self, signature: Signature) -> None:
+    settings: ClassVar[type[Section]] = RegressionSettings
+
+    def __init__(
+        self, settings: RegressionSettings, signature: Signature, labels: Sequence[str] | None
+    ) -> None:
         self._output, _ = vector_output(signature, "postprocess.regression")
 
     def predictions(

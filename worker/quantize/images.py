@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from worker.batch import Array
 from worker.errors import ConfigError, Reject
 from worker.features.opencv import cv2
-from worker.features.picture import ImagePreprocess
+from worker.features.picture import ImageSettings
+from worker.features.pixels import ImagePreprocess
 from worker.model.signature import TensorSpec
-from worker.settings import ImageSettings
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 PLAIN = {"scale": 1.0, "mean": [0.0], "std": [1.0]}

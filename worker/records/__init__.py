@@ -1,21 +1,14 @@
-"""Codecs: a record's bytes -> a batch's arrays, and what the model answered -> a record's bytes.
-
-:func:`decoder` is the registry of input formats, :func:`encoder` of output formats. A format's module is imported only when a pipeline asks for
-it, so a worker for JSON never loads OpenCV.
-"""
+"""Input formats: a record's bytes -> a batch's arrays; one module per format, imported when a pipeline asks for it."""
 
 from __future__ import annotations
 
-import os
 from typing import Protocol
 
 from worker.batch import Columns, Feed
-from worker.encode import Encoder, encoder
 from worker.errors import ConfigError
 from worker.model.signature import Signature
-from worker.settings import LimitsSettings, PipelineSettings, import_attribute
-
-__all__ = ["Decoder", "Encoder", "decoder", "encoder"]
+from worker.registry import INPUT_FORMATS
+from worker.settings import LimitsSettings, PipelineSettings
 
 
 class Decoder(Protocol):
@@ -39,6 +32,19 @@ class Decoder(Protocol):
         ...
 
 
+class InputFormat(Protocol):
+    """An entry of ``worker.registry.INPUT_FORMATS``: a class of :class:`Decoder`."""
+
+    contents: tuple[str, ...]
+    """Which contents it can hold; a format without any carries the model's tensors themselves."""
+    has_fields: bool
+    """Whether a record has named fields, which ``input.fields`` and ``from`` name."""
+
+    def __call__(
+        self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings
+    ) -> Decoder: ...
+
+
 def decoder(settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> Decoder:
     """The decoder of a pipeline's input format.
 
@@ -46,33 +52,7 @@ def decoder(settings: PipelineSettings, signature: Signature, limits: LimitsSett
         ConfigError: format, preprocessing and the model's inputs cannot go together.
     """
     _check_inputs(settings, signature)
-    name = settings.input.format
-    if name == "image" or any(source.image for source in settings.preprocess.inputs.values()):
-        # Read once, when OpenCV is imported; the header check before every decode is what the user's limit means.
-        os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(max(limits.image_pixels, 40_000_000)))
-    if name == "image":
-        from worker.records.image import ImageDecoder
-
-        return ImageDecoder(settings, signature, limits)
-    if name == "json":
-        from worker.records.json import JsonDecoder
-
-        return JsonDecoder(settings, signature, limits)
-    if name == "tensor":
-        from worker.records.tensor import TensorDecoder
-
-        return TensorDecoder(signature)
-    if name == "npy":
-        from worker.records.npy import NpyDecoder
-
-        return NpyDecoder(signature)
-    if name == "oip":
-        from worker.records.oip import OipDecoder
-
-        return OipDecoder(signature)
-    from worker.records.own import OwnDecoder
-
-    return OwnDecoder(import_attribute(name, "input.format"), signature)
+    return INPUT_FORMATS.entry(settings.input.format)(settings, signature, limits)
 
 
 def _check_inputs(settings: PipelineSettings, signature: Signature) -> None:

@@ -7,47 +7,52 @@ shapes ask for, gets Python work of its own, and only then is its reason worked 
 from __future__ import annotations
 
 import math
-from base64 import b64decode
-from collections.abc import Callable, Iterator, Sequence
-from operator import itemgetter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import orjson
 
 from worker import native
-from worker.batch import Array, Columns, Feed
+from worker.batch import Columns, Feed
 from worker.errors import ConfigError, Reject
-from worker.features.numbers import Numeric
+from worker.features import Place
+from worker.features.numbers import NumbersFeature
+from worker.features.values import TYPE_NAMES
 from worker.model.signature import Signature, TensorSpec
+from worker.records.fields import FieldsDecoder, features_of
 from worker.records.joined import CHUNK_BYTES, JoinedParser, fill
-from worker.records.rows import decode_each, put
-from worker.records.values import TYPE_NAMES, shape_of, stack, typed
-from worker.settings import ImageSettings, LimitsSettings, NumericSettings, PipelineSettings
+from worker.records.rows import decode_each
+from worker.settings import LimitsSettings, PipelineSettings
+from worker.settings.sections import TensorInput
 
 
-class JsonDecoder:
-    """A record is one JSON object; each model input is numbers or a picture from it."""
+class JsonDecoder(FieldsDecoder):
+    """One JSON object per record; each model input is numbers or a picture from it."""
+
+    contents = ("numeric", "image")
+    has_fields = True
 
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
-        self.specs = signature.inputs
-        self.fixed = signature.fixed
-        numbers, pictures = _sources(settings, signature, limits)
+        _check_sources(settings, signature)
+        super().__init__(features_of(settings, signature, limits, "numeric", _Places(settings, signature)), signature)
+        numbers = [feature for feature in self.features if isinstance(feature, NumbersFeature)]
+        self.together = self.fixed and len(numbers) == len(self.features)
+        """Whether a batch can be decoded as one, because every input is numbers of a known shape."""
         self.numbers = numbers
-        self.pictures = pictures
-        # Parsing holds the GIL, so shards do not help; decoding pictures lets it go.
-        self.shard_rows = 8 if pictures else 0
+        self.reader: Any | None = _reader(numbers) if self.together else None
         self.joined: JoinedParser | None = None
-        self.reader: Any | None = _reader(numbers) if self.fixed and not pictures else None
-        if self.fixed and not pictures and _joinable(numbers):
+        if self.together and _joinable(numbers):
             self.joined = JoinedParser([source.field or "" for source in numbers], self.specs)
+
+    def open(self, value: bytes) -> dict[str, Any]:
+        return _parsed(value)
 
     def cost(self, value: bytes) -> int:
         """Scratch of the largest picture's decode, where it is above 8 MiB."""
-        if not self.pictures:
+        if not self.shard_rows:
             return 0
         record = _parsed(value)
-        return max(picture.cost(record) for picture in self.pictures)
+        return max(peek(f.file(record)) and f.cost(peek(f.file(record))) for f in self.features if f.slow)
 
     def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
         values = columns.values
@@ -91,9 +96,9 @@ class JsonDecoder:
             records[row] = _parsed(values[row] or b"")
 
         decode_each(self, feed, rows, parse)
-        if self.fixed and not self.pictures and self._stack(records, feed):
+        if self.together and self._stack(records, feed):
             return
-        decode_each(self, feed, records, lambda row: self._decode_row(records[row], feed, row))
+        decode_each(self, feed, records, lambda row: self.decode_row(records[row], feed, row))
 
     def _stack(self, records: dict[int, dict[str, Any]], feed: Feed) -> bool:
         """All records at once; False when one of them is in the way."""
@@ -106,115 +111,8 @@ class JsonDecoder:
             return False
         return True
 
-    def _decode_row(self, record: dict[str, Any], feed: Feed, row: int) -> None:
-        items = {source.spec.name: source.item(record) for source in self.numbers}
-        if all(picture.write(record, feed, row, items) for picture in self.pictures):
-            put(feed, row, self.specs, items)
 
-
-class _Numbers:
-    """One model input made of numbers (or booleans, or strings) of the record.
-
-    Args:
-        spec: the model input.
-        field: the JSON field with a list; None = ``names``.
-        names: fields of one element each, in this order.
-        numeric: scaling, if any.
-    """
-
-    def __init__(
-        self, spec: TensorSpec, field: str | None, names: Sequence[str], numeric: Numeric | None
-    ) -> None:
-        self.spec = spec
-        self.field = field
-        self.names = names
-        self.numeric = numeric
-        self.pick: Callable[[dict[str, Any]], Any] = (
-            itemgetter(*names) if field is None else itemgetter(field)
-        )
-        if field is None and len(names) == 1:
-            self.pick = lambda record: (record[names[0]],)
-        elif field is not None and field != "features" and math.prod(d or 0 for d in spec.item_shape) == 1:
-            # One number under the input's own name is as good as a list of one.
-            self.pick = lambda record: _listed(record[field])
-
-    def items(self, picked: list[Any]) -> Array:
-        """(records, *item) from what :attr:`pick` gave; the item's shape is known.
-
-        Raises:
-            Reject: one of them does not fit.
-        """
-        return self.scaled(stack(picked, self.spec.dtype, shape_of(None, self.spec.item_shape)))
-
-    def item(self, record: dict[str, Any]) -> Array:
-        """One record's item, or why it has none.
-
-        Raises:
-            Reject: ``invalid``, naming the field.
-        """
-        try:
-            picked = self.pick(record)
-        except KeyError as error:
-            raise Reject(f'the field "{error.args[0]}" is missing') from None
-        if self.field is None:
-            return self._named_item(picked)
-        try:
-            shape = shape_of(picked, self.spec.item_shape)
-            items: Array = self.scaled(stack([picked], self.spec.dtype, shape))
-            return items.reshape(shape)
-        except Reject as error:
-            raise Reject(f'the field "{self.field}": {error}') from None
-
-    def _named_item(self, picked: Sequence[Any]) -> Array:
-        elements = []
-        for name, element in zip(self.names, picked, strict=True):
-            try:
-                elements.append(typed([element], self.spec.dtype))
-            except Reject as error:
-                raise Reject(f'the field "{name}": {str(error).replace("element 0", "it")}') from None
-        shape = [len(elements) if d is None else d for d in self.spec.item_shape]
-        items: Array = np.concatenate(elements).reshape(1, *shape)
-        return self.scaled(items).reshape(shape)
-
-    def scaled(self, items: Array) -> Array:
-        if self.numeric is not None:
-            self.numeric.apply(items)
-        return items
-
-
-class _Picture:
-    """One model input that is a picture, in the record as base64 text."""
-
-    def __init__(self, spec: TensorSpec, field: str, settings: ImageSettings, limits: LimitsSettings) -> None:
-        from worker.features.picture import ImagePreprocess
-        from worker.records.image import ImageReader
-
-        self.field = field
-        self.target = ImagePreprocess(settings, spec, f"preprocess.inputs.{spec.name}.image")
-        self.reader = ImageReader(limits, self.target.channels == 1)
-
-    def cost(self, record: dict[str, Any]) -> int:
-        return self.reader.cost(self._bytes(record))
-
-    def write(self, record: dict[str, Any], feed: Feed, row: int, items: dict[str, Array]) -> bool:
-        from worker.records.image import fit
-
-        pixels = self.reader.read(self._bytes(record), self.target.flags)
-        return fit(self.target, pixels, feed, row, items)
-
-    def _bytes(self, record: dict[str, Any]) -> bytes:
-        if self.field not in record:
-            raise Reject(f'the field "{self.field}" is missing')
-        text = record[self.field]
-        if not isinstance(text, str):
-            raise Reject(f'the field "{self.field}": expected an image as base64 text')
-        try:
-            return b64decode(text, validate=True)
-        except ValueError:
-            raise Reject(f'the field "{self.field}" is not base64', "undecodable") from None
-
-
-def _joinable(sources: Sequence[_Numbers]) -> bool:
+def _joinable(sources: Sequence[NumbersFeature]) -> bool:
     """Whether every input is a list of numbers, as long as its items."""
     return all(
         source.field is not None and source.spec.dtype.kind in "fiu" and 0 not in source.spec.item_shape
@@ -243,10 +141,6 @@ def _without_payload(error: orjson.JSONDecodeError) -> str:
     return f"{error.msg} (at byte {error.pos})" if error.doc else error.msg
 
 
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
 def _chunks(values: Sequence[bytes | None], rows: Sequence[int]) -> Iterator[Sequence[int]]:
     """These rows in runs of at most ``CHUNK_BYTES``, or of one row."""
     sizes = [len(values[row] or b"") for row in rows]
@@ -261,7 +155,7 @@ def _chunks(values: Sequence[bytes | None], rows: Sequence[int]) -> Iterator[Seq
         yield rows[first:]
 
 
-def _reader(sources: Sequence[_Numbers]) -> Any | None:
+def _reader(sources: Sequence[NumbersFeature]) -> Any | None:
     """The compiled reader of these inputs; None where it is not there, or they are more than numbers of one size."""
     if native.records is None:
         return None
@@ -285,55 +179,50 @@ def _reader(sources: Sequence[_Numbers]) -> Any | None:
     return native.records.Reader(fields, targets)
 
 
-def _sources(
-    settings: PipelineSettings, signature: Signature, limits: LimitsSettings
-) -> tuple[list[_Numbers], list[_Picture]]:
-    """Where each model input comes from, in the model's order.
+def _check_sources(settings: PipelineSettings, signature: Signature) -> None:
+    """Refuse settings that leave open which field fills which model input.
 
     Raises:
-        ConfigError: an input has no source, or a source cannot fill it.
+        ConfigError: naming the setting that is missing.
     """
-    preprocess, names = settings.preprocess, settings.input.fields or []
-    sole = len(signature.inputs) == 1
-    if preprocess.image is not None:
+    preprocess, names, inputs = settings.preprocess, settings.input.fields, signature.inputs
+    content = preprocess.content.name if preprocess.content else None
+    if content not in (None, "numeric"):
         raise ConfigError(
-            "preprocess.image: with input.format json the image needs a field; expected "
-            "preprocess.inputs.<tensor>: {from: <JSON field>, image: ...}"
+            f"preprocess.{content}: with input.format json the {content} needs a field; expected "
+            f"preprocess.inputs.<tensor>: {{from: <JSON field>, {content}: ...}}"
         )
-    if preprocess.numeric is not None and not sole:
+    if content and len(inputs) != 1:
         raise ConfigError(
-            f"preprocess.numeric: the model has {len(signature.inputs)} inputs; expected preprocess.inputs"
+            f"preprocess.{content}: the model has {len(inputs)} inputs; expected preprocess.inputs"
         )
-    if names and not preprocess.inputs and not sole:
+    if names and not preprocess.inputs and len(inputs) != 1:
         raise ConfigError(
-            f"input.fields: the model has {len(signature.inputs)} inputs; expected preprocess.inputs to say which "
+            f"input.fields: the model has {len(inputs)} inputs; expected preprocess.inputs to say which "
             "of them the fields feed, or none, and each input is the field of its own name"
         )
-    numbers: list[_Numbers] = []
-    pictures: list[_Picture] = []
-    for spec in signature.inputs:
-        source = preprocess.inputs.get(spec.name)
-        key = f"preprocess.inputs.{spec.name}" if source else "preprocess"
-        whole = source.from_ == "value" if source else sole
-        field = source.from_ if source and not whole else spec.name
-        if source and source.image is not None:
-            if whole:
-                raise ConfigError(
-                    f"{key}.from: the record is JSON; expected the JSON field that holds the image"
-                )
-            pictures.append(_Picture(spec, field, source.image, limits))
-            continue
-        numeric = _numeric(source.numeric if source else preprocess.numeric, spec, f"{key}.numeric")
-        if whole and names:
-            _check_fields(spec, names)
-            numbers.append(_Numbers(spec, None, names, numeric))
-        else:
-            numbers.append(_Numbers(spec, "features" if whole else field, (), numeric))
-    return numbers, pictures
 
 
-def _numeric(settings: NumericSettings | None, spec: TensorSpec, key: str) -> Numeric | None:
-    return None if settings is None else Numeric(settings, spec, key)
+class _Places:
+    """Where in a JSON record each model input is."""
+
+    def __init__(self, settings: PipelineSettings, signature: Signature) -> None:
+        self.names = tuple(settings.input.fields or ())
+        self.sole = len(signature.inputs) == 1
+
+    def __call__(self, spec: TensorSpec, source: TensorInput | None, content: str) -> Place:
+        whole = source.from_ == "value" if source else self.sole
+        if not whole:
+            return Place(source.from_ if source else spec.name)
+        if content != "numeric":
+            raise ConfigError(
+                f"preprocess.inputs.{spec.name}.from: the record is JSON; "
+                f"expected the JSON field that holds the {content}"
+            )
+        if self.names:
+            _check_fields(spec, self.names)
+            return Place(names=self.names)
+        return Place("features")
 
 
 def _check_fields(spec: TensorSpec, names: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from worker.batch import Array, Columns, Feed, Item
 from worker.errors import ConfigError, Reject
 from worker.model.signature import Signature
 from worker.records.rows import decode_each, full_rank
+from worker.settings import LimitsSettings, PipelineSettings
 
 _MAX_HEADER_BYTES = 10_000  # the limit numpy itself has: a longer one is an attack on the parser
 
@@ -24,10 +25,12 @@ class NpyDecoder:
         ConfigError: the model has several inputs.
     """
 
+    contents = ()
+    has_fields = False
     fixed = False
     shard_rows = 0
 
-    def __init__(self, signature: Signature) -> None:
+    def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
         if len(signature.inputs) != 1:
             names = ", ".join(s.name for s in signature.inputs)
             raise ConfigError(

@@ -13,7 +13,8 @@ from worker.batch import Array, Columns, Feed, Headers, Item, Request
 from worker.errors import Reject
 from worker.model.signature import Signature, TensorSpec
 from worker.records.rows import decode_each
-from worker.records.values import TYPE_NAMES, stack
+from worker.features.values import TYPE_NAMES, stack
+from worker.settings import LimitsSettings, PipelineSettings
 
 LENGTH_HEADER = "inference-header-content-length"
 
@@ -21,10 +22,12 @@ LENGTH_HEADER = "inference-header-content-length"
 class OipDecoder:
     """A record is one request; its tensors must be the model's inputs, by name, datatype and shape."""
 
+    contents = ()
+    has_fields = False
     fixed = False
     shard_rows = 0
 
-    def __init__(self, signature: Signature) -> None:
+    def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
         self.signature = signature
         self.outputs = frozenset(spec.name for spec in signature.outputs)
 

@@ -11,6 +11,7 @@ from worker.batch import Columns, Feed
 from worker.errors import ConfigError, Reject
 from worker.model.signature import Signature
 from worker.records.rows import decode_each
+from worker.settings import LimitsSettings, PipelineSettings
 
 _JOIN_BYTES = 16 << 10
 """Items up to this size are joined and copied together; beyond, a copy of the batch costs more than it saves."""
@@ -23,10 +24,12 @@ class TensorDecoder:
         ConfigError: the model has several inputs, a free item dimension, or strings.
     """
 
+    contents = ()
+    has_fields = False
     fixed = True
     shard_rows = 0
 
-    def __init__(self, signature: Signature) -> None:
+    def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
         spec = signature.inputs[0]
         if len(signature.inputs) != 1:
             names = ", ".join(s.name for s in signature.inputs)

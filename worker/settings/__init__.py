@@ -16,30 +16,18 @@ from worker.settings.document import json_schema, load, validate
 from worker.settings.kinds import MIB
 from worker.settings.references import import_attribute, labels_of
 from worker.settings.sections import (
-    ClassificationSettings,
     CreateSettings,
-    DetectionSettings,
-    EmbeddingSettings,
-    ImageSettings,
     LimitsSettings,
-    NumericSettings,
     PipelineSettings,
-    PostprocessSettings,
     Settings,
     is_secret,
 )
 
 __all__ = [
     "MIB",
-    "ClassificationSettings",
     "CreateSettings",
-    "DetectionSettings",
-    "EmbeddingSettings",
-    "ImageSettings",
     "LimitsSettings",
-    "NumericSettings",
     "PipelineSettings",
-    "PostprocessSettings",
     "Settings",
     "check_budget",
     "check_model_file",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from worker.errors import ConfigError, StartError
+from worker.registry import INPUT_FORMATS, OUTPUT_FORMATS
 from worker.settings.kinds import MIB
 from worker.settings.sections import Settings
 
@@ -145,26 +146,27 @@ def _check_topics(settings: Settings) -> None:
 def _check_pipeline(settings: Settings, name: str) -> None:
     """What one pipeline's formats, preprocessing and postprocessing ask of each other."""
     pipeline = settings.pipelines[name]
-    taken, pre, post = pipeline.input.format, pipeline.preprocess, pipeline.postprocess
-    if pipeline.input.fields is not None and taken != "json":
+    taken, pre = pipeline.input.format, pipeline.preprocess
+    entry = INPUT_FORMATS.entry(taken)
+    if pipeline.input.fields is not None and not entry.has_fields:
+        with_fields = [other for other in INPUT_FORMATS if INPUT_FORMATS.entry(other).has_fields]
         raise ConfigError(
-            f"{settings.key(name, 'input.fields')}: goes with input.format json only, got '{taken}'"
+            f"{settings.key(name, 'input.fields')}: goes with input.format {' or '.join(with_fields)} only, "
+            f"got '{taken}'"
         )
-    if sum([bool(pre.inputs), pre.image is not None, pre.numeric is not None]) > 1:
+    if pre.inputs and pre.content is not None:
         raise ConfigError(
-            f"{settings.key(name, 'preprocess')}: expected only one of inputs, image and numeric"
+            f"{settings.key(name, 'preprocess')}: expected only one of inputs and {pre.content.name}"
         )
-    for tensor, source in pre.inputs.items():
-        if source.image is not None and source.numeric is not None:
-            key = settings.key(name, f"preprocess.inputs.{tensor}")
-            raise ConfigError(f"{key}: expected only one of image and numeric")
-    for kind in ("inputs", "image", "numeric"):
-        given = getattr(pre, kind) not in (None, {})
-        if given and (taken not in ("image", "json") or (taken == "image" and kind == "numeric")):
-            raise ConfigError(
-                f"{settings.key(name, f'preprocess.{kind}')}: does not go with input.format '{taken}'"
-            )
-    if pipeline.output.format != "json" and post.raw is None:
+    if pre.inputs and not entry.contents:
+        raise ConfigError(f"{settings.key(name, 'preprocess.inputs')}: does not go with input.format '{taken}'")
+    places = {"preprocess": pre, **{f"preprocess.inputs.{tensor}": s for tensor, s in pre.inputs.items()}}
+    for place, source in places.items():
+        if source.content is not None and source.content.name not in entry.contents:
+            key = settings.key(name, f"{place}.{source.content.name}")
+            raise ConfigError(f"{key}: does not go with input.format '{taken}'")
+    predicts = OUTPUT_FORMATS.entry(pipeline.output.format).predicts
+    if not predicts and pipeline.postprocess.name != "raw":
         raise ConfigError(
             f"{settings.key(name, 'output.format')}: '{pipeline.output.format}' goes with postprocess raw only; "
             "expected json, or no postprocess"

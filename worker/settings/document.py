@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from worker.errors import ConfigError
 from worker.settings.checks import check_together
-from worker.settings.sections import PipelineSettings, Settings
+from worker.settings.choice import DEFINED, INLINE, ChoiceOf
+from worker.settings.sections import CONTENT, POSTPROCESS, PipelineSettings, Settings
 from worker.settings.source import Key, describe, read, sentence
 
 
@@ -44,7 +45,7 @@ def validate(document: dict[str, Any], base: Path) -> Settings:
     except ValidationError as error:
         raise ConfigError(sentence(error, folded, _known_keys(at_top=bool(hidden)), hidden)) from None
     check_together(settings)
-    if any(settings.own_code()):
+    if any(settings.custom_code()):
         for folder in (str(base.absolute()), os.getcwd()):
             if folder not in sys.path:
                 sys.path.append(folder)
@@ -115,7 +116,15 @@ def _known_keys(at_top: bool) -> set[Key]:
 def _keys_of(section: type[BaseModel], parent: Key = ()) -> Iterator[Key]:
     for name, field in section.model_fields.items():
         key = (*parent, field.alias or name)
-        yield key
+        if field.alias != INLINE:
+            yield key
+        choice = next((mark for mark in field.metadata if isinstance(mark, ChoiceOf)), None)
+        if choice is not None:
+            at = parent if field.alias == INLINE else key
+            for entry, options in choice.sections():
+                yield (*at, entry)
+                yield from _keys_of(options, (*at, entry))
+            continue
         inner, mapping = _section_in(field.annotation)
         if inner:
             yield from _keys_of(inner, (*key, "*") if mapping else key)
@@ -136,7 +145,10 @@ def json_schema() -> dict[str, Any]:
     pipeline = schema["$defs"]["PipelineSettings"]
     at_top = pipeline["properties"]
     shared = [key for key in schema["required"] if key not in ("name", "pipelines")]
+    schema["$defs"] |= POSTPROCESS.definitions() | CONTENT.definitions()
+    del schema["$defs"][CONTENT.title]  # its entries stand among the keys of the sections that hold them
     _allow_variables(schema)
+    _refer(schema)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "streaminfer configuration",
@@ -150,6 +162,16 @@ def json_schema() -> dict[str, Any]:
         "$defs": schema["$defs"]
         | {"Variable": {"type": "string", "pattern": r"\$\{[A-Za-z_]\w*(:-[^}]*)?\}"}},
     }
+
+
+def _refer(schema: Any) -> None:
+    """Put references in the place of the marks of :class:`ChoiceOf`."""
+    for inner in (
+        list(schema.values()) if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    ):
+        _refer(inner)
+    if isinstance(schema, dict) and isinstance(schema.get(DEFINED), str):
+        schema["$ref"] = f"#/$defs/{schema.pop(DEFINED)}"
 
 
 def _allow_variables(schema: Any) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
+
+from worker.registry import INPUT_FORMATS, OUTPUT_FORMATS
+from worker.settings.choice import NameIn
 
 MIB = 1 << 20
 
@@ -54,15 +56,6 @@ def _host_and_port(address: str) -> str:
     return address
 
 
-def _built_in_or_own(*names: str) -> Callable[[str], str]:
-    def check(name: str) -> str:
-        if name not in names and not OWN_CODE.fullmatch(name):
-            raise ValueError("expected " + ", ".join([*names, 'or own code as "module:attribute"']))
-        return name
-
-    return check
-
-
 def _sha256(digest: str) -> str:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
         raise ValueError("expected 64 hexadecimal digits")
@@ -74,14 +67,6 @@ def _distinct(values: list[str]) -> list[str]:
         raise ValueError("expected at least one entry and none of them twice")
     return values
 
-
-OWN_CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-OWN_CODE_SCHEMA = {
-    "type": "string",
-    "pattern": r"^[\w.]+:[\w.]+$",
-    "description": "Own code: module:attribute.",
-}
-FORMATS = ("image", "json", "tensor", "npy", "oip")
 
 Text = Annotated[str, Field(min_length=1)]
 Topic = Annotated[str, AfterValidator(_topic_name)]
@@ -102,11 +87,8 @@ Numbers = Annotated[
     Field(min_length=1),
 ]
 Divisors = Annotated[Numbers, AfterValidator(_non_zero)]
-InputFormat = Annotated[
-    str,
-    AfterValidator(_built_in_or_own(*FORMATS)),
-    WithJsonSchema({"anyOf": [{"enum": list(FORMATS)}, OWN_CODE_SCHEMA]}),
-]
+InputFormat = Annotated[str, NameIn(INPUT_FORMATS)]
+OutputFormat = Annotated[str, NameIn(OUTPUT_FORMATS)]
 Size = Annotated[
     tuple[int, int],
     BeforeValidator(_size),
@@ -116,6 +98,5 @@ Size = Annotated[
 ]
 Providers = Annotated[list[Literal["cpu", "cuda", "tensorrt"]], AfterValidator(_distinct)]
 Topics = Annotated[list[Topic], AfterValidator(_distinct)]
-OwnCode = Annotated[str, AfterValidator(_built_in_or_own()), WithJsonSchema(OWN_CODE_SCHEMA)]
 Sha256 = Annotated[str, AfterValidator(_sha256)]
 HostAndPort = Annotated[str, AfterValidator(_host_and_port)]

@@ -1,4 +1,4 @@
-"""What settings only name: own code and files of labels."""
+"""What settings only name: custom code and files of labels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.errors import ConfigError
-from worker.settings.kinds import OWN_CODE
+from worker.registry import CUSTOM_CODE
 from worker.settings.source import describe
 
 
@@ -50,7 +50,7 @@ def import_attribute(name: str, key: str) -> Any:
     Raises:
         ConfigError: the text has another form, the module cannot be imported or has no such attribute.
     """
-    if not OWN_CODE.fullmatch(name):
+    if not CUSTOM_CODE.fullmatch(name):
         raise ConfigError(f'{key}: got {describe(name)}, expected "module:attribute"')
     module_name, _, path = name.partition(":")
     try:
@@ -60,12 +60,12 @@ def import_attribute(name: str, key: str) -> Any:
         SystemExit,
     ) as error:  # importing runs the user's own code: whatever it raises is the user's to read
         raise ConfigError(
-            f"{key}: own code {name}: the module cannot be imported: {type(error).__name__}: {error}"
+            f"{key}: custom code {name}: the module cannot be imported: {type(error).__name__}: {error}"
         ) from error
     for attribute in path.split("."):
         if not hasattr(found, attribute):
-            raise ConfigError(f"{key}: own code {name}: {module_name} has no attribute {path}")
+            raise ConfigError(f"{key}: custom code {name}: {module_name} has no attribute {path}")
         found = getattr(found, attribute)
     if not callable(found):
-        raise ConfigError(f"{key}: own code {name}: expected something to call, got {type(found).__name__}")
+        raise ConfigError(f"{key}: custom code {name}: expected something to call, got {type(found).__name__}")
     return found

@@ -4,71 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     WithJsonSchema,
+    model_serializer,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from worker.registry import CONTENTS, INPUT_FORMATS, POSTPROCESSES
+from worker.settings.choice import INLINE, Chosen, ChoiceOf
 from worker.settings.kinds import (
-    FORMATS,
     MIB,
-    OWN_CODE,
-    OWN_CODE_SCHEMA,
-    Divisors,
     File,
-    Fraction,
     HostAndPort,
     InputFormat,
     Names,
-    Numbers,
-    OwnCode,
+    OutputFormat,
     Pixels,
     Positive,
     Providers,
     Seconds,
     Sha256,
-    Size,
     Text,
     Topic,
     Topics,
     Wait,
     from_file,
 )
+from worker.settings.section import ContentSettings, Section
 from worker.settings.source import dotted
 
-
-class _Section(BaseModel):
-    """A mapping of settings: no other keys, nothing there = all defaults, read-only once made."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        coerce_numbers_to_str=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_is_all_defaults(cls, data: Any) -> Any:
-        return {} if data is None else data
+S = TypeVar("S", bound=Section)
+CONTENT = ChoiceOf(CONTENTS, "ContentSettings")
+POSTPROCESS = ChoiceOf(POSTPROCESSES, "PostprocessSettings", default="raw")
 
 
-class InputSettings(_Section):
+class InputSettings(Section):
     """Where records come from and what they are."""
 
     topics: Topics
     """Topics to read."""
     format: InputFormat
-    """What a record's value is, or own code `f(value: bytes, headers) -> {tensor name: array of one item}`."""
+    """What a record's value is, or custom code `f(value: bytes, headers) -> {tensor name: array of one item}`."""
     max_bytes: Positive = 8 * MIB
     """A larger record is a dead letter, undecoded."""
     start: Literal["earliest", "latest"] = "earliest"
@@ -79,7 +64,7 @@ class InputSettings(_Section):
     """json only: these fields in this order, instead of "features"."""
 
 
-class WhenSettings(_Section):
+class WhenSettings(Section):
     """Which records of a shared topic a pipeline takes."""
 
     header: Text
@@ -88,69 +73,70 @@ class WhenSettings(_Section):
     """The header's value, compared as UTF-8 bytes."""
 
 
-class ImageSettings(_Section):
-    """From an encoded picture to a tensor: x = (pixel * scale - mean) / std in the model's own dtype."""
+class _FromContent(Section):
+    """A section that may hold the name of one content (picture, numbers, ...) with its options, beside keys of its own."""
 
-    size: Size | None = None
-    """[height, width] in pixels; default: from the model's signature."""
-    resize: Literal["stretch", "letterbox", "crop", "none"] = "stretch"
-    """How a picture of another size is made to fit."""
-    interpolation: Literal["linear", "nearest", "area", "cubic"] = "linear"
-    """How pixels are computed when resizing."""
-    color: Literal["rgb", "bgr", "gray"] = "rgb"
-    """Channels and their order."""
-    layout: Literal["nchw", "nhwc"] | None = None
-    """Order of the dimensions; default: from the model's signature."""
-    scale: float = 1.0
-    """Every pixel is multiplied by this first."""
-    mean: Numbers = [0.0]
-    """Subtracted after scaling; one number or one per channel."""
-    std: Divisors = [1.0]
-    """Divided by at last; one number or one per channel."""
-    pad_value: Annotated[int, Field(ge=0, le=255)] = 114
-    """Pixel value of a letterbox's border."""
-    orientation: Literal["exif", "ignore"] = "exif"
-    """Whether the camera's orientation tag turns the picture."""
+    content: Annotated[Chosen | None, CONTENT] = Field(None, alias=INLINE)
+    """What the source holds, by the content's own name; default: what the input format takes for granted."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given = {key: value for key, value in data.items() if key in CONTENTS and value is not None}
+        return {key: value for key, value in data.items() if key not in CONTENTS} | {INLINE: given}
+
+    @model_serializer(mode="wrap")
+    def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = handler(self)
+        content = plain.pop(INLINE, None) or plain.pop("content", None)
+        return plain | (content or {})
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        found = handler(schema)
+        section = handler.resolve_ref_schema(found)
+        del section["properties"][INLINE]
+        section["properties"] |= CONTENT.properties()
+        return found
+
+    def options(self, kind: type[S]) -> S | None:
+        """The content's options where it is of this kind."""
+        return self.content.options if self.content and isinstance(self.content.options, kind) else None
 
 
-class NumericSettings(_Section):
-    """x = (feature - mean) / std in the model's own dtype."""
-
-    mean: Numbers = [0.0]
-    """Subtracted; one number or one per feature."""
-    std: Divisors = [1.0]
-    """Divided by; one number or one per feature."""
-
-
-class TensorInput(_Section):
+class TensorInput(_FromContent):
     """Where one model input comes from."""
 
     from_: Text = Field(alias="from")
     """`value` for the record's value, or the name of a field of its JSON."""
-    image: ImageSettings | None = None
-    """The source is a picture (in JSON: base64 text)."""
-    numeric: NumericSettings | None = None
-    """The source is numbers."""
 
 
-class PreprocessSettings(_Section):
+class PreprocessSettings(_FromContent):
     """From a decoded record to the model's inputs."""
 
     inputs: dict[Text, TensorInput] = {}
-    """Per model input where it comes from; `image` or `numeric` alone is enough for a model with one input."""
-    image: ImageSettings | None = None
-    """For the only input: it is a picture."""
-    numeric: NumericSettings | None = None
-    """For the only input: it is numbers."""
+    """Per model input where it comes from; a content alone is enough for a model with one input."""
 
     @property
-    def one_size(self) -> bool:
-        """Whether pictures are made to fit sizes given here, whatever the model would take."""
-        images = [source.image for source in self.inputs.values()] if self.inputs else [self.image]
-        return all(image is not None and image.size is not None for image in images)
+    def contents(self) -> list[Chosen]:
+        """Every content that is named, for the only input or for several."""
+        sources = [self, *self.inputs.values()]
+        return [source.content for source in sources if source.content is not None]
+
+    @property
+    def one_shape(self) -> bool:
+        """Whether every input is made to fit a shape given here, whatever shapes the model would take."""
+        found = self.contents
+        return len(found) == max(1, len(self.inputs)) and all(
+            isinstance(content.options, ContentSettings) and content.options.one_shape for content in found
+        )
 
 
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """The ONNX model and how it runs."""
 
     path: File
@@ -169,7 +155,7 @@ class ModelSettings(_Section):
     """Model runs at once; auto: as many as threads on a CPU, 1 on a GPU."""
 
 
-class BatchingSettings(_Section):
+class BatchingSettings(Section):
     """How many items run together."""
 
     max_size: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = 64
@@ -178,95 +164,7 @@ class BatchingSettings(_Section):
     """Longest wait of a batch for company, from its first record taken while a slot is free; less where waiting saves little CPU."""
 
 
-class ClassificationSettings(_Section):
-    """The best classes with their scores."""
-
-    labels: File | None = None
-    """Text file with one label per line; relative to the configuration file. Default: class indices."""
-    top_k: Positive = 1
-    """How many classes to give."""
-    activation: Literal["none", "softmax", "sigmoid"] = "none"
-    """Applied to the scores first."""
-    threshold: float = 0.0
-    """A class that scores less is left out."""
-
-
-class DetectionSettings(_Section):
-    """Boxes in pixels of the original image."""
-
-    labels: File | None = None
-    """Text file with one label per line; relative to the configuration file. Default: class indices."""
-    layout: Literal["yolov8", "xyxy"] = "yolov8"
-    """yolov8: [4 + classes, boxes] of centre, size and scores; xyxy: [boxes, 6] of corners, score and class."""
-    score: Fraction = 0.25
-    """A box that scores less is left out."""
-    iou: Fraction = 0.45
-    """Of two boxes of one class that overlap more than this, the better one stays."""
-    max: Positive = 300
-    """Most boxes per image."""
-
-
-class RegressionSettings(_Section):
-    """One number or several."""
-
-
-class EmbeddingSettings(_Section):
-    """A vector."""
-
-    normalize: bool = False
-    """Scale it to length 1."""
-
-
-class RawSettings(_Section):
-    """The model's outputs as nested lists."""
-
-
-_POSTPROCESSORS = ("classification", "detection", "regression", "embedding", "raw")
-
-
-def _postprocess_schema(schema: dict[str, Any]) -> None:
-    """A word for defaults, own code, or a mapping with exactly one entry."""
-    mapping = {key: schema.pop(key) for key in ("properties", "type", "additionalProperties")}
-    schema["anyOf"] = [
-        {"enum": list(_POSTPROCESSORS)},
-        OWN_CODE_SCHEMA,
-        {**mapping, "minProperties": 1, "maxProperties": 1},
-    ]
-
-
-class PostprocessSettings(_Section):
-    """From the model's outputs to a prediction: exactly one of these; nothing is `raw`."""
-
-    model_config = ConfigDict(json_schema_extra=_postprocess_schema)
-
-    classification: ClassificationSettings | None = None
-    detection: DetectionSettings | None = None
-    regression: RegressionSettings | None = None
-    embedding: EmbeddingSettings | None = None
-    raw: RawSettings | None = None
-    own: OwnCode | None = None
-    """Own code `module:attribute` `f({output name: array of one item}) -> JSON-able`; plain text means the same."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_word_is_its_defaults(cls, data: Any) -> Any:
-        expected = f'expected one of {", ".join(_POSTPROCESSORS)} or own code as "module:attribute"'
-        if data is None or data == {}:
-            return {"raw": {}}
-        if isinstance(data, str):
-            if data in _POSTPROCESSORS:
-                return {data: {}}
-            if OWN_CODE.fullmatch(data):
-                return {"own": data}
-            raise ValueError(expected)
-        if isinstance(data, dict):
-            if len(data) != 1 and set(data) <= set(cls.model_fields):
-                raise ValueError(f"got {' and '.join(data)}, expected exactly one of them")
-            return {name: {} if options is None else options for name, options in data.items()}
-        return data
-
-
-class CreateSettings(_Section):
+class CreateSettings(Section):
     """How topics that are missing are made."""
 
     partitions: Positive
@@ -275,12 +173,12 @@ class CreateSettings(_Section):
     """Copies of each partition; -1 = the broker's default."""
 
 
-class OutputSettings(_Section):
+class OutputSettings(Section):
     """Where results go and what they are."""
 
     topic: Topic
     """Topic for results."""
-    format: Literal["json", "oip", "tensor", "npy"] = "json"
+    format: OutputFormat = "json"
     """What a result's value is; all but json go with postprocess raw only."""
     partition: Literal["key", "input"] = "key"
     """key: as Java clients do, without a key by the input partition; input: the input partition's number."""
@@ -292,7 +190,7 @@ class OutputSettings(_Section):
     """Create missing output, dead-letter and metrics topics; without it they must exist."""
 
 
-class PipelineSettings(_Section):
+class PipelineSettings(Section):
     """From records of some topics through one model to an output topic."""
 
     input: InputSettings
@@ -300,11 +198,25 @@ class PipelineSettings(_Section):
     preprocess: PreprocessSettings = PreprocessSettings()
     model: ModelSettings
     batching: BatchingSettings = BatchingSettings()
-    postprocess: PostprocessSettings = PostprocessSettings(raw=RawSettings())
+    postprocess: Annotated[Chosen, POSTPROCESS] = Field(
+        default_factory=lambda: Chosen("raw", POSTPROCESSES.entry("raw").settings())
+    )
+    """From the model's outputs to a prediction: exactly one of these, or custom code `f({output name: array of one item}) -> JSON-able`."""
     output: OutputSettings
 
+    @property
+    def label_file(self) -> Path | None:
+        """The file of the postprocess's labels, where it has one."""
+        found = getattr(self.postprocess.options, "labels", None)
+        return found if isinstance(found, Path) else None
 
-class StopAfterSettings(_Section):
+    @property
+    def custom_code(self) -> bool:
+        """Whether the user's own Python runs for each record."""
+        return self.postprocess.code is not None or self.input.format not in INPUT_FORMATS
+
+
+class StopAfterSettings(Section):
     """When the worker stops instead of draining a topic into the dead-letter topic."""
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -313,7 +225,7 @@ class StopAfterSettings(_Section):
     """How many of the last records are counted."""
 
 
-class DeadLetterSettings(_Section):
+class DeadLetterSettings(Section):
     """Where records go that cannot be answered."""
 
     topic: Topic
@@ -323,7 +235,7 @@ class DeadLetterSettings(_Section):
     """The attempt at which a record becomes a dead letter, undecoded: each one before it killed the process."""
 
 
-class MetricsSettings(_Section):
+class MetricsSettings(Section):
     """What the worker says about itself."""
 
     topic: Topic | None = None
@@ -334,7 +246,7 @@ class MetricsSettings(_Section):
     """host:port for Prometheus and health; off unless given, port 0 takes a free one."""
 
 
-class LimitsSettings(_Section):
+class LimitsSettings(Section):
     """Bounds on memory and time."""
 
     in_flight_bytes: Positive = 256 * MIB
@@ -359,7 +271,7 @@ class LimitsSettings(_Section):
     """What becomes of an expired record."""
 
 
-class TransactionSettings(_Section):
+class TransactionSettings(Section):
     """How long a transaction of `delivery: exactly_once` grows: the first bound that is reached commits it."""
 
     max_ms: Positive = 100
@@ -368,7 +280,7 @@ class TransactionSettings(_Section):
     """Records in one transaction."""
 
 
-class SecuritySettings(_Section):
+class SecuritySettings(Section):
     """What the worker refuses unless told otherwise."""
 
     allow_plaintext: bool = False
@@ -418,7 +330,7 @@ def _as_properties(properties: Any, info: ValidationInfo) -> Any:
     return texts
 
 
-class Settings(_Section):
+class Settings(Section):
     """A worker's configuration."""
 
     name: Text
@@ -451,21 +363,20 @@ class Settings(_Section):
         """``output.topic`` of a pipeline as its user most likely wrote it."""
         return name if len(self.pipelines) == 1 else dotted(["pipelines", pipeline, name])
 
-    def own_code(self) -> Iterator[tuple[str, str]]:
-        """Every setting that names own code, with its ``module:attribute``."""
+    def custom_code(self) -> Iterator[tuple[str, str]]:
+        """Every setting that names custom code, with its ``module:attribute``."""
         for name, pipeline in self.pipelines.items():
-            if pipeline.input.format not in FORMATS:
+            if pipeline.input.format not in INPUT_FORMATS:
                 yield self.key(name, "input.format"), pipeline.input.format
-            if pipeline.postprocess.own:
-                yield self.key(name, "postprocess"), pipeline.postprocess.own
+            if pipeline.postprocess.code:
+                yield self.key(name, "postprocess"), pipeline.postprocess.code
 
     def label_files(self) -> Iterator[tuple[str, Path]]:
         """Every setting that names a labels file, with its path."""
         for name, pipeline in self.pipelines.items():
-            for kind in ("classification", "detection"):
-                options = getattr(pipeline.postprocess, kind)
-                if options and options.labels:
-                    yield self.key(name, f"postprocess.{kind}.labels"), options.labels
+            path = pipeline.label_file
+            if path is not None:
+                yield self.key(name, f"postprocess.{pipeline.postprocess.name}.labels"), path
 
     def largest_record(self) -> int:
         """Bytes of the largest record any pipeline takes."""

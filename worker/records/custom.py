@@ -1,4 +1,4 @@
-"""The user's own input format: a function from bytes to the model's inputs."""
+"""Custom code as an input format: a function from bytes to the model's inputs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from worker.batch import Array, Columns, Feed, Headers
 from worker.errors import Reject
 from worker.model.signature import Signature, TensorSpec
 from worker.records.rows import decode_each, put
+from worker.settings import LimitsSettings, PipelineSettings, import_attribute
 
 Function = Callable[[bytes, Headers], Mapping[str, Any]]
 
 
-class OwnDecoder:
+class CustomDecoder:
     """A record is whatever ``function(value, headers)`` makes of it: an array of one item per model input.
 
     What it raises is the record's fault: a :class:`Reject` as it says, anything else ``undecodable``.
     """
 
+    contents = ()
+    has_fields = False
     shard_rows = 0  # it is Python, which threads do not speed up
 
-    def __init__(self, function: Function, signature: Signature) -> None:
-        self.function = function
+    def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
+        self.function: Function = import_attribute(settings.input.format, "input.format")
         self.specs = signature.inputs
         self.fixed = signature.fixed
 

@@ -1,23 +1,26 @@
-"""A user's own function: ``f({output name: array of one item}) -> JSON-able``."""
+"""Custom code as a postprocess: ``f({output name: array of one item}) -> JSON-able``."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import orjson
 
 from worker.batch import Array
 from worker.errors import Reject, Rejection
-from worker.settings import import_attribute
+from worker.model.signature import Signature
+from worker.settings.choice import CustomSettings
+from worker.settings.references import import_attribute
+from worker.settings.section import Section
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
-class OwnPostprocess:
+class CustomPostprocess:
     """Calls ``module:attribute`` once per item.
 
     The arrays are without the batch dimension, whether or not the model is batchable. ``Reject`` refuses the
@@ -25,8 +28,10 @@ class OwnPostprocess:
     stage ``encode``; NaN or infinity anywhere in the result is ``non_finite``.
     """
 
-    def __init__(self, path: str) -> None:
-        self._function: Callable[[dict[str, Array]], Any] = import_attribute(path, "postprocess")
+    settings: ClassVar[type[Section]] = CustomSettings
+
+    def __init__(self, settings: CustomSettings, signature: Signature, labels: Sequence[str] | None) -> None:
+        self._function: Callable[[dict[str, Array]], Any] = import_attribute(settings.code, "postprocess")
 
     def predictions(
         self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool

@@ -1,0 +1,135 @@
+"""A picture file in a record -> pixels, within the limits -> a row of the batch."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+
+import numpy as np
+
+from worker.batch import Array, Feed
+from worker.errors import Reject, Rejection
+from worker.features import Opened, Place, Record
+from worker.features.opencv import cv2
+from worker.features.picture import ImageSettings
+from worker.features.picture_header import ImageHeader, decodable, peek
+from worker.features.pixels import Geometry, ImagePreprocess
+from worker.model.signature import TensorSpec
+from worker.settings import LimitsSettings
+
+FREE_SCRATCH_BYTES = 8 << 20
+"""A decode below this needs no bytes from the budget."""
+
+# Measured peak bytes per pixel of cv2.imdecode, its own copy of the result included: (colour, gray).
+_PEAK_BYTES = {
+    "jpeg": (6, 2),
+    "progressive_jpeg": (9, 7),
+    "png": (6, 2),
+    "webp": (9, 9),
+    "animation": (12, 11),
+}
+
+
+def image_cost(header: ImageHeader, gray: bool) -> int:
+    """Bytes a decode needs above the free 8 MiB rule; 0 when it stays below."""
+    scratch = header.width * header.height * _PEAK_BYTES[header.kind][gray]
+    return scratch if scratch > FREE_SCRATCH_BYTES else 0
+
+
+class PictureFeature:
+    """Fills one model input with a picture, within the limits.
+
+    The row's context becomes the :class:`Geometry` of the first picture written.
+
+    Args:
+        settings: how the picture is fitted.
+        spec: the model input.
+        place: where in the record the file is: bytes, or base64 text.
+        key: the setting's name, for errors.
+        limits: ``image_pixels`` and ``in_flight_bytes`` bound what is decoded at all.
+    """
+
+    slow = True
+
+    def __init__(
+        self, settings: ImageSettings, spec: TensorSpec, place: Place, key: str, limits: LimitsSettings
+    ) -> None:
+        self.spec = spec
+        self.place = place
+        self.target = ImagePreprocess(settings, spec, key)
+        self.max_pixels = limits.image_pixels
+        self.max_bytes = limits.in_flight_bytes
+
+    def cost(self, header: ImageHeader) -> int:
+        """Scratch bytes of a decode above 8 MiB, 0 for others.
+
+        Raises:
+            Reject: ``too_many_pixels``.
+        """
+        pixels = header.width * header.height
+        if pixels > self.max_pixels:
+            raise Reject(
+                f"the image is {header.height} x {header.width} pixels (height x width), {pixels} in all; "
+                f"limits.image_pixels is {self.max_pixels}",
+                "too_many_pixels",
+            )
+        cost = image_cost(header, self.target.channels == 1)
+        if cost > self.max_bytes:
+            raise Reject(
+                f"the image is {header.height} x {header.width} pixels (height x width); decoding it needs "
+                f"{cost} bytes, limits.in_flight_bytes is {self.max_bytes}",
+                "too_many_pixels",
+            )
+        return cost
+
+    def write(self, record: Record, feed: Feed, row: int, items: dict[str, Array], opened: Opened) -> bool:
+        """See :class:`worker.features.Feature`."""
+        shared = self.place, self.target.flags
+        if shared not in opened:
+            opened[shared] = self._pixels(record)
+        pixels: Array = opened[shared]
+        if feed.arrays is not None:
+            slot = feed.arrays[self.spec.name][row]
+        else:
+            slot = items[self.spec.name] = np.empty(self.target.item_shape(pixels), self.spec.dtype)
+        try:
+            geometry: Geometry = self.target.write(pixels, slot)
+        except Reject as error:
+            feed.rejected[row] = Rejection.of(error, "preprocess", self.target)
+            return False
+        if feed.contexts[row] is None:
+            feed.contexts[row] = geometry
+        return True
+
+    def _pixels(self, record: Record) -> Array:
+        """Pixels, uint8: (height, width) for gray, else (height, width, 3).
+
+        Raises:
+            Reject: ``undecodable`` or ``too_many_pixels``.
+        """
+        value = self.file(record)
+        header = peek(value)
+        self.cost(header)
+        file = np.frombuffer(decodable(value, header), np.uint8)
+        try:
+            pixels: Array | None = cv2.imdecode(file, self.target.flags)
+        except cv2.error:
+            pixels = None
+        if pixels is None:
+            raise Reject("the image is broken or ends early", "undecodable")
+        return pixels
+
+    def file(self, record: Record) -> bytes:
+        """The picture file in a record.
+
+        Raises:
+            Reject: the field is missing, or holds something else.
+        """
+        found = self.place.of(record)
+        if isinstance(found, bytes):
+            return found
+        if not isinstance(found, str):
+            raise Reject(f"{self.place}: expected an image as base64 text")
+        try:
+            return b64decode(found, validate=True)
+        except ValueError:
+            raise Reject(f"{self.place} is not base64", "undecodable") from None

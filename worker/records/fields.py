@@ -1,0 +1,77 @@
+"""Records that are opened into fields: which content fills which model input, and the decoder of one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from worker.batch import Array, Columns, Feed
+from worker.features import Feature, Opened, Place, Record
+from worker.model.signature import Signature, TensorSpec
+from worker.records.rows import decode_each, put
+from worker.registry import CONTENTS
+from worker.settings import LimitsSettings, PipelineSettings
+from worker.settings.sections import TensorInput
+
+SHARD_ROWS = 8
+"""Rows per decode task of a slow content: few enough to keep every thread busy, enough to pay for the hand-over."""
+
+
+def features_of(
+    settings: PipelineSettings,
+    signature: Signature,
+    limits: LimitsSettings,
+    default: str,
+    place_of: Callable[[TensorSpec, TensorInput | None, str], Place],
+) -> list[Feature]:
+    """What fills each model input, in the model's order.
+
+    Args:
+        default: the content of an input whose settings name none.
+        place_of: (model input, its settings if there are any, content's name) -> where in the record it is.
+
+    Raises:
+        ConfigError: an input has no source, or a source cannot fill it.
+    """
+    preprocess = settings.preprocess
+    features = []
+    for spec in signature.inputs:
+        source = preprocess.inputs.get(spec.name)
+        key = f"preprocess.inputs.{spec.name}" if source else "preprocess"
+        content = (source or preprocess).content
+        name = content.name if content else default
+        place = place_of(spec, source, name)
+        options = content.options if content else None
+        features.append(CONTENTS.entry(name).make(options, spec, place, f"{key}.{name}", limits))
+    return features
+
+
+class FieldsDecoder:
+    """Opens each record and lets a feature fill each model input from it."""
+
+    def __init__(self, features: Sequence[Feature], signature: Signature) -> None:
+        self.features = features
+        self.specs = signature.inputs
+        self.fixed = signature.fixed
+        self.shard_rows = SHARD_ROWS if any(feature.slow for feature in features) else 0
+
+    def open(self, value: bytes) -> Record:
+        """The record's fields, or its bytes where it is one field.
+
+        Raises:
+            Reject: ``undecodable``: the bytes are not of the format; ``invalid``: they are, but hold something else.
+        """
+        return value
+
+    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
+        values = columns.values
+        decode_each(
+            self, feed, range(start, stop), lambda row: self.decode_row(self.open(values[row] or b""), feed, row)
+        )
+
+    def decode_row(self, record: Record, feed: Feed, row: int) -> None:
+        """Fill one row from an opened record."""
+        items: dict[str, Array] = {}
+        opened: Opened = {}
+        written = all(feature.write(record, feed, row, items, opened) for feature in self.features)
+        if written and feed.arrays is None:
+            put(feed, row, self.specs, items)
