@@ -7,7 +7,7 @@ Records come in on a topic, a model answers, predictions go out on another. The 
                     pause                           finish                        acknowledge, commit
 
 ``conductor.py`` is the main loop; one thread owns every Kafka handle. ``engine.py`` has never heard of Kafka.
-Own code plugs in by ``module:attribute`` and refuses one record with :class:`Reject`.
+Custom code plugs in by ``module:attribute`` and refuses one record with :class:`Reject`.
 """
 
 import os

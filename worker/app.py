@@ -148,7 +148,9 @@ def _load_one(settings: Settings, name: str, deadline: float) -> Loaded:
         empty=model.empty,
     )
     # what custom code takes is not known: it must not stand in the way of the loop, nor of a drain
-    threads = max(1, tuning.threads) if wanted.custom_code and wanted.model.threads == "auto" else tuning.threads
+    threads = (
+        max(1, tuning.threads) if wanted.custom_code and wanted.model.threads == "auto" else tuning.threads
+    )
     slab = pipeline.max_size if wanted.custom_code else _slab_records(pipeline)
     if decoder.fixed and not decoder.shard_rows and model.signature.batchable:
         pipeline.batch_records = slab

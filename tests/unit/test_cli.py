@@ -226,7 +226,7 @@ def test_check_goes_through_everything(config: Path, app: Any, capsys: pytest.Ca
         "config",
         "kafka",
         "labels",
-        "own code",
+        "custom code",
         "model file",
         "sample file",
         "model",
@@ -271,7 +271,7 @@ def test_check_reads_well_as_text(config: Path, app: Any, capsys: pytest.Capture
     [
         (["--set", "batching.max_size=x"], "config", 2),
         (["--set", "postprocess.classification.labels=none.txt"], "labels", 2),
-        (["--set", "postprocess=no_such_module_here:f"], "own code", 2),
+        (["--set", "postprocess=no_such_module_here:f"], "custom code", 2),
         (["--set", "model.path=none.onnx"], "model file", 3),
         (["--set", "model.path=."], "model file", 3),
         (["--sample", "none.json"], "sample file", 2),

@@ -248,6 +248,60 @@ def test_several_inputs_may_mix_numbers_and_a_picture() -> None:
     assert reasons(feed) == {1: "undecodable", 2: "undecodable", 3: "invalid", 4: "invalid", 5: "invalid"}
 
 
+def with_picture() -> Decoding:
+    """A model whose one input is a picture of 3 x 2 pixels, in the JSON field "picture"."""
+    return Decoding(
+        "json",
+        {"photo": ("uint8", ("N", 2, 3, 3))},
+        preprocess={"inputs": {"photo": {"from": "picture", "image": {}}}},
+    )
+
+
+def png_text(height: int, width: int) -> str:
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return base64.b64encode(cv2.imencode(".png", pixels)[1].tobytes()).decode()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda text: "\n".join(text[i : i + 76] for i in range(0, len(text), 76)),
+        lambda text: text.replace("+", "-").replace("/", "_"),
+        lambda text: text.rstrip("="),
+        lambda text: "data:image/png;base64," + text,
+    ],
+)
+def test_base64_may_be_written_as_other_languages_do(written: Any) -> None:
+    """A picture in JSON may be base64 with line breaks, URL-safe, without padding, or a data URI."""
+    text = next(t for t in (png_text(height, 40) for height in range(40, 50)) if t.endswith("=") and "+" in t)
+    values = [json.dumps({"picture": form}).encode() for form in (text, written(text))]
+    feed = with_picture().decode(*values)
+    assert not feed.rejected
+    assert np.array_equal(feed.arrays["photo"][0], feed.arrays["photo"][1])
+
+
+LARGE = png_text(1700, 1800)
+TEXTS = {"LARGE": LARGE, "ESCAPED": LARGE.replace("/", "\\/"), "SMALL": png_text(2, 3)}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        '{"picture": "LARGE"',
+        '{"picture":"ESCAPED"}',
+        '{"picture": "", "picture" : "LARGE"}',
+        '{"before": {"picture": "SMALL"}, "picture": "LARGE"}',
+        '{"picture": "SMALL", "\\u0070icture": "LARGE"}',
+        '{"picture": "data:image/png;base64,LARGE"}',
+    ],
+)
+def test_a_picture_in_json_states_what_its_decode_takes(record: str) -> None:
+    """The cost of a JSON record is that of its picture's decode, however the text is written, broken or not."""
+    for name, text in TEXTS.items():
+        record = record.replace(name, text)
+    assert with_picture().decoder.cost(record.encode()) >= 1700 * 1800 * 6
+
+
 def test_many_large_records_are_decoded_like_few_small_ones() -> None:
     """Records beyond the size that is parsed together keep their order and their neighbours."""
     wide = 20_000

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from worker.cli.demo import CONFIG, FOLDER, Digits, configure, png
+from worker.features.picture import ImageSettings
 from worker.settings import load
 
 
@@ -23,7 +24,7 @@ def test_the_frames_are_valid_png() -> None:
 def test_the_model_reads_digits_it_was_not_trained_on() -> None:
     """At least 97 % of the held-out digits are right, by the configured preprocessing."""
     digits = Digits.load()
-    image = load(CONFIG).pipelines["digits"].preprocess.image
+    image = load(CONFIG).pipelines["digits"].preprocess.options(ImageSettings)
     assert image is not None
     assert image.size is not None
     session = ort.InferenceSession(FOLDER / "digits.onnx", providers=["CPUExecutionProvider"])

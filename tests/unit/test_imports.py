@@ -16,7 +16,7 @@ import worker
 PACKAGE = Path(worker.__file__).parent
 LOOP = ("loop", "dead_letters.compose")
 ENGINE = ("serving", "records", "features", "encode", "model", "postprocess")
-SHARED = ("batch", "errors", "sending", "settings", "model.signature", "native")
+SHARED = ("batch", "errors", "registry", "sending", "settings", "model.signature", "native")
 """Values, settings and the compiled path, which every side may know."""
 
 
@@ -66,6 +66,24 @@ def test_importing_loads_no_runtime(name: str) -> None:
     script = (
         f"import sys, {name}; print(*{{'confluent_kafka', 'onnxruntime', 'cv2', 'onnx'}} & set(sys.modules))"
     )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_reading_a_configuration_loads_no_runtime() -> None:
+    """Checking a pipeline with pictures and boxes, and the JSON Schema of all settings, load no OpenCV and no runtime."""
+    script = """
+import sys
+from pathlib import Path
+from worker.settings import json_schema, validate
+validate({
+    "input": {"topics": ["in"], "format": "image"}, "preprocess": {"image": {"size": [8, 8]}},
+    "model": {"path": "m.onnx"}, "postprocess": {"detection": {}}, "output": {"topic": "out"},
+    "dead_letter": {"topic": "dead"}, "kafka": {"bootstrap.servers": "localhost:9092", "group.id": "g"},
+}, Path.cwd())
+json_schema()
+print(*{"confluent_kafka", "onnxruntime", "cv2", "onnx"} & set(sys.modules))
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

@@ -15,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import ConfigError, StartError
+from worker.features.picture import ImageSettings
+from worker.postprocess.classification import ClassificationSettings
+from worker.postprocess.raw import RawSettings
 from worker.settings import (
     MIB,
-    ImageSettings,
     Settings,
     check_budget,
     check_model_file,
@@ -29,6 +31,7 @@ from worker.settings import (
     plaintext_hosts,
     validate,
 )
+from worker.settings.choice import Chosen
 
 ROOT = Path(__file__).parents[2]
 BASE = Path("/srv/worker")
@@ -123,7 +126,7 @@ def test_minimal_file_has_the_documented_defaults() -> None:
         "auto",
         "auto",
     )
-    assert pipeline.postprocess.raw is not None
+    assert pipeline.postprocess == Chosen("raw", RawSettings())
     assert (pipeline.output.format, pipeline.output.partition, pipeline.output.headers) == (
         "json",
         "key",
@@ -149,11 +152,12 @@ def test_minimal_file_has_the_documented_defaults() -> None:
 def test_image_and_classification_defaults() -> None:
     """Preprocessing and classification named without options take their documented defaults."""
     pipeline = checked(preprocess={"image": {}}, postprocess={"classification": None}).pipelines["small"]
-    image, best = pipeline.preprocess.image, pipeline.postprocess.classification
+    image, best = pipeline.preprocess.options(ImageSettings), pipeline.postprocess.options
     assert image == ImageSettings()
     assert (image.size, image.layout, image.color, image.scale) == (None, None, "rgb", 1.0)
     assert (image.mean, image.std, image.pad_value, image.orientation) == ([0.0], [1.0], 114, "exif")
-    assert best is not None
+    assert image is not None
+    assert isinstance(best, ClassificationSettings)
     assert (best.labels, best.top_k, best.activation, best.threshold) == (None, 1, "none", 0.0)
 
 
@@ -162,10 +166,10 @@ def test_the_full_example_loads(written: Any) -> None:
     path = written(FULL)
     pipeline = load(path).pipelines["digits"]
     assert pipeline.model.path == path.parent / "models/digits.onnx"
-    assert pipeline.postprocess.classification is not None
-    assert pipeline.postprocess.classification.labels == path.parent / "models/digits.txt"
-    assert pipeline.preprocess.image is not None
-    assert pipeline.preprocess.image.size == (28, 28)
+    assert pipeline.label_file == path.parent / "models/digits.txt"
+    image = pipeline.preprocess.options(ImageSettings)
+    assert image is not None
+    assert image.size == (28, 28)
 
 
 def test_names_follow_the_pipeline_then_the_worker_then_the_file() -> None:
@@ -317,7 +321,10 @@ def test_malformed_override_is_one_sentence(written: Any, override: str) -> None
         ),
         ({"input__fields": ["a"], "input__format": "npy"}, "input.fields: goes with input.format json only"),
         ({"preprocess": {"numeric": {}}, "input__format": "tensor"}, "preprocess.numeric: does not go with"),
-        ({"preprocess": {"numeric": {}, "image": {}}}, "preprocess: expected only one of"),
+        (
+            {"preprocess": {"numeric": {}, "image": {}}},
+            "preprocess: got numeric and image, expected exactly one of them",
+        ),
         ({"output__topic": "in"}, "output.topic: got 'in', expected a topic that is not in input.topics"),
         (
             {"dead_letter__topic": "in"},
@@ -536,7 +543,7 @@ def test_own_code_beside_the_file_is_found(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "own_code_of_a_test.py").write_text("class A:\n    def f(self): ...\nnumber = 3\n")
     settings = validate(changed(postprocess="own_code_of_a_test:A.f"), tmp_path)
-    [(key, name)] = settings.own_code()
+    [(key, name)] = settings.custom_code()
     assert key == "postprocess"
     assert import_attribute(name, key).__name__ == "f"
     (tmp_path / "own_code_that_leaves.py").write_text("import sys; sys.exit(3)\n")

@@ -86,7 +86,7 @@ class Report:
     def check(self, name: str, subject: Callable[[], T], message: Callable[[T], str]) -> T | None:
         """Call ``subject``; its result, or None when it raised a `WorkerError`, whose sentence is printed."""
         try:
-            with redirect_stdout(sys.stderr):  # own code may print, and standard output is the report's
+            with redirect_stdout(sys.stderr):  # custom code may print, and standard output is the report's
                 result = subject()
         except WorkerError as error:
             self.fail(name, error)

@@ -6,18 +6,23 @@ with any format that can hold it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from worker.batch import Array, Feed
 from worker.errors import Reject
+from worker.features import base64_text
+from worker.features.values import TYPE_NAMES
 from worker.model.signature import TensorSpec
 from worker.settings import LimitsSettings
 from worker.settings.section import ContentSettings
 
 Record = Any
 """An opened record: its bytes, or a mapping of its fields."""
+Opened = dict[Any, Any]
+"""What the features of one record share, by a key of their own: a picture that fills two inputs is decoded once."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Feature(Protocol):
         """Write the item into the row's slot of ``feed.arrays``; where there are none, put it into ``items``.
 
         Args:
-            opened: what other inputs' features made of the same record, so that one picture is decoded once.
+            opened: shared by the features of this record.
 
         Returns:
             False where the row is in ``feed.rejected`` already (a stage later than ``decode`` refused it).
@@ -66,7 +71,47 @@ class Feature(Protocol):
         ...
 
 
-Opened = dict[Any, Any]
+class FileFeature(ABC):
+    """A feature of a file that lies in the record: its bytes, or base64 text in a field."""
+
+    slow = True
+
+    def __init__(self, spec: TensorSpec, place: Place) -> None:
+        self.spec = spec
+        self.place = place
+
+    @abstractmethod
+    def write(self, record: Record, feed: Feed, row: int, items: dict[str, Array], opened: Opened) -> bool:
+        """See :class:`Feature`."""
+
+    @abstractmethod
+    def scratch(self, beginning: bytes) -> int:
+        """Bytes that decoding takes on top of the file and the item, where they are more than 8 MiB, else 0.
+
+        Args:
+            beginning: the file, or as much of it as holds its header.
+
+        Raises:
+            Reject: the header says that the file cannot be decoded, or is not whole.
+        """
+
+    def file(self, record: Record) -> bytes:
+        """The file in a record.
+
+        Raises:
+            Reject: the field is missing, or holds something else.
+        """
+        found = self.place.of(record)
+        if isinstance(found, bytes):
+            return found
+        if not isinstance(found, str):
+            raise Reject(
+                f"{self.place}: expected base64 text, got {TYPE_NAMES.get(type(found), 'something else')}"
+            )
+        try:
+            return base64_text.decoded(found)
+        except ValueError:
+            raise Reject(f"{self.place} is not base64", "undecodable") from None
 
 
 class Content(Protocol):
@@ -74,9 +119,7 @@ class Content(Protocol):
 
     settings: type[ContentSettings]
 
-    def make(
-        self, options: Any, spec: TensorSpec, place: Place, key: str, limits: LimitsSettings
-    ) -> Feature:
+    def make(self, options: Any, spec: TensorSpec, place: Place, key: str, limits: LimitsSettings) -> Feature:
         """The feature that fills one model input.
 
         Args:

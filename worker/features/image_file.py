@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from base64 import b64decode
-
 import numpy as np
 
 from worker.batch import Array, Feed
 from worker.errors import Reject, Rejection
-from worker.features import Opened, Place, Record
+from worker.features import FileFeature, Opened, Place, Record
 from worker.features.opencv import cv2
 from worker.features.picture import ImageSettings
 from worker.features.picture_header import ImageHeader, decodable, peek
@@ -35,7 +33,7 @@ def image_cost(header: ImageHeader, gray: bool) -> int:
     return scratch if scratch > FREE_SCRATCH_BYTES else 0
 
 
-class PictureFeature:
+class PictureFeature(FileFeature):
     """Fills one model input with a picture, within the limits.
 
     The row's context becomes the :class:`Geometry` of the first picture written.
@@ -48,23 +46,19 @@ class PictureFeature:
         limits: ``image_pixels`` and ``in_flight_bytes`` bound what is decoded at all.
     """
 
-    slow = True
-
     def __init__(
         self, settings: ImageSettings, spec: TensorSpec, place: Place, key: str, limits: LimitsSettings
     ) -> None:
-        self.spec = spec
-        self.place = place
+        super().__init__(spec, place)
         self.target = ImagePreprocess(settings, spec, key)
         self.max_pixels = limits.image_pixels
         self.max_bytes = limits.in_flight_bytes
 
-    def cost(self, header: ImageHeader) -> int:
-        """Scratch bytes of a decode above 8 MiB, 0 for others.
+    def scratch(self, beginning: bytes) -> int:
+        """See :class:`worker.features.FileFeature`."""
+        return self._scratch(peek(beginning))
 
-        Raises:
-            Reject: ``too_many_pixels``.
-        """
+    def _scratch(self, header: ImageHeader) -> int:
         pixels = header.width * header.height
         if pixels > self.max_pixels:
             raise Reject(
@@ -108,7 +102,7 @@ class PictureFeature:
         """
         value = self.file(record)
         header = peek(value)
-        self.cost(header)
+        self._scratch(header)
         file = np.frombuffer(decodable(value, header), np.uint8)
         try:
             pixels: Array | None = cv2.imdecode(file, self.target.flags)
@@ -117,19 +111,3 @@ class PictureFeature:
         if pixels is None:
             raise Reject("the image is broken or ends early", "undecodable")
         return pixels
-
-    def file(self, record: Record) -> bytes:
-        """The picture file in a record.
-
-        Raises:
-            Reject: the field is missing, or holds something else.
-        """
-        found = self.place.of(record)
-        if isinstance(found, bytes):
-            return found
-        if not isinstance(found, str):
-            raise Reject(f"{self.place}: expected an image as base64 text")
-        try:
-            return b64decode(found, validate=True)
-        except ValueError:
-            raise Reject(f"{self.place} is not base64", "undecodable") from None

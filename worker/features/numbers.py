@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from worker.batch import Array, Feed
 from worker.errors import ConfigError, Reject
@@ -22,9 +23,9 @@ from worker.settings.section import ContentSettings
 class NumericSettings(ContentSettings):
     """x = (feature - mean) / std in the model's own dtype."""
 
-    mean: Numbers = [0.0]
+    mean: Numbers = Field(default=[0.0])
     """Subtracted; one number or one per feature."""
-    std: Divisors = [1.0]
+    std: Divisors = Field(default=[1.0])
     """Divided by; one number or one per feature."""
 
 

@@ -32,9 +32,9 @@ class ImageSettings(ContentSettings):
     """Order of the dimensions; default: from the model's signature."""
     scale: float = 1.0
     """Every pixel is multiplied by this first."""
-    mean: Numbers = [0.0]
+    mean: Numbers = Field(default=[0.0])
     """Subtracted after scaling; one number or one per channel."""
-    std: Divisors = [1.0]
+    std: Divisors = Field(default=[1.0])
     """Divided by at last; one number or one per channel."""
     pad_value: Annotated[int, Field(ge=0, le=255)] = 114
     """Pixel value of a letterbox's border."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from worker.batch import Array, Columns, Feed
-from worker.features import Feature, Opened, Place, Record
+from worker.features import Feature, FileFeature, Opened, Place, Record
 from worker.model.signature import Signature, TensorSpec
 from worker.records.rows import decode_each, put
 from worker.registry import CONTENTS
@@ -52,6 +52,7 @@ class FieldsDecoder:
         self.features = features
         self.specs = signature.inputs
         self.fixed = signature.fixed
+        self.files = [feature for feature in features if isinstance(feature, FileFeature)]
         self.shard_rows = SHARD_ROWS if any(feature.slow for feature in features) else 0
 
     def open(self, value: bytes) -> Record:
@@ -62,10 +63,22 @@ class FieldsDecoder:
         """
         return value
 
+    def cost(self, value: bytes) -> int:
+        """Bytes that decoding the record's files takes on top of them and the items; reads their headers only.
+
+        Raises:
+            Reject: a header says that the file cannot be decoded.
+        """
+        record = self.open(value)
+        return sum(feature.scratch(feature.file(record)) for feature in self.files)
+
     def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
         values = columns.values
         decode_each(
-            self, feed, range(start, stop), lambda row: self.decode_row(self.open(values[row] or b""), feed, row)
+            self,
+            feed,
+            range(start, stop),
+            lambda row: self.decode_row(self.open(values[row] or b""), feed, row),
         )
 
     def decode_row(self, record: Record, feed: Feed, row: int) -> None:

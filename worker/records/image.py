@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from worker.errors import ConfigError
 from worker.features import Place
-from worker.features.picture_header import peek
 from worker.model.signature import Signature, TensorSpec
 from worker.records.fields import FieldsDecoder, features_of
 from worker.settings import LimitsSettings, PipelineSettings
@@ -25,10 +24,6 @@ class ImageDecoder(FieldsDecoder):
                 "expected preprocess.inputs to say where each comes from"
             )
         super().__init__(features_of(settings, signature, limits, "image", _place), signature)
-
-    def cost(self, value: bytes) -> int:
-        header = peek(value)
-        return max(feature.cost(header) for feature in self.features)
 
 
 def _place(spec: TensorSpec, source: TensorInput | None, content: str) -> Place:

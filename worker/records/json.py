@@ -7,6 +7,7 @@ shapes ask for, gets Python work of its own, and only then is its reason worked 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import orjson
 from worker import native
 from worker.batch import Columns, Feed
 from worker.errors import ConfigError, Reject
-from worker.features import Place
+from worker.features import FileFeature, Place, base64_text
 from worker.features.numbers import NumbersFeature
 from worker.features.values import TYPE_NAMES
 from worker.model.signature import Signature, TensorSpec
@@ -24,6 +25,11 @@ from worker.records.joined import CHUNK_BYTES, JoinedParser, fill
 from worker.records.rows import decode_each
 from worker.settings import LimitsSettings, PipelineSettings
 from worker.settings.sections import TensorInput
+
+_OPENING = re.compile(rb'\s*:\s*"')
+_HEADER_LENGTHS = (6 << 10, 96 << 10, 1 << 40)
+"""How much base64 text is looked at for a file's header, one after the other."""
+_ESCAPES = ((b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b""))
 
 
 class JsonDecoder(FieldsDecoder):
@@ -34,7 +40,9 @@ class JsonDecoder(FieldsDecoder):
 
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
         _check_sources(settings, signature)
-        super().__init__(features_of(settings, signature, limits, "numeric", _Places(settings, signature)), signature)
+        super().__init__(
+            features_of(settings, signature, limits, "numeric", _Places(settings, signature)), signature
+        )
         numbers = [feature for feature in self.features if isinstance(feature, NumbersFeature)]
         self.together = self.fixed and len(numbers) == len(self.features)
         """Whether a batch can be decoded as one, because every input is numbers of a known shape."""
@@ -48,11 +56,16 @@ class JsonDecoder(FieldsDecoder):
         return _parsed(value)
 
     def cost(self, value: bytes) -> int:
-        """Scratch of the largest picture's decode, where it is above 8 MiB."""
-        if not self.shard_rows:
+        """Bytes that decoding the record's files takes, read off its text without parsing it.
+
+        A file counts with the largest header found under its field's name, at any depth. A text that could hide a
+        name behind an escape is parsed as a whole.
+        """
+        if not self.files:
             return 0
-        record = _parsed(value)
-        return max(peek(f.file(record)) and f.cost(peek(f.file(record))) for f in self.features if f.slow)
+        if any(not _plain_name(feature.place.field) for feature in self.files) or b"\\u00" in value:
+            return super().cost(value)
+        return sum(max(_scratches(value, feature), default=0) for feature in self.files)
 
     def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
         values = columns.values
@@ -139,6 +152,37 @@ def _parsed(value: bytes) -> dict[str, Any]:
 
 def _without_payload(error: orjson.JSONDecodeError) -> str:
     return f"{error.msg} (at byte {error.pos})" if error.doc else error.msg
+
+
+def _plain_name(field: str | None) -> bool:
+    """Whether a field's name stands in JSON text as it is, or with escapes that begin with ``\\u00``."""
+    return field is not None and field.isascii() and field.isprintable() and not {'"', "\\"} & set(field)
+
+
+def _scratches(value: bytes, feature: FileFeature) -> Iterator[int]:
+    """What decoding takes, for every text in a JSON record that stands under the field's name."""
+    name = f'"{feature.place.field}"'.encode()
+    position = value.find(name)
+    while position >= 0:
+        found = _OPENING.match(value, position + len(name))
+        if found:
+            yield _scratch(value, found.end(), feature)
+        position = value.find(name, position + len(name))
+
+
+def _scratch(value: bytes, start: int, feature: FileFeature) -> int:
+    """What decoding the base64 text takes that begins at ``start``; 0 where it is no such file."""
+    for length in _HEADER_LENGTHS:
+        text = value[start : start + length].partition(b'"')[0]
+        for escape, plain in _ESCAPES:
+            text = text.replace(escape, plain)
+        try:
+            return feature.scratch(base64_text.beginning(text))
+        except (Reject, ValueError):
+            # the header may be longer than this; whatever else it is, decoding will say so
+            if start + length >= len(value):
+                break
+    return 0
 
 
 def _chunks(values: Sequence[bytes | None], rows: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -11,9 +11,9 @@ import orjson
 
 from worker.batch import Array, Columns, Feed, Headers, Item, Request
 from worker.errors import Reject
+from worker.features.values import TYPE_NAMES, stack
 from worker.model.signature import Signature, TensorSpec
 from worker.records.rows import decode_each
-from worker.features.values import TYPE_NAMES, stack
 from worker.settings import LimitsSettings, PipelineSettings
 
 LENGTH_HEADER = "inference-header-content-length"

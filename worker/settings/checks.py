@@ -159,7 +159,9 @@ def _check_pipeline(settings: Settings, name: str) -> None:
             f"{settings.key(name, 'preprocess')}: expected only one of inputs and {pre.content.name}"
         )
     if pre.inputs and not entry.contents:
-        raise ConfigError(f"{settings.key(name, 'preprocess.inputs')}: does not go with input.format '{taken}'")
+        raise ConfigError(
+            f"{settings.key(name, 'preprocess.inputs')}: does not go with input.format '{taken}'"
+        )
     places = {"preprocess": pre, **{f"preprocess.inputs.{tensor}": s for tensor, s in pre.inputs.items()}}
     for place, source in places.items():
         if source.content is not None and source.content.name not in entry.contents:

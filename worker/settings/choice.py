@@ -25,7 +25,7 @@ CUSTOM_CODE_SCHEMA = {
 DEFINED = "x-defined"
 """Marks in a JSON Schema where a reference to a definition of this name belongs."""
 INLINE = "<content>"
-"""Alias of a choice whose entry stands among the keys of its section; nothing that a user would write."""
+"""The alias of a choice whose entry stands among the keys of its section; nothing that a user would write."""
 
 
 class CustomSettings(Section):
@@ -78,12 +78,13 @@ class ChoiceOf:
 
     Args:
         registry: what can be chosen.
-        title: name of its definition in the JSON Schema.
+        title: name of its definition in the JSON Schema, and ``doc`` what that says.
         default: chosen where nothing is there; None = the setting is then None.
     """
 
     registry: Registry[Any]
     title: str
+    doc: str
     default: str | None = None
 
     def __get_pydantic_core_schema__(
@@ -120,7 +121,7 @@ class ChoiceOf:
             choices.append(CUSTOM_CODE_SCHEMA)
         mapping = {"type": "object", "properties": self.properties(), "additionalProperties": False}
         choices.append({**mapping, "minProperties": 1, "maxProperties": 1})
-        found: dict[str, JsonSchemaValue] = {self.title: {"anyOf": choices}}
+        found: dict[str, JsonSchemaValue] = {self.title: {"description": self.doc, "anyOf": choices}}
         for _, section in self.sections():
             schema = section.model_json_schema(by_alias=True)
             found |= schema.pop("$defs", {})

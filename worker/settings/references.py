@@ -67,5 +67,7 @@ def import_attribute(name: str, key: str) -> Any:
             raise ConfigError(f"{key}: custom code {name}: {module_name} has no attribute {path}")
         found = getattr(found, attribute)
     if not callable(found):
-        raise ConfigError(f"{key}: custom code {name}: expected something to call, got {type(found).__name__}")
+        raise ConfigError(
+            f"{key}: custom code {name}: expected something to call, got {type(found).__name__}"
+        )
     return found

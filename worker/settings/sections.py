@@ -20,7 +20,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from worker.registry import CONTENTS, INPUT_FORMATS, POSTPROCESSES
-from worker.settings.choice import INLINE, Chosen, ChoiceOf
+from worker.settings.choice import INLINE, ChoiceOf, Chosen
 from worker.settings.kinds import (
     MIB,
     File,
@@ -43,8 +43,14 @@ from worker.settings.section import ContentSettings, Section
 from worker.settings.source import dotted
 
 S = TypeVar("S", bound=Section)
-CONTENT = ChoiceOf(CONTENTS, "ContentSettings")
-POSTPROCESS = ChoiceOf(POSTPROCESSES, "PostprocessSettings", default="raw")
+CONTENT = ChoiceOf(CONTENTS, "ContentSettings", "What a source holds.")
+POSTPROCESS = ChoiceOf(
+    POSTPROCESSES,
+    "PostprocessSettings",
+    "From the model's outputs to a prediction: exactly one of these, or custom code `module:attribute` "
+    "`f({output name: array of one item}) -> JSON-able`; nothing is `raw`.",
+    default="raw",
+)
 
 
 class InputSettings(Section):
@@ -76,7 +82,7 @@ class WhenSettings(Section):
 class _FromContent(Section):
     """A section that may hold the name of one content (picture, numbers, ...) with its options, beside keys of its own."""
 
-    content: Annotated[Chosen | None, CONTENT] = Field(None, alias=INLINE)
+    content: Annotated[Chosen | None, CONTENT] = Field(default=None, alias="<content>")
     """What the source holds, by the content's own name; default: what the input format takes for granted."""
 
     @model_validator(mode="before")
@@ -118,7 +124,7 @@ class TensorInput(_FromContent):
 class PreprocessSettings(_FromContent):
     """From a decoded record to the model's inputs."""
 
-    inputs: dict[Text, TensorInput] = {}
+    inputs: dict[Text, TensorInput] = Field(default={})
     """Per model input where it comes from; a content alone is enough for a model with one input."""
 
     @property
@@ -147,7 +153,7 @@ class ModelSettings(Section):
     """Version in results; default: the first 8 hex digits of the SHA-256 over the file and its external data."""
     sha256: Sha256 | None = None
     """When given it must match."""
-    providers: Providers = ["cpu"]
+    providers: Providers = Field(default=["cpu"])
     """Execution providers in order; every one named must be in use, except a trailing cpu."""
     threads: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Threads of the process's one pool; 0 = everything on the main loop's thread."""
@@ -201,7 +207,6 @@ class PipelineSettings(Section):
     postprocess: Annotated[Chosen, POSTPROCESS] = Field(
         default_factory=lambda: Chosen("raw", POSTPROCESSES.entry("raw").settings())
     )
-    """From the model's outputs to a prediction: exactly one of these, or custom code `f({output name: array of one item}) -> JSON-able`."""
     output: OutputSettings
 
     @property
