@@ -15,8 +15,19 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from worker.batch import Batch, Columns, Headers, Outcomes, Partition, Span
-from worker.errors import Reject, Rejection, TransactionFailed
+from worker.batch import (
+    Batch,
+    Columns,
+    Destination,
+    Envelope,
+    Headers,
+    Lane,
+    Outcomes,
+    Partition,
+    Servable,
+    Span,
+)
+from worker.errors import Reject, Rejection, SickModel, TransactionFailed
 from worker.loop.pool import Returned
 from worker.sending import PartitionMode, Sending
 
@@ -643,42 +654,81 @@ def answer(batch: Batch, now_ns: int) -> None:
             outcomes.bodies[row] = b"%d %s" % (offset, value * 10 if value.startswith(b"huge") else b"ok")
 
 
-@dataclass(slots=True, eq=False)
-class FakeRoute:
-    """A pipeline, as far as the loop knows it."""
+class FakeEnvelope:
+    """Bodies that name the record's offset; of the headers, ``traceparent`` travels."""
 
-    name: str = "digits"
-    topics: frozenset[str] = frozenset({"in"})
-    when: tuple[str, bytes] | None = None
-    max_bytes: int = 1_000_000
-    tombstone: str = "pass"
-    max_size: int = 8
-    item_nbytes: int = 100
-    costly: bool = False
-    output_topic: str = RESULTS
-    output_partition: PartitionMode = "key"
-    errors: bool = False
-    scratch: Callable[[bytes], int] = field(default=lambda value: 0)
+    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes:
+        return f"{columns.offsets[row]} {rejection.message}".encode()
 
-    @property
-    def model_label(self) -> str:
-        return f"{self.name}@1"
-
-    @property
-    def batch_records(self) -> int:
-        return self.max_size
-
-    def cost(self, value: bytes) -> int:
-        return self.scratch(value)
-
-    def expired_body(self, columns: Columns, row: int, message: str) -> bytes:
+    def expired_body(self, columns: Columns, row: int, message: str, servable: Servable) -> bytes:
         return b"%d expired" % columns.offsets[row]
 
-    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes | None:
-        return f"{columns.offsets[row]} {rejection.message}".encode() if self.errors else None
-
-    def travelling(self, columns: Columns, row: int) -> Headers | None:
+    def headers(self, columns: Columns, row: int) -> Headers | None:
         return [(name, value) for name, value in columns.headers[row] or () if name == "traceparent"] or None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FakeRoute:
+    """A route as the loop knows it."""
+
+    name: str
+    topics: frozenset[str]
+    when: tuple[str, bytes] | None
+    max_bytes: int
+    tombstone: str
+    destination: Destination
+    max_wait_s: float = 0.005
+    envelope: Envelope = field(default_factory=FakeEnvelope)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FakeServable:
+    """A servable as the loop knows it."""
+
+    model_name: str
+    batch_records: int
+    slab_records: int
+    item_nbytes: int
+    costly: bool
+    cost: Callable[[bytes], int]
+    lane: Lane
+    model_version: str = "1"
+
+    @property
+    def label(self) -> str:
+        return f"{self.model_name}@{self.model_version}"
+
+    def interrupt(self) -> None: ...
+
+
+class FakeRollout:
+    """A route and the servable that answers it; a test may let another one answer (``stable``)."""
+
+    def __init__(
+        self,
+        name: str = "digits",
+        topics: frozenset[str] = frozenset({"in"}),
+        when: tuple[str, bytes] | None = None,
+        max_bytes: int = 1_000_000,
+        tombstone: str = "pass",
+        max_size: int = 8,
+        item_nbytes: int = 100,
+        costly: bool = False,
+        output_topic: str = RESULTS,
+        output_partition: PartitionMode = "key",
+        errors: bool = False,
+        scratch: Callable[[bytes], int] = lambda value: 0,
+    ) -> None:
+        destination = Destination(output_topic, output_partition, errors)
+        self.route = FakeRoute(name, topics, when, max_bytes, tombstone, destination)
+        lane = Lane(name)
+        self.stable = FakeServable(name, max_size, max_size, item_nbytes, costly, scratch, lane)
+
+    def choose(self) -> FakeServable:
+        return self.stable
+
+    def sick(self, servable: Servable, why: str) -> None:
+        raise SickModel(f"model {servable.model_name} is sick: {why}")
 
 
 class FakeMeters:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fakes import DEAD_LETTERS, FakeClock, FakeMeters, FakePool, FakeRoute, FakeSink, FakeSource, NullLog
+from fakes import DEAD_LETTERS, FakeClock, FakeMeters, FakePool, FakeRollout, FakeSink, FakeSource, NullLog
 
 from worker.loop.admission import Admission
 from worker.loop.at_least_once import AtLeastOnce
@@ -55,7 +55,7 @@ def make_loop(
     source: FakeSource,
     sink: FakeSink,
     pool: FakePool,
-    routes: Sequence[FakeRoute],
+    rollouts: Sequence[FakeRollout],
     figures: Figures,
     make_delivery: Callable[[Caution], Delivery] | None = None,
     cpu_ns: Callable[[], int] = lambda: 0,
@@ -82,13 +82,13 @@ def make_loop(
             figures.max_wait_s,
             figures.drain_s,
             figures.revoke_s,
-            record_nbytes=max(route.item_nbytes for route in routes),
+            record_nbytes=max(rollout.stable.item_nbytes for rollout in rollouts),
             ordered=figures.ordered,
         ),
         source,
         pool,
         window,
-        Admission(routes, None, figures.expired, figures.limit_bytes),
+        Admission(rollouts, None, figures.expired, figures.limit_bytes),
         outbox,
         sink,
         delivery,

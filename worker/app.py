@@ -1,7 +1,6 @@
 """The composition root: the only file that names every concrete class.
 
-``load_pipelines`` makes pipelines of settings, ``build`` puts them between a Kafka source and sink; ``answer`` and
-``check_broker`` are the same objects without the loop, for ``check``.
+``build`` puts what :mod:`worker.serving.load` makes of the settings between a Kafka source and sink.
 """
 
 from __future__ import annotations
@@ -11,14 +10,9 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import orjson
 
 from worker import __version__, native
-from worker.batch import Batch, Columns, Partition
-from worker.errors import Reject
+from worker.batch import Batch
 from worker.loop.admission import Admission
 from worker.loop.at_least_once import AtLeastOnce
 from worker.loop.caution import Caution
@@ -32,214 +26,21 @@ from worker.loop.window import Window
 from worker.process import runtime
 from worker.process.rounds import Chore, Rounds, every
 from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Progress, Standstill, Watchdog
-from worker.serving.engine import Engine, Pipeline
-from worker.settings import PipelineSettings, Settings, check_budget, check_model_file, labels_of
+from worker.serving.engine import Engine
+from worker.serving.load import load
+from worker.serving.rollout import Rollout
+from worker.settings import Settings
 from worker.telemetry import logs
 from worker.telemetry.http import HttpServer
 from worker.telemetry.meters import Meters, ModelLabel
 from worker.telemetry.topic import MetricsReporter, WorkerInfo
 from worker.telemetry.vitals import LOOK_EVERY_S, Vitals
 
-TUNING_S = 5.0
-"""Most time all ``auto`` measurements of a process take together."""
-WARM_BYTES = 64 << 20
-"""Made-up warm-up batches never take more than this."""
-SLAB_WORK_S = 0.004
-SLAB_RECORDS_MAX = 2048
-"""A slab holds several runs of a fast model, about this much work: what is done per slab is then shared."""
 COMMIT_INTERVAL_S = 0.5
 TOPICS_EVERY_S = 0.25
 """How often the answers about topics are looked for; the watch itself decides when it asks."""
 
 log = logs.get("worker")
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """The models of a process, or one of them, warm, and how to run them."""
-
-    pipelines: dict[str, Pipeline]
-    threads: int
-    """Of the one pool; 0 = on the conductor's own thread."""
-    runs: int
-    """Model runs in progress at once: ``model.instances``, and the one that a GPU copies in meanwhile."""
-    ahead: int
-    """Batches decoded beyond those that run."""
-    slab_records: int
-
-
-# -- pipelines -----------------------------------------------------------------------------------------
-
-
-def load_pipelines(settings: Settings) -> dict[str, Pipeline]:
-    """Every pipeline with its model loaded and warm.
-
-    Raises:
-        WorkerError: a model, its labels, its formats or the budget do not go together.
-    """
-    return load(settings).pipelines
-
-
-def load(settings: Settings) -> Loaded:
-    """Load, warm up and tune every pipeline; see :class:`Loaded`."""
-    for name in settings.pipelines:
-        check_model_file(settings, name)
-    for key, path in settings.label_files():
-        labels_of(path, key)
-    deadline = time.perf_counter() + TUNING_S
-    parts = [_load_one(settings, name, deadline) for name in settings.pipelines]
-    return Loaded(
-        {name: pipeline for part in parts for name, pipeline in part.pipelines.items()},
-        threads=max(part.threads for part in parts),
-        runs=max(part.runs for part in parts),
-        ahead=max(part.ahead for part in parts),
-        slab_records=max(part.slab_records for part in parts),
-    )
-
-
-def _load_one(settings: Settings, name: str, deadline: float) -> Loaded:
-    from worker.encode import encoder as make_encoder
-    from worker.model.session import LARGEST_UNKNOWN_SIZE
-    from worker.model.session import load as load_model
-    from worker.model.tune import tune, usable_cores
-    from worker.records import decoder as make_decoder
-
-    wanted = settings.pipelines[name]
-    model = load_model(
-        wanted.model.path,
-        name=wanted.model.name or name,
-        version=wanted.model.version,
-        sha256=wanted.model.sha256,
-        providers=wanted.model.providers,
-        instances=_or(wanted.model.instances, 1),
-        max_size=_or(wanted.batching.max_size, LARGEST_UNKNOWN_SIZE),
-        one_shape=wanted.preprocess.one_shape,
-    )
-    decoder = make_decoder(wanted, model.signature, settings.limits)
-    encoder = make_encoder(wanted, model.signature, model.name, model.version, _labels(wanted))
-    item_nbytes = sum(spec.item_nbytes for spec in (*model.signature.inputs, *model.signature.outputs))
-    check_budget(settings, name, item_nbytes)
-    share = min(WARM_BYTES, settings.limits.in_flight_bytes // 2)
-    tuning = tune(
-        model,
-        max_size=wanted.batching.max_size,
-        threads=wanted.model.threads,
-        instances=wanted.model.instances,
-        cores=usable_cores(),
-        max_bytes=share,
-        deadline=deadline,
-        decode_us=DECODE_US if decoder.shard_rows else 0.0,
-    )
-    max_size = model.warm(tuning.max_size, share)
-    pipeline = Pipeline(
-        name=name,
-        topics=frozenset(wanted.input.topics),
-        when=(wanted.when.header, wanted.when.equals.encode()) if wanted.when else None,
-        max_bytes=wanted.input.max_bytes,
-        tombstone=wanted.input.tombstone,
-        decoder=decoder,
-        model=model,
-        encoder=encoder,
-        max_size=max_size,
-        max_wait_s=wanted.batching.max_wait_ms / 1000,
-        output_topic=wanted.output.topic,
-        output_partition=wanted.output.partition,
-        output_errors=wanted.output.errors,
-        empty=model.empty,
-    )
-    # what custom code takes is not known: it must not stand in the way of the loop, nor of a drain
-    threads = (
-        max(1, tuning.threads) if wanted.custom_code and wanted.model.threads == "auto" else tuning.threads
-    )
-    slab = pipeline.max_size if wanted.custom_code else _slab_records(pipeline)
-    if decoder.fixed and not decoder.shard_rows and model.signature.batchable:
-        pipeline.batch_records = slab
-    log.info(
-        "model ready",
-        pipeline=name,
-        model=pipeline.model_label,
-        provider=model.provider,
-        batchable=model.signature.batchable,
-        max_size=max_size,
-        threads=threads,
-        slab_records=slab,
-        **tuning.figures,
-    )
-    return Loaded(
-        {name: pipeline},
-        threads=threads,
-        runs=tuning.instances + model.lookahead,
-        ahead=model.ahead,
-        slab_records=slab,
-    )
-
-
-def _or(figure: int | Literal["auto"], unknown: int) -> int:
-    """A figure as configured; ``unknown`` where it is still to be measured."""
-    return unknown if figure == "auto" else figure
-
-
-DECODE_US = 150.0
-"""About what decoding one small image costs outside the interpreter lock."""
-
-
-def _labels(settings: PipelineSettings) -> list[str] | None:
-    return labels_of(settings.label_file) if settings.label_file else None
-
-
-def _slab_records(pipeline: Pipeline) -> int:
-    """Records in one slab: a batch, or several of a model that is quick with one.
-
-    Images stay at one batch: their decode is what takes the time, and the pool shares it out by itself.
-    """
-    model: Any = pipeline.model
-    sample = model.sample(pipeline.max_size) if model.signature.batchable else model.sample(1)
-    if pipeline.decoder.shard_rows or sample is None:
-        return pipeline.max_size
-    took = _quickest_s(lambda: model.run(sample))
-    if not model.signature.batchable:
-        took *= pipeline.max_size
-    return pipeline.max_size * max(
-        1, min(SLAB_RECORDS_MAX // pipeline.max_size, int(SLAB_WORK_S / max(took, 1e-6)))
-    )
-
-
-def _quickest_s(run: Callable[[], object]) -> float:
-    """Seconds of the quickest of a few runs: one alone may have waited for whoever else uses the machine, and a
-    process that starts with small slabs pays for each of them as long as it lives."""
-    took: list[float] = []
-    while len(took) < 7 and sum(took) < 5 * SLAB_WORK_S:
-        started = time.perf_counter()
-        run()
-        took.append(time.perf_counter() - started)
-    return min(took)
-
-
-def answer(pipeline: Pipeline, value: bytes) -> Any:
-    """One record through the whole engine: its result, parsed where it is JSON.
-
-    Raises:
-        Reject: with the reason the record would become a dead letter for.
-    """
-    now_ms = time.time() * 1000
-    source = Partition(min(pipeline.topics), 0)
-    columns = Columns([value], [None], [None], [int(now_ms)], [0], [source])
-    if pipeline.costly:
-        pipeline.cost(value)
-    batch = Batch(None, range(1), columns, pipeline, time.monotonic_ns(), now_ms)
-    pool = InlinePool(Engine())
-    pool.submit(batch)
-    (back,) = pool.collect()
-    if back.error is not None:
-        raise back.error
-    assert batch.outcomes is not None
-    for rejection in batch.outcomes.rejected.values():
-        raise Reject(f"{rejection.stage}: {rejection.message}", rejection.reason)
-    body = batch.outcomes.bodies[0] or b""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return body
 
 
 def check_broker(settings: Settings) -> list[tuple[str, str]]:
@@ -271,25 +72,26 @@ def build(settings: Settings, index: int) -> App:
     check_properties(
         settings.kafka
     )  # before a large model is loaded: a misspelt property is the likelier mistake
-    loaded = load(settings)
+    rollouts = load(settings)
     runtime.loaded()
-    return App(settings, loaded, index)
+    return App(settings, rollouts, index)
 
 
 class App:
     """One worker: its Kafka clients, its loop, and what watches the loop."""
 
-    def __init__(self, settings: Settings, loaded: Loaded, index: int) -> None:
+    def __init__(self, settings: Settings, rollouts: dict[str, Rollout], index: int) -> None:
         self._settings = settings
+        servables = {name: rollout.choose() for name, rollout in rollouts.items()}
         self._meters = Meters(
             {
-                name: ModelLabel(p.model.name, p.model.version, p.model.provider)
-                for name, p in loaded.pipelines.items()
+                name: ModelLabel(servable.model_name, servable.model_version, servable.model.provider)
+                for name, servable in servables.items()
             }
         )
         self._vitals = Vitals(self._meters, settings.limits.stall_s)
         self._connect()
-        self._build_loop(loaded)
+        self._build_loop([*rollouts.values()])
         self._vitals.attach(self._conductor, self._source, self._pool)
         self._watch(index)
 
@@ -317,32 +119,39 @@ class App:
         transactional_id = f"{self._info.group}-{uuid.uuid4()}" if exactly_once else None
         self._sink = open_sink(settings, self._topics, transactional_id)
 
-    def _build_loop(self, loaded: Loaded) -> None:
+    def _build_loop(self, rollouts: list[Rollout]) -> None:
         settings, limits = self._settings, self._settings.limits
-        routes = list(loaded.pipelines.values())
+        servables = [rollout.choose() for rollout in rollouts]
+        threads = max(servable.threads for servable in servables)
+        slab_records = max(servable.slab_records for servable in servables)
         engine = Engine()
         self._pool = (
-            ThreadPool(engine, loaded.threads, loaded.runs, loaded.ahead)
-            if loaded.threads
+            ThreadPool(
+                engine,
+                threads,
+                max(servable.lane.runs for servable in servables),
+                max(servable.lane.ahead for servable in servables),
+            )
+            if threads
             else InlinePool(engine)
         )
         # an upper bound of the records of one partition that a dying process had in flight
-        caution = Caution(2 * loaded.slab_records, settings.dead_letter.max_crashes)
+        caution = Caution(2 * slab_records, settings.dead_letter.max_crashes)
         self._conductor = Conductor(
             Plan(
                 settings.name,
-                loaded.slab_records,
-                min(route.max_wait_s for route in routes),
+                slab_records,
+                min(rollout.route.max_wait_s for rollout in rollouts),
                 limits.drain_s,
                 limits.revoke_s,
-                max(route.item_nbytes for route in routes),
+                max(servable.item_nbytes for servable in servables),
                 # a transaction holds whole slabs: publishing parts of one early gains nothing
                 ordered=settings.order == "partition" or settings.delivery == "exactly_once",
             ),
             self._source,
             self._pool,
             Window(limits.in_flight_bytes),
-            Admission(routes, limits.max_age_ms, limits.expired, limits.in_flight_bytes),
+            Admission(rollouts, limits.max_age_ms, limits.expired, limits.in_flight_bytes),
             self._outbox(),
             self._sink,
             self._delivery(caution),
@@ -483,5 +292,5 @@ class App:
 
 def _interrupt(batch: Batch) -> None:
     """Stop the model runs of a batch that is past its time; its records are then tried one by one."""
-    log.warning("batch past its time", pipeline=batch.pipeline.name, records=len(batch))
-    batch.pipeline.model.interrupt()
+    log.warning("batch past its time", pipeline=batch.route.name, records=len(batch))
+    batch.servable.interrupt()

@@ -1,14 +1,15 @@
 """The values that travel: columns, not record objects, because per-record Python work is what costs.
 
 A *slab* is what one take from Kafka produced: per partition a contiguous run of records. It is split into
-*batches* (one pipeline, at most ``max_size`` items each); the engine fills a batch's feed, runs and outcomes.
+*batches* (one route, one servable, at most ``batch_records`` records each); the engine fills a batch's feed, runs and
+outcomes. The protocols say what travels with a batch and is made elsewhere: its route, its servable, its slab.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from worker.errors import Rejection
 Headers = list[tuple[str, bytes | None]]
 Array = NDArray[Any]
 T = TypeVar("T")
+
+CONTENT_LENGTH = "inference-header-content-length"
+"""Record header of a binary Open Inference Protocol body: the length of its JSON part in ASCII decimal."""
 
 STAGES = ("broker", "queue", "decode", "wait", "infer", "encode")
 """Stages of one result in order; their sum is ``total`` (contract section 3)."""
@@ -114,6 +118,126 @@ class Columns:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a route's answers go."""
+
+    topic: str
+    partition: Literal["key", "input"] = "key"
+    """``output.partition``: chosen by the record's key, or the input partition's number."""
+    errors: bool = False
+    """``output.errors``: a rejected record also gets an error body on this topic."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lane:
+    """Where model runs happen: processor slots, or one stream of one device. Servables that share a lane share the object."""
+
+    name: str
+    runs: int = 1
+    """Most runs in progress at once."""
+    ahead: int = 1
+    """Batches that are decoded, or being decoded, beyond those that run."""
+
+
+class Servable(Protocol):
+    """What answers a record, as far as the loop knows it: see :mod:`worker.serving.servable`."""
+
+    @property
+    def model_name(self) -> str: ...
+
+    @property
+    def model_version(self) -> str: ...
+
+    @property
+    def label(self) -> str:
+        """``name@version`` of its model."""
+
+    @property
+    def batch_records(self) -> int:
+        """Most records in one batch."""
+
+    @property
+    def slab_records(self) -> int:
+        """Most records in one slab."""
+
+    @property
+    def item_nbytes(self) -> int:
+        """Bytes that the tensors of one item take while it is worked on."""
+
+    @property
+    def lane(self) -> Lane: ...
+
+    @property
+    def costly(self) -> bool:
+        """Whether ``cost`` must be asked for each record: a decode may need more than its slot in the batch."""
+
+    def cost(self, value: bytes) -> int:
+        """Bytes of scratch memory that decoding this record takes.
+
+        Raises:
+            Reject: the record's header already says that it cannot be decoded.
+        """
+
+    def interrupt(self) -> None:
+        """Make the model runs in progress fail soon."""
+
+
+class Envelope(Protocol):
+    """What every answer of a route carries whatever the model says: see :mod:`worker.serving.envelope`."""
+
+    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes:
+        """What a rejected record puts on the output topic where ``output.errors`` is on."""
+
+    def expired_body(self, columns: Columns, row: int, message: str, servable: Servable) -> bytes:
+        """What an expired record puts on the output topic where ``limits.expired`` is ``publish``."""
+
+    def headers(self, columns: Columns, row: int) -> Headers | None:
+        """Headers of an output for which no model ran (a tombstone, an expired record); None where it has none."""
+
+
+class Route(Protocol):
+    """Which records, their limits, and where answers go: see :mod:`worker.serving.route`. Hashed by identity."""
+
+    @property
+    def name(self) -> str:
+        """The pipeline's key in the configuration; the label of its metrics."""
+
+    @property
+    def topics(self) -> frozenset[str]: ...
+
+    @property
+    def when(self) -> tuple[str, bytes] | None:
+        """Name and value of the header that a record must have; None = any record."""
+
+    @property
+    def max_bytes(self) -> int: ...
+
+    @property
+    def tombstone(self) -> str:
+        """``pass``, ``drop`` or ``reject``."""
+
+    @property
+    def max_wait_s(self) -> float: ...
+
+    @property
+    def destination(self) -> Destination: ...
+
+    @property
+    def envelope(self) -> Envelope: ...
+
+
+class SlabRef(Protocol):
+    """The slab of a batch, as far as anyone outside the loop may know it."""
+
+    @property
+    def columns(self) -> Columns: ...
+
+    @property
+    def routes(self) -> Sequence[Route | None]:
+        """The route of each row; None where no route takes the record."""
+
+
 @dataclass(slots=True)
 class Request:
     """What an Open Inference Protocol request asks of its answer."""
@@ -202,24 +326,30 @@ class Run:
 
 @dataclass(slots=True)
 class Batch:
-    """A unit of work for the pool: the rows of one slab that go through one pipeline together."""
+    """A unit of work for the pool: rows of one slab that one servable answers together."""
 
-    slab: Any
-    """The slab it belongs to; opaque to the engine."""
+    slab: SlabRef | None
+    """The slab it belongs to; None for a batch that no loop made."""
     rows: Sequence[int]
     """Which rows of the slab these are."""
     columns: Columns
-    pipeline: Any
-    """The engine's pipeline, pinned when the batch is made so that a model swap never falls inside one."""
+    route: Route
+    servable: Servable
+    """Pinned when the batch is made, so that a change of models never falls inside one."""
     taken_ns: int
-    """Monotonic clock when the slab's first record was taken."""
+    """Monotonic clock, in nanoseconds, when the slab's first record was taken."""
     taken_ms: float
     """Unix milliseconds at the same moment: the only clock comparable with the record timestamp."""
     late_us: NDArray[np.int64] | None = None
-    """Per row how long after the first one it was taken, where the slab grew by several takes."""
+    """Per row the microseconds between the first take and its own, where the slab grew by several takes."""
+    payloads: list[bytes | None] = field(default_factory=list)
+    """What decoders read: the very list ``columns.values``, unless a step before the decoder put other bytes here.
+    ``columns.values`` stays the original, for dead letters. Given as empty, it is ``columns.values``."""
     feed: Feed | None = None
     runs: list[Run] = field(default_factory=list)
     outcomes: Outcomes | None = None
+    sick: str | None = None
+    """Why its servable can no longer be trusted; the batch then has no outcomes that may be published."""
     items: int = 0
     cost_bytes: int = 0
     """Tensors and decode scratch, held against the budget from admission until the batch is back."""
@@ -227,5 +357,12 @@ class Batch:
     decode_ended_ns: int = 0
     finished_ns: int = 0
 
+    def __post_init__(self) -> None:
+        if not self.payloads:
+            self.payloads = self.columns.values
+
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.route.name}: {len(self)} records, {self.servable.label}>"

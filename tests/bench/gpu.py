@@ -32,11 +32,12 @@ import yaml
 from confluent_kafka import Consumer, Producer, TopicPartition
 from stage import Broker, embedded_broker
 
-from worker.app import load as load_pipelines
 from worker.batch import Batch, Columns, Partition
 from worker.loop.pool import ThreadPool
 from worker.model.session import Model, load
-from worker.serving.engine import Engine, Pipeline
+from worker.serving.engine import Engine
+from worker.serving.load import load as load_rollouts
+from worker.serving.rollout import Rollout
 from worker.settings import load as load_settings
 
 SIZES = (1, 8, 64, 256)
@@ -132,9 +133,10 @@ class Bench:
     # -- the engine and its pool, no Kafka ---------------------------------------------------------------
 
     def engine(self) -> dict[str, Any]:
-        loaded = load_pipelines(load_settings(self._config("localhost:1")))
-        pipeline = loaded.pipelines["gpu"]
-        pool = ThreadPool(Engine(), max(loaded.threads, 1), loaded.runs, loaded.ahead)
+        rollout = load_rollouts(load_settings(self._config("localhost:1")))["gpu"]
+        servable = rollout.choose()
+        threads = max(servable.threads, 1)
+        pool = ThreadPool(Engine(), threads, servable.lane.runs, servable.lane.ahead)
         values = [frame.tobytes() for frame in self.frames]
         done, finished = 0, []
         with Busy() as busy:
@@ -143,7 +145,7 @@ class Bench:
                 busy.begin()
                 while time.perf_counter() < started + phase_s or not finished:
                     while pool.free:
-                        pool.submit(raw_batch(pipeline, values))
+                        pool.submit(raw_batch(rollout, values))
                     for back in pool.collect(0.05):
                         if back.error is not None:
                             raise back.error
@@ -156,8 +158,8 @@ class Bench:
             name: statistics.median(batch_stage(batch, name) for batch in finished[-50:])
             for name in ("decode", "wait", "infer", "encode")
         }
-        found = {"images_per_s": done / took, "gpu_busy": share, "threads": loaded.threads, "ms": stages}
-        print(f"engine: {done / took:,.0f} images/s, GPU busy {share}, {loaded.threads} threads, ms {stages}")
+        found = {"images_per_s": done / took, "gpu_busy": share, "threads": threads, "ms": stages}
+        print(f"engine: {done / took:,.0f} images/s, GPU busy {share}, {threads} threads, ms {stages}")
         return found
 
     # -- a worker on a topic -----------------------------------------------------------------------------
@@ -265,14 +267,15 @@ def rate(workers: list[Callable[[int], int]], seconds: float) -> float:
     return sum(done) / (time.perf_counter() - started)
 
 
-def raw_batch(pipeline: Pipeline, values: list[bytes]) -> Batch:
-    count = pipeline.batch_records
+def raw_batch(rollout: Rollout, values: list[bytes]) -> Batch:
+    servable = rollout.choose()
+    count = servable.batch_records
     chosen = [values[row % len(values)] for row in range(count)]
     now_ms = time.time() * 1000
     columns = Columns(
         chosen, [None] * count, [None] * count, [int(now_ms)] * count, list(range(count)), [Partition("frames", 0)] * count
     )  # fmt: skip
-    return Batch(None, range(count), columns, pipeline, time.monotonic_ns(), now_ms)
+    return Batch(None, range(count), columns, rollout.route, servable, time.monotonic_ns(), now_ms)
 
 
 def batch_stage(batch: Batch, name: str) -> float:

@@ -18,9 +18,10 @@ from typing import Any
 from workloads import WORKLOADS, Workload
 
 from worker import native
-from worker.app import load_pipelines
 from worker.batch import Batch, Columns, Partition
-from worker.serving.engine import Engine, Pipeline
+from worker.serving.engine import Engine
+from worker.serving.load import load
+from worker.serving.rollout import Rollout
 from worker.settings import Settings, validate
 
 SLAB = 2048
@@ -51,10 +52,10 @@ def main() -> None:
     print(f"{'sum':13} " + " ".join(f"{statistics.median(map(sum, rounds[name])):9.3f}" for name in paths))
 
 
-def _pipeline(work: Workload, records: ModuleType | None) -> Pipeline:
+def _pipeline(work: Workload, records: ModuleType | None) -> Rollout:
     """The workload's pipeline, made for one path: a decoder chooses its reader when it is made."""
     native.records = records
-    return next(iter(load_pipelines(settings_for(work)).values()))
+    return next(iter(load(settings_for(work)).values()))
 
 
 def settings_for(work: Workload) -> Settings:
@@ -79,10 +80,11 @@ def slab(work: Workload, rows: int = SLAB) -> Columns:
     return Columns(values, nothing, nothing, stamps, offsets, [Partition("records.in", 3)] * rows)
 
 
-def times_us(pipeline: Pipeline, columns: Columns) -> list[float]:
+def times_us(rollout: Rollout, columns: Columns) -> list[float]:
     """One slab through the engine, by step."""
     engine, rows = Engine(), len(columns)
-    batch = Batch(None, range(rows), columns, pipeline, time.monotonic_ns(), time.time() * 1000)
+    taken = time.monotonic_ns(), time.time() * 1000
+    batch = Batch(None, range(rows), columns, rollout.route, rollout.choose(), *taken)
     clock = [time.process_time()]
     for start, stop in engine.shards(batch):
         engine.decode(batch, start, stop)

@@ -30,7 +30,7 @@ from decode_support import Decoding
 from encode_support import batch_of, encode, make_encoder
 
 from worker import native
-from worker.batch import Columns, Feed, Headers, Partition
+from worker.batch import CONTENT_LENGTH, Columns, Feed, Headers, Partition
 from worker.dead_letters.compose import CONNECT, MESSAGE_BYTES_MAX, OURS, TIMESTAMP, TRIMMED, compose
 from worker.dead_letters.read import Letter, original
 from worker.encode import Encoder
@@ -38,7 +38,6 @@ from worker.encode.json import JsonEncoder
 from worker.encode.oip import OipEncoder
 from worker.errors import ConfigError, Reject, Rejection
 from worker.features.picture_header import peek
-from worker.records.oip import LENGTH_HEADER
 from worker.settings import load
 
 MEANT = "worker.errors.Reject"
@@ -391,7 +390,7 @@ OIP = [
 def check_oip(data: bytes) -> None:
     """Tensors that are taken have the model's names, dtypes and shapes; the first two bytes are the JSON's length."""
     length, body = int.from_bytes(data[:2], "little"), data[2:]
-    headers: Headers = [(LENGTH_HEADER, b"%d" % length)] if length else []
+    headers: Headers = [(CONTENT_LENGTH, b"%d" % length)] if length else []
     for decoding in OIP:
         feed = decoding.decode(body, headers=[headers])
         if assert_meant(feed):

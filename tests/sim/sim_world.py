@@ -21,7 +21,7 @@ from fakes import (
     FakeKafka,
     FakeMeters,
     FakePool,
-    FakeRoute,
+    FakeRollout,
     FakeSink,
     FakeSource,
     FakeTransactions,
@@ -250,14 +250,14 @@ class Schedule:
         self.slab_records = rng.choice([1, 4, 16])
         self.exactly_once = rng.random() < 0.3
         self.ordered = self.exactly_once or rng.random() < 0.8
-        self.routes = _routes(rng)
-        self._tombstone = self.routes[0].tombstone
+        self.rollouts = _rollouts(rng)
+        self._tombstone = self.rollouts[0].route.tombstone
         self._expired = rng.choice(["dead_letter", "drop", "publish"])
         self._killers = rng.random() < 0.15
         self._weather = Weather.forecast(rng, self._killers)
         self._started = 0
         self._calmed = False
-        topics = sorted({topic for route in self.routes for topic in route.topics})
+        topics = sorted({topic for rollout in self.rollouts for topic in rollout.route.topics})
         self.kafka = FakeKafka(
             self.clock,
             {topic: rng.randint(1, 3) for topic in topics},
@@ -354,7 +354,7 @@ class Schedule:
             source,
             sink,
             pool,
-            self.routes,
+            self.rollouts,
             Figures(
                 name=name,
                 slab_records=self.slab_records,
@@ -491,25 +491,25 @@ class Schedule:
             case "expired":
                 record.headers = [*(record.headers or []), ("ce_expirytime", EXPIRED.encode())]
                 return {"dead_letter": "expired", "drop": "dropped", "publish": "result"}[self._expired]
-            case "unroutable" if self.routes[0].when is not None:
+            case "unroutable" if self.rollouts[0].route.when is not None:
                 record.headers = [("to", b"nobody")]
             case "unroutable":
                 return "result"
         return fate
 
     def _headers(self) -> Headers | None:
-        if self.routes[0].when is None:
+        if self.rollouts[0].route.when is None:
             return None
-        return [("to", self.rng.choice(self.routes).name.encode())]
+        return [("to", self.rng.choice(self.rollouts).route.name.encode())]
 
 
-def _routes(rng: Random) -> list[FakeRoute]:
+def _rollouts(rng: Random) -> list[FakeRollout]:
     """One pipeline that takes everything, or two that share their topics by a header."""
     topics = frozenset(rng.choice([["in"], ["in", "more"]]))
     tombstone = rng.choice(["pass", "drop", "reject"])
     names = rng.choice([["a"], ["a", "b"]])
     return [
-        FakeRoute(
+        FakeRollout(
             name,
             topics,
             when=("to", name.encode()) if len(names) > 1 else None,

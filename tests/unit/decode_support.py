@@ -59,7 +59,7 @@ class Decoding:
         columns = Columns(values=list(values), headers=list(headers or [None] * rows))
         step = self.decoder.shard_rows or rows
         for start in range(0, rows, step):
-            self.decoder.decode(columns, feed, start, min(start + step, rows))
+            self.decoder.decode(columns.values, columns, feed, start, min(start + step, rows))
         return feed
 
     def item(self, value: bytes, headers: Headers | None = None, name: str = "x") -> Any:

@@ -11,6 +11,8 @@ import numpy as np
 from worker.batch import STAGES, Array, Batch, Columns, Feed, Headers, Item, Outcomes, Partition, Request, Run
 from worker.encode import Encoder, encoder
 from worker.model.signature import Signature, TensorSpec
+from worker.serving.envelope import Envelope
+from worker.serving.route import route_of
 from worker.settings import PipelineSettings, validate
 
 TIMESTAMP_MS = 1_763_676_000_123
@@ -42,7 +44,13 @@ def make_encoder(
     batchable: bool = True,
     **settings: Any,
 ) -> Encoder:
-    return encoder(pipeline(**settings), signature(outputs, batchable), "digits", "3f9c2a71", labels)
+    wanted = pipeline(**settings)
+    envelope = route_of("digits", wanted).envelope
+    return encoder(wanted, signature(outputs, batchable), "digits", "3f9c2a71", labels, envelope)
+
+
+def make_envelope(**settings: Any) -> Envelope:
+    return route_of("digits", pipeline(**settings)).envelope
 
 
 def batch_of(
@@ -61,7 +69,7 @@ def batch_of(
         [1042 + i for i in range(rows)],
         list(partitions) if partitions else [Partition("digits", 3)] * rows,
     )
-    batch = Batch(None, range(rows), columns, None, 0, 0.0)
+    batch = Batch(None, range(rows), columns, None, None, 0, 0.0)
     batch.feed = Feed(None if items else {}, list(items), [None] * rows)
     batch.outcomes = Outcomes.empty(rows)
     return batch
@@ -84,16 +92,11 @@ def encode(
     counts = [batch.feed.items[row].count for row in chosen] if batch.feed.items else None  # type: ignore[union-attr]
     run = Run(chosen, outputs, counts, alone)
     batch.runs.append(run)
-    stamps = []
-
-    def stamp() -> None:
-        broker = np.array([1000 * row for row in chosen], np.int64)
-        run.stages_us = dict.fromkeys(STAGES, 100)
-        run.stages_us["broker"] = broker
-        run.stages_us["total"] = broker + 500
-        stamps.append(1)
-
-    encoder.encode(batch, run, stamp)
-    assert stamps == [1], "stamp() is called exactly once"
+    fragments = encoder.predict(batch, run)
+    broker = np.array([1000 * row for row in chosen], np.int64)
+    run.stages_us = dict.fromkeys(STAGES, 100)
+    run.stages_us["broker"] = broker
+    run.stages_us["total"] = broker + 500
+    encoder.bodies(batch, run, fragments)
     assert batch.outcomes is not None
     return batch.outcomes

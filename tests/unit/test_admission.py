@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fakes import FakeRoute, columns_of
+from fakes import FakeRollout, columns_of
 
 from worker.batch import Columns, Headers, Partition
 from worker.errors import Reject
@@ -23,9 +23,9 @@ def records(*values: bytes | None, headers: list[Headers | None] | None = None, 
 
 
 def admit(
-    columns: Columns, *routes: FakeRoute, max_age_ms: int | None = None, expired: str = "dead_letter"
+    columns: Columns, *routes: FakeRollout, max_age_ms: int | None = None, expired: str = "dead_letter"
 ) -> Admitted:
-    return Admission(routes or [FakeRoute()], max_age_ms, expired, 10_000).admit(columns, NOW_MS)
+    return Admission(routes or [FakeRollout()], max_age_ms, expired, 10_000).admit(columns, NOW_MS)
 
 
 def fates(admitted: Admitted) -> list[str]:
@@ -68,13 +68,13 @@ def test_the_first_pipeline_whose_header_matches_takes_the_record(
     headers: Headers | None, taker: str
 ) -> None:
     """Bytes against the last header of that name; a pipeline without `when` takes what is left."""
-    when = {name: FakeRoute(name, when=("x-model", name.encode())) for name in "ab"}
-    assert fates(admit(records(b"v", headers=[headers]), *when.values(), FakeRoute("rest"))) == [taker]
+    when = {name: FakeRollout(name, when=("x-model", name.encode())) for name in "ab"}
+    assert fates(admit(records(b"v", headers=[headers]), *when.values(), FakeRollout("rest"))) == [taker]
 
 
 def test_a_pipeline_takes_only_its_own_topics() -> None:
     """A record that no pipeline takes is unroutable, also where the topics are shared otherwise."""
-    routes = [FakeRoute("a", topics=frozenset({"in"})), FakeRoute("b", topics=frozenset({"more"}))]
+    routes = [FakeRollout("a", topics=frozenset({"in"})), FakeRollout("b", topics=frozenset({"more"}))]
     columns = records(b"x")
     columns.extend(records(b"x", topic="more"))
     columns.extend(records(b"x", topic="strange"))
@@ -84,14 +84,14 @@ def test_a_pipeline_takes_only_its_own_topics() -> None:
 @pytest.mark.parametrize(("how", "fate"), [("pass", "None"), ("drop", "dropped"), ("reject", "invalid")])
 def test_a_tombstone_passes_is_dropped_or_rejected(how: str, fate: str) -> None:
     """Without costing a slot; its neighbours go their way."""
-    admitted = admit(records(b"x", None), FakeRoute(tombstone=how))
+    admitted = admit(records(b"x", None), FakeRollout(tombstone=how))
     assert fates(admitted) == ["digits", fate]
     assert admitted.costs == [100, 0]
 
 
 def test_a_record_over_the_limit_is_too_large() -> None:
     """One byte more is; the limit itself is not."""
-    admitted = admit(records(b"x" * 10, b"x" * 11), FakeRoute(max_bytes=10))
+    admitted = admit(records(b"x" * 10, b"x" * 11), FakeRollout(max_bytes=10))
     assert fates(admitted) == ["digits", "too_large"]
     assert "11 bytes" in admitted.outcomes.rejected[1].message
 
@@ -128,14 +128,14 @@ def test_costly_decodes_are_weighed_before_they_begin() -> None:
         return int(value)
 
     columns = records(b"0", b"900", b"9900", b"broken")
-    admitted = admit(columns, FakeRoute(costly=True, scratch=scratch))
+    admitted = admit(columns, FakeRollout(costly=True, scratch=scratch))
     assert fates(admitted) == ["digits", "digits", "too_many_pixels", "undecodable"]
     assert admitted.costs == [100, 1_000, 0, 0]
 
 
 def test_rejections_before_decode_say_so() -> None:
     """Their stage is `decode`, and the sentence names the limit."""
-    admitted = admit(records(b"xx"), FakeRoute(max_bytes=1))
+    admitted = admit(records(b"xx"), FakeRollout(max_bytes=1))
     why = admitted.outcomes.rejected[0]
     assert why.stage == "decode"
     assert why.message == "the record has 2 bytes, input.max_bytes is 1"

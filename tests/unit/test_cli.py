@@ -48,14 +48,20 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A composition root without a runtime or a broker; a test replaces what it wants to fail."""
-    model = SimpleNamespace(name="small", version="0123abcd", provider="cpu", signature=SIGNATURE)
+    """No runtime and no broker: what loads the model, answers the sample and asks the broker; a test may let one fail."""
+    model = SimpleNamespace(provider="cpu", signature=SIGNATURE)
+    servable = SimpleNamespace(label="small@0123abcd", model=model)
+    rollout = SimpleNamespace(route=SimpleNamespace(max_bytes=1000), choose=lambda: servable)
     module: Any = ModuleType("worker.app")
-    module.load_pipelines = lambda settings: {"small": SimpleNamespace(name="small", model=model)}
-    module.answer = lambda pipeline, value: {"prediction": {"label": "yes"}}
     module.check_broker = lambda settings: [("broker", "1 broker"), ("topics", "all there")]
     monkeypatch.setitem(sys.modules, "worker.app", module)
     monkeypatch.setattr(worker, "app", module, raising=False)
+    loading: Any = ModuleType("worker.serving.load")
+    loading.load = lambda settings: {"small": rollout}
+    monkeypatch.setitem(sys.modules, "worker.serving.load", loading)
+    module.sample = ModuleType("worker.cli.sample")
+    module.sample.answer = lambda rollout, value: {"prediction": {"label": "yes"}}
+    monkeypatch.setitem(sys.modules, "worker.cli.sample", module.sample)
     return module
 
 
@@ -304,7 +310,7 @@ def test_a_bad_sample_is_exit_2_with_its_reason(
     """A sample that would become a dead letter is the user's mistake and says which."""
     sample = config.parent / "bad.json"
     sample.write_bytes(b"x" * (1001 if bad == "too large" else 1))
-    app.answer = raising(Reject("not JSON", "undecodable"))
+    app.sample.answer = raising(Reject("not JSON", "undecodable"))
     assert cli.main(["check", str(config), "--json", "--offline", "--sample", str(sample)]) == 2
     ok, message = lines(capsys)["sample"]
     assert not ok

@@ -11,7 +11,7 @@ from fakes import (
     FakeClock,
     FakeKafka,
     FakePool,
-    FakeRoute,
+    FakeRollout,
     FakeSink,
     FakeSource,
 )
@@ -55,7 +55,7 @@ class Loop:
             self.source,
             self.sink,
             self.pool,
-            [FakeRoute(**route)],  # type: ignore[arg-type]
+            [FakeRollout(**route)],  # type: ignore[arg-type]
             Figures(
                 slab_records=slab_records,
                 limit_bytes=limit_bytes,

@@ -20,8 +20,10 @@ import pytest
 import yaml
 from markdown.extensions.toc import slugify
 
-from worker import app, errors, settings
+from worker import errors, settings
 from worker.cli.main import COMMANDS, Parser
+from worker.cli.sample import answer
+from worker.serving.load import load
 from worker.telemetry.names import METRICS, PREFIX
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,9 +135,9 @@ def test_the_configuration_of_the_tutorial_is_the_example() -> None:
 
 def test_the_example_reads_its_frames() -> None:
     """The example's worker answers every frame beside it with the digit that the file is named for."""
-    (pipeline,) = app.load_pipelines(settings.load(EXAMPLE)).values()
+    (rollout,) = load(settings.load(EXAMPLE)).values()
     for frame in sorted((ROOT / "examples" / "frames").iterdir()):
-        assert app.answer(pipeline, frame.read_bytes())["prediction"]["label"] == frame.stem
+        assert answer(rollout, frame.read_bytes())["prediction"]["label"] == frame.stem
 
 
 def test_the_custom_code_of_the_guide_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,11 +156,11 @@ def test_the_custom_code_of_the_guide_answers(tmp_path: Path, monkeypatch: pytes
     }
     del document["preprocess"]
     try:
-        (pipeline,) = app.load_pipelines(settings.validate(document, EXAMPLE.parent)).values()
-        result = app.answer(pipeline, json.dumps({"pixels": [0] * 784}).encode())
+        (rollout,) = load(settings.validate(document, EXAMPLE.parent)).values()
+        result = answer(rollout, json.dumps({"pixels": [0] * 784}).encode())
         assert result["prediction"].keys() == {"even", "digit"}
         with pytest.raises(errors.Reject, match="got 1 pixels, expected 784"):
-            app.answer(pipeline, b'{"pixels": [0]}')
+            answer(rollout, b'{"pixels": [0]}')
     finally:
         sys.modules.pop("tickets", None)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from encode_support import TIMESTAMP_MS, batch_of, encode, make_encoder, request_item
+from encode_support import TIMESTAMP_MS, batch_of, encode, make_encoder, make_envelope, request_item
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -18,6 +19,7 @@ from worker.errors import Rejection
 pytestmark = pytest.mark.usefixtures("both_batch_paths")
 
 Y = {"y": ("float", ["N", 2])}
+SERVABLE: Any = SimpleNamespace(model_name="digits", model_version="3f9c2a71")
 
 
 def results(outcomes: Any) -> list[Any]:
@@ -228,7 +230,9 @@ def test_a_percent_sign_in_a_name_is_only_a_character() -> None:
 
 def test_an_expired_record_can_be_published() -> None:
     """The expired body names the record and says why there is no prediction."""
-    body = make_encoder(Y).expired_body(batch_of(1).columns, 0, "5200 ms old, limits.max_age_ms is 5000")
+    body = make_envelope().expired_body(
+        batch_of(1).columns, 0, "5200 ms old, limits.max_age_ms is 5000", SERVABLE
+    )
     assert json.loads(body) == {
         "id": "digits/3/1042",
         "source": {"topic": "digits", "partition": 3, "offset": 1042, "timestamp_ms": TIMESTAMP_MS},
@@ -253,11 +257,11 @@ def test_an_error_body_names_the_request(value: bytes, headers: Any, id_: str) -
     """The id is read from a refused request where it can be, else it is the record's."""
     batch = batch_of(1, headers=[headers], items=[None], values=[value])
     rejection = Rejection("invalid", "decode", "inputs: expected a list")
-    body = make_encoder(Y, input_format="oip", errors=True).error_body(batch.columns, 0, rejection)
+    body = make_envelope(input_format="oip", errors=True).error_body(batch.columns, 0, rejection)
     assert json.loads(body) == {"id": id_, "error": "inputs: expected a list"}
 
 
 def test_an_error_of_any_text_can_be_published() -> None:
     """What UTF-8 cannot hold is replaced."""
     rejection = Rejection("model_error", "infer", "bad \udcff name")
-    assert json.loads(make_encoder(Y).error_body(batch_of(1).columns, 0, rejection))["error"] == "bad ? name"
+    assert json.loads(make_envelope().error_body(batch_of(1).columns, 0, rejection))["error"] == "bad ? name"

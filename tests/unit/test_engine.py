@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from fakes import columns_of
 
-from worker.batch import STAGES, Array, Batch, Columns, Feed, Headers, Item, Partition, Run
-from worker.errors import Reject, Rejection, SickModel
+from worker.batch import STAGES, Array, Batch, Columns, Feed, Item, Lane, Partition, Run
+from worker.errors import Reject, Rejection
 from worker.loop.pool import InlinePool
 from worker.model.signature import Signature, TensorSpec
-from worker.serving.engine import Engine, Pipeline
+from worker.serving.engine import Engine
+from worker.serving.run_limit import GOOD_BATCHES
+from worker.serving.servable import Servable
 
 X = TensorSpec("x", np.dtype(np.float32), "FP32", (None, 1))
 Y = TensorSpec("y", np.dtype(np.float32), "FP32", (None, 1))
@@ -30,9 +33,11 @@ class Decoder:
     def cost(self, value: bytes) -> int:
         return 0
 
-    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
+    def decode(
+        self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
+    ) -> None:
         for row in range(start, stop):
-            text = (columns.values[row] or b"").decode()
+            text = (payloads[row] or b"").decode()
             if text == "bad":
                 feed.rejected[row] = Rejection.of(Reject("not a number"), "decode", self)
             elif feed.arrays is not None:
@@ -77,6 +82,11 @@ class Model:
     def canary(self) -> bool:
         return self.healthy
 
+    def interrupt(self) -> None: ...
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return np.empty(shape, dtype)
+
     def adopt_canary(self, feeds: dict[str, Array], outputs: dict[str, Array]) -> None:
         self.adopted.append(feeds)
         self.needs_canary = False
@@ -85,46 +95,43 @@ class Model:
 class Encoder:
     """The answers of a record's items, as text."""
 
-    def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None:
-        stamp()
-        assert batch.outcomes is not None
-        start = 0
-        for row, count in zip(run.rows, run.counts or [1] * len(run.rows), strict=True):
-            numbers = run.outputs["y"][start : start + count].ravel().tolist()
-            batch.outcomes.bodies[row] = repr(numbers).encode()
+    reserved, names_source = frozenset[str](), False
+
+    def predict(self, batch: Batch, run: Run) -> list[bytes]:
+        texts, start = [], 0
+        for count in run.counts or [1] * len(run.rows):
+            texts.append(repr(run.outputs["y"][start : start + count].ravel().tolist()).encode())
             start += count
+        return texts
 
-    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes:
-        return b"error: " + rejection.reason.encode()
-
-    def expired_body(self, columns: Columns, row: int, message: str) -> bytes:
-        return b""
-
-    def travelling(self, columns: Columns, row: int) -> Headers | None:
-        return None
+    def bodies(self, batch: Batch, run: Run, fragments: Sequence[bytes]) -> None:
+        assert batch.outcomes is not None
+        assert "total" in run.stages_us, "the stages are stamped between the two steps"
+        batch.outcomes.put(run.rows, fragments)
 
 
-def pipeline(model: Model, fixed: bool = True, max_size: int = 64) -> Pipeline:
-    return Pipeline(
-        "double",
-        frozenset({"in"}),
-        None,
-        1_000,
-        "pass",
+def servable(model: Model, fixed: bool = True, max_size: int = 64) -> Servable:
+    return Servable(
         Decoder(fixed),
         model,
         Encoder(),
-        max_size,
-        0,
-        "out",
-        "key",
+        max_size=max_size,
+        batch_records=max_size,
+        slab_records=max_size,
+        lane=Lane("double"),
+        threads=1,
     )
 
 
-def process(pipeline: Pipeline, *values: str) -> Batch:
+def batch_for(servable: Servable, columns: Columns, taken_ns: int = 0, late_us: Array | None = None) -> Batch:
+    route: Any = None  # the engine does not ask for it
+    return Batch(None, range(len(columns)), columns, route, servable, taken_ns, 1_000_000.0, late_us)
+
+
+def process(servable: Servable, *values: str) -> Batch:
     """One batch through all three steps."""
     columns = columns_of(Partition("in", 0), range(len(values)), [value.encode() for value in values])
-    batch = Batch(None, range(len(values)), columns, pipeline, 0, 0.0)
+    batch = batch_for(servable, columns)
     engine = Engine()
     for start, stop in engine.shards(batch):
         engine.decode(batch, start, stop)
@@ -146,7 +153,7 @@ def rejections(batch: Batch) -> dict[int, tuple[str, str]]:
 def test_a_batch_is_one_run() -> None:
     """And every record gets its own answer."""
     model = Model()
-    batch = process(pipeline(model), "1", "2", "3")
+    batch = process(servable(model), "1", "2", "3")
     assert bodies(batch) == ["[2.0]", "[4.0]", "[6.0]"]
     assert model.asked == [[1, 2, 3]]
     assert (batch.items, len(batch.runs)) == (3, 1)
@@ -155,7 +162,7 @@ def test_a_batch_is_one_run() -> None:
 def test_a_record_that_cannot_be_decoded_is_left_out_of_the_run() -> None:
     """It alone is rejected, by its own reason."""
     model = Model()
-    batch = process(pipeline(model), "1", "bad", "3")
+    batch = process(servable(model), "1", "bad", "3")
     assert bodies(batch) == ["[2.0]", None, "[6.0]"]
     assert rejections(batch) == {1: ("invalid", "decode")}
     assert model.asked == [[1, 3]]
@@ -164,14 +171,14 @@ def test_a_record_that_cannot_be_decoded_is_left_out_of_the_run() -> None:
 def test_nothing_runs_when_nothing_could_be_decoded() -> None:
     """An empty run would be the model's problem."""
     model = Model()
-    assert set(rejections(process(pipeline(model), "bad", "bad"))) == {0, 1}
+    assert set(rejections(process(servable(model), "bad", "bad"))) == {0, 1}
     assert model.asked == []
 
 
 def test_a_model_that_is_not_batchable_runs_every_record_alone() -> None:
     """Its output stays whole."""
     model = Model(batchable=False)
-    batch = process(pipeline(model), "1", "2")
+    batch = process(servable(model), "1", "2")
     assert model.asked == [[1], [2]]
     assert all(run.alone for run in batch.runs)
     assert bodies(batch) == ["[2.0]", "[4.0]"]
@@ -180,7 +187,7 @@ def test_a_model_that_is_not_batchable_runs_every_record_alone() -> None:
 def test_a_fixed_batch_is_padded_and_cut() -> None:
     """The model sees its own batch size, the record only its own answer."""
     model = Model(batchable=False, fixed_batch=4)
-    batch = process(pipeline(model), "5")
+    batch = process(servable(model), "5")
     assert model.asked == [[5, 0, 0, 0]]
     assert bodies(batch) == ["[10.0]"]
 
@@ -188,7 +195,7 @@ def test_a_fixed_batch_is_padded_and_cut() -> None:
 def test_records_of_several_items_share_runs_up_to_the_limit() -> None:
     """In order, whole records only, at most `max_size` items together; a larger record runs alone."""
     model = Model()
-    batch = process(pipeline(model, fixed=False, max_size=4), "2x10", "1", "5x20", "3x30")
+    batch = process(servable(model, fixed=False, max_size=4), "2x10", "1", "5x20", "3x30")
     assert model.asked == [[10, 11, 1], [20, 21, 22, 23, 24], [30, 31, 32]]
     assert bodies(batch) == ["[20.0, 22.0]", "[2.0]", "[40.0, 42.0, 44.0, 46.0, 48.0]", "[60.0, 62.0, 64.0]"]
     assert batch.items == 11
@@ -197,7 +204,7 @@ def test_records_of_several_items_share_runs_up_to_the_limit() -> None:
 def test_records_of_different_shapes_do_not_share_a_run() -> None:
     """Each shape has its own; every record its own answer."""
     model = Model()
-    batch = process(pipeline(model, fixed=False), "w2:1", "w3:2", "w2:3")
+    batch = process(servable(model, fixed=False), "w2:1", "w3:2", "w2:3")
     assert sorted(model.asked) == [[1, 3], [2]]
     assert bodies(batch) == ["[2.0]", "[4.0]", "[6.0]"]
 
@@ -208,18 +215,21 @@ def test_the_record_that_makes_the_model_fail_is_found(fixed: bool, guilty: int)
     """One of 64 is rejected with the model's own error; 63 are answered, in a logarithmic number of runs."""
     model = Model()
     model.poison = float(guilty)
-    batch = process(pipeline(model, fixed), *map(str, range(64)))
+    batch = process(servable(model, fixed), *map(str, range(64)))
     assert rejections(batch) == {guilty: ("model_error", "infer")}
     assert bodies(batch) == [f"[{2.0 * n}]" if n != guilty else None for n in range(64)]
     assert len(model.asked) <= 2 * 6 + 1
 
 
 def test_a_sick_model_blames_nobody() -> None:
-    """The warm-up input fails too: the process ends, no record is rejected."""
+    """When the warm-up input fails too, the batch says that its model is sick, and no record is rejected or answered."""
     model = Model()
     model.poison, model.healthy = 1.0, False
-    with pytest.raises(SickModel, match=r"double is sick.*first error: poisoned"):
-        process(pipeline(model), "1", "2")
+    batch = process(servable(model), "1", "2")
+    assert batch.sick is not None
+    assert "first error: poisoned" in batch.sick
+    assert rejections(batch) == {}
+    assert bodies(batch) == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -239,59 +249,62 @@ def test_out_of_memory_is_told_by_its_words(words: str) -> None:
     """What ONNX Runtime, CUDA and its libraries say; the batch is halved, nobody is blamed."""
     model = Model()
     model.rows_max, model.no_memory = 4, words
-    route = pipeline(model)
-    batch = process(route, *map(str, range(8)))
+    double = servable(model)
+    batch = process(double, *map(str, range(8)))
     assert rejections(batch) == {}
-    assert route.run_limit == 4
+    assert double.run_limit.items == 4
 
 
-def test_out_of_memory_halves_the_batch_for_good() -> None:
-    """Nothing is rejected, no row is passed over, and the size is remembered: also while it still shrinks."""
+def test_out_of_memory_halves_the_batch() -> None:
+    """After a run is out of memory no record is rejected or skipped, and later batches go in runs that fit."""
     model = Model()
     model.rows_max = 5
-    double = pipeline(model)
-    double.row_limit = 16
+    double = servable(model, max_size=16)
     values = [str(n) for n in range(50)]
     assert bodies(process(double, *values)) == [f"[{2.0 * n}]" for n in range(50)]
-    assert double.run_limit == 4
+    assert double.run_limit.items == 4
     model.asked.clear()
     process(double, *values)
     assert max(map(len, model.asked)) == 4
+
+
+def test_the_full_size_is_tried_again_after_many_good_batches() -> None:
+    """A model that ran out of memory once runs full batches again later."""
+    model = Model()
+    model.rows_max = 5
+    double = servable(model, max_size=16)
+    values = [str(n) for n in range(16)]
+    process(double, *values)
+    model.rows_max = 1_000
+    for _ in range(3 * GOOD_BATCHES):
+        batch = process(double, *values)
+    assert double.run_limit.items == 16
+    assert model.asked[-1] == list(range(16))
+    assert bodies(batch) == [f"[{2.0 * n}]" for n in range(16)]
 
 
 def test_outputs_that_do_not_follow_the_batch_are_the_models_error() -> None:
     """No record gets its neighbour's answer: alone each may still be answered, or is rejected by itself."""
     model = Model()
     model.answer = lambda x: x[:1]
-    assert bodies(process(pipeline(model), "1", "2", "3")) == ["[1.0]", "[2.0]", "[3.0]"]
+    assert bodies(process(servable(model), "1", "2", "3")) == ["[1.0]", "[2.0]", "[3.0]"]
     model.answer = lambda x: np.zeros((7, 1), np.float32)
-    assert set(rejections(process(pipeline(model), "1", "2", "3"))) == {0, 1, 2}
+    assert set(rejections(process(servable(model), "1", "2", "3"))) == {0, 1, 2}
 
 
 def test_the_first_answered_record_becomes_the_canary_where_there_is_none() -> None:
     """Exactly as the model got it, once."""
     model = Model(batchable=False)
     model.needs_canary = True
-    process(pipeline(model), "7", "8")
+    process(servable(model), "7", "8")
     assert [feeds["x"].tolist() for feeds in model.adopted] == [[[7.0]]]
-
-
-def test_rejected_requests_have_an_error_body_when_asked_for() -> None:
-    """`output.errors`; otherwise none is made."""
-    quiet, talking = pipeline(Model()), pipeline(Model())
-    talking.output_errors = True
-    batch = process(talking, "bad")
-    assert batch.outcomes is not None
-    why = batch.outcomes.rejected[0]
-    assert talking.error_body(batch.columns, 0, why) == b"error: invalid"
-    assert quiet.error_body(batch.columns, 0, why) is None
 
 
 def test_stage_times_add_up() -> None:
     """`total` is the exact sum; the one stage across two clocks is never negative and 0 where nobody knows."""
     columns = columns_of(Partition("in", 0), range(3), [b"1", b"2", b"3"])
     columns.timestamps_ms = [999_000, 1_001_000, 0]
-    batch = Batch(None, range(3), columns, pipeline(Model()), 0, 1_000_000.0)
+    batch = batch_for(servable(Model()), columns)
     engine = Engine()
     engine.shards(batch)
     engine.decode(batch, 0, 3)
@@ -310,7 +323,7 @@ def test_a_record_taken_later_than_its_slab_counts_from_its_own_take() -> None:
     columns.timestamps_ms = [999_990, 999_990, 999_996]
     taken_ns = time.monotonic_ns() - 10_000_000
     late_us = np.array([0, 4_000, 4_000])
-    batch = Batch(None, range(3), columns, pipeline(Model()), taken_ns, 1_000_000.0, late_us)
+    batch = batch_for(servable(Model()), columns, taken_ns, late_us)
     InlinePool(Engine()).submit(batch)
     (run,) = batch.runs
     stages = {name: np.broadcast_to(us, 2) for name, us in run.stages_us.items()}
@@ -322,7 +335,7 @@ def test_a_record_taken_later_than_its_slab_counts_from_its_own_take() -> None:
 
 def test_a_finished_batch_holds_no_tensors() -> None:
     """What is left are the bodies."""
-    batch = process(pipeline(Model()), "1")
+    batch = process(servable(Model()), "1")
     assert batch.feed is not None
     assert batch.feed.arrays is None
     assert batch.feed.items == []

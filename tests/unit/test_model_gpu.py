@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from fakes import columns_of
 
-from worker import app, settings
+from worker import settings
 from worker.batch import Batch, Partition
 from worker.errors import StartError
 from worker.model import cuda
@@ -24,6 +24,7 @@ from worker.model.cuda import DeviceError, Driver, PinnedMemory
 from worker.model.gpu import padded_sizes
 from worker.model.session import Model, load
 from worker.serving.engine import Engine
+from worker.serving.load import load as load_rollouts
 
 RANDOM = np.random.default_rng(5)
 
@@ -169,12 +170,12 @@ def test_a_worker_decodes_into_memory_the_device_reads(gpu: fake_gpu.Runtime, tm
         kafka: {bootstrap.servers: "localhost:1", group.id: test}
         """
     )
-    loaded = app.load(settings.load(config))
-    assert (loaded.runs, loaded.ahead) == (3, 2)
-    route = loaded.pipelines["model"]
+    rollout = load_rollouts(settings.load(config))["model"]
+    servable = rollout.choose()
+    assert (servable.lane.runs, servable.lane.ahead) == (3, 2)
     values: list[bytes | None] = [np.full(20, row, np.float32).tobytes() for row in range(3)]
     columns = columns_of(Partition("in", 0), range(3), values)
-    batch = Batch(None, range(3), columns, route, 0, 0.0)
+    batch = Batch(None, range(3), columns, rollout.route, servable, 0, 0.0)
     ((start, stop),) = Engine().shards(batch)
     assert batch.feed is not None
     assert batch.feed.arrays is not None

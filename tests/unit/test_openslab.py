@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fakes import FakeRoute, columns_of
+from fakes import FakeRollout, columns_of
 
 from worker.batch import Columns, Partition, Span
 from worker.errors import Rejection
@@ -22,7 +22,7 @@ def append(slab: OpenSlab, partition: Partition, offsets: list[int], epoch: int 
 def close(
     slab: OpenSlab, free_bytes: int = 10_000, force: bool = False, most: int = 100, **route: object
 ) -> Slab | None:
-    admission = Admission([FakeRoute(item_nbytes=100, **route)], None, "drop", 10_000)  # type: ignore[arg-type]
+    admission = Admission([FakeRollout(item_nbytes=100, **route)], None, "drop", 10_000)  # type: ignore[arg-type]
     return slab.close(admission, free_bytes, 0.0, most, force)
 
 
@@ -79,7 +79,7 @@ def test_at_most_so_many_records_leave(slab: OpenSlab) -> None:
 def test_a_refused_record_is_not_given_to_any_model(slab: OpenSlab) -> None:
     """It is settled already, whatever the budget says."""
     crashed = Rejection("crashed", "decode", "it killed three processes")
-    closed = slab.close(Admission([FakeRoute()], None, "drop", 10_000), 0, 0.0, 1, False, crashed)
+    closed = slab.close(Admission([FakeRollout()], None, "drop", 10_000), 0, 0.0, 1, False, crashed)
     assert closed is not None
     assert closed.batches == []
     assert closed.settled is not None
@@ -157,10 +157,10 @@ def test_every_batch_belongs_to_one_pipeline_and_settled_rows_to_none() -> None:
     columns = columns_of(A, range(5))
     columns.headers = [[("to", to)] for to in (b"x", b"y", b"x", b"nobody", b"y")]
     slab.append(columns, [Span(A, 0, 5, 5)], 0, 0.0)
-    routes = [FakeRoute(name, when=("to", name.encode())) for name in "xy"]
+    routes = [FakeRollout(name, when=("to", name.encode())) for name in "xy"]
     closed = slab.close(Admission(routes, None, "drop", 10_000), 10_000, 0.0, 100, False)
     assert closed is not None
-    assert {batch.pipeline.name: list(batch.rows) for batch in closed.batches} == {"x": [0, 2], "y": [1, 4]}
+    assert {batch.route.name: list(batch.rows) for batch in closed.batches} == {"x": [0, 2], "y": [1, 4]}
     assert closed.settled is not None
     assert [why.reason for why in closed.settled.rejected.values()] == ["unroutable"]
     assert not closed.one_route

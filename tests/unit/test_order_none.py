@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from fakes import FakeClock, FakeKafka, FakePool, FakeRoute, FakeSink, FakeSource
+from fakes import FakeClock, FakeKafka, FakePool, FakeRollout, FakeSink, FakeSource
 from world import Figures, make_loop
 
 from worker.batch import Partition
@@ -24,7 +24,7 @@ def world(ordered: bool) -> tuple[FakeKafka, FakePool, Conductor]:
         source,
         sink,
         pool,
-        [FakeRoute(max_size=4)],
+        [FakeRollout(max_size=4)],
         Figures(slab_records=12, max_wait_s=0.0, ordered=ordered, limit_bytes=1 << 20),
     ).conductor
     source.subscribe(conductor)

@@ -10,7 +10,7 @@ from fakes import (
     RESULTS,
     FakeClock,
     FakeKafka,
-    FakeRoute,
+    FakeRollout,
     FakeSink,
     Message,
     Witness,
@@ -45,7 +45,7 @@ class Desk:
     """An outbox, the sink behind it, and what the sink took."""
 
     def __init__(
-        self, capacity: int = 1_000, ratio: float = NEVER, routes: list[FakeRoute] | None = None
+        self, capacity: int = 1_000, ratio: float = NEVER, routes: list[FakeRollout] | None = None
     ) -> None:
         self.seen = Sent()
         self.sink = FakeSink(FakeKafka(FakeClock(), {"in": 2}, witness=self.seen), capacity=capacity)
@@ -53,7 +53,7 @@ class Desk:
             self.sink, Letterhead(DEAD_LETTERS, "client-1", "worker"), DeadLetterRate(ratio, 1000)
         )
         self.epochs = Epochs()
-        self.admission = Admission(routes or [FakeRoute()], None, "drop", 1_000_000)
+        self.admission = Admission(routes or [FakeRollout()], None, "drop", 1_000_000)
 
     def slab(self, *runs: tuple[Partition, list[bytes | None]], **columns: list[object]) -> Slab:
         """Records as a slab that is back from the engine; offsets count from 0 per run."""
@@ -94,7 +94,7 @@ def _count_down(slab: Slab) -> Callable[[object, object], None]:
 
 def test_results_leave_in_the_order_of_the_input() -> None:
     """Partition by partition, also when several batches made the slab."""
-    desk = Desk(routes=[FakeRoute(max_size=2)])
+    desk = Desk(routes=[FakeRollout(max_size=2)])
     slab = desk.slab((A, [b"x"] * 3), (B, [b"x"] * 2))
     assert desk.publish(slab) == [slab]
     assert desk.log == [(RESULTS, A, n) for n in range(3)] + [(RESULTS, B, n) for n in range(2)]
@@ -114,7 +114,7 @@ def test_a_dead_letter_goes_out_in_its_place() -> None:
 
 def test_a_refused_request_may_be_answered_too() -> None:
     """`output.errors`: the dead letter first, then the error on the output topic."""
-    desk = Desk(routes=[FakeRoute(errors=True)])
+    desk = Desk(routes=[FakeRollout(errors=True)])
     slab = desk.slab((A, [b"bad"]), headers=[[("traceparent", b"00-1"), ("other", b"x")]])
     desk.publish(slab)
     assert desk.log == [(DEAD_LETTERS, A, 0), (RESULTS, A, 0)]
@@ -124,11 +124,11 @@ def test_a_refused_request_may_be_answered_too() -> None:
 
 def test_a_request_refused_before_or_after_the_engine_is_answered_too() -> None:
     """`output.errors` speaks for every rejection: too large to be looked at, and a result its topic refuses."""
-    desk = Desk(routes=[FakeRoute(errors=True, max_bytes=1)])
+    desk = Desk(routes=[FakeRollout(errors=True, max_bytes=1)])
     desk.publish(desk.slab((A, [b"xx"])))
     assert desk.log == [(DEAD_LETTERS, A, 0), (RESULTS, A, 0)]
     assert desk.seen.messages[1].value == b"0 the record has 2 bytes, input.max_bytes is 1"
-    desk = Desk(routes=[FakeRoute(errors=True)])
+    desk = Desk(routes=[FakeRollout(errors=True)])
     slab = desk.slab((A, [b"x"]))
     outcomes = slab.batches[0].outcomes
     assert outcomes is not None
@@ -140,7 +140,7 @@ def test_a_request_refused_before_or_after_the_engine_is_answered_too() -> None:
 
 def test_a_tombstone_its_topic_would_refuse_is_a_dead_letter() -> None:
     """Its key and headers count; an error about it that does not fit either stays out."""
-    desk = Desk(routes=[FakeRoute(errors=True)])
+    desk = Desk(routes=[FakeRollout(errors=True)])
     desk.publish(desk.slab((A, [None]), keys=[b"0"], headers=[[("traceparent", b"x" * 2_000_000)]]))
     assert desk.log == [(DEAD_LETTERS, A, 0)]
     assert dict(desk.seen.messages[0].headers or ())["streaminfer.error.reason"] == b"too_large_output"
@@ -148,14 +148,14 @@ def test_a_tombstone_its_topic_would_refuse_is_a_dead_letter() -> None:
 
 def test_a_dead_letter_goes_by_the_same_rule_as_results() -> None:
     """`output.partition: input`: by the input partition, keyed or not."""
-    desk = Desk(routes=[FakeRoute(output_partition="input")])
+    desk = Desk(routes=[FakeRollout(output_partition="input")])
     desk.publish(desk.slab((B, [b"bad", b"x"]), keys=[b"k", b"k"]))
     assert [(m.topic, m.partition) for m in desk.seen.messages] == [(DEAD_LETTERS, 1), (RESULTS, 1)]
 
 
 def test_a_message_is_published_without_secrets() -> None:
     """Own code may say anything; neither the dead letter nor the error on the output topic repeats it."""
-    desk = Desk(routes=[FakeRoute(errors=True, tombstone="reject")])
+    desk = Desk(routes=[FakeRollout(errors=True, tombstone="reject")])
     head = Letterhead(DEAD_LETTERS, "client-1", "worker", lambda text: text.replace("null", "***"))
     desk.outbox = Outbox(desk.sink, head, DeadLetterRate(NEVER, 1000))
     desk.publish(desk.slab((A, [None])))
@@ -167,7 +167,7 @@ def test_a_message_is_published_without_secrets() -> None:
 
 def test_what_no_pipeline_takes_is_a_dead_letter_of_the_worker() -> None:
     """And names no model."""
-    desk = Desk(routes=[FakeRoute(when=("to", b"x"))])
+    desk = Desk(routes=[FakeRollout(when=("to", b"x"))])
     desk.publish(desk.slab((A, [b"x"])))
     headers = dict(desk.seen.messages[0].headers or ())
     assert headers["__connect.errors.connector.name"] == b"worker"
@@ -176,7 +176,7 @@ def test_what_no_pipeline_takes_is_a_dead_letter_of_the_worker() -> None:
 
 def test_tombstones_pass_and_dropped_records_leave_nothing() -> None:
     """A slab of dropped records alone has nothing to wait for."""
-    passing, dropping = Desk(), Desk(routes=[FakeRoute(tombstone="drop")])
+    passing, dropping = Desk(), Desk(routes=[FakeRollout(tombstone="drop")])
     passing.publish(passing.slab((A, [b"x", None]), keys=[b"0", b"1"]))
     assert [m.value for m in passing.seen.messages] == [b"0 ok", None]
     traced = Desk()
@@ -190,7 +190,7 @@ def test_tombstones_pass_and_dropped_records_leave_nothing() -> None:
 
 def test_pipelines_of_one_slab_keep_the_order_of_the_input() -> None:
     """Rows of two pipelines in turn go to their own topics in turn."""
-    routes = [FakeRoute(name, when=("to", name.encode()), output_topic=name) for name in "xy"]
+    routes = [FakeRollout(name, when=("to", name.encode()), output_topic=name) for name in "xy"]
     desk = Desk(routes=routes)
     to = [[("to", name)] for name in (b"x", b"y", b"y", b"x")]
     desk.publish(desk.slab((A, [b"v"] * 4), headers=to))
@@ -268,7 +268,7 @@ def test_a_result_is_too_large_with_its_key() -> None:
 
 def test_every_record_is_counted_once_by_its_outcome() -> None:
     """Also those given back to Kafka after they were released: as dropped."""
-    desk = Desk(routes=[FakeRoute(tombstone="drop")])
+    desk = Desk(routes=[FakeRollout(tombstone="drop")])
     slab = desk.slab((A, [b"x", b"bad", None]), (B, [b"x", b"bad"]), keys=[b"0"] * 5)
     desk.publish(slab)
     counts = tally(slab, slab.spans, "worker")
@@ -281,7 +281,7 @@ def test_every_record_is_counted_once_by_its_outcome() -> None:
 
 def test_headers_of_some_batches_are_laid_into_the_whole_slab() -> None:
     """Rows of batches without headers have none."""
-    desk = Desk(routes=[FakeRoute(max_size=1)])
+    desk = Desk(routes=[FakeRollout(max_size=1)])
     slab = desk.slab((A, [b"x"] * 3))
     outcomes = slab.batches[1].outcomes
     assert outcomes is not None

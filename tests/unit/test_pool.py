@@ -21,7 +21,7 @@ class Pipeline:
 
 
 def batch_of(rows: int = 4) -> Batch:
-    return Batch(None, range(rows), Columns([b""] * rows), Pipeline(), 0, 0.0)
+    return Batch(None, range(rows), Columns([b""] * rows), None, Pipeline(), 0, 0.0)
 
 
 class Steps:
@@ -181,7 +181,7 @@ def test_no_finished_batch_is_kept_alive(pools: Callable[..., ThreadPool]) -> No
     pool = pools(steps, threads=3)
     for _ in range(10):
         pool.submit(batch_of())
-        held = [weakref.ref(returned.batch.pipeline) for returned in all_back(pool)]
+        held = [weakref.ref(returned.batch.servable) for returned in all_back(pool)]
         until(lambda held=held: gc.collect() >= 0 and all(ref() is None for ref in held))  # type: ignore[misc]
 
 

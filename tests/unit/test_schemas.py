@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from encode_support import batch_of, encode, make_encoder, request_item
+from encode_support import batch_of, encode, make_encoder, make_envelope, request_item
 from jsonschema import Draft202012Validator
 
 from worker.batch import Partition
@@ -81,10 +82,11 @@ def test_real_boxes_are_valid() -> None:
 def test_real_predictions_errors_and_expiries_are_valid() -> None:
     """The other forms a value on the output topic may have."""
     batch = batch_of(1, items=[request_item(count=2, id="r")])
-    encoder = make_encoder(OUTPUT)
+    encoder, envelope = make_encoder(OUTPUT), make_envelope()
+    servable: Any = SimpleNamespace(model_name="digits", model_version="3f9c2a71")
     check("result", json.loads(encode(encoder, batch, SCORES).bodies[0] or b""))
-    check("result", json.loads(encoder.expired_body(batch.columns, 0, "too old")))
-    check("result", json.loads(encoder.error_body(batch.columns, 0, Rejection("invalid", "decode", "no"))))
+    check("result", json.loads(envelope.expired_body(batch.columns, 0, "too old", servable)))
+    check("result", json.loads(envelope.error_body(batch.columns, 0, Rejection("invalid", "decode", "no"))))
 
 
 @pytest.mark.parametrize("binary", [False, True])

@@ -86,7 +86,9 @@ def test_metrics_show_what_was_counted(server: HttpServer, provider: Provider) -
     meters.error("digits", "invalid", "decode", 1)
     meters.batch(
         "digits",
-        Batch(None, range(8), Columns(), None, 0, 0.0, runs=[Run(range(8), {}, stages_us={"infer": 1000})]),
+        Batch(
+            None, range(8), Columns(), None, None, 0, 0.0, runs=[Run(range(8), {}, stages_us={"infer": 1000})]
+        ),
     )
     meters.rebalance()
     meters.transaction("committed")

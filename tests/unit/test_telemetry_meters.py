@@ -26,7 +26,7 @@ class Clock:
 
 def batch_of(*runs: Run) -> Batch:
     rows = sum(len(run.rows) for run in runs)
-    return Batch(None, range(rows), Columns([b""] * rows), None, 0, 0.0, runs=list(runs))
+    return Batch(None, range(rows), Columns([b""] * rows), None, None, 0, 0.0, runs=list(runs))
 
 
 def run_of(rows: int, counts: list[int] | None = None, **stages_us: object) -> Run:

@@ -42,7 +42,7 @@ def exposed() -> str:
     meters.counted("digits", ok=6, dead_letter=1, dropped=1)
     meters.error("digits", "invalid", "decode", 1)
     run = Run(range(8), {}, stages_us={"infer": 1000})
-    meters.batch("digits", Batch(None, range(8), Columns(), None, 0, 0.0, runs=[run]))
+    meters.batch("digits", Batch(None, range(8), Columns(), None, None, 0, 0.0, runs=[run]))
     meters.rebalance()
     meters.transaction("committed")
     meters.rewind("aborted")

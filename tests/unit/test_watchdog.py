@@ -19,7 +19,7 @@ class Clock:
 
 
 def batch(name: str = "digits") -> Any:
-    return SimpleNamespace(pipeline=SimpleNamespace(name=name))
+    return SimpleNamespace(route=SimpleNamespace(name=name))
 
 
 def test_a_batch_is_told_to_stop_before_it_counts_as_stuck() -> None:

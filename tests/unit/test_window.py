@@ -26,7 +26,9 @@ def take(window: Window, runs: dict[Partition, Sequence[int]], batches: int = 1,
         spans.append(Span(partition, start, len(columns), offsets[-1] + 1))
     window.note(spans, columns.offsets)
     slab = Slab(columns, spans, 0, 0.0, payload_bytes=100)
-    slab.batches = [Batch(slab, range(0), Columns(), None, 0, 0.0, cost_bytes=cost) for _ in range(batches)]
+    slab.batches = [
+        Batch(slab, range(0), Columns(), None, None, 0, 0.0, cost_bytes=cost) for _ in range(batches)
+    ]
     window.bytes += slab.payload_bytes
     window.admit(slab)
     return slab

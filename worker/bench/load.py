@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from worker.batch import STAGES, Headers
+from worker.batch import CONTENT_LENGTH, STAGES, Headers
 from worker.bench.trial import Answers, Sent, place_code
 from worker.errors import ConfigError, StartError
 from worker.kafka.measuring import EndReader, LoadProducer
@@ -34,7 +34,6 @@ SLEEP_S = 0.0001
 """Longest sleep while a record is due soon; the client sends in the background meanwhile."""
 PATIENCE_S = 10.0
 """How long the first result may take, and how long nothing may come before what is missing counts as lost."""
-CONTENT_LENGTH = "inference-header-content-length"
 TIMES = (*STAGES, "total")
 
 

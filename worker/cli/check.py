@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from worker import native
 from worker import settings as configuration
@@ -16,6 +16,9 @@ from worker.cli.main import add_set_option
 from worker.errors import ConfigError, Reject, WorkerError
 from worker.settings import MIB, Settings
 from worker.telemetry import logs
+
+if TYPE_CHECKING:
+    from worker.serving.rollout import Rollout
 
 T = TypeVar("T")
 
@@ -108,19 +111,20 @@ class Report:
 
 def _check_engine(report: Report, settings: Settings, sample: bytes | None) -> None:
     """Load every model, say what it is, and send the sample through the first pipeline."""
-    from worker import app  # imports the runtime: only once the cheap checks have passed
+    from worker.cli.sample import answer  # imports the runtime: only once the cheap checks have passed
+    from worker.serving.load import load
 
-    pipelines = report.check("model", lambda: app.load_pipelines(settings), _models_line)
-    if pipelines is None:
+    rollouts = report.check("model", lambda: load(settings), _models_line)
+    if rollouts is None:
         return
-    for name, pipeline in pipelines.items():
-        report.line("signature", True, f"{name}: {_signature_line(pipeline.model.signature)}")
-        batchable = pipeline.model.signature.batchable
+    for name, rollout in rollouts.items():
+        signature = rollout.choose().model.signature
+        report.line("signature", True, f"{name}: {_signature_line(signature)}")
+        batchable = signature.batchable
         report.line("batchable", True, f"{name}: {'yes' if batchable else 'no, each record runs alone'}")
     if sample is not None:
-        first = next(iter(pipelines.values()))
-        max_bytes = settings.pipelines[first.name].input.max_bytes
-        report.check("sample", lambda: _answer(app.answer, first, sample, max_bytes), _sample_line)
+        first = next(iter(rollouts.values()))
+        report.check("sample", lambda: _answer(answer, first, sample), _sample_line)
 
 
 def _check_broker(report: Report, settings: Settings) -> None:
@@ -178,14 +182,15 @@ def _read_sample(path: Path) -> bytes:
         raise ConfigError(f"--sample: {path} cannot be read: {error}") from None
 
 
-def _answer(answer: Callable[[Any, bytes], Any], pipeline: Any, sample: bytes, max_bytes: int) -> Any:
+def _answer(answer: Callable[[Rollout, bytes], Any], rollout: Rollout, sample: bytes) -> Any:
     """The sample's result; a record that would become a dead letter is the caller's mistake here."""
+    max_bytes = rollout.route.max_bytes
     if len(sample) > max_bytes:
         raise ConfigError(
             f"--sample: too_large: got {len(sample)} bytes, expected at most input.max_bytes {max_bytes}"
         )
     try:
-        return answer(pipeline, sample)
+        return answer(rollout, sample)
     except Reject as error:
         raise ConfigError(f"--sample: {error.reason}: {error}") from None
 
@@ -216,11 +221,9 @@ def _mib(size: int) -> str:
     return f"{size / MIB:.1f}".removesuffix(".0")
 
 
-def _models_line(pipelines: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{pipeline.model.name}@{pipeline.model.version} on {pipeline.model.provider}"
-        for pipeline in pipelines.values()
-    )
+def _models_line(rollouts: Mapping[str, Rollout]) -> str:
+    servables = [rollout.choose() for rollout in rollouts.values()]
+    return ", ".join(f"{servable.label} on {servable.model.provider}" for servable in servables)
 
 
 def _signature_line(signature: Any) -> str:

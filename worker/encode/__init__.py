@@ -1,41 +1,41 @@
-"""Output formats: what the model answered -> the bytes of a result; one module per format."""
+"""Output formats: what the model answered -> the bytes of a result; one module for each format.
+
+An encoder works in two steps, so that something may stand between them: ``predict`` makes the part of each answer that
+depends on the model alone (its *fragment*), ``bodies`` puts around it what differs from record to record.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
-from worker.batch import Batch, Columns, Headers, Run
-from worker.errors import Rejection
+from worker.batch import Batch, Run
 from worker.model.signature import Signature
 from worker.registry import OUTPUT_FORMATS
 
 if TYPE_CHECKING:
+    from worker.serving.envelope import Envelope
     from worker.settings import PipelineSettings
 
 
 class Encoder(Protocol):
-    """Turns what the model gave into the bodies of one pipeline's results. Stateless between runs."""
+    """Turns the model's answers into the bodies of one servable's results. It keeps nothing between runs."""
 
-    def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None:
-        """Fill ``batch.outcomes`` (bodies, headers, rejected) for the rows of one run.
+    def predict(self, batch: Batch, run: Run) -> Sequence[Any]:
+        """The fragments of one run: one for each of its rows, in order.
 
-        Args:
-            stamp: called exactly once, when as much is done as the stage ``encode`` can count; it fills
-                ``run.stages_us``, which a JSON body then carries.
+        A fragment is opaque to everybody but this encoder, except that a row without an answer has a
+        :class:`worker.errors.Rejection`. Never raises for what the model answered.
         """
         ...
 
-    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes:
-        """What a rejected record puts on the output topic where ``output.errors`` is on."""
-        ...
+    def bodies(self, batch: Batch, run: Run, fragments: Sequence[Any]) -> None:
+        """Fill ``batch.outcomes`` (bodies, headers, rejected) for the rows of one run.
 
-    def expired_body(self, columns: Columns, row: int, message: str) -> bytes:
-        """What a record past its deadline puts on the output topic where ``limits.expired`` is ``publish``."""
-        ...
-
-    def travelling(self, columns: Columns, row: int) -> Headers | None:
-        """Headers of an output that no result was made for (a tombstone, an expired record); None where there are none."""
+        Args:
+            run: its ``stages_us`` are filled; a JSON body carries them.
+            fragments: of :meth:`predict`, for the same rows.
+        """
         ...
 
 
@@ -44,6 +44,10 @@ class OutputFormat(Protocol):
 
     predicts: bool
     """Whether its bodies carry what a postprocess made; the others hold the model's outputs as they are."""
+    reserved: frozenset[str]
+    """Names (lower case) of headers that this format writes itself or that describe the input's body."""
+    names_source: bool
+    """The bodies do not say which record they answer: each output needs a header that does."""
 
     def __call__(
         self,
@@ -52,6 +56,7 @@ class OutputFormat(Protocol):
         model_name: str,
         model_version: str,
         labels: Sequence[str] | None,
+        envelope: Envelope,
     ) -> Encoder: ...
 
 
@@ -61,11 +66,15 @@ def encoder(
     model_name: str,
     model_version: str,
     labels: Sequence[str] | None,
+    envelope: Envelope,
 ) -> Encoder:
-    """The encoder of one pipeline, for its ``output.format`` and ``postprocess``.
+    """The encoder of one servable, for its ``output.format`` and ``postprocess``.
+
+    Args:
+        envelope: of the route: ids and headers of the answers.
 
     Raises:
-        ConfigError: the postprocess or the format cannot go with the model's outputs.
+        ConfigError: the postprocess or the format does not fit the model's outputs.
     """
     entry = OUTPUT_FORMATS.entry(settings.output.format)
-    return entry(settings, signature, model_name, model_version, labels)
+    return entry(settings, signature, model_name, model_version, labels, envelope)

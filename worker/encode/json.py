@@ -1,14 +1,14 @@
 """Results as JSON: id, source, model, prediction and the stages of the latency.
 
-This is the hot path of small models. What is the same for a run becomes text once per run, floats and latencies
-once per batch; a record costs two bytes templates: one for its prediction, one for its body.
+This is the hot path of small models. Text that is the same for a run is made once per run; floats and latencies become
+text once per batch. A record costs two bytes templates: one for its prediction, one for its body.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, groupby, repeat
 from operator import mod
 from typing import TYPE_CHECKING, Any
@@ -17,19 +17,26 @@ import numpy as np
 import orjson
 
 from worker import native
-from worker.batch import Array, Batch, Partition, Run, pick
+from worker.batch import CONTENT_LENGTH, Array, Batch, Partition, Run, pick
+from worker.encode.rows import item_spans, request_of
 from worker.errors import Rejection
 from worker.model.signature import Signature
-from worker.postprocess import postprocess, rendering
-from worker.postprocess.raw import Raw
-from worker.serving.envelope import CONTENT_LENGTH, ResultEncoder, item_spans, own_ids, request_of
+from worker.postprocess import ShowsOutputs, postprocess, rendering
 
 if TYPE_CHECKING:
+    from worker.serving.envelope import Envelope
     from worker.settings import PipelineSettings
 
 
-class JsonEncoder(ResultEncoder):
-    """``prediction`` for a record of one item, ``predictions`` for one with its own batch dimension."""
+class JsonEncoder:
+    """``prediction`` for a record of one item, ``predictions`` for one with its own batch dimension.
+
+    A fragment is the JSON text of a row's prediction; of several items, their predictions joined by commas.
+    """
+
+    # Copied from a request, the content length would make a reader split this body.
+    reserved = frozenset({CONTENT_LENGTH})
+    names_source = False
 
     predicts = True
 
@@ -40,35 +47,34 @@ class JsonEncoder(ResultEncoder):
         model_name: str,
         model_version: str,
         labels: Sequence[str] | None,
+        envelope: Envelope,
     ) -> None:
-        # Copied from a request, the content length would make a reader split this body.
-        super().__init__(settings, model_name, model_version, reserved=frozenset({CONTENT_LENGTH}))
+        self._envelope = envelope
         self._postprocess = postprocess(settings.postprocess, signature, labels)
-        model = b'"model":%b,' % orjson.dumps(self._model)
+        model = b'"model":%b,' % orjson.dumps({"name": model_name, "version": model_version})
         self._before_prediction = b"}," + model + b'"prediction":'
         model = model.replace(b"%", b"%%")
         self._one = model + b'"prediction":%b,'
         self._many = model + b'"predictions":[%b],'
 
-    def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None:
-        """Bodies, headers and rejections of one run's rows; see :class:`worker.encode.Encoder`."""
+    def bodies(self, batch: Batch, run: Run, fragments: Sequence[bytes | Rejection]) -> None:
+        """See :meth:`worker.encode.Encoder.bodies`."""
         assert batch.outcomes is not None
-        predictions = self._predictions(batch, run)
-        stamp()
-        rejected: dict[int, Rejection] = {}
-        if set(map(type, predictions)) != {bytes}:
-            # rendered with the others and thrown away: rare, and every column stays aligned
-            found = zip(run.rows, predictions, strict=True)
+        predictions, rejected = fragments, {}
+        if set(map(type, fragments)) != {bytes}:
+            # A rejected row is rendered with the others, so that every column stays aligned, and thrown away. That is rare.
+            found = zip(run.rows, fragments, strict=True)
             rejected = {row: why for row, why in found if isinstance(why, Rejection)}
-            predictions = [b"null" if isinstance(why, Rejection) else why for why in predictions]
-        batch.outcomes.put(run.rows, self._bodies(batch, run, predictions))
+            predictions = [b"null" if isinstance(why, Rejection) else why for why in fragments]
+        batch.outcomes.put(run.rows, self._texts(batch, run, predictions))
         for row, rejection in rejected.items():
             batch.outcomes.bodies[row] = None
             batch.outcomes.rejected[row] = rejection
-        self._copy_headers(batch, [row for row in run.rows if row not in rejected] if rejected else run.rows)
+        answered = [row for row in run.rows if row not in rejected] if rejected else run.rows
+        self._envelope.add_headers(batch, answered)
 
-    def _predictions(self, batch: Batch, run: Run) -> list[bytes | Rejection]:
-        """Per row the text of its prediction (of several items: joined by commas), or why there is none."""
+    def predict(self, batch: Batch, run: Run) -> list[bytes | Rejection]:
+        """See :meth:`worker.encode.Encoder.predict`."""
         assert batch.feed is not None
         contexts = pick(batch.feed.contexts, run.rows)
         outputs, count = run.outputs, len(run.rows)
@@ -89,8 +95,8 @@ class JsonEncoder(ResultEncoder):
     def _choose(
         self, batch: Batch, run: Run, outputs: dict[str, Array], found: list[bytes | Rejection]
     ) -> None:
-        """Give the items of a request that names its outputs these, in its order; only `raw` shows outputs at all."""
-        if not isinstance(self._postprocess, Raw) or batch.feed is None or not batch.feed.items:
+        """A request that names outputs gets these alone, in its order, where the postprocess shows outputs at all."""
+        if batch.feed is None or not batch.feed.items or not isinstance(self._postprocess, ShowsOutputs):
             return
         for row, (start, stop) in zip(run.rows, item_spans(run), strict=True):
             request = request_of(batch, row)
@@ -98,9 +104,9 @@ class JsonEncoder(ResultEncoder):
                 for item in range(start, stop):
                     found[item] = self._postprocess.chosen(outputs, item, request.outputs)
 
-    def _bodies(self, batch: Batch, run: Run, predictions: list[bytes | Rejection]) -> list[bytes]:
+    def _texts(self, batch: Batch, run: Run, predictions: Sequence[bytes | Rejection]) -> list[bytes]:
         columns = batch.columns.select(run.rows)
-        own, many = own_ids(batch, run.rows), _with_batch_dimension(batch, run.rows)
+        own, many = self._envelope.ids(batch, run.rows), _with_batch_dimension(batch, run.rows)
         own_texts = {i: orjson.dumps(own[row]) for i, row in enumerate(run.rows) if row in own} if own else {}
         if native.records is not None and not many:
             bodies: list[bytes] = native.records.bodies(

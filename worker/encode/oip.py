@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import orjson
 
-from worker.batch import Array, Batch, Headers, Request, Run
+from worker.batch import CONTENT_LENGTH, Array, Batch, Headers, Request, Run
+from worker.encode.rows import header_column, item_spans, request_of, source_of
+from worker.errors import Rejection
 from worker.model.signature import Signature, TensorSpec
 from worker.postprocess import rendering
-from worker.serving.envelope import (
-    CONTENT_LENGTH,
-    ResultEncoder,
-    header_column,
-    item_spans,
-    own_ids,
-    request_of,
-    source_of,
-)
 
 if TYPE_CHECKING:
+    from worker.serving.envelope import Envelope
     from worker.settings import PipelineSettings
 
 _CONTENT_TYPE = "content-type"
@@ -35,10 +29,19 @@ _JSON_HEADERS: Headers = [(_CONTENT_TYPE, b"application/json")]
 _DEFAULT = Request()
 
 
-class OipEncoder(ResultEncoder):
-    """One response per record: the outputs it asked for, in its order; all of the model's otherwise."""
+class Answer(NamedTuple):
+    """The fragment of one row: its ``outputs`` as JSON text, and the binary tensors that follow the JSON part."""
+
+    outputs: bytes
+    tensors: list[bytes]
+
+
+class OipEncoder:
+    """One response for each record: the outputs that it asks for, in its order; else all of the model's."""
 
     predicts = False
+    reserved = frozenset({CONTENT_LENGTH, _CONTENT_TYPE})
+    names_source = False
 
     def __init__(
         self,
@@ -47,46 +50,53 @@ class OipEncoder(ResultEncoder):
         model_name: str,
         model_version: str,
         labels: Sequence[str] | None,
+        envelope: Envelope,
     ) -> None:
-        reserved = frozenset({CONTENT_LENGTH, _CONTENT_TYPE})
-        super().__init__(settings, model_name, model_version, reserved)
+        self._envelope = envelope
         self._specs = {spec.name: spec for spec in signature.outputs}
         model = orjson.dumps({"model_name": model_name, "model_version": model_version})[1:-1]
         self._template = b'{%b,"id":%%b,"outputs":[%%b],"parameters":{"source":%%b}}' % model.replace(
             b"%", b"%%"
         )
 
-    def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None:
-        """Bodies, headers and rejections of one run's rows; see :class:`worker.encode.Encoder`."""
-        assert batch.outcomes is not None
+    def predict(self, batch: Batch, run: Run) -> list[Answer | Rejection]:
+        """See :meth:`worker.encode.Encoder.predict`."""
         answers = {name: _Output(spec, run.outputs[name], run) for name, spec in self._specs.items()}
-        ids = own_ids(batch, run.rows)
+        return [self._fragment(answers, place, request_of(batch, row)) for place, row in enumerate(run.rows)]
+
+    def _fragment(self, answers: dict[str, _Output], place: int, asked: Request | None) -> Answer | Rejection:
+        request = asked or _DEFAULT
+        wanted = [answers[name] for name in request.outputs or self._specs]
+        unsayable = [out for out in wanted if place in out.non_finite and not out.is_binary(request)]
+        if unsayable:
+            return rendering.non_finite(unsayable[0].name, self)
+        entries, tensors = [], []
+        for output in wanted:
+            if output.is_binary(request):
+                tensors.append(output.tensor(place))
+                size = b'"parameters":{"binary_data_size":%d}' % len(tensors[-1])
+                entries.append(output.entry(place, size))
+            else:
+                entries.append(output.entry(place, b'"data":' + output.data(place)))
+        return Answer(b",".join(entries), tensors)
+
+    def bodies(self, batch: Batch, run: Run, fragments: Sequence[Answer | Rejection]) -> None:
+        """See :meth:`worker.encode.Encoder.bodies`."""
+        assert batch.outcomes is not None
+        ids = self._envelope.ids(batch, run.rows)
         headers = header_column(batch)
         answered = []
-        for place, row in enumerate(run.rows):
-            request = request_of(batch, row) or _DEFAULT
-            wanted = [answers[name] for name in request.outputs or self._specs]
-            unsayable = [out for out in wanted if place in out.non_finite and not out.is_binary(request)]
-            if unsayable:
-                batch.outcomes.rejected[row] = rendering.non_finite(unsayable[0].name, self)
+        for row, fragment in zip(run.rows, fragments, strict=True):
+            if isinstance(fragment, Rejection):
+                batch.outcomes.rejected[row] = fragment
                 continue
-            entries, tensors = [], []
-            for output in wanted:
-                if output.is_binary(request):
-                    tensors.append(output.tensor(place))
-                    entries.append(
-                        output.entry(place, b'"parameters":{"binary_data_size":%d}' % len(tensors[-1]))
-                    )
-                else:
-                    entries.append(output.entry(place, b'"data":' + output.data(place)))
-            id_ = orjson.dumps(ids.get(row, source_of(batch.columns, row)))
-            source = orjson.dumps(source_of(batch.columns, row))
-            text = self._template % (id_, b",".join(entries), source)
-            batch.outcomes.bodies[row] = b"".join([text, *tensors])
-            headers[row] = _binary_headers(len(text)) if tensors else _JSON_HEADERS
+            source = source_of(batch.columns, row)
+            id_ = orjson.dumps(ids.get(row, source))
+            text = self._template % (id_, fragment.outputs, orjson.dumps(source))
+            batch.outcomes.bodies[row] = b"".join([text, *fragment.tensors])
+            headers[row] = _binary_headers(len(text)) if fragment.tensors else _JSON_HEADERS
             answered.append(row)
-        self._copy_headers(batch, answered)
-        stamp()  # the body carries no latency, so all of the encoding can be counted
+        self._envelope.add_headers(batch, answered)
 
 
 class _Output:

@@ -7,43 +7,38 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from worker import native
-from worker.batch import Array, Batch, Columns, Headers, Run
+from worker.batch import CONTENT_LENGTH, Array, Batch, Run
 from worker.encode.oip import little_endian
+from worker.encode.rows import item_spans, request_of
 from worker.errors import ConfigError, Reject, Rejection
 from worker.model.signature import Signature
-from worker.serving.envelope import (
-    CONTENT_LENGTH,
-    ResultEncoder,
-    header_column,
-    item_spans,
-    request_of,
-    source_of,
-)
 
 if TYPE_CHECKING:
+    from worker.serving.envelope import Envelope
     from worker.settings import PipelineSettings
 
-_SOURCE = "streaminfer.source"
 
-
-class TensorEncoder(ResultEncoder):
+class TensorEncoder:
     """The first output's item as little-endian bytes in C order.
 
     The shape is the item's: without the batch dimension for a record of one item, with it for a record that had
-    one, and whatever the model gave where the model is not batchable. NaN and infinity travel as they are.
-
+    one, and as the model gave it where the model is not batchable. NaN and infinity travel as they are. A fragment is a
+    row's body.
     Raises:
         ConfigError: the model's first output holds strings.
     """
 
     predicts = False
-    _as_file: ClassVar[bool] = False
+    reserved = frozenset({"streaminfer.source", CONTENT_LENGTH})
+    names_source = True
+    has_header: ClassVar[bool] = False
+    """Every body begins with the dtype and shape of its tensor."""
 
     def __init__(
         self,
@@ -52,68 +47,61 @@ class TensorEncoder(ResultEncoder):
         model_name: str,
         model_version: str,
         labels: Sequence[str] | None,
+        envelope: Envelope,
     ) -> None:
-        super().__init__(settings, model_name, model_version, reserved=frozenset({_SOURCE, CONTENT_LENGTH}))
         output = signature.outputs[0]
         if output.dtype == object:
             raise ConfigError(
                 f"output.format: {settings.output.format} carries numbers, "
                 f"but the model's first output {output.name!r} holds strings; use json or oip"
             )
+        self._envelope = envelope
         self._output = output.name
-        self._says_source = settings.output.headers != "none"
 
-    def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None:
-        """Bodies and headers of one run's rows; see :class:`worker.encode.Encoder`."""
-        assert batch.outcomes is not None
-        values = little_endian(run.outputs[self._output])
-        batch.outcomes.put(run.rows, self._bodies(batch, run, values))
-        refused = self._choose(batch, run)
-        answered = [row for row in run.rows if row not in refused] if refused else run.rows
-        if self._says_source:
-            headers = header_column(batch)
-            for row in answered:
-                headers[row] = [(_SOURCE, source_of(batch.columns, row).encode())]
-        self._copy_headers(batch, answered)
-        stamp()  # the body carries no latency, so all of the encoding can be counted
-
-    def travelling(self, columns: Columns, row: int) -> Headers | None:
-        """As a result of this format would have them: with where it came from, the only name it has."""
-        kept = super().travelling(columns, row)
-        if not self._says_source:
-            return kept
-        return [(_SOURCE, source_of(columns, row).encode()), *(kept or ())]
-
-    def _choose(self, batch: Batch, run: Run) -> set[int]:
-        """Give the rows whose request names another output first that one instead; returns those that cannot have it."""
-        assert batch.outcomes is not None
+    def predict(self, batch: Batch, run: Run) -> Sequence[bytes | Rejection]:
+        """See :meth:`worker.encode.Encoder.predict`."""
+        fragments = self._rendered(batch, run, little_endian(run.outputs[self._output]))
         if batch.feed is None or not batch.feed.items:  # no requests
-            return set()
-        others: dict[str, list[tuple[int, int]]] = {}
+            return fragments
+        return self._chosen(batch, run, fragments)
+
+    def bodies(self, batch: Batch, run: Run, fragments: Sequence[bytes | Rejection]) -> None:
+        """See :meth:`worker.encode.Encoder.bodies`."""
+        outcomes, answered = batch.outcomes, run.rows
+        assert outcomes is not None
+        if set(map(type, fragments)) != {bytes}:
+            found = list(zip(run.rows, fragments, strict=True))
+            outcomes.rejected.update({row: why for row, why in found if isinstance(why, Rejection)})
+            answered = [row for row in run.rows if row not in outcomes.rejected]
+            fragments = [body for body in fragments if not isinstance(body, Rejection)]
+        outcomes.put(answered, fragments)  # type: ignore[arg-type]
+        self._envelope.add_headers(batch, answered)
+
+    def _chosen(self, batch: Batch, run: Run, fragments: Sequence[bytes]) -> list[bytes | Rejection]:
+        """As given, but a row whose request names another output first has that one, or a rejection."""
+        others: dict[str, list[int]] = {}
         for place, row in enumerate(run.rows):
             request = request_of(batch, row)
             if request is not None and request.outputs and request.outputs[0] != self._output:
-                others.setdefault(request.outputs[0], []).append((place, row))
-        refused: set[int] = set()
+                others.setdefault(request.outputs[0], []).append(place)
+        chosen: list[bytes | Rejection] = [*fragments]
         for name, places in others.items():
             if run.outputs[name].dtype == object:
                 why = Reject(f"outputs: {name!r} holds strings, which have no bytes of their own as a tensor")
-                for _, row in places:
-                    batch.outcomes.bodies[row] = None
-                    batch.outcomes.rejected[row] = Rejection.of(why, "encode", self)
-                    refused.add(row)
+                for place in places:
+                    chosen[place] = Rejection.of(why, "encode", self)
                 continue
-            bodies = self._bodies(batch, run, little_endian(run.outputs[name]))
-            for place, row in places:
-                batch.outcomes.bodies[row] = bodies[place]
-        return refused
+            rendered = self._rendered(batch, run, little_endian(run.outputs[name]))
+            for place in places:
+                chosen[place] = rendered[place]
+        return chosen
 
-    def _bodies(self, batch: Batch, run: Run, values: Array) -> list[bytes]:
+    def _rendered(self, batch: Batch, run: Run, values: Array) -> list[bytes]:
         if run.counts is None and not run.alone and values.nbytes:
             return self._one_item_each(values)
         records = [values] if run.alone else [values[start:stop] for start, stop in item_spans(run)]
         bodies = [record.tobytes() for record in records]
-        if not self._as_file:
+        if not self.has_header:
             return bodies
         shapes = [
             record.shape[1:] if not run.alone and _is_single(batch, row) else record.shape
@@ -122,8 +110,8 @@ class TensorEncoder(ResultEncoder):
         return [npy_header(values.dtype.str, s) + body for s, body in zip(shapes, bodies, strict=True)]
 
     def _one_item_each(self, values: Array) -> list[bytes]:
-        """The hot path of small tensors: one copy of them all, cut into pieces."""
-        header = npy_header(values.dtype.str, values.shape[1:]) if self._as_file else b""
+        """The hot path of small tensors: one copy of all of them, cut into pieces."""
+        header = npy_header(values.dtype.str, values.shape[1:]) if self.has_header else b""
         if native.records is not None:
             pieces: list[bytes] = native.records.pieces(np.ascontiguousarray(values), header)
             return pieces
@@ -133,9 +121,9 @@ class TensorEncoder(ResultEncoder):
 
 
 class NpyEncoder(TensorEncoder):
-    """The first output's item as an ``.npy`` file: with dtype and shape in front."""
+    """``npy``: as ``tensor``, with dtype and shape in front."""
 
-    _as_file = True
+    has_header = True
 
 
 @functools.lru_cache(maxsize=1024)

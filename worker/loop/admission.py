@@ -6,67 +6,34 @@ is a bomb) is a finished outcome inside its slab, never left out, so that order 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from worker.batch import Columns, Headers, Outcomes, largest_bytes, total_bytes
+from worker.batch import Columns, Headers, Outcomes, Route, Servable, largest_bytes, total_bytes
 from worker.errors import Reject, Rejection
-from worker.sending import PartitionMode
 
 EXPIRY_HEADER = "ce_expirytime"
 RECORD_OVERHEAD_BYTES = 512
 """What a record's Python objects weigh beside its payload (measured: about 450 bytes without headers)."""
 
 
-class Route(Protocol):
-    """What is known of a pipeline outside the engine."""
+class Rollout(Protocol):
+    """A route, and which servable answers it."""
 
     @property
-    def name(self) -> str: ...
+    def route(self) -> Route: ...
 
-    @property
-    def model_label(self) -> str: ...
+    def choose(self) -> Servable:
+        """Who answers the records of the slab that is being closed. Asked once for each slab."""
 
-    @property
-    def topics(self) -> frozenset[str]: ...
+    def sick(self, servable: Servable, why: str) -> None:
+        """Decide what a sick servable means.
 
-    @property
-    def when(self) -> tuple[str, bytes] | None: ...
-
-    @property
-    def max_bytes(self) -> int: ...
-
-    @property
-    def tombstone(self) -> str: ...
-
-    @property
-    def batch_records(self) -> int:
-        """Most records in one batch."""
-
-    @property
-    def item_nbytes(self) -> int: ...
-
-    @property
-    def costly(self) -> bool:
-        """Whether ``cost`` must be asked per record (images: a decode may need more than its slot)."""
-
-    @property
-    def output_topic(self) -> str: ...
-
-    @property
-    def output_partition(self) -> PartitionMode: ...
-
-    def cost(self, value: bytes) -> int: ...
-
-    def expired_body(self, columns: Columns, row: int, message: str) -> bytes: ...
-
-    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes | None:
-        """``output.errors``: what a rejected record puts on the output topic beside its dead letter; else None."""
-
-    def travelling(self, columns: Columns, row: int) -> Headers | None:
-        """Headers of an output that no result was made for."""
+        Raises:
+            WorkerError: the process cannot go on.
+        """
 
 
 @dataclass(slots=True)
@@ -74,7 +41,9 @@ class Admitted:
     """A run of records after admission, aligned with its columns."""
 
     routes: Sequence[Route | None]
-    """Which pipeline each row belongs to; None where no pipeline takes it."""
+    """The route of each row; None where no route takes it."""
+    servables: Mapping[Route, Servable]
+    """Who answers the rows of each route."""
     costs: list[int]
     """Bytes each row needs beside its payload: its slot in the batch and decode scratch."""
     settled: set[int]
@@ -83,21 +52,23 @@ class Admitted:
 
 
 class Admission:
-    """Routes records to pipelines in file order and settles those that need no model.
+    """Routes records in file order and settles those that need no model.
 
     Args:
-        routes: in the order of the configuration; the first match takes the record.
+        rollouts: in the order of the configuration; the first route that matches takes the record.
         max_age_ms: records older than this are expired; None = only the expiry header counts.
         expired: ``dead_letter``, ``drop`` or ``publish``.
         budget_bytes: a record whose slot and scratch exceed this on their own can never be decoded.
     """
 
     def __init__(
-        self, routes: Sequence[Route], max_age_ms: int | None, expired: str, budget_bytes: int
+        self, rollouts: Sequence[Rollout], max_age_ms: int | None, expired: str, budget_bytes: int
     ) -> None:
         self.max_age_ms = max_age_ms
         self.expired = expired
         self.budget_bytes = budget_bytes
+        self.rollouts = {rollout.route: rollout for rollout in rollouts}
+        routes = [*self.rollouts]
         self._sole = routes[0] if len(routes) == 1 and routes[0].when is None else None
         self._by_topic: dict[str, list[Route]] = {}
         for route in routes:
@@ -107,11 +78,13 @@ class Admission:
     def admit(self, columns: Columns, now_ms: float) -> Admitted:
         """Decide for every row; per-row work only where a row is out of the ordinary."""
         rows = len(columns)
-        if self._ordinary(columns):
-            assert self._sole is not None
-            return Admitted([self._sole] * rows, [self._sole.item_nbytes] * rows, set(), Outcomes([]))
+        chosen = {route: rollout.choose() for route, rollout in self.rollouts.items()}
+        if self._sole is not None and self._ordinary(columns, self._sole, chosen[self._sole]):
+            costs = [chosen[self._sole].item_nbytes] * rows
+            return Admitted([self._sole] * rows, chosen, costs, set(), Outcomes([]))
         routes = self._route(columns)
-        admitted = Admitted(routes, [r.item_nbytes if r else 0 for r in routes], set(), Outcomes.empty(rows))
+        costs = [chosen[route].item_nbytes if route is not None else 0 for route in routes]
+        admitted = Admitted(routes, chosen, costs, set(), Outcomes.empty(rows))
         for row, deadline_ms in self._deadlines(columns):
             route = routes[row]
             if deadline_ms < now_ms and route is not None:
@@ -123,12 +96,11 @@ class Admission:
                 self._inspect(admitted, columns, row, route)
         return admitted
 
-    def _ordinary(self, columns: Columns) -> bool:
-        """Whether nothing here can need a second look: the case that carries the load, told without a loop."""
-        sole = self._sole
-        if sole is None or sole.costly or self.max_age_ms is not None or any(columns.headers):
+    def _ordinary(self, columns: Columns, route: Route, servable: Servable) -> bool:
+        """Whether no record here can need a second look: the case that carries the load, found without a loop."""
+        if servable.costly or self.max_age_ms is not None or any(columns.headers):
             return False
-        return not columns.values.count(None) and largest_bytes(columns.values) <= sole.max_bytes
+        return not columns.values.count(None) and largest_bytes(columns.values) <= route.max_bytes
 
     def _route(self, columns: Columns) -> Sequence[Route | None]:
         if self._sole is not None:
@@ -159,15 +131,15 @@ class Admission:
         elif len(value) > route.max_bytes:
             limit = f"the record has {len(value)} bytes, input.max_bytes is {route.max_bytes}"
             self._reject(admitted, row, Reject(limit, "too_large"))
-        elif route.costly:
+        elif (servable := admitted.servables[route]).costly:
             try:
-                admitted.costs[row] += self._scratch(value, route)
+                admitted.costs[row] += self._scratch(value, servable)
             except Reject as error:
                 self._reject(admitted, row, error)
 
-    def _scratch(self, value: bytes, route: Route) -> int:
-        scratch = route.cost(value)
-        need = scratch + route.item_nbytes + len(value)
+    def _scratch(self, value: bytes, servable: Servable) -> int:
+        scratch = servable.cost(value)
+        need = scratch + servable.item_nbytes + len(value)
         if scratch and need > self.budget_bytes:
             message = f"decoding needs {need} bytes, limits.in_flight_bytes is {self.budget_bytes}"
             raise Reject(message, "too_many_pixels")
@@ -191,13 +163,15 @@ class Admission:
         if self.expired == "drop":
             admitted.outcomes.dropped.add(row)
         else:
-            admitted.outcomes.bodies[row] = route.expired_body(columns, row, message)
+            admitted.outcomes.bodies[row] = route.envelope.expired_body(
+                columns, row, message, admitted.servables[route]
+            )
             self._carry_headers(admitted, columns, row, route)
         self._settle(admitted, row)
 
     def _carry_headers(self, admitted: Admitted, columns: Columns, row: int, route: Route) -> None:
         """An output made here carries what a result would have: a trace must not end at a tombstone."""
-        kept = route.travelling(columns, row)
+        kept = route.envelope.headers(columns, row)
         if kept:
             outcomes = admitted.outcomes
             outcomes.headers = outcomes.headers or [None] * len(outcomes.bodies)

@@ -650,12 +650,14 @@ class Conductor:
         for back in returned:
             if back.error is not None:
                 raise back.error
-            self._meters.batch(back.batch.pipeline.name, back.batch)
+            if back.batch.sick is not None:
+                self._admission.rollouts[back.batch.route].sick(back.batch.servable, back.batch.sick)
+            self._meters.batch(back.batch.route.name, back.batch)
             if not self.plan.ordered:
                 self._meters.sent(self._outbox.add_batch(back.batch, self.window.epochs))
             self.window.returned(back.batch)
             self._starved = False
-            if back.batch.slab is self._alone:
+            if self._alone is not None and back.batch.slab is self._alone:
                 self._passed(self._alone)
 
     def _hand_over(self, slab: Slab) -> None:
@@ -689,7 +691,7 @@ class Conductor:
     def _count_released(self, slab: Slab) -> None:
         for batch in slab.batches:
             hold_us = (slab.released_ns - batch.finished_ns) // 1000
-            self._meters.hold_us(batch.pipeline.name, max(0, hold_us), len(batch))
+            self._meters.hold_us(batch.route.name, max(0, hold_us), len(batch))
 
     def _count_settled(self, slab: Slab) -> None:
         # what was taken from us since (revoke, lost, rewind) is answered by whoever reads it next

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.batch import Batch, Columns, Outcomes, Partition, Span, pick
+from worker.batch import Batch, Columns, Outcomes, Partition, Route, Span, pick
 from worker.errors import Rejection
-from worker.loop.admission import Admission, Admitted, Route, payload_bytes
+from worker.loop.admission import Admission, Admitted, payload_bytes
 from worker.loop.window import Epochs, Slab
 
 
@@ -117,6 +117,7 @@ class OpenSlab:
             return None
         slab = self._cut(rows)
         slab.routes = admitted.routes[:rows]
+        slab.servables = admitted.servables
         slab.one_route = slab.routes.count(slab.routes[0]) == rows
         if refused is not None:
             slab.settled = Outcomes([None] * rows, rejected=dict.fromkeys(range(rows), refused))
@@ -171,11 +172,12 @@ def _split(spans: list[Span], rows: int, offsets: Sequence[int]) -> tuple[list[S
 
 
 def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
-    """The slab's rows by pipeline, at most ``batch_records`` each; consecutive where they can be."""
+    """The slab's rows by route, at most ``batch_records`` each; consecutive where they can be."""
     rows_of: dict[Route, Sequence[int]] = {}
     routes = slab.routes
-    if slab.one_route and not admitted.settled:
-        rows_of[routes[0]] = range(len(routes))
+    first = routes[0]
+    if slab.one_route and first is not None and not admitted.settled:
+        rows_of[first] = range(len(routes))
     else:
         grouped: dict[Route, list[int]] = {}
         for row, route in enumerate(routes):
@@ -184,13 +186,14 @@ def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
         rows_of.update(grouped)
     batches = []
     for route, rows in rows_of.items():
-        for start in range(0, len(rows), route.batch_records):
-            part = rows[start : start + route.batch_records]
+        servable = admitted.servables[route]
+        for start in range(0, len(rows), servable.batch_records):
+            part = rows[start : start + servable.batch_records]
             cost = sum(pick(admitted.costs, part))
             columns = slab.columns.select(part)
             late_us = _picked(slab.late_us, part)
             taken = slab.taken_ns, slab.taken_ms, late_us
-            batches.append(Batch(slab, part, columns, route, *taken, cost_bytes=cost))
+            batches.append(Batch(slab, part, columns, route, servable, *taken, cost_bytes=cost))
     return batches
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, cast
 
-from worker.batch import Batch, Headers, Outcomes, Span, largest_bytes, total_bytes
+from worker.batch import Batch, Headers, Outcomes, Route, Span, largest_bytes, total_bytes
 from worker.dead_letters.compose import RECORD_OVERHEAD_BYTES, compose, one_line
 from worker.errors import DeadLetterLimit, Reject, Rejection
-from worker.loop.admission import Route
 from worker.loop.window import Epochs, Slab
 from worker.sending import PartitionMode, Sending
 
@@ -86,7 +85,7 @@ class Outbox:
 
     def add_batch(self, batch: Batch, epochs: Epochs) -> int:
         """Plan what one batch publishes, before its slab's turn (``order: none``); else as :meth:`add`."""
-        slab: Slab = batch.slab
+        slab = cast("Slab", batch.slab)
         slab.early.update(batch.rows)
         part = Outcomes.empty(len(slab.columns))
         _lay_in(part, batch)
@@ -155,19 +154,21 @@ class Outbox:
             end = stop if slab.one_route else _stretch(slab.routes, start, stop)
             headers = outcomes.headers[start:end] if outcomes.headers is not None else None
             yield Sending(
-                route.output_topic,
+                route.destination.topic,
                 span.partition,
                 slab.columns.keys[start:end],
                 outcomes.bodies[start:end],
                 headers if headers is not None and any(headers) else None,
-                route.output_partition,
+                route.destination.partition,
             )
             start = end
 
     def _dead_letter(self, slab: Slab, span: Span, outcomes: Outcomes, row: int) -> Iterator[Sending]:
         head, route = self._letterhead, slab.routes[row]
-        name, model = (route.name, route.model_label) if route is not None else (head.worker_name, None)
-        mode: PartitionMode = route.output_partition if route is not None else "key"
+        name, model = head.worker_name, None
+        mode: PartitionMode = "key"
+        if route is not None:
+            name, model, mode = route.name, slab.servables[route].label, route.destination.partition
         why = outcomes.rejected[row]
         why = replace(why, message=one_line(head.redact(why.message)))
         letter = compose(
@@ -189,18 +190,20 @@ class Outbox:
             mode,
             letter.timestamp_ms,
         )
-        body = route.error_body(slab.columns, row, why) if route is not None else None
-        if body is not None and route is not None:
-            key, headers = slab.columns.keys[row], route.travelling(slab.columns, row)
+        if route is not None and route.destination.errors:
+            body = route.envelope.error_body(slab.columns, row, why)
+            key, headers = slab.columns.keys[row], route.envelope.headers(slab.columns, row)
             # an error its topic would refuse stays out: the dead letter has said it already
-            if _record_bytes(key, body, headers) <= self._sink.max_bytes(route.output_topic):
+            if _record_bytes(key, body, headers) <= self._sink.max_bytes(route.destination.topic):
                 columns = [key], [body], [headers] if headers else None
-                yield Sending(route.output_topic, span.partition, *columns, mode)
+                yield Sending(route.destination.topic, span.partition, *columns, mode)
 
     def _refuse_oversize(self, slab: Slab, spans: list[Span], outcomes: Outcomes) -> None:
         """An output its topic would refuse is a dead letter: the broker's refusal would come again for ever."""
         routes = slab.routes[:1] if slab.one_route else set(slab.routes)
-        limits = {r.output_topic: self._sink.max_bytes(r.output_topic) for r in routes if r is not None}
+        limits = {
+            r.destination.topic: self._sink.max_bytes(r.destination.topic) for r in routes if r is not None
+        }
         headers = outcomes.headers
         largest = largest_bytes(outcomes.bodies)
         longest_key = largest_bytes(slab.columns.keys)
@@ -212,7 +215,9 @@ class Outbox:
         for row in (row for span in spans for row in range(span.start, span.stop)):
             if row in outcomes.rejected or row in outcomes.dropped:
                 continue
-            topic = slab.routes[row].output_topic
+            route = slab.routes[row]
+            assert route is not None, "a record that no route takes is rejected already"
+            topic = route.destination.topic
             key, body = slab.columns.keys[row], outcomes.bodies[row]
             size = _record_bytes(key, body, headers[row] if headers else None)
             if size > limits[topic]:

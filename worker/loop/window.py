@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
-from worker.batch import Batch, Columns, Outcomes, Partition, Span, total_bytes
+from worker.batch import Batch, Columns, Outcomes, Partition, Route, Servable, Span, total_bytes
 from worker.errors import Rejection
 from worker.loop.receipt import Receipt
 
@@ -34,8 +34,10 @@ class Slab:
     """Per row how many microseconds after the first it was taken; empty when all came with one take."""
     payload_bytes: int = 0
     """Keys, values, headers and finished bodies, held against the budget until the outputs are handed to the producer."""
-    routes: Sequence[Any] = ()
-    """The pipeline of every row; None where no pipeline takes it. Opaque here."""
+    routes: Sequence[Route | None] = ()
+    """The route of every row; None where no route takes the record."""
+    servables: Mapping[Route, Servable] = field(default_factory=dict)
+    """Who answers the rows of each route; pinned when the slab was closed."""
     one_route: bool = False
     """Every row goes the same way: nothing needs to be looked at row by row."""
     settled: Outcomes | None = None
@@ -176,7 +178,7 @@ class Window:
 
     def returned(self, batch: Batch) -> None:
         """One batch is back from the pool; its tensors are free again, the bodies made of them count until handed over."""
-        slab: Slab = batch.slab
+        slab = cast("Slab", batch.slab)
         bodies = 0 if batch.outcomes is None else total_bytes(batch.outcomes.bodies)
         slab.payload_bytes += bodies
         self.bytes += bodies - batch.cost_bytes

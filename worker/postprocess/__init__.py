@@ -7,7 +7,7 @@ a dict per item would cost ten times as much.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from worker.batch import Array
 from worker.errors import Rejection
@@ -34,6 +34,15 @@ class Postprocess(Protocol):
         Raises:
             Exception: the outputs do not have the shape this postprocess reads; no item has a prediction.
         """
+        ...
+
+
+@runtime_checkable
+class ShowsOutputs(Protocol):
+    """A postprocess whose prediction is the model's outputs, so that a request may choose among them."""
+
+    def chosen(self, outputs: dict[str, Array], item: int, names: Sequence[str]) -> bytes | Rejection:
+        """One item's prediction with these outputs, in this order."""
         ...
 
 

@@ -152,7 +152,7 @@ class BatchDeadline:
         age = self._clock() - self._since
         if age > self._timeout_s + self.GRACE_S:
             return (
-                f"a batch of pipeline {batch.pipeline.name} has been worked on for {age:.1f} s "
+                f"a batch of pipeline {batch.route.name} has been worked on for {age:.1f} s "
                 f"(limits.batch_timeout_s is {self._timeout_s:g}) and did not stop when told to"
             )
         if age > self._timeout_s and batch is not self._interrupted:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
-from worker.batch import Columns, Feed
+from worker.batch import Columns, Feed, Headers
 from worker.errors import ConfigError
 from worker.model.signature import Signature
 from worker.registry import INPUT_FORMATS
 from worker.settings import LimitsSettings, PipelineSettings
+
+ReadId = Callable[[bytes, Headers | None], str | None]
+"""The id inside the value of a record, given its headers; None where it has none or cannot be read."""
 
 
 class Decoder(Protocol):
@@ -27,8 +31,15 @@ class Decoder(Protocol):
         """
         ...
 
-    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
-        """Decode rows start..stop; what is wrong with a row goes to ``feed.rejected[row]``."""
+    def decode(
+        self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
+    ) -> None:
+        """Decode rows ``start..stop``; what is wrong with a row goes to ``feed.rejected[row]``.
+
+        Args:
+            payloads: the bytes to decode, by row: ``columns.values``, or what was made of them.
+            columns: the records as they came; decoders read their headers.
+        """
         ...
 
 
@@ -38,7 +49,8 @@ class InputFormat(Protocol):
     contents: tuple[str, ...]
     """Which contents it can hold; a format without any carries the model's tensors themselves."""
     has_fields: bool
-    """Whether a record has named fields, which ``input.fields`` and ``from`` name."""
+    """Whether a record has named fields, which ``input.fields`` and ``from`` name. A format whose records may have an id
+    inside also has a static method ``request_id``, a :data:`ReadId`."""
 
     def __call__(
         self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings
@@ -53,6 +65,12 @@ def decoder(settings: PipelineSettings, signature: Signature, limits: LimitsSett
     """
     _check_inputs(settings, signature)
     return INPUT_FORMATS.entry(settings.input.format)(settings, signature, limits)
+
+
+def id_reader(input_format: str) -> ReadId | None:
+    """Reads the id inside a record that was not decoded; None where the input format has no such thing."""
+    reader: ReadId | None = getattr(INPUT_FORMATS.entry(input_format), "request_id", None)
+    return reader
 
 
 def _check_inputs(settings: PipelineSettings, signature: Signature) -> None:

@@ -34,9 +34,11 @@ class CustomDecoder:
     def cost(self, value: bytes) -> int:
         return 0
 
-    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
+    def decode(
+        self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
+    ) -> None:
         def decode_row(row: int) -> None:
-            tensors = self.function(columns.values[row] or b"", columns.headers[row] or [])
+            tensors = self.function(payloads[row] or b"", columns.headers[row] or [])
             put(feed, row, self.specs, self._items(tensors))
 
         decode_each(self.function, feed, range(start, stop), decode_row)

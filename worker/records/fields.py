@@ -72,13 +72,14 @@ class FieldsDecoder:
         record = self.open(value)
         return sum(feature.scratch(feature.file(record)) for feature in self.files)
 
-    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
-        values = columns.values
+    def decode(
+        self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
+    ) -> None:
         decode_each(
             self,
             feed,
             range(start, stop),
-            lambda row: self.decode_row(self.open(values[row] or b""), feed, row),
+            lambda row: self.decode_row(self.open(payloads[row] or b""), feed, row),
         )
 
     def decode_row(self, record: Record, feed: Feed, row: int) -> None:

@@ -67,8 +67,10 @@ class JsonDecoder(FieldsDecoder):
             return super().cost(value)
         return sum(max(_scratches(value, feature), default=0) for feature in self.files)
 
-    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
-        values = columns.values
+    def decode(
+        self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
+    ) -> None:
+        values = payloads
         if self.reader is not None:
             for rows in _chunks(values, self._read(self.reader, values, feed, start, stop)):
                 self._decode_each(values, feed, rows)

@@ -43,9 +43,11 @@ class NpyDecoder:
     def cost(self, value: bytes) -> int:
         return 0
 
-    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
+    def decode(
+        self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
+    ) -> None:
         def decode_row(row: int) -> None:
-            feed.items[row] = self._item(columns.values[row] or b"")
+            feed.items[row] = self._item(payloads[row] or b"")
 
         decode_each(self, feed, range(start, stop), decode_row)
 

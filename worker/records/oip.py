@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import orjson
 
-from worker.batch import Array, Columns, Feed, Headers, Item, Request
+from worker.batch import CONTENT_LENGTH, Array, Columns, Feed, Headers, Item, Request
 from worker.errors import Reject
 from worker.features.values import TYPE_NAMES, stack
 from worker.model.signature import Signature, TensorSpec
 from worker.records.rows import decode_each
 from worker.settings import LimitsSettings, PipelineSettings
-
-LENGTH_HEADER = "inference-header-content-length"
 
 
 class OipDecoder:
@@ -34,11 +32,24 @@ class OipDecoder:
     def cost(self, value: bytes) -> int:
         return 0
 
-    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
+    def decode(
+        self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
+    ) -> None:
         def decode_row(row: int) -> None:
-            feed.items[row] = self._item(columns.values[row] or b"", columns.headers[row] or [])
+            feed.items[row] = self._item(payloads[row] or b"", columns.headers[row] or [])
 
         decode_each(self, feed, range(start, stop), decode_row)
+
+    @staticmethod
+    def request_id(value: bytes, headers: Headers | None) -> str | None:
+        """The id of a request that was refused or never decoded, as far as it can be read."""
+        length = next((text for name, text in headers or () if name.lower() == CONTENT_LENGTH), None)
+        try:
+            request = orjson.loads(value[: int(length) if length else None])
+        except ValueError:
+            return None
+        found = request.get("id") if isinstance(request, dict) else None
+        return found if isinstance(found, str) else None
 
     def _item(self, value: bytes, headers: Headers) -> Item:
         json_length = _json_length(value, headers)
@@ -197,15 +208,15 @@ def _json_length(value: bytes, headers: Headers) -> int | None:
     found: bytes | None = None
     given = False
     for name, content in headers:
-        if name.lower() == LENGTH_HEADER:
+        if name.lower() == CONTENT_LENGTH:
             found, given = content, True
     if not given:
         return None
     if not found or not found.isdigit() or len(found) > 18:
-        raise Reject(f"header {LENGTH_HEADER}: expected a decimal number")
+        raise Reject(f"header {CONTENT_LENGTH}: expected a decimal number")
     length = int(found)
     if length > len(value):
-        raise Reject(f"header {LENGTH_HEADER} is {length}, but the record has {len(value)} bytes")
+        raise Reject(f"header {CONTENT_LENGTH} is {length}, but the record has {len(value)} bytes")
     return length
 
 

@@ -56,9 +56,11 @@ class TensorDecoder:
     def cost(self, value: bytes) -> int:
         return 0
 
-    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None:
+    def decode(
+        self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
+    ) -> None:
         assert feed.arrays is not None
-        values, slots = columns.values, feed.arrays[self.name]
+        values, slots = payloads, feed.arrays[self.name]
         if (
             native.records is not None
             and self.as_stored

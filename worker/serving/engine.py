@@ -1,181 +1,163 @@
-"""The engine: decode, infer, finish on one batch. It has never heard of Kafka, and it keeps no state of its own.
+"""The engine: decode, infer, finish on one batch. It knows nothing of Kafka and keeps no state.
 
-``decode`` writes rows into the batch's own buffers, on all pool threads; ``infer`` groups the decoded rows into
-model runs; ``finish`` turns what the model answered into bodies. When a run raises, the model is asked its
-canary first: if that fails the model is sick and nothing is blamed on any record; otherwise the batch is
-bisected until the guilty record stands alone.
+``decode`` writes rows into the batch's own buffers, on all pool threads. ``infer`` groups the decoded rows into
+model runs. ``finish`` turns the model's answers into bodies. When a run raises, the engine first runs the model's
+canary. If the canary fails, the model is sick: the batch says so (``batch.sick``), and no record is blamed.
+Otherwise the engine bisects the batch until the guilty record stands alone.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import cast
 
 import numpy as np
 
-from worker.batch import STAGES, Array, Batch, Columns, Feed, Headers, Item, Outcomes, Run
-from worker.errors import Reject, Rejection, SickModel
-from worker.model.signature import Signature
-from worker.sending import PartitionMode
+from worker.batch import STAGES, Array, Batch, Feed, Item, Outcomes, Run
+from worker.errors import Reject, Rejection
+from worker.serving.servable import Servable
 
 MERGE_BYTES = 4 << 20
 """Outputs of several runs are put together for encoding up to this size."""
 
 OUT_OF_MEMORY = (
     "failed to allocate memory",  # the runtime's arena
-    "is smaller than requested bytes",  # the same under a limit: "Available memory of 1 is smaller than ..."
+    "is smaller than requested bytes",  # the arena under a limit: "Available memory of 1 is smaller than ..."
     "out of memory",
-    "out_of_memory",  # CUDA's own name for it
-    "alloc_failed",  # cuBLAS's and cuDNN's
+    "out_of_memory",  # the name in CUDA
+    "alloc_failed",  # cuBLAS and cuDNN
     "bad_alloc",
 )
-"""What an error says, in lower case, when the batch may be too large: there is no type or code that tells."""
-
-
-class Decoder(Protocol):
-    """Bytes -> arrays; see ``worker.records``."""
-
-    fixed: bool
-    shard_rows: int
-
-    def cost(self, value: bytes) -> int: ...
-
-    def decode(self, columns: Columns, feed: Feed, start: int, stop: int) -> None: ...
-
-
-class Encoder(Protocol):
-    """What the model answered -> bodies; see ``worker.records``."""
-
-    def encode(self, batch: Batch, run: Run, stamp: Callable[[], None]) -> None: ...
-
-    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes: ...
-
-    def expired_body(self, columns: Columns, row: int, message: str) -> bytes: ...
-
-    def travelling(self, columns: Columns, row: int) -> Headers | None: ...
-
-
-class Model(Protocol):
-    """A warm model; see ``worker.model``."""
-
-    name: str
-    version: str
-    provider: str
-    signature: Signature
-    fixed_batch: int | None
-    needs_canary: bool
-
-    def run(self, feeds: dict[str, Array]) -> dict[str, Array]: ...
-
-    def canary(self) -> bool: ...
-
-    def interrupt(self) -> None: ...
-
-    def adopt_canary(self, feeds: dict[str, Array], outputs: dict[str, Array]) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Pipeline:
-    """One configured way from a record to a result; satisfies admission's ``Route``."""
-
-    name: str
-    topics: frozenset[str]
-    when: tuple[str, bytes] | None
-    max_bytes: int
-    tombstone: str
-    decoder: Decoder
-    model: Model
-    encoder: Encoder
-    max_size: int
-    """Most items in one model run."""
-    max_wait_s: float
-    output_topic: str
-    output_partition: PartitionMode
-    output_errors: bool = False
-    batch_records: int = 0
-    """Most records in one batch: ``max_size``, or more where several runs are decoded and encoded as one."""
-    row_limit: int = 0
-    """Most items one run is given since the model ran out of memory; 0 = ``max_size``."""
-    empty: Callable[[tuple[int, ...], np.dtype[Any]], Array] = np.empty
-    """Makes the arrays that rows are decoded into: in page-locked memory where a GPU takes them from there."""
-    item_nbytes: int = field(init=False)
-    """What one item takes while it is worked on."""
-
-    def __post_init__(self) -> None:
-        self.batch_records = self.batch_records or self.max_size
-        signature = self.model.signature
-        inputs = sum(spec.item_nbytes for spec in signature.inputs)
-        outputs = sum(spec.item_nbytes for spec in signature.outputs)
-        # an item of its own lies beside the batch that is made of it, an output beside the body made of it
-        self.item_nbytes = inputs * (1 if self.decoder.fixed else 2) + outputs * 2
-
-    @property
-    def model_label(self) -> str:
-        return f"{self.model.name}@{self.model.version}"
-
-    @property
-    def costly(self) -> bool:
-        return self.decoder.shard_rows > 0
-
-    @property
-    def run_limit(self) -> int:
-        return self.row_limit or self.max_size
-
-    def cost(self, value: bytes) -> int:
-        return self.decoder.cost(value)
-
-    def expired_body(self, columns: Columns, row: int, message: str) -> bytes:
-        return self.encoder.expired_body(columns, row, message)
-
-    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes | None:
-        return self.encoder.error_body(columns, row, rejection) if self.output_errors else None
-
-    def travelling(self, columns: Columns, row: int) -> Headers | None:
-        return self.encoder.travelling(columns, row)
+"""Words, in lower case, of errors that mean that the batch may be too large. The runtime has no type or code for them."""
 
 
 class Engine:
-    """The three steps, for any pipeline; called from pool threads, one batch never from two at the same step
-    except ``decode`` on different rows."""
+    """The three steps, for the servable that a batch pins. Pool threads call them: no two threads the same step of one
+    batch, except ``decode`` on different rows.
+
+    Args:
+        clock_ns: monotonic nanoseconds.
+    """
+
+    def __init__(self, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._clock_ns = clock_ns
 
     def shards(self, batch: Batch) -> list[tuple[int, int]]:
-        """Give the batch its buffers; which rows may be decoded side by side."""
-        batch.decode_started_ns = time.monotonic_ns()
-        pipeline: Pipeline = batch.pipeline
+        """Give the batch its buffers; returns which rows may be decoded side by side."""
+        batch.decode_started_ns = self._clock_ns()
+        servable = _servable(batch)
         rows = len(batch)
         batch.outcomes = Outcomes.empty(rows)
-        arrays = _buffers(pipeline, rows) if pipeline.decoder.fixed else None
-        items: list[Item | None] = [] if pipeline.decoder.fixed else [None] * rows
+        arrays = _buffers(servable, rows) if servable.decoder.fixed else None
+        items: list[Item | None] = [] if servable.decoder.fixed else [None] * rows
         batch.feed = Feed(arrays, items, [None] * rows)
-        step = pipeline.decoder.shard_rows or rows
+        step = servable.decoder.shard_rows or rows
         return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
     def decode(self, batch: Batch, start: int, stop: int) -> None:
+        """Decode rows ``start..stop``; what is wrong with a row is in ``batch.feed.rejected`` afterwards."""
         assert batch.feed is not None
-        batch.pipeline.decoder.decode(batch.columns, batch.feed, start, stop)
-        batch.decode_ended_ns = time.monotonic_ns()
+        _servable(batch).decoder.decode(batch.payloads, batch.columns, batch.feed, start, stop)
+        batch.decode_ended_ns = self._clock_ns()
 
     def infer(self, batch: Batch) -> None:
-        for group in _groups(batch):
-            batch.runs.extend(_answer(batch, group))
+        """Run the model over the decoded rows. Afterwards the batch has its runs, or says why its servable is sick."""
+        try:
+            for group in _groups(batch):
+                batch.runs.extend(self._answer(batch, group))
+        except _SickError as sick:
+            batch.sick, batch.runs = str(sick), []
+            return
         if len(batch.runs) > 1:
             batch.runs = _merged(batch.runs)
 
     def finish(self, batch: Batch) -> None:
-        pipeline: Pipeline = batch.pipeline
+        """Turn the model's answers into outcomes, and let the tensors go."""
+        encoder = _servable(batch).encoder
         assert batch.feed is not None
         assert batch.outcomes is not None
         for run in batch.runs:
-            pipeline.encoder.encode(batch, run, lambda run=run: _stamp(batch, run))  # type: ignore[misc]
+            fragments = encoder.predict(batch, run)
+            _stamp(batch, run, self._clock_ns())
+            encoder.bodies(batch, run, fragments)
             batch.items += sum(run.counts) if run.counts is not None else len(run.rows)
             run.outputs = {}
         batch.outcomes.rejected.update(batch.feed.rejected)
         batch.feed.arrays = None
         batch.feed.items = []
-        batch.finished_ns = time.monotonic_ns()
+        batch.payloads = []
+        batch.finished_ns = self._clock_ns()
+
+    # -- running, and finding the guilty record ----------------------------------------------------------
+
+    def _answer(self, batch: Batch, group: _Group) -> list[Run]:
+        """The model's answers to a group; a row that the model refuses on its own is rejected, the others are answered."""
+        try:
+            run = self._run(batch, group)
+        except Exception as error:
+            return self._isolate(batch, group, error)
+        _servable(batch).run_limit.good()
+        return [run]
+
+    def _isolate(self, batch: Batch, group: _Group, error: Exception) -> list[Run]:
+        servable = _servable(batch)
+        if not servable.model.canary():
+            raise _SickError(
+                f"its warm-up input no longer gives its known output (first error: {_one_line(error)})"
+            ) from error
+        if len(group.rows) == 1:
+            _reject(batch, group.rows[0], error)
+            return []
+        if _out_of_memory(error):
+            servable.run_limit.out_of_memory(group.item_count)
+        middle = len(group.rows) // 2
+        return [
+            *self._answer(batch, group.part(0, middle)),
+            *self._answer(batch, group.part(middle, len(group.rows))),
+        ]
+
+    def _run(self, batch: Batch, group: _Group) -> Run:
+        """One model run.
+
+        Raises:
+            Exception: whatever the runtime raises; :class:`ValueError` when the outputs do not follow the batch.
+        """
+        model = _servable(batch).model
+        feeds = _feeds(batch, group)
+        started_ns = self._clock_ns()
+        outputs = model.run(feeds)
+        ended_ns = self._clock_ns()
+        if group.alone:
+            padded = model.fixed_batch
+            cut = padded and (group.items is None or group.items[0].single)
+            if cut:
+                outputs = {k: v[:1] if v.ndim and len(v) == padded else v for k, v in outputs.items()}
+        else:
+            _check_lengths(outputs, group.item_count)
+        if model.needs_canary:
+            model.adopt_canary(feeds, outputs)
+        return Run(group.rows, outputs, group.counts, group.alone, started_ns, ended_ns)
+
+
+class _SickError(Exception):
+    """The canary failed: ends the batch, and nothing of it is any record's fault."""
+
+
+def _servable(batch: Batch) -> Servable:
+    """What answers this batch. The loop made it of a servable of this package; it knows only a part of it."""
+    return cast("Servable", batch.servable)
+
+
+def _check_lengths(outputs: dict[str, Array], items: int) -> None:
+    for name, output in outputs.items():
+        if not output.ndim or len(output) != items:
+            raise ValueError(
+                f"output {name} has shape {list(output.shape)} for {items} items: "
+                "its first dimension does not follow the batch"
+            )
 
 
 # -- groups of rows that can run together --------------------------------------------------------------
@@ -208,23 +190,23 @@ class _Group:
 
 def _groups(batch: Batch) -> Iterator[_Group]:
     """The batch's good rows as model runs: together where the model allows it, else one by one."""
-    feed, pipeline = batch.feed, batch.pipeline
+    feed, servable = batch.feed, _servable(batch)
     assert feed is not None
     rows: Sequence[int] = range(len(batch))
     if feed.rejected:
         rows = [row for row in rows if row not in feed.rejected]
     if not rows:
         return
-    if not pipeline.model.signature.batchable:
+    if not servable.model.signature.batchable:
         for row in rows:
             yield _Group([row], True, None if feed.arrays is not None else _items(feed, [row]))
     elif feed.arrays is not None:
-        while rows:  # the limit may shrink between two runs: the rows behind it must not be passed over
-            limit = pipeline.run_limit
+        while rows:  # the limit may change between two runs: no row behind it may be skipped
+            limit = servable.run_limit.items
             yield _Group(rows[:limit], False)
             rows = rows[limit:]
     else:
-        yield from _by_shape(feed, rows, pipeline.run_limit)
+        yield from _by_shape(feed, rows, servable.run_limit.items)
 
 
 def _by_shape(feed: Feed, rows: Iterable[int], limit: int) -> Iterator[_Group]:
@@ -255,7 +237,7 @@ def _items(feed: Feed, rows: Sequence[int]) -> list[Item]:
 
 def _feeds(batch: Batch, group: _Group) -> dict[str, Array]:
     """What one run gets, the batch dimension included."""
-    feed, model = batch.feed, batch.pipeline.model
+    feed, model = batch.feed, _servable(batch).model
     assert feed is not None
     if group.items is None:
         assert feed.arrays is not None
@@ -289,68 +271,10 @@ def _padded(array: Array, size: int) -> Array:
     return padded
 
 
-# -- running, and finding the guilty one ----------------------------------------------------------------
-
-
-def _answer(batch: Batch, group: _Group) -> list[Run]:
-    """The model's answers to a group; a row the model refuses on its own is rejected, the others answered."""
-    try:
-        return [_run(batch, group)]
-    except Exception as error:
-        return _isolate(batch, group, error)
-
-
-def _isolate(batch: Batch, group: _Group, error: Exception) -> list[Run]:
-    pipeline: Pipeline = batch.pipeline
-    if not pipeline.model.canary():
-        raise SickModel(
-            f"model {pipeline.model.name} is sick: its warm-up input no longer gives its known output "
-            f"(first error: {_one_line(error)}); nothing of this batch was committed or dead-lettered"
-        ) from error
-    if len(group.rows) == 1:
-        _reject(batch, group.rows[0], error)
-        return []
-    if _out_of_memory(error):
-        pipeline.row_limit = max(1, group.item_count // 2)
-    middle = len(group.rows) // 2
-    return [
-        *_answer(batch, group.part(0, middle)),
-        *_answer(batch, group.part(middle, len(group.rows))),
-    ]
-
-
-def _run(batch: Batch, group: _Group) -> Run:
-    """One model run.
-
-    Raises:
-        Exception: whatever the runtime raises; :class:`ValueError` when the outputs do not follow the batch.
-    """
-    model: Model = batch.pipeline.model
-    feeds = _feeds(batch, group)
-    started_ns = time.monotonic_ns()
-    outputs = model.run(feeds)
-    ended_ns = time.monotonic_ns()
-    if group.alone:
-        padded = model.fixed_batch
-        cut = padded and (group.items is None or group.items[0].single)
-        if cut:
-            outputs = {k: v[:1] if v.ndim and len(v) == padded else v for k, v in outputs.items()}
-    else:
-        for name, output in outputs.items():
-            if not output.ndim or len(output) != group.item_count:
-                raise ValueError(
-                    f"output {name} has shape {list(output.shape)} for {group.item_count} items: "
-                    "its first dimension does not follow the batch"
-                )
-    if model.needs_canary:
-        model.adopt_canary(feeds, outputs)
-    return Run(group.rows, outputs, group.counts, group.alone, started_ns, ended_ns)
-
-
 def _reject(batch: Batch, row: int, error: Exception) -> None:
     assert batch.outcomes is not None
     reason = error.reason if isinstance(error, Reject) else "model_error"
-    rejection = Rejection.of(error, "infer", batch.pipeline.model, reason)
+    rejection = Rejection.of(error, "infer", _servable(batch).model, reason)
     batch.outcomes.rejected[row] = rejection
 
 
@@ -402,13 +326,13 @@ def _chained(parts: list[Sequence[int]]) -> Sequence[int]:
 # -- buffers and stamps ---------------------------------------------------------------------------------
 
 
-def _buffers(pipeline: Pipeline, rows: int) -> dict[str, Array]:
+def _buffers(servable: Servable, rows: int) -> dict[str, Array]:
     """One array per model input with a slot per row."""
     return {
         spec.name: np.full((rows, *_known(spec.item_shape)), "", object)
         if spec.dtype == object
-        else pipeline.empty((rows, *_known(spec.item_shape)), spec.dtype)
-        for spec in pipeline.model.signature.inputs
+        else servable.model.empty((rows, *_known(spec.item_shape)), spec.dtype)
+        for spec in servable.model.signature.inputs
     }
 
 
@@ -416,12 +340,11 @@ def _known(shape: tuple[int | None, ...]) -> tuple[int, ...]:
     return tuple(d or 0 for d in shape)
 
 
-def _stamp(batch: Batch, run: Run) -> None:
+def _stamp(batch: Batch, run: Run, now_ns: int) -> None:
     """Fill the run's stage times, in whole microseconds; ``total`` is their exact sum.
 
     ``broker`` is the only one across two clocks (record timestamp -> taken) and is never negative.
     """
-    now_ns = time.monotonic_ns()
     written_us = np.array(batch.columns.select(run.rows).timestamps_ms, np.int64) * 1000
     broker: Array = round(batch.taken_ms * 1000) - written_us
     queue: int | Array = _us(batch.decode_started_ns - batch.taken_ns)

@@ -1,0 +1,145 @@
+"""From settings to warm servables: every model is loaded, probed, tuned and warmed here."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import structlog
+
+from worker.batch import Lane
+from worker.encode import encoder as make_encoder
+from worker.model.session import LARGEST_UNKNOWN_SIZE, Model
+from worker.model.session import load as load_model
+from worker.model.tune import Tuning, quickest_s, tune, usable_cores
+from worker.records import Decoder
+from worker.records import decoder as make_decoder
+from worker.serving.rollout import Rollout
+from worker.serving.route import Route, route_of
+from worker.serving.servable import Servable
+from worker.settings import PipelineSettings, Settings, check_budget, check_model_file, labels_of
+
+TUNING_S = 5.0
+"""Most time that all ``auto`` measurements of a process take together."""
+WARM_BYTES = 64 << 20
+"""Made-up warm-up batches never take more than this."""
+DECODE_US = 150.0
+"""About what the decoding of one small image costs outside the interpreter lock."""
+SLAB_WORK_S = 0.004
+"""About the work in one slab of a fast model: it holds several runs, which then share what is done for each slab."""
+SLAB_RECORDS_MAX = 2048
+
+log = structlog.get_logger()
+
+
+def load(settings: Settings) -> dict[str, Rollout]:
+    """Every pipeline with its model loaded, tuned and warm, by name and in the order of the configuration.
+
+    Raises:
+        WorkerError: a model, its labels, its formats or the budget do not fit together.
+    """
+    for name in settings.pipelines:
+        check_model_file(settings, name)
+    for key, path in settings.label_files():
+        labels_of(path, key)
+    deadline = time.perf_counter() + TUNING_S
+    rollouts = {}
+    for name, wanted in settings.pipelines.items():
+        route = route_of(name, wanted)
+        rollouts[name] = Rollout(route, load_servable(settings, route, deadline))
+    return rollouts
+
+
+def load_servable(settings: Settings, route: Route, deadline: float) -> Servable:
+    """The servable that the settings of a route's pipeline describe, warm.
+
+    Args:
+        deadline: of the measurements behind ``auto``; by ``time.perf_counter``.
+
+    Raises:
+        WorkerError: the model, its labels, its formats or the budget do not fit together.
+    """
+    wanted = settings.pipelines[route.name]
+    model = load_model(
+        wanted.model.path,
+        name=wanted.model.name or route.name,
+        version=wanted.model.version,
+        sha256=wanted.model.sha256,
+        providers=wanted.model.providers,
+        instances=_or(wanted.model.instances, 1),
+        max_size=_or(wanted.batching.max_size, LARGEST_UNKNOWN_SIZE),
+        one_shape=wanted.preprocess.one_shape,
+    )
+    decoder = make_decoder(wanted, model.signature, settings.limits)
+    labels = _labels(wanted)
+    encoder = make_encoder(wanted, model.signature, model.name, model.version, labels, route.envelope)
+    signature = model.signature
+    check_budget(settings, route.name, sum(s.item_nbytes for s in (*signature.inputs, *signature.outputs)))
+    share = min(WARM_BYTES, settings.limits.in_flight_bytes // 2)
+    tuning = tune(
+        model,
+        max_size=wanted.batching.max_size,
+        threads=wanted.model.threads,
+        instances=wanted.model.instances,
+        cores=usable_cores(),
+        max_bytes=share,
+        deadline=deadline,
+        decode_us=DECODE_US if decoder.shard_rows else 0.0,
+    )
+    max_size = model.warm(tuning.max_size, share)
+    # How long custom code takes is not known: it must not hold up the loop, and a drain must not wait for many batches.
+    threads = (
+        max(1, tuning.threads) if wanted.custom_code and wanted.model.threads == "auto" else tuning.threads
+    )
+    slab_records = max_size if wanted.custom_code else _slab_records(model, decoder, max_size)
+    joins_runs = decoder.fixed and not decoder.shard_rows and signature.batchable
+    servable = Servable(
+        decoder,
+        model,
+        encoder,
+        max_size=max_size,
+        batch_records=slab_records if joins_runs else max_size,
+        slab_records=slab_records,
+        lane=Lane(route.name, tuning.instances + model.lookahead, model.ahead),
+        threads=threads,
+    )
+    _log_ready(route, servable, tuning)
+    return servable
+
+
+def _log_ready(route: Route, servable: Servable, tuning: Tuning) -> None:
+    log.info(
+        "model ready",
+        pipeline=route.name,
+        model=servable.label,
+        provider=servable.model.provider,
+        batchable=servable.model.signature.batchable,
+        max_size=servable.max_size,
+        threads=servable.threads,
+        slab_records=servable.slab_records,
+        **tuning.figures,
+    )
+
+
+def _or(figure: int | Literal["auto"], unknown: int) -> int:
+    """A figure as configured; ``unknown`` where it is still to be measured."""
+    return unknown if figure == "auto" else figure
+
+
+def _labels(settings: PipelineSettings) -> list[str] | None:
+    return labels_of(settings.label_file) if settings.label_file else None
+
+
+def _slab_records(model: Model, decoder: Decoder, max_size: int) -> int:
+    """Records in one slab: one batch, or several of a model that is quick with one.
+
+    A slab of images is one batch: their decoding takes the time, and the pool divides that by itself.
+    """
+    sample = model.sample(max_size if model.signature.batchable else 1)
+    if decoder.shard_rows or sample is None:
+        return max_size
+    took_s = quickest_s(lambda: model.run(sample), 5 * SLAB_WORK_S)
+    if not model.signature.batchable:
+        took_s *= max_size
+    runs = min(SLAB_RECORDS_MAX // max_size, int(SLAB_WORK_S / max(took_s, 1e-6)))
+    return max_size * max(1, runs)

@@ -1,0 +1,48 @@
+"""A route: which records it takes, their limits, and where their answers go. It lives as long as the process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from worker.batch import Destination
+from worker.records import id_reader
+from worker.registry import OUTPUT_FORMATS
+from worker.serving.envelope import Envelope
+
+if TYPE_CHECKING:
+    from worker.settings import PipelineSettings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """See :class:`worker.batch.Route`, which says what each field means."""
+
+    name: str
+    topics: frozenset[str]
+    when: tuple[str, bytes] | None
+    max_bytes: int
+    tombstone: str
+    max_wait_s: float
+    destination: Destination
+    envelope: Envelope
+
+
+def route_of(name: str, settings: PipelineSettings) -> Route:
+    """The route of one pipeline.
+
+    Args:
+        name: the pipeline's key in the configuration.
+    """
+    wanted, output = settings.input, settings.output
+    written = OUTPUT_FORMATS.entry(output.format)
+    return Route(
+        name=name,
+        topics=frozenset(wanted.topics),
+        when=(settings.when.header, settings.when.equals.encode()) if settings.when else None,
+        max_bytes=wanted.max_bytes,
+        tombstone=wanted.tombstone,
+        max_wait_s=settings.batching.max_wait_ms / 1000,
+        destination=Destination(output.topic, output.partition, output.errors),
+        envelope=Envelope(output.headers, written.reserved, written.names_source, id_reader(wanted.format)),
+    )

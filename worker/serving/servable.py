@@ -1,0 +1,108 @@
+"""What answers a record: a decoder, a model and an encoder made for one another, with the figures measured for them.
+
+A servable is the unit of version: a batch pins one from admission to its answers. It does not change once it is warm; what
+its runs teach (how many items fit its memory, whether it is still healthy) lies in objects of its own beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from worker.batch import Array, Lane
+from worker.encode import Encoder
+from worker.model.signature import Signature
+from worker.records import Decoder
+from worker.serving.run_limit import RunLimit
+
+
+class Model(Protocol):
+    """A warm model; see :mod:`worker.model`. Safe to use from several threads at once."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def provider(self) -> str:
+        """``cpu``, ``cuda`` or ``tensorrt``."""
+
+    @property
+    def signature(self) -> Signature: ...
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The first dimension B > 1 that every input is fixed to; else None."""
+
+    @property
+    def needs_canary(self) -> bool:
+        """No item with a known answer is at hand yet."""
+
+    def run(self, feeds: dict[str, Array]) -> dict[str, Array]: ...
+
+    def canary(self) -> bool:
+        """Whether the item with the known answer still gives it. Never raises."""
+
+    def interrupt(self) -> None:
+        """Make the runs in progress fail soon."""
+
+    def adopt_canary(self, feeds: dict[str, Array], outputs: dict[str, Array]) -> None: ...
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array for feeds; where a GPU runs the model, in page-locked memory."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Servable:
+    """See the module, and :class:`worker.batch.Servable` for what the loop knows of it."""
+
+    decoder: Decoder
+    model: Model
+    encoder: Encoder
+    max_size: int
+    """Most items in one model run."""
+    batch_records: int
+    """Most records in one batch: ``max_size``, or more where several runs are decoded and encoded as one."""
+    slab_records: int
+    """Most records in one slab."""
+    lane: Lane
+    threads: int
+    """Threads of the pool that it was measured with; 0 = it runs on the loop's own thread."""
+    run_limit: RunLimit = field(init=False)
+    item_nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        inputs, outputs = self.model.signature.inputs, self.model.signature.outputs
+        # Where shapes are not fixed, an item's own array exists beside the batch that is made of it. An output exists
+        # beside the body that is made of it.
+        copies = 1 if self.decoder.fixed else 2
+        nbytes = copies * sum(spec.item_nbytes for spec in inputs) + 2 * sum(s.item_nbytes for s in outputs)
+        object.__setattr__(self, "item_nbytes", nbytes)
+        object.__setattr__(self, "run_limit", RunLimit(self.label, self.max_size))
+
+    @property
+    def model_name(self) -> str:
+        return self.model.name
+
+    @property
+    def model_version(self) -> str:
+        return self.model.version
+
+    @property
+    def label(self) -> str:
+        """``name@version``."""
+        return f"{self.model.name}@{self.model.version}"
+
+    @property
+    def costly(self) -> bool:
+        return self.decoder.shard_rows > 0
+
+    def cost(self, value: bytes) -> int:
+        return self.decoder.cost(value)
+
+    def interrupt(self) -> None:
+        self.model.interrupt()
