@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import struct
 import zlib
 from typing import Any
@@ -10,6 +11,8 @@ import cv2
 import numpy as np
 import pytest
 from decode_support import Decoding, reasons
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from worker.errors import ConfigError, Reject
 
@@ -118,6 +121,85 @@ def test_a_bomb_is_told_by_its_size_even_cut_short() -> None:
 def test_what_is_no_picture_is_undecodable(value: bytes) -> None:
     """Other formats, headers without a picture, a picture whose data are missing or damaged."""
     assert raw_model().refusal(value)[0] == "undecodable"
+
+
+def segments(jpeg: bytes) -> list[int]:
+    """Where each segment of a JPEG file begins, up to its first scan."""
+    places, position = [], 2
+    while jpeg[position + 1] != 0xDA:
+        places.append(position)
+        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+    return [*places, position]
+
+
+APP2, APP14 = b"\xff\xe2", b"\xff\xee"
+ODD_SEGMENTS = {
+    "bytes between segments": b"\0\1junk",
+    "fill bytes": b"\xff\xff\xff",
+    "a stuffed zero between segments": b"\0\xff\0\0",
+    "a segment twice": 2 * (b"\xff\xed" + b"\0\x08Photos"),
+    "a segment of length 0": APP2 + b"\0\0",
+    "a segment of length 1": APP2 + b"\0\1",
+    "a segment shorter than its kind": APP14 + b"\0\x07Adobe",
+}
+
+
+@pytest.mark.parametrize("odd", ODD_SEGMENTS)
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("jpeg")])
+def test_odd_segments_that_a_decoder_passes_over_do_not_matter(name: str, odd: str) -> None:
+    """A JPEG with bytes or odd segments between its segments gives the pixels it gives without them."""
+    jpeg = FILES[name]
+    expected = raw_model().item(jpeg)
+    first = 0 if ODD_SEGMENTS[odd].startswith(b"\xff") else 1  # a file begins with FF D8 FF
+    for place in segments(jpeg)[first:]:
+        file = jpeg[:place] + ODD_SEGMENTS[odd] + jpeg[place:]
+        assert cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR) is not None
+        assert np.array_equal(raw_model().item(file), expected), place
+        assert raw_model().refusal(file[:-2])[0] == "undecodable"
+
+
+@given(st.integers(2, 700), st.binary(min_size=1, max_size=6))
+@settings(max_examples=300, deadline=None)
+def test_what_opencv_decodes_whole_is_decoded(place: int, junk: bytes) -> None:
+    """Bytes changed in a JPEG's header refuse it only where OpenCV refuses it, or where its end is not reached."""
+    jpeg = FILES["jpeg, smooth"]
+    file = jpeg[:place] + junk + jpeg[place + len(junk) :]
+    decoding = Decoding(
+        "image",
+        {"x": ("uint8", ("N", "H", "W", 3))},
+        limits={"image_pixels": 10_000},
+        preprocess={"image": {"resize": "none"}},
+    )
+    feed = decoding.decode(file)
+    if reasons(feed) == {0: "too_many_pixels"}:
+        return
+    pixels = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if feed.rejected:
+        assert feed.rejected[0].reason == "undecodable"
+        assert pixels is None or "ends early" in feed.rejected[0].message
+    else:
+        assert np.array_equal(feed.items[0].arrays["x"][0], pixels)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (b"GIF89a" + b"\0" * 40, "a GIF image"),
+        (encode(".bmp", NOISE), "a BMP image"),
+        (encode(".tiff", NOISE), "a TIFF image"),
+        (b"\0\0\0 ftypavif" + b"\0" * 40, "an AVIF image"),
+        (b"\0\0\0 ftypheic" + b"\0" * 40, "a HEIC image"),
+        (base64.b64encode(FILES["png"]), "base64 text of a PNG image"),
+        (base64.b64encode(FILES["jpeg"]), "base64 text of a JPEG image"),
+        (FILES["jpeg"].replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c"), "12 bits per sample"),
+        (FILES["jpeg"].replace(b"\xff\xc0\0\x11\x08", b"\xff\xc3\0\x11\x08"), "lossless"),
+    ],
+)
+def test_the_message_names_another_kind_of_file(value: bytes, name: str) -> None:
+    """A picture of a kind that is not read is refused with the name of its kind."""
+    reason, message = raw_model().refusal(value)
+    assert reason == "undecodable"
+    assert name in message
 
 
 def test_bytes_after_the_end_do_not_matter() -> None:

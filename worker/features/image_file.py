@@ -8,6 +8,7 @@ from worker.batch import Array, Feed
 from worker.errors import Reject, Rejection
 from worker.features import FileFeature, Opened, Place, Record
 from worker.features.opencv import cv2
+from worker.features.orientation import UPRIGHT, orientation, turned
 from worker.features.picture import ImageSettings
 from worker.features.picture_header import ImageHeader, decodable, peek
 from worker.features.pixels import Geometry, ImagePreprocess
@@ -51,6 +52,7 @@ class PictureFeature(FileFeature):
     ) -> None:
         super().__init__(spec, place)
         self.target = ImagePreprocess(settings, spec, key)
+        self.flags = self.target.flags
         self.max_pixels = limits.image_pixels
         self.max_bytes = limits.in_flight_bytes
 
@@ -77,7 +79,7 @@ class PictureFeature(FileFeature):
 
     def write(self, record: Record, feed: Feed, row: int, items: dict[str, Array], opened: Opened) -> bool:
         """See :class:`worker.features.Feature`."""
-        shared = self.place, self.target.flags
+        shared = self.place, self.flags
         if shared not in opened:
             opened[shared] = self._pixels(record)
         pixels: Array = opened[shared]
@@ -103,11 +105,17 @@ class PictureFeature(FileFeature):
         value = self.file(record)
         header = peek(value)
         self._scratch(header)
+        ours = header.kind in ("png", "webp", "animation") and not self.flags & cv2.IMREAD_IGNORE_ORIENTATION
         file = np.frombuffer(decodable(value, header), np.uint8)
         try:
-            pixels: Array | None = cv2.imdecode(file, self.target.flags)
+            pixels: Array | None = cv2.imdecode(
+                file, self.flags | (cv2.IMREAD_IGNORE_ORIENTATION if ours else 0)
+            )
         except cv2.error:
             pixels = None
         if pixels is None:
-            raise Reject("the image is broken or ends early", "undecodable")
+            unusual = header.unusual and f", or its kind ({header.unusual}) cannot be read"
+            raise Reject(f"the image is broken or ends early{unusual}", "undecodable")
+        if ours and (held := orientation(value)) != UPRIGHT:
+            pixels = turned(pixels, held)
         return pixels

@@ -19,16 +19,41 @@ _JPEG_END = 0xD9
 _JPEG_SCAN = 0xDA
 # Encoders write about 10. One of 60 bytes costs as much time as the whole picture.
 _JPEG_SCANS_MAX = 100
-# What ends a scan's data: a marker other than a restart, a stuffed zero or a fill byte.
-_JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]")
 # What a decoder gets to see of a PNG is its still picture. libpng unpacks text, up to 8 MB of each of 1,000 chunks;
 # OpenCV's reader of animations can end the process (opencv/opencv issue 27744).
 _PNG_LEFT_OUT = frozenset((b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT"))
 # Start-of-frame markers of the JPEG processes (C4, C8 and CC in between are something else).
 _BASELINE_FRAMES = frozenset((0xC0, 0xC1))
 _PROGRESSIVE_FRAMES = frozenset((0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
+_LOSSLESS_FRAMES = frozenset((0xC3, 0xC7, 0xCB, 0xCF))
 # Markers without a length: TEM, RST0-7 and SOI.
 _BARE_MARKERS = frozenset((0x01, *range(0xD0, 0xD9)))
+
+_OTHER_FILES = (
+    (b"GIF8", "a GIF image"),
+    (b"BM", "a BMP image"),
+    (b"II*\0", "a TIFF image"),
+    (b"MM\0*", "a TIFF image"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"%PDF", "a PDF document"),
+    (b"<svg", "an SVG drawing"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"data:image/", "a data URI"),
+    (b"iVBORw0KGgo", "base64 text of a PNG image"),
+    (b"/9j/", "base64 text of a JPEG image"),
+)
+_BRANDS = {
+    b"avif": "an AVIF image",
+    b"avis": "an AVIF image",
+    b"heic": "a HEIC image",
+    b"heix": "a HEIC image",
+    b"hevc": "a HEIC image",
+    b"mif1": "a HEIF image",
+    b"msf1": "a HEIF image",
+}
 
 
 class ImageHeader(NamedTuple):
@@ -38,7 +63,9 @@ class ImageHeader(NamedTuple):
     width: int
     height: int
     position: int = 0
-    """JPEG: where its start of frame is."""
+    """JPEG: where its start of frame is, or a place before it."""
+    unusual: str = ""
+    """What a decoder may not be made for, in words."""
 
 
 class _Chunk(NamedTuple):
@@ -61,7 +88,16 @@ def peek(value: bytes) -> ImageHeader:
         return _png(value)
     if value[:4] == b"RIFF" and value[8:12] == b"WEBP":
         return _webp(value)
-    raise Reject("not a JPEG, PNG or WebP image", "undecodable")
+    other = _name_of(value)
+    found = f"{other}; expected a JPEG, PNG or WebP image" if other else "not a JPEG, PNG or WebP image"
+    raise Reject(found, "undecodable")
+
+
+def _name_of(value: bytes) -> str | None:
+    """What a file is that is no picture this worker reads, as far as its first bytes tell."""
+    if value[4:8] == b"ftyp":
+        return _BRANDS.get(value[8:12], "an MP4 or QuickTime file")
+    return next((name for start, name in _OTHER_FILES if value.startswith(start)), None)
 
 
 def decodable(value: bytes, header: ImageHeader) -> bytes:
@@ -75,7 +111,7 @@ def decodable(value: bytes, header: ImageHeader) -> bytes:
     elif value.startswith(b"RIFF"):
         whole = len(value) >= 8 + int.from_bytes(value[4:8], "little")
     else:
-        chunks = list(_png_chunks(value))
+        chunks = list(png_chunks(value))
         whole = any(chunk.name == b"IEND" for chunk in chunks)
         if any(chunk.name in _PNG_LEFT_OUT for chunk in chunks):
             kept = (value[c.start : c.end] for c in chunks if c.name not in _PNG_LEFT_OUT)
@@ -85,49 +121,61 @@ def decodable(value: bytes, header: ImageHeader) -> bytes:
     return value
 
 
+def _next_marker(value: bytes, position: int) -> tuple[int, int]:
+    """The next marker at or behind a position, and where what belongs to it begins; marker 0 = there is none.
+
+    As libjpeg does it: bytes between segments are passed over, fill bytes too, and ``FF 00`` is no marker.
+    """
+    found = _JPEG_MARKER.search(value, position)
+    return (value[found.end() - 1], found.end()) if found else (0, len(value))
+
+
+def _behind_segment(value: bytes, position: int) -> int:
+    """Where the segment ends whose length stands at a position; a length below its own two bytes counts as two."""
+    return position + max(2, int.from_bytes(value[position : position + 2], "big"))
+
+
 def _jpeg_ends(value: bytes, position: int) -> bool:
     """Walk the segments and scans from the start of frame to the end of image.
 
     Two bytes that look like the end turn up in any noise: only an end that the walk arrives at counts.
     """
-    end, scans = len(value) - 1, 0
-    while position < end and value[position] == 0xFF:
-        marker = value[position + 1]
+    scans = 0
+    while True:
+        marker, position = _next_marker(value, position)
         if marker == _JPEG_END:
             return True
-        if marker == 0xFF:  # a fill byte
-            position += 1
-        elif marker in _BARE_MARKERS:
-            position += 2
-        else:
-            position += 2 + int.from_bytes(value[position + 2 : position + 4], "big")
-            if marker == _JPEG_SCAN:
-                scans += 1
-                if scans > _JPEG_SCANS_MAX:
-                    raise Reject(f"a JPEG image of more than {_JPEG_SCANS_MAX} scans", "undecodable")
-                found = _JPEG_SCAN_END.search(value, position)
-                position = found.start() if found else end
-    return False
+        if not marker:
+            return False
+        if marker in _BARE_MARKERS:
+            continue
+        position = _behind_segment(value, position)
+        if marker == _JPEG_SCAN:
+            scans += 1
+            if scans > _JPEG_SCANS_MAX:
+                raise Reject(f"a JPEG image of more than {_JPEG_SCANS_MAX} scans", "undecodable")
 
 
 def _jpeg(value: bytes) -> ImageHeader:
     """Walk the segments to the start of frame: marker, length, precision, height, width."""
-    position, end = 2, len(value) - 8
-    while position < end:
-        if value[position] != 0xFF:
-            break
-        marker = value[position + 1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-        elif marker in _BARE_MARKERS:
-            position += 2
-        elif marker in _BASELINE_FRAMES or marker in _PROGRESSIVE_FRAMES:
-            height = value[position + 5] << 8 | value[position + 6]
-            width = value[position + 7] << 8 | value[position + 8]
+    position = 2
+    while True:
+        start = position
+        marker, position = _next_marker(value, position)
+        if marker in _BASELINE_FRAMES or marker in _PROGRESSIVE_FRAMES:
+            if position + 7 > len(value):
+                break
+            bits = value[position + 2]
+            height, width = (int.from_bytes(value[position + at : position + at + 2], "big") for at in (3, 5))
             kind: Kind = "jpeg" if marker in _BASELINE_FRAMES else "progressive_jpeg"
-            return ImageHeader(kind, width, height, position)
-        else:
-            position += 2 + (value[position + 2] << 8 | value[position + 3])
+            unusual = (
+                f"{bits} bits per sample" if bits != 8 else "lossless" if marker in _LOSSLESS_FRAMES else ""
+            )
+            return ImageHeader(kind, width, height, start, unusual)
+        if marker in (0, _JPEG_END, _JPEG_SCAN):
+            break
+        if marker not in _BARE_MARKERS:
+            position = _behind_segment(value, position)
     raise Reject("a JPEG image whose header is broken or ends early", "undecodable")
 
 
@@ -138,7 +186,7 @@ def _png(value: bytes) -> ImageHeader:
     return ImageHeader("png", width, height)
 
 
-def _png_chunks(value: bytes) -> Iterator[_Chunk]:
+def png_chunks(value: bytes) -> Iterator[_Chunk]:
     """The chunks up to the first one that says it is longer than the file.
 
     Such a chunk must never reach OpenCV: it allocates, and fills, as much as the chunk says before it looks whether
