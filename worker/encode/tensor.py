@@ -69,7 +69,7 @@ class TensorEncoder:
         """See :meth:`worker.encode.Encoder.bodies`."""
         outcomes, answered = batch.outcomes, run.rows
         assert outcomes is not None
-        if set(map(type, fragments)) != {bytes}:
+        if batch.feed is not None and batch.feed.items:  # only requests are refused
             found = list(zip(run.rows, fragments, strict=True))
             outcomes.rejected.update({row: why for row, why in found if isinstance(why, Rejection)})
             answered = [row for row in run.rows if row not in outcomes.rejected]

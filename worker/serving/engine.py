@@ -18,7 +18,7 @@ import numpy as np
 
 from worker.batch import STAGES, Array, Batch, Feed, Item, Outcomes, Run
 from worker.errors import Reject, Rejection
-from worker.serving.servable import Servable
+from worker.serving.servable import Model, Servable
 
 MERGE_BYTES = 4 << 20
 """Outputs of several runs are put together for encoding up to this size."""
@@ -65,12 +65,14 @@ class Engine:
 
     def infer(self, batch: Batch) -> None:
         """Run the model over the decoded rows. Afterwards the batch has its runs, or says why its servable is sick."""
+        servable = _servable(batch)
         try:
-            for group in _groups(batch):
-                batch.runs.extend(self._answer(batch, group))
+            for group in _groups(batch, servable):
+                batch.runs.extend(self._answer(batch, servable, group))
         except _SickError as sick:
             batch.sick, batch.runs = str(sick), []
             return
+        servable.run_limit.good()
         if len(batch.runs) > 1:
             batch.runs = _merged(batch.runs)
 
@@ -93,40 +95,36 @@ class Engine:
 
     # -- running, and finding the guilty record ----------------------------------------------------------
 
-    def _answer(self, batch: Batch, group: _Group) -> list[Run]:
+    def _answer(self, batch: Batch, servable: Servable, group: _Group) -> list[Run]:
         """The model's answers to a group; a row that the model refuses on its own is rejected, the others are answered."""
         try:
-            run = self._run(batch, group)
+            return [self._run(batch, servable.model, group)]
         except Exception as error:
-            return self._isolate(batch, group, error)
-        _servable(batch).run_limit.good()
-        return [run]
+            return self._isolate(batch, servable, group, error)
 
-    def _isolate(self, batch: Batch, group: _Group, error: Exception) -> list[Run]:
-        servable = _servable(batch)
+    def _isolate(self, batch: Batch, servable: Servable, group: _Group, error: Exception) -> list[Run]:
         if not servable.model.canary():
             raise _SickError(
                 f"its warm-up input no longer gives its known output (first error: {_one_line(error)})"
             ) from error
         if len(group.rows) == 1:
-            _reject(batch, group.rows[0], error)
+            _reject(batch, servable.model, group.rows[0], error)
             return []
         if _out_of_memory(error):
             servable.run_limit.out_of_memory(group.item_count)
         middle = len(group.rows) // 2
         return [
-            *self._answer(batch, group.part(0, middle)),
-            *self._answer(batch, group.part(middle, len(group.rows))),
+            *self._answer(batch, servable, group.part(0, middle)),
+            *self._answer(batch, servable, group.part(middle, len(group.rows))),
         ]
 
-    def _run(self, batch: Batch, group: _Group) -> Run:
+    def _run(self, batch: Batch, model: Model, group: _Group) -> Run:
         """One model run.
 
         Raises:
             Exception: whatever the runtime raises; :class:`ValueError` when the outputs do not follow the batch.
         """
-        model = _servable(batch).model
-        feeds = _feeds(batch, group)
+        feeds = _feeds(batch, model, group)
         started_ns = self._clock_ns()
         outputs = model.run(feeds)
         ended_ns = self._clock_ns()
@@ -188,9 +186,9 @@ class _Group:
         return sum(item.count for item in self.items) if self.items is not None else len(self.rows)
 
 
-def _groups(batch: Batch) -> Iterator[_Group]:
+def _groups(batch: Batch, servable: Servable) -> Iterator[_Group]:
     """The batch's good rows as model runs: together where the model allows it, else one by one."""
-    feed, servable = batch.feed, _servable(batch)
+    feed = batch.feed
     assert feed is not None
     rows: Sequence[int] = range(len(batch))
     if feed.rejected:
@@ -235,9 +233,9 @@ def _items(feed: Feed, rows: Sequence[int]) -> list[Item]:
     return [item for row in rows if (item := feed.items[row]) is not None]
 
 
-def _feeds(batch: Batch, group: _Group) -> dict[str, Array]:
+def _feeds(batch: Batch, model: Model, group: _Group) -> dict[str, Array]:
     """What one run gets, the batch dimension included."""
-    feed, model = batch.feed, _servable(batch).model
+    feed = batch.feed
     assert feed is not None
     if group.items is None:
         assert feed.arrays is not None
@@ -271,10 +269,10 @@ def _padded(array: Array, size: int) -> Array:
     return padded
 
 
-def _reject(batch: Batch, row: int, error: Exception) -> None:
+def _reject(batch: Batch, model: Model, row: int, error: Exception) -> None:
     assert batch.outcomes is not None
     reason = error.reason if isinstance(error, Reject) else "model_error"
-    rejection = Rejection.of(error, "infer", _servable(batch).model, reason)
+    rejection = Rejection.of(error, "infer", model, reason)
     batch.outcomes.rejected[row] = rejection
 
 
