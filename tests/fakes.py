@@ -693,6 +693,7 @@ class FakeServable:
     cost: Callable[[bytes], int]
     lane: Lane
     model_version: str = "1"
+    run_items: int = 8
 
     @property
     def label(self) -> str:

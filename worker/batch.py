@@ -166,6 +166,10 @@ class Servable(Protocol):
         """Bytes that the tensors of one item take while it is worked on."""
 
     @property
+    def run_items(self) -> int:
+        """Most items in one model run now; fewer than configured after the model was out of memory."""
+
+    @property
     def lane(self) -> Lane: ...
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fakes import FakeRollout
 
 from worker.batch import STAGES, Array, Batch, Columns, Feed, Headers, Item, Outcomes, Partition, Request, Run
 from worker.encode import Encoder, encoder
@@ -15,6 +16,7 @@ from worker.serving.envelope import Envelope
 from worker.serving.route import route_of
 from worker.settings import PipelineSettings, validate
 
+ROLLOUT = FakeRollout()
 TIMESTAMP_MS = 1_763_676_000_123
 
 
@@ -69,7 +71,7 @@ def batch_of(
         [1042 + i for i in range(rows)],
         list(partitions) if partitions else [Partition("digits", 3)] * rows,
     )
-    batch = Batch(None, range(rows), columns, None, None, 0, 0.0)
+    batch = Batch(None, range(rows), columns, ROLLOUT.route, ROLLOUT.choose(), 0, 0.0)
     batch.feed = Feed(None if items else {}, list(items), [None] * rows)
     batch.outcomes = Outcomes.empty(rows)
     return batch

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import columns_of
+from fakes import FakeClock, columns_of
 
 from worker.batch import STAGES, Array, Batch, Columns, Feed, Item, Lane, Partition, Run
 from worker.errors import Reject, Rejection
@@ -69,6 +69,9 @@ class Model:
         self.answer: Callable[[Array], Array] = lambda x: x[:, :1] * 2
         self.asked: list[list[float]] = []
         self.adopted: list[dict[str, Array]] = []
+        self.canaries = 0
+        self.failing_canaries = 0
+        self.on_canary: Callable[[], None] = lambda: None
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         x = feeds["x"]
@@ -80,7 +83,10 @@ class Model:
         return {"y": self.answer(x)}
 
     def canary(self) -> bool:
-        return self.healthy
+        self.canaries += 1
+        self.on_canary()
+        self.failing_canaries -= 1
+        return self.healthy and self.failing_canaries < 0
 
     def interrupt(self) -> None: ...
 
@@ -128,11 +134,11 @@ def batch_for(servable: Servable, columns: Columns, taken_ns: int = 0, late_us: 
     return Batch(None, range(len(columns)), columns, route, servable, taken_ns, 1_000_000.0, late_us)
 
 
-def process(servable: Servable, *values: str) -> Batch:
+def process(servable: Servable, *values: str, engine: Engine | None = None) -> Batch:
     """One batch through all three steps."""
     columns = columns_of(Partition("in", 0), range(len(values)), [value.encode() for value in values])
     batch = batch_for(servable, columns)
-    engine = Engine()
+    engine = engine or Engine()
     for start, stop in engine.shards(batch):
         engine.decode(batch, start, stop)
     engine.infer(batch)
@@ -230,6 +236,52 @@ def test_a_sick_model_blames_nobody() -> None:
     assert "first error: poisoned" in batch.sick
     assert rejections(batch) == {}
     assert bodies(batch) == [None, None]
+
+
+def test_a_model_that_goes_wrong_without_an_error_is_noticed_within_a_minute() -> None:
+    """The canary also runs by the clock: a batch whose canary gives another answer is not published."""
+    model, clock = Model(), FakeClock()
+    double, engine = servable(model), Engine(clock)
+    assert process(double, "1", engine=engine).sick is None
+    model.healthy, model.answer = False, lambda x: 0 * x
+    clock.advance(59)
+    assert process(double, "1", engine=engine).sick is None
+    clock.advance(1)
+    batch = process(double, "1", engine=engine)
+    assert batch.sick is not None
+    assert bodies(batch) == [None]
+
+
+def test_a_checkup_comes_once_a_minute() -> None:
+    """However many batches there are, the canary of a quick model runs once in sixty seconds."""
+    model, clock = Model(), FakeClock()
+    double, engine = servable(model), Engine(clock)
+    for _ in range(600):
+        clock.advance(0.5)
+        process(double, "1", engine=engine)
+    assert model.canaries == 4
+
+
+def test_a_slow_canary_comes_more_seldom() -> None:
+    """A canary that takes 100 ms runs every 100 s: checkups take at most a thousandth of the time."""
+    model, clock = Model(), FakeClock()
+    double, engine = servable(model), Engine(clock)
+    model.on_canary = lambda: clock.advance(0.1)
+    for _ in range(661):
+        clock.advance(1)
+        process(double, "1", engine=engine)
+    assert model.canaries == 7
+
+
+def test_a_checkup_that_was_interrupted_is_tried_once_more() -> None:
+    """A canary that fails once and then gives its known answer is no sign of a sick model."""
+    model, clock = Model(), FakeClock()
+    double, engine = servable(model), Engine(clock)
+    process(double, "1", engine=engine)
+    model.failing_canaries = 1
+    clock.advance(60)
+    assert process(double, "1", engine=engine).sick is None
+    assert model.canaries == 2
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from fakes import FakeRollout
 from prometheus_client.parser import text_string_to_metric_families
 
 from worker.batch import Batch, Columns, Partition, Run
@@ -19,6 +20,7 @@ from worker.telemetry.http import Health, HttpServer, parse_address
 from worker.telemetry.meters import Meters, ModelLabel, PartitionState, Snapshot
 from worker.telemetry.topic import WorkerInfo, metrics_record
 
+ROLLOUT = FakeRollout()
 WORKER = WorkerInfo("w", "g", "h", 1, "0")
 
 
@@ -87,7 +89,14 @@ def test_metrics_show_what_was_counted(server: HttpServer, provider: Provider) -
     meters.batch(
         "digits",
         Batch(
-            None, range(8), Columns(), None, None, 0, 0.0, runs=[Run(range(8), {}, stages_us={"infer": 1000})]
+            None,
+            range(8),
+            Columns(),
+            ROLLOUT.route,
+            ROLLOUT.choose(),
+            0,
+            0.0,
+            runs=[Run(range(8), {}, stages_us={"infer": 1000})],
         ),
     )
     meters.rebalance()

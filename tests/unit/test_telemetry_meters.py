@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import orjson
 import pytest
+from fakes import FakeRollout
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from worker.batch import STAGES, Batch, Columns, Partition, Run
 from worker.telemetry.meters import Meters, ModelLabel, PartitionState, Snapshot
 from worker.telemetry.topic import MetricsReporter, WorkerInfo, metrics_record
 
+ROLLOUT = FakeRollout()
 DIGITS = {"digits": ModelLabel("digits", "3f9c2a71", "cpu")}
 WORKER = WorkerInfo("digits-host-1", "digits", "host", 1, "0.1.0")
 
@@ -26,7 +28,9 @@ class Clock:
 
 def batch_of(*runs: Run) -> Batch:
     rows = sum(len(run.rows) for run in runs)
-    return Batch(None, range(rows), Columns([b""] * rows), None, None, 0, 0.0, runs=list(runs))
+    return Batch(
+        None, range(rows), Columns([b""] * rows), ROLLOUT.route, ROLLOUT.choose(), 0, 0.0, runs=list(runs)
+    )
 
 
 def run_of(rows: int, counts: list[int] | None = None, **stages_us: object) -> Run:

@@ -8,11 +8,13 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from fakes import FakeRollout
 
 from worker.batch import Batch, Columns, Partition, Run
 from worker.telemetry.meters import Meters, ModelLabel, PartitionState
 from worker.telemetry.prometheus import Exposition
 
+ROLLOUT = FakeRollout()
 SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("_count", "_sum")}
 TYPES = ("counter", "gauge", "histogram", "summary")
 ABBREVIATIONS = {
@@ -42,7 +44,9 @@ def exposed() -> str:
     meters.counted("digits", ok=6, dead_letter=1, dropped=1)
     meters.error("digits", "invalid", "decode", 1)
     run = Run(range(8), {}, stages_us={"infer": 1000})
-    meters.batch("digits", Batch(None, range(8), Columns(), None, None, 0, 0.0, runs=[run]))
+    meters.batch(
+        "digits", Batch(None, range(8), Columns(), ROLLOUT.route, ROLLOUT.choose(), 0, 0.0, runs=[run])
+    )
     meters.rebalance()
     meters.transaction("committed")
     meters.rewind("aborted")

@@ -20,6 +20,7 @@ from worker.batch import STAGES, Array, Batch, Feed, Item, Outcomes, Run
 from worker.errors import Reject, Rejection
 from worker.serving.servable import Model, Servable
 
+NO_KNOWN_OUTPUT = "its warm-up input no longer gives its known output"
 MERGE_BYTES = 4 << 20
 """Outputs of several runs are put together for encoding up to this size."""
 
@@ -73,6 +74,8 @@ class Engine:
             batch.sick, batch.runs = str(sick), []
             return
         servable.run_limit.good()
+        if batch.runs and servable.checkup.begin(self._clock_ns()):
+            self._check(batch, servable)
         if len(batch.runs) > 1:
             batch.runs = _merged(batch.runs)
 
@@ -93,6 +96,13 @@ class Engine:
         batch.payloads = []
         batch.finished_ns = self._clock_ns()
 
+    def _check(self, batch: Batch, servable: Servable) -> None:
+        """Run the canary although nothing failed. A second try rules out a run that was interrupted or out of memory."""
+        started_ns = self._clock_ns()
+        if not (servable.model.canary() or servable.model.canary()):
+            batch.sick, batch.runs = f"{NO_KNOWN_OUTPUT} (no run has failed)", []
+        servable.checkup.end(started_ns, self._clock_ns())
+
     # -- running, and finding the guilty record ----------------------------------------------------------
 
     def _answer(self, batch: Batch, servable: Servable, group: _Group) -> list[Run]:
@@ -104,9 +114,7 @@ class Engine:
 
     def _isolate(self, batch: Batch, servable: Servable, group: _Group, error: Exception) -> list[Run]:
         if not servable.model.canary():
-            raise _SickError(
-                f"its warm-up input no longer gives its known output (first error: {_one_line(error)})"
-            ) from error
+            raise _SickError(f"{NO_KNOWN_OUTPUT} (first error: {_one_line(error)})") from error
         if len(group.rows) == 1:
             _reject(batch, servable.model, group.rows[0], error)
             return []

@@ -15,6 +15,7 @@ from worker.batch import Array, Lane
 from worker.encode import Encoder
 from worker.model.signature import Signature
 from worker.records import Decoder
+from worker.serving.checkup import Checkup
 from worker.serving.run_limit import RunLimit
 
 
@@ -73,6 +74,7 @@ class Servable:
     threads: int
     """Threads of the pool that it was measured with; 0 = it runs on the loop's own thread."""
     run_limit: RunLimit = field(init=False)
+    checkup: Checkup = field(init=False, default_factory=Checkup)
     item_nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +98,10 @@ class Servable:
     def label(self) -> str:
         """``name@version``."""
         return f"{self.model.name}@{self.model.version}"
+
+    @property
+    def run_items(self) -> int:
+        return self.run_limit.items
 
     @property
     def costly(self) -> bool:

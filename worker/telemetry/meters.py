@@ -66,6 +66,8 @@ class PipelineCounts:
         default_factory=lambda: {name: Histogram() for name in METRIC_STAGES}
     )
     batch_size: Histogram = field(default_factory=Histogram)
+    run_items: int = 0
+    """Most items in one model run, at the last batch; 0 before the first one."""
 
     def copy(self) -> PipelineCounts:
         return replace(
@@ -187,6 +189,7 @@ class Meters:
     def batch(self, pipeline: str, batch: Batch) -> None:
         """A batch is back from the engine: its runs are what the model saw as batches."""
         counts = self._of(pipeline)
+        counts.run_items = batch.servable.run_items
         for run in batch.runs:
             for items in run.sizes or (len(run.rows) if run.counts is None else sum(run.counts),):
                 counts.items += items

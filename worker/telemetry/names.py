@@ -52,6 +52,13 @@ ERRORS = Metric(
 ITEMS = Metric("items_total", "counter", "items", "Items the model answered.", ("pipeline",))
 BATCHES = Metric("batches_total", "counter", "batches", "Batches the model answered.", ("pipeline",))
 BATCH_SIZE = Metric("batch_size", "histogram", "items", "Items per batch.", ("pipeline",))
+RUN_ITEMS = Metric(
+    "run_items_limit",
+    "gauge",
+    "items",
+    "Most items in one model run now; below batching.max_size after the model was out of memory. Known from the first batch on.",
+    ("pipeline",),
+)
 STAGE_DURATION = Metric(
     "stage_duration_seconds",
     "histogram",
@@ -95,6 +102,7 @@ METRICS = (
     ITEMS,
     BATCHES,
     BATCH_SIZE,
+    RUN_ITEMS,
     STAGE_DURATION,
     IN_FLIGHT_BYTES,
     CONSUMER_LAG,

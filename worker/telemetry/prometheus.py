@@ -59,6 +59,8 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
         yield names.ITEMS, (pipeline,), counts.items
         yield names.BATCHES, (pipeline,), counts.batches
         yield names.BATCH_SIZE, (pipeline,), counts.batch_size
+        if counts.run_items:
+            yield names.RUN_ITEMS, (pipeline,), counts.run_items
         for stage, histogram in counts.stages_us.items():
             yield names.STAGE_DURATION, (pipeline, stage), histogram
         if counts.model:
