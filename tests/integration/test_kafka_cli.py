@@ -113,7 +113,7 @@ def test_images_are_sent_as_they_are(cluster: Cluster, run: Run, tmp_path: Path)
 
 
 def test_a_video_is_sent_frame_by_frame(cluster: Cluster, run: Run, tmp_path: Path) -> None:
-    """Each frame is one JPEG."""
+    """Each frame is one JPEG, with its number and its time in headers."""
     topic, source = cluster.topic(1), tmp_path / "film.avi"
     film = cv2.VideoWriter(str(source), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 16))
     for shade in (0, 100, 200):
@@ -127,6 +127,9 @@ def test_a_video_is_sent_frame_by_frame(cluster: Cluster, run: Run, tmp_path: Pa
     ]
     assert [frame.shape for frame in frames] == [(16, 32, 3)] * 3
     assert [round(float(frame.mean()), -1) for frame in frames] == [0, 100, 200]
+    headers = [dict(message.headers() or []) for message in read_all(cluster.bootstrap, topic)]
+    assert [header["streaminfer.frame"] for header in headers] == [b"0", b"1", b"2"]
+    assert [float(header["streaminfer.time_ms"]) for header in headers] == [0.0, 100.0, 200.0]
 
 
 def test_standard_input_goes_line_by_line(cluster: Cluster) -> None:
@@ -138,6 +141,73 @@ def test_standard_input_goes_line_by_line(cluster: Cluster) -> None:
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert sent(cluster, topic) == [(None, b"one"), (None, b"two")]
+
+
+def test_standard_input_that_ends_early_is_a_mistake(cluster: Cluster) -> None:
+    """``produce - --count 5`` with two lines sends the two, says so and exits with 2."""
+    topic = cluster.topic(1)
+    command = [sys.executable, "-m", "worker", "produce", "-", "--count", "5", "--topic", topic]
+    done = subprocess.run(
+        [*command, "--bootstrap", cluster.bootstrap], input=b"one\ntwo\n", capture_output=True, timeout=60
+    )
+    assert done.returncode == 2
+    expected = f"standard input: expected 5 records (--count), got 2; 2 records sent to {topic} before that"
+    assert expected in done.stderr.decode()
+    assert sent(cluster, topic) == [(None, b"one"), (None, b"two")]
+
+
+def test_a_bad_row_says_what_went_before(cluster: Cluster, run: Run, tmp_path: Path) -> None:
+    """A row with too few cells ends the command with its line and how many records were sent before it."""
+    topic, source = cluster.topic(1), tmp_path / "rows.csv"
+    source.write_text("a,b\n1,2\n3,4\n5\n")
+    code, out, error = run("produce", source, "--topic", topic, "--bootstrap", cluster.bootstrap)
+    assert (code, out) == (2, "")
+    assert "line 4: expected 2 cells as in the first line, found 1" in error
+    assert f"2 records sent to {topic} before that" in error
+    assert [value for _, value in sent(cluster, topic)] == [b'{"a": 1, "b": 2}', b'{"a": 3, "b": 4}']
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_a_table_may_use_other_delimiters(cluster: Cluster, run: Run, tmp_path: Path, delimiter: str) -> None:
+    """The delimiter of a table is the one that its first line has most of."""
+    topic, source = cluster.topic(1), tmp_path / "rows.csv"
+    source.write_text(f'a{delimiter}"b, c"{delimiter}d\n1{delimiter}2{delimiter}x\n')
+    code, _, _ = run("produce", source, "--topic", topic, "--bootstrap", cluster.bootstrap)
+    assert code == 0
+    assert [value for _, value in sent(cluster, topic)] == [b'{"a": 1, "b, c": 2, "d": "x"}']
+
+
+@pytest.mark.parametrize("name", ["one.json", "one.npy", "one.png"])
+def test_a_file_of_one_record_goes_as_it_is(cluster: Cluster, run: Run, tmp_path: Path, name: str) -> None:
+    """A .json, .npy or image file is one record, unchanged."""
+    topic, source = cluster.topic(1), tmp_path / name
+    source.write_bytes(b'{\n "id": 7\n}\n')
+    code, _, _ = run("produce", source, "--topic", topic, "--bootstrap", cluster.bootstrap, "--key", "name")
+    assert code == 0
+    assert sent(cluster, topic) == [(name.encode(), b'{\n "id": 7\n}\n')]
+
+
+def test_raw_sends_any_file(cluster: Cluster, run: Run, tmp_path: Path) -> None:
+    """With --raw every file of a folder, or a single one, is one record as it is."""
+    topic = cluster.topic(1)
+    for name in ("a.wav", "b.csv", "c"):
+        (tmp_path / name).write_bytes(name.encode() + b"\0\n")
+    options = ["--topic", topic, "--bootstrap", cluster.bootstrap, "--raw"]
+    assert run("produce", tmp_path, *options)[0] == 0
+    assert run("produce", tmp_path / "a.wav", *options)[0] == 0
+    expected = [b"a.wav\0\n", b"b.csv\0\n", b"c\0\n", b"a.wav\0\n"]
+    assert [value for _, value in sent(cluster, topic)] == expected
+
+
+def test_a_folder_says_what_it_leaves_out(cluster: Cluster, run: Run, tmp_path: Path) -> None:
+    """A folder's images are sent, and the files that are not are counted by their endings."""
+    topic = cluster.topic(1)
+    write_images(tmp_path, ["a.png"])
+    for name in ("b.gif", "c.gif", "notes"):
+        (tmp_path / name).write_bytes(b"?")
+    code, out, error = run("produce", tmp_path, "--topic", topic, "--bootstrap", cluster.bootstrap)
+    assert (code, out) == (0, f"1 record sent to {topic}\n")
+    assert "3 of 4 files left out (.gif 2, no ending 1); --raw sends every file as it is" in error
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_only_the_kafka_package_knows_the_kafka_client() -> None:
 def test_only_the_engines_side_knows_the_runtimes() -> None:
     """Only the engine's side and quantize import ONNX Runtime or OpenCV, which also cuts videos for produce."""
     assert importers_of("onnxruntime") <= within(*ENGINE, "quantize")
-    assert importers_of("cv2") <= within(*ENGINE, "quantize", "cli.produce")
+    assert importers_of("cv2") <= within(*ENGINE, "quantize", "cli.sources")
 
 
 def test_only_quantize_knows_onnx() -> None:

@@ -12,7 +12,7 @@ import orjson
 
 from worker.cli.connect import above_zero
 from worker.cli.main import add_set_option
-from worker.cli.produce import IMAGES, LINES, VIDEOS, opened
+from worker.cli.sources import ENDINGS, opened
 from worker.errors import ConfigError, WorkerError
 from worker.settings import PipelineSettings, Settings, load
 from worker.telemetry import logs
@@ -119,14 +119,10 @@ def _values(source: str) -> list[bytes]:
         ConfigError: it is missing, cannot be read, or holds no record.
     """
     path = Path(source)
-    if path.is_file() and path.suffix.lower() not in {*IMAGES, *VIDEOS, *LINES, ".csv"}:
-        try:
-            return [path.read_bytes()]  # such as one raw tensor, of which nothing need be known
-        except OSError as error:
-            raise ConfigError(f"--source: {path} cannot be read: {error.strerror}") from None
+    raw = path.is_file() and path.suffix.lower() not in ENDINGS  # such as one raw tensor
     values: list[bytes] = []
     size = 0
-    for item in opened(source, key=None)():
+    for item in opened(source, None, raw).read():
         values.append(item.value)
         size += len(item.value)
         if size > MOST_BYTES:

@@ -1,35 +1,24 @@
-"""``streaminfer produce``: images, a video's frames, CSV rows or lines into a topic."""
+"""``streaminfer produce``: sends images, a video's frames, rows of a table, lines or any file to a topic."""
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
-
-import orjson
 
 from worker import settings as configuration
 from worker.batch import Headers
 from worker.cli.connect import above_zero, add_property_option, at_least_one, connection, pair
 from worker.cli.main import add_set_option
+from worker.cli.sources import Item, Source, opened
 from worker.errors import ConfigError
 from worker.kafka.tools import TopicWriter
 
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-VIDEOS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mjpeg"})
-LINES = frozenset({".jsonl", ".ndjson"})
-NAME_FIELD = "name"
-"""What ``--key`` can name of an image or a frame."""
-JSON_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 PACE_S = 0.1
 """Acknowledgements are served at least this often while waiting for the next record's turn."""
 
@@ -37,26 +26,18 @@ EXAMPLE = """\
 examples:
   streaminfer produce frames/ --topic digits --bootstrap localhost:9092 --rate 20
   streaminfer produce rows.csv --topic houses --config houses.yaml --key id --header source=test
+  streaminfer produce clips/ --raw --topic clips --bootstrap localhost:9092
   cat records.jsonl | streaminfer produce - --topic houses --bootstrap localhost:9092"""
 
 
-class Item(NamedTuple):
-    """One record to send."""
-
-    value: bytes
-    key: bytes | None
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Send an image, a folder of images, a video, CSV, JSONL or standard input to a topic."
-    )
+    parser.description = "Send files, the frames of a video, rows of a table or lines of text to a topic."
     parser.epilog = EXAMPLE
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="an image, a folder of images, a video (its frames as JPEG), .csv (each row a JSON object), .jsonl "
-        "(each line as it is), or - (lines of standard input)",
+        help="an image, .npy or .json file, or a folder of them (each file one record); a video (its frames as JPEG); "
+        ".csv or .tsv (each row a JSON object); .jsonl (each line as it is); or - (lines of standard input)",
     )
     parser.add_argument("--topic", required=True)
     parser.add_argument("--bootstrap", metavar="H:P", help="the broker")
@@ -73,7 +54,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how many records; a shorter source is repeated (default: the source once)",
     )
     parser.add_argument(
-        "--key", metavar="FIELD", help="CSV column or JSON field that becomes the key; for images: name"
+        "--raw",
+        action="store_true",
+        help="send each file, or all of standard input, as one record as it is, whatever its ending is",
+    )
+    parser.add_argument(
+        "--key", metavar="FIELD", help="CSV column or JSON field that becomes the key; for a whole file: name"
     )
     parser.add_argument(
         "--header", dest="headers", metavar="K=V", action="append", default=[], help="may be repeated"
@@ -92,17 +78,27 @@ def run(args: argparse.Namespace) -> int:
     if (args.bootstrap is None) == (args.config is None):
         raise ConfigError("produce: expected one of --bootstrap and --config")
     headers: Headers = [(name, value.encode()) for name, value in (pair("--header", h) for h in args.headers)]
-    items = _repeated(opened(args.source, args.key), args.source, args.count)
-    items = chain([next(items)], items)  # what is wrong with the source is found before anyone is called
+    source = opened(args.source, args.key, args.raw)
+    items = _repeated(source, args.count)
+    items = chain([next(items)], items)  # a source that cannot be read is found before the broker is asked
     settings = configuration.load(args.config, args.overrides) if args.config is not None else None
     client = connection("streaminfer-produce", args.bootstrap, args.properties, settings)
     writer = TopicWriter(client, args.topic)
+    if source.left_out:
+        print(f"{source.name}: {source.left_out}", file=sys.stderr)
+    mistake: ConfigError | None = None
     with _progress(args.count) as show:
-        _send(writer, items, headers, args.rate, show)
+        try:
+            _send(writer, items, headers, args.rate, show)
+        except ConfigError as error:
+            mistake = error  # what was sent before it is on its way: wait for it and say how much that is
         for _left in writer.finish():
             show(writer.acknowledged)
         show(writer.acknowledged)
-    print(f"{writer.acknowledged} record{'s' * (writer.acknowledged != 1)} sent to {args.topic}")
+    sent = f"{writer.acknowledged} record{'s' * (writer.acknowledged != 1)} sent to {args.topic}"
+    if mistake is not None:
+        raise ConfigError(f"{mistake}; {sent} before that")
+    print(sent)
     return 0
 
 
@@ -121,153 +117,31 @@ def _send(
                 writer.poll(0.0)
                 show(writer.acknowledged)
                 time.sleep(min(wait_s, PACE_S))
-        writer.send(item.value, item.key, headers)
+        writer.send(item.value, item.key, [*headers, *item.headers])
         if number % 100 == 0:
             show(writer.acknowledged)
 
 
-def _repeated(read: Callable[[], Iterator[Item]], source: str, count: int | None) -> Iterator[Item]:
-    """The source once, or as often as it takes to make ``count`` records (standard input cannot be repeated)."""
+def _repeated(source: Source, count: int | None) -> Iterator[Item]:
+    """The source once, or as often as it takes to make ``count`` records.
+
+    Raises:
+        ConfigError: the source has no record; or it cannot be read again and has fewer than ``count``.
+    """
     sent = 0
     while True:
         before = sent
-        for item in read():
+        for item in source.read():
             if count is not None and sent >= count:
                 return
             yield item
             sent += 1
         if sent == 0:
-            raise ConfigError(f"{source}: expected at least one record, found none")
-        if count is None or source == "-" or sent == before:
+            raise ConfigError(f"{source.name}: expected at least one record, found none")
+        if count is None or sent in (count, before):
             return
-
-
-# -- sources -------------------------------------------------------------------------------------------------
-
-
-def opened(source: str, key: str | None) -> Callable[[], Iterator[Item]]:
-    """What reads the source from its beginning, once per call.
-
-    Raises:
-        ConfigError: it does not exist or is of no known kind. Faults inside are raised while reading.
-    """
-    if source == "-":
-        return lambda: _lines(sys.stdin.buffer, "standard input", key)
-    path = Path(source)
-    kind = path.suffix.lower()
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES)
-        if not files:
-            raise ConfigError(
-                f"{source}: expected images ({', '.join(sorted(IMAGES))}) in the folder, found none"
-            )
-        return lambda: (_image(file, key) for file in files)
-    if not path.is_file():
-        raise ConfigError(f"{source}: no such file or folder")
-    if kind in IMAGES:
-        return lambda: iter([_image(path, key)])
-    if kind in VIDEOS:
-        return lambda: _frames(path, key)
-    if kind == ".csv":
-        return lambda: _rows(path, key)
-    if kind in LINES:
-        return lambda: _lines_of_file(path, key)
-    known = ", ".join(sorted({*IMAGES, *VIDEOS, *LINES, ".csv"}))
-    raise ConfigError(f"{source}: expected a folder, - or a file that ends in one of {known}")
-
-
-def _image(path: Path, key: str | None) -> Item:
-    try:
-        return Item(path.read_bytes(), _name_key(path, key))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _frames(path: Path, key: str | None) -> Iterator[Item]:
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a file is said here, once
-    import cv2
-
-    video = cv2.VideoCapture(str(path))
-    try:
-        if not video.isOpened():
-            raise ConfigError(f"{path}: cannot be read as a video")
-        name = _name_key(path, key)
-        while True:
-            there, frame = video.read()
-            if not there:
-                return
-            _, encoded = cv2.imencode(".jpg", frame)
-            yield Item(encoded.tobytes(), name)
-    finally:
-        video.release()
-
-
-def _name_key(path: Path, key: str | None) -> bytes | None:
-    if key is None:
-        return None
-    if key != NAME_FIELD:
-        raise ConfigError(f"--key {key}: an image has no fields; expected {NAME_FIELD}, its file name")
-    return path.name.encode()
-
-
-def _rows(path: Path, key: str | None) -> Iterator[Item]:
-    """Each row as a JSON object; a cell that reads as a JSON number is that number, digit for digit."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file)
-            names = next(rows, [])
-            if key is not None and key not in names:
-                raise ConfigError(f"--key {key}: {path} has no such column; it has {', '.join(names)}")
-            labels = [json.dumps(name) for name in names]
-            for row in rows:
-                if not row:
-                    continue
-                if len(row) != len(names):
-                    raise ConfigError(
-                        f"{path} line {rows.line_num}: expected {len(names)} cells as in the first line, "
-                        f"found {len(row)}"
-                    )
-                body = ", ".join(f"{label}: {_cell(cell)}" for label, cell in zip(labels, row, strict=True))
-                yield Item(f"{{{body}}}".encode(), row[names.index(key)].encode() if key else None)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: cannot be read as CSV: {error}") from None
-
-
-def _cell(text: str) -> str:
-    text = text.strip()
-    if not text:
-        return "null"
-    return text if JSON_NUMBER.fullmatch(text) else json.dumps(text)
-
-
-def _lines_of_file(path: Path, key: str | None) -> Iterator[Item]:
-    try:
-        with path.open("rb") as file:
-            yield from _lines(file, str(path), key)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _lines(file: Iterable[bytes], name: str, key: str | None) -> Iterator[Item]:
-    """Each line as it is, without its end; empty ones are left out."""
-    for number, line in enumerate(file, 1):
-        value = line.rstrip(b"\r\n")
-        if value:
-            yield Item(value, _field(value, key, f"{name} line {number}") if key is not None else None)
-
-
-def _field(value: bytes, key: str, where: str) -> bytes | None:
-    """A field of a JSON object as text: a string as it is, null as no key, anything else as JSON."""
-    try:
-        document = orjson.loads(value)
-        found = document[key]
-    except orjson.JSONDecodeError:
-        raise ConfigError(f"{where}: --key {key} needs a JSON object, this is not JSON") from None
-    except (KeyError, TypeError, IndexError):
-        raise ConfigError(f"{where}: expected a JSON object with the field {key} (--key)") from None
-    if found is None:
-        return None
-    return found.encode() if isinstance(found, str) else orjson.dumps(found)
+        if not source.repeats:
+            raise ConfigError(f"{source.name}: expected {count} records (--count), got {sent}")
 
 
 # -- the terminal ----------------------------------------------------------------------------------------------
