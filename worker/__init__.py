@@ -17,7 +17,8 @@ import os
 # A value that the user has set stays.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+from worker.custom import batched
 from worker.errors import Reject
 
-__all__ = ["Reject", "__version__"]
+__all__ = ["Reject", "__version__", "batched"]
 __version__ = "0.1.0"

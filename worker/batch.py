@@ -7,7 +7,7 @@ outcomes. The protocols say what travels with a batch and is made elsewhere: its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -182,6 +182,9 @@ class Servable(Protocol):
         Raises:
             Reject: the record's header already says that it cannot be decoded.
         """
+
+    def fields(self, payload: bytes) -> Mapping[str, Any] | None:
+        """The named fields of a record, where its format has such; it was decoded without a fault before."""
 
     def interrupt(self) -> None:
         """Make the model runs in progress fail soon."""

@@ -22,6 +22,7 @@ from worker.encode.rows import item_spans, request_of
 from worker.errors import Rejection
 from worker.model.signature import Signature
 from worker.postprocess import ShowsOutputs, postprocess, rendering
+from worker.postprocess.item import input_items
 
 if TYPE_CHECKING:
     from worker.serving.envelope import Envelope
@@ -51,6 +52,8 @@ class JsonEncoder:
     ) -> None:
         self._envelope = envelope
         self._postprocess = postprocess(settings.postprocess, signature, labels)
+        self._takes_items: bool = getattr(self._postprocess, "takes_items", False)
+        """The postprocess is custom code that wants to know of the record behind each item."""
         model = b'"model":%b,' % orjson.dumps({"name": model_name, "version": model_version})
         self._before_prediction = b"}," + model + b'"prediction":'
         model = model.replace(b"%", b"%%")
@@ -83,6 +86,8 @@ class JsonEncoder:
         elif run.counts is not None:
             contexts = [context for context, k in zip(contexts, run.counts, strict=True) for _ in range(k)]
             count = len(contexts)
+        if self._takes_items:
+            contexts = input_items(batch, run)
         try:
             found = self._postprocess.predictions(outputs, count, contexts, run.alone)
         except Exception as error:

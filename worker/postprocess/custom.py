@@ -1,8 +1,9 @@
-"""Custom code as a postprocess: ``f({output name: array of one item}) -> JSON-able``."""
+"""Custom code as a postprocess: ``f(outputs)`` or ``f(outputs, item) -> JSON-able``, for one item or for many."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -11,8 +12,9 @@ import numpy as np
 import orjson
 
 from worker.batch import Array
-from worker.errors import Reject, Rejection
+from worker.errors import ConfigError, Reject, Rejection
 from worker.model.signature import Signature
+from worker.postprocess.item import InputItem, one_item
 from worker.settings.choice import CustomSettings
 from worker.settings.references import import_attribute
 from worker.settings.section import Section
@@ -21,31 +23,68 @@ _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
 class CustomPostprocess:
-    """Calls ``module:attribute`` once per item.
+    """Calls ``module:attribute``, once for each item, or once for all of a run where it is marked ``worker.batched``.
 
-    The arrays are without the batch dimension, whether or not the model is batchable. ``Reject`` refuses the
-    record; any other exception is a ``model_error`` of that record; a result that JSON cannot hold is one of
-    stage ``encode``; NaN or infinity anywhere in the result is ``non_finite``.
+    The arrays are without the batch dimension, whether or not the model is batchable; for a batched function the first
+    dimension counts the items. ``Reject`` refuses the record; any other exception is a ``model_error`` of that record; a
+    result that JSON cannot hold is one of stage ``encode``; NaN or infinity anywhere in the result is ``non_finite``.
+
+    Raises:
+        ConfigError: the code cannot be imported, or it takes neither one nor two arguments.
     """
 
     settings: ClassVar[type[Section]] = CustomSettings
 
     def __init__(self, settings: CustomSettings, signature: Signature, labels: Sequence[str] | None) -> None:
-        self._function: Callable[[dict[str, Array]], Any] = import_attribute(settings.code, "postprocess")
+        self._function: Callable[..., Any] = import_attribute(settings.code, "postprocess")
+        self._batched = bool(getattr(self._function, "batched", False))
+        self.takes_items = _takes_items(self._function, settings.code)
+        """Whether ``contexts`` are to be an :class:`InputItem` for each item."""
 
     def predictions(
         self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
     ) -> list[bytes | Rejection]:
+        if self._batched:
+            whole = {
+                name: one_item(values[0], alone)[np.newaxis] if alone else values
+                for name, values in outputs.items()
+            }
+            return self._together(whole, contexts)
         return [
-            self._prediction({name: _item(values[i], alone) for name, values in outputs.items()})
+            self._prediction(
+                {name: one_item(np.asarray(values[i]), alone) for name, values in outputs.items()},
+                contexts[i],
+            )
             for i in range(count)
         ]
 
-    def _prediction(self, item: dict[str, Array]) -> bytes | Rejection:
+    def _together(self, outputs: dict[str, Array], items: Sequence[InputItem]) -> list[bytes | Rejection]:
+        """The predictions of these items; where the function raises, of each half, until the guilty item stands alone."""
         try:
-            result = self._function(item)
+            results = self._function(outputs, list(items)) if self.takes_items else self._function(outputs)
+            if len(results) != len(items):
+                raise ValueError(
+                    f"the batched postprocess gave {len(results)} results for {len(items)} items"
+                )
+        except Exception as error:
+            if len(items) == 1:
+                return [Rejection.of(error, "postprocess", self._function)]
+            middle = len(items) // 2
+            head = {name: values[:middle] for name, values in outputs.items()}
+            tail = {name: values[middle:] for name, values in outputs.items()}
+            return [*self._together(head, items[:middle]), *self._together(tail, items[middle:])]
+        return [self._text(result) for result in results]
+
+    def _prediction(self, outputs: dict[str, Array], item: InputItem) -> bytes | Rejection:
+        try:
+            result = self._function(outputs, item) if self.takes_items else self._function(outputs)
         except Exception as error:
             return Rejection.of(error, "postprocess", self._function)
+        return self._text(result)
+
+    def _text(self, result: Any) -> bytes | Rejection:
+        if isinstance(result, Reject):
+            return Rejection.of(result, "postprocess", self._function)
         try:
             text = orjson.dumps(result, _jsonable, _OPTIONS)
             # orjson writes null for what JSON cannot say; look closer only where there is one.
@@ -56,10 +95,20 @@ class CustomPostprocess:
         return text
 
 
-def _item(values: Any, alone: bool) -> Array:
-    """One item's array; a model that runs records alone gives it a batch dimension of 1."""
-    array = np.asarray(values)
-    return array[0] if alone and array.ndim and len(array) == 1 else array
+def _takes_items(function: Callable[..., Any], code: str) -> bool:
+    """Whether the function wants to know of the item: a second argument without a default, or one named for it."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # some compiled functions do not say
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in positional if p.default is p.empty]
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if len(required) > 2 or not (positional or any_number):
+        raise ConfigError(
+            f"postprocess: custom code {code} takes {len(required)} arguments; expected f(outputs) or f(outputs, item)"
+        )
+    return len(required) == 2 or (len(positional) > 1 and positional[1].name in ("item", "items"))
 
 
 def _jsonable(value: Any) -> Any:

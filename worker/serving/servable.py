@@ -6,6 +6,7 @@ its runs teach (how many items fit its memory, whether it is still healthy) lies
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -109,6 +110,12 @@ class Servable:
 
     def cost(self, value: bytes) -> int:
         return self.decoder.cost(value)
+
+    def fields(self, payload: bytes) -> Mapping[str, Any] | None:
+        if not getattr(self.decoder, "has_fields", False):
+            return None
+        fields: Mapping[str, Any] = self.decoder.open(payload)  # type: ignore[attr-defined]
+        return fields
 
     def interrupt(self) -> None:
         self.model.interrupt()

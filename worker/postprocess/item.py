@@ -1,0 +1,80 @@
+"""What custom code may know of the record behind an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from worker.batch import Array, Headers
+
+if TYPE_CHECKING:
+    from worker.batch import Batch, Run
+
+
+class InputItem:
+    """One item as its decoder left it. Its values are found when they are asked for; use it during the call only.
+
+    Args:
+        row: of the batch.
+        index: which item of the row's record; None where the model is not batchable and the record is one run.
+    """
+
+    __slots__ = ("_batch", "_index", "_row")
+
+    def __init__(self, batch: Batch, row: int, index: int | None) -> None:
+        self._batch = batch
+        self._row = row
+        self._index = index
+
+    @property
+    def inputs(self) -> dict[str, Array]:
+        """The model's inputs by name, without the batch dimension, in the model's dtypes."""
+        feed, row = self._batch.feed, self._row
+        assert feed is not None
+        if feed.arrays is not None:
+            return {name: array[row] for name, array in feed.arrays.items()}
+        item = feed.items[row]
+        assert item is not None
+        if self._index is None:
+            return {name: one_item(array, alone=True) for name, array in item.arrays.items()}
+        return {name: array[self._index] if array.ndim else array for name, array in item.arrays.items()}
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of the record's first picture, upright; None where it has none."""
+        assert self._batch.feed is not None
+        geometry = self._batch.feed.contexts[self._row]
+        return (geometry.height, geometry.width) if geometry is not None else None
+
+    @property
+    def headers(self) -> Headers:
+        """The record's headers: pairs of name and bytes, or None for a header without a value."""
+        return self._batch.columns.headers[self._row] or []
+
+    @property
+    def fields(self) -> Mapping[str, Any] | None:
+        """The record's named fields, as a JSON object has them; None where its format has none. Parsed at each call."""
+        return self._batch.servable.fields(self._batch.payloads[self._row] or b"")
+
+    @property
+    def mask(self) -> Array | None:
+        """The model's input ``attention_mask``; None where it has no such input."""
+        return self.inputs.get("attention_mask")
+
+
+def input_items(batch: Batch, run: Run) -> list[InputItem]:
+    """One for each item of a run, in the order of its outputs."""
+    if run.alone:
+        return [InputItem(batch, row, None) for row in run.rows]
+    if run.counts is None:
+        return [InputItem(batch, row, 0) for row in run.rows]
+    return [
+        InputItem(batch, row, index)
+        for row, count in zip(run.rows, run.counts, strict=True)
+        for index in range(count)
+    ]
+
+
+def one_item(values: Array, alone: bool) -> Array:
+    """One item's array: the first dimension of a model that runs records alone is left out where it is 1."""
+    return values[0] if alone and values.ndim and len(values) == 1 else values
