@@ -13,7 +13,8 @@ from worker.loop.at_least_once import AtLeastOnce
 from worker.loop.caution import Caution
 from worker.loop.conductor import Conductor, Plan
 from worker.loop.delivery import Delivery
-from worker.loop.outbox import DeadLetterRate, Letterhead, Outbox
+from worker.loop.limit import DeadLetterRate
+from worker.loop.outbox import Letterhead, Outbox
 from worker.loop.window import Window
 
 COMMIT_INTERVAL_S = 0.02

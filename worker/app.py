@@ -19,7 +19,8 @@ from worker.loop.caution import Caution
 from worker.loop.conductor import Conductor, Plan
 from worker.loop.delivery import Delivery
 from worker.loop.exactly_once import ExactlyOnce
-from worker.loop.outbox import DeadLetterRate, Letterhead, Outbox
+from worker.loop.limit import DeadLetterRate
+from worker.loop.outbox import Letterhead, Outbox
 from worker.loop.pool import InlinePool, ThreadPool
 from worker.loop.tasks import spawn
 from worker.loop.window import Window

@@ -31,7 +31,7 @@ from encode_support import batch_of, encode, make_encoder
 
 from worker import native
 from worker.batch import CONTENT_LENGTH, Columns, Feed, Headers, Partition
-from worker.dead_letters.compose import CONNECT, MESSAGE_BYTES_MAX, OURS, TIMESTAMP, TRIMMED, compose
+from worker.dead_letters.compose import CONNECT, OURS, TIMESTAMP, TRIMMED, compose
 from worker.dead_letters.read import Letter, original
 from worker.encode import Encoder
 from worker.encode.json import JsonEncoder
@@ -39,6 +39,7 @@ from worker.encode.oip import OipEncoder
 from worker.errors import ConfigError, Reject, Rejection
 from worker.features.picture_header import peek
 from worker.settings import load
+from worker.text import MESSAGE_BYTES_MAX
 
 MEANT = "worker.errors.Reject"
 REASONS = {"undecodable", "invalid", "too_many_pixels"}

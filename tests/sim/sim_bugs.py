@@ -13,7 +13,7 @@ from unittest import mock
 from fakes import FakeSource, FakeTransactions
 
 from worker.batch import Batch, Partition, Span
-from worker.loop import conductor, openslab, outbox
+from worker.loop import conductor, laying, openslab, outbox
 from worker.loop.admission import Admission, Admitted
 from worker.loop.at_least_once import AtLeastOnce
 from worker.loop.caution import Caution
@@ -188,10 +188,10 @@ def dead_letter_skipped(self: Outbox, *_args: Any) -> Iterator[Any]:
     return iter(())
 
 
-_right_lay_in = outbox._lay_in
+_right_lay_in = laying.lay_in
 
 
-@replaces(outbox, "_lay_in", "DeadLettersAccountedFor")
+@replaces(laying, "lay_in", "DeadLettersAccountedFor")
 def rejection_laid_to_the_wrong_row(whole: Any, batch: Batch) -> None:
     """A row of the batch taken for a row of the slab."""
     _right_lay_in(whole, batch)

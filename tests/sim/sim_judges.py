@@ -9,9 +9,9 @@ from fakes import DEAD_LETTERS, Message
 from sim_world import LARGEST_COST, LARGEST_RECORD, Judge, Replica
 
 from worker.batch import Partition
-from worker.loop.admission import RECORD_OVERHEAD_BYTES, payload_bytes
+from worker.sizes import HELD_RECORD_BYTES, held_bytes
 
-ONE_RECORD_BYTES = LARGEST_RECORD + RECORD_OVERHEAD_BYTES + 200 + LARGEST_COST
+ONE_RECORD_BYTES = LARGEST_RECORD + HELD_RECORD_BYTES + 200 + LARGEST_COST
 Place = tuple[Partition, int]
 """An input record: partition and offset."""
 
@@ -127,10 +127,10 @@ class BytesBounded(Judge):
     def turned(self, replica: Replica) -> None:
         window = replica.window
         # one record always may come, and go; and a take counts values, not what their objects weigh
-        slack = ONE_RECORD_BYTES + self.schedule.slab_records * (RECORD_OVERHEAD_BYTES + 200)
+        slack = ONE_RECORD_BYTES + self.schedule.slab_records * (HELD_RECORD_BYTES + 200)
         if not 0 <= window.bytes <= window.limit_bytes + slack:
             raise self.broken(f"{replica.name} holds {window.bytes} bytes of {window.limit_bytes}")
-        held = sum(payload_bytes(slab.columns) for slab in window._slabs)
+        held = sum(held_bytes(slab.columns) for slab in window._slabs)
         if held > window.bytes:
             raise self.broken(f"{replica.name} holds {held} bytes of records and counts {window.bytes}")
 

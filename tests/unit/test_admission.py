@@ -7,7 +7,7 @@ from fakes import FakeRollout, columns_of
 
 from worker.batch import Columns, Headers, Partition
 from worker.errors import Reject
-from worker.loop.admission import Admission, Admitted, payload_bytes
+from worker.loop.admission import Admission, Admitted
 
 pytestmark = pytest.mark.usefixtures("both_batch_paths")
 
@@ -139,13 +139,3 @@ def test_rejections_before_decode_say_so() -> None:
     why = admitted.outcomes.rejected[0]
     assert why.stage == "decode"
     assert why.message == "the record has 2 bytes, input.max_bytes is 1"
-
-
-def test_payloads_count_keys_values_headers_and_their_objects() -> None:
-    """Longer fields cost more, byte by byte."""
-    small, large = records(b"x"), records(b"x" * 101)
-    assert payload_bytes(large) - payload_bytes(small) == 100
-    large.keys = [b"k" * 10]
-    large.headers = [[("name", b"value")]]
-    assert payload_bytes(large) - payload_bytes(small) > 100 + 10 + len("namevalue")
-    assert payload_bytes(Columns()) == 0

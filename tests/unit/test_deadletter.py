@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 
 import pytest
 from fakes import columns_of
-from hypothesis import given
-from hypothesis import strategies as st
 
 from worker.batch import Columns, Headers, Partition
-from worker.dead_letters.compose import DeadLetter, compose, one_line
+from worker.dead_letters.compose import DeadLetter, compose
 from worker.errors import Reject, Rejection
 
 
@@ -104,18 +101,6 @@ def test_a_tombstone_stays_a_tombstone() -> None:
 def test_a_record_without_a_pipeline_names_no_model() -> None:
     """The header is there and empty."""
     assert dict(letter(model=None).headers)["streaminfer.model"] == b""
-
-
-@given(st.text(max_size=3_000))
-def test_the_message_is_one_short_line(text: str) -> None:
-    """At most 1 KiB of valid UTF-8, whatever an exception says."""
-    line = one_line(text)
-    assert len(line.encode()) <= 1024
-    assert len(line.splitlines()) <= 1
-    assert not [character for character in line if unicodedata.category(character) == "Cc"]
-    if len(text.encode()) <= 1024:
-        seen = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
-        assert line.split() == seen.split()
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from fakes import FakeRollout, columns_of
 
 from worker.batch import Columns, Partition, Span
 from worker.errors import Rejection
-from worker.loop.admission import Admission, payload_bytes
+from worker.loop.admission import Admission
 from worker.loop.openslab import OpenSlab
 from worker.loop.window import Epochs, Slab
+from worker.sizes import held_bytes
 
 A, B = Partition("in", 0), Partition("in", 1)
 
@@ -47,13 +48,13 @@ def test_everything_leaves_when_it_fits(slab: OpenSlab) -> None:
     assert places(closed) == [(A, [0, 4], 5), (B, [2], 3), (A, [9], 10)]
     assert closed is not None
     assert closed.taken_ns == 5
-    assert closed.payload_bytes == payload_bytes(closed.columns)
+    assert closed.payload_bytes == held_bytes(closed.columns)
     assert len(slab) == 0
 
 
 def test_a_slab_is_cut_where_the_budget_ends(slab: OpenSlab) -> None:
     """Also within a span: what is committed behind the cut is the offset behind its last record, gaps or not."""
-    total = payload_bytes(columns_of(A, [0, 4, 9])) + payload_bytes(columns_of(B, [2]))
+    total = held_bytes(columns_of(A, [0, 4, 9])) + held_bytes(columns_of(B, [2]))
     first = close(slab, free_bytes=150)
     assert places(first) == [(A, [0], 1)]
     rest = close(slab)
@@ -96,7 +97,7 @@ def test_records_go_together_up_to_the_first_of_a_partition_under_caution(slab: 
 def test_dropped_partitions_free_their_bytes(slab: OpenSlab) -> None:
     """What is left keeps its order and its rows."""
     freed = slab.drop([A])
-    assert freed == payload_bytes(columns_of(A, [0, 4, 9]))
+    assert freed == held_bytes(columns_of(A, [0, 4, 9]))
     assert places(close(slab)) == [(B, [2], 3)]
     assert slab.drop([A]) == 0
 
@@ -114,7 +115,7 @@ def test_records_of_a_dead_epoch_are_discarded() -> None:
 
 def test_clearing_frees_all_bytes(slab: OpenSlab) -> None:
     """And the slab can be filled again."""
-    bytes_held = payload_bytes(columns_of(A, [0, 4, 9])) + payload_bytes(columns_of(B, [2]))
+    bytes_held = held_bytes(columns_of(A, [0, 4, 9])) + held_bytes(columns_of(B, [2]))
     assert slab.clear() == bytes_held
     assert len(slab) == 0
     append(slab, B, [3], now_ns=8)

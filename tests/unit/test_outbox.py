@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 from fakes import (
@@ -23,8 +26,10 @@ from hypothesis import strategies as st
 from worker.batch import Columns, Outcomes, Partition, Span
 from worker.errors import DeadLetterLimit, Rejection
 from worker.loop.admission import Admission
+from worker.loop.laying import Sheet, lay_out
+from worker.loop.limit import DeadLetterRate
 from worker.loop.openslab import OpenSlab
-from worker.loop.outbox import DeadLetterRate, Letterhead, Outbox, lay_out, tally
+from worker.loop.outbox import Letterhead, Outbox, tally
 from worker.loop.window import Epochs, Slab
 
 pytestmark = pytest.mark.usefixtures("both_batch_paths")
@@ -289,13 +294,13 @@ def test_headers_of_some_batches_are_laid_into_the_whole_slab() -> None:
     assert lay_out(slab).headers == [None, [("traceparent", b"1")], None]
 
 
-def slab_of(bad: list[bool]) -> tuple[Slab, list[Span], Outcomes]:
+def sheet_of(bad: list[bool]) -> Sheet:
     outcomes = Outcomes.empty(len(bad))
     outcomes.rejected = {
         row: Rejection("invalid", "decode", "no") for row, is_bad in enumerate(bad) if is_bad
     }
     spans = [Span(A, 0, len(bad), len(bad))] if bad else []
-    return Slab(Columns(), spans, 0, 0.0), spans, outcomes
+    return Sheet(columns_of(A, range(len(bad))), [None] * len(bad), {}, True, outcomes, spans)
 
 
 @given(
@@ -321,19 +326,68 @@ def test_the_limit_trips_at_the_exact_record(
     start = 0
     for size in [*cuts, len(bad)]:
         part = bad[start : start + size]
-        due = trips is not None and start < trips <= start + len(part)
-        if due:
-            with pytest.raises(DeadLetterLimit, match="records are dead letters"):
-                rate.check(*slab_of(part))
+        trip = rate.count(sheet_of(part))
+        if trips is not None and start < trips <= start + len(part):
+            assert trip is not None
+            assert trip.row == trips - start - 1
             return
-        rate.check(*slab_of(part))
+        assert trip is None
         start += len(part)
+
+
+def test_the_limit_can_be_off() -> None:
+    """Without a ratio no share of dead letters stops the worker."""
+    assert DeadLetterRate(None, 1_000, from_seen=1).count(sheet_of([True] * 500)) is None
+
+
+def test_the_sentence_counts_reasons_and_names_samples() -> None:
+    """It has the number of dead letters by reason and up to three of them, one of each reason first."""
+    rate = DeadLetterRate(0.5, 1_000, from_seen=4)
+    sheet = sheet_of([True] * 4)
+    sheet.outcomes.rejected[2] = Rejection("undecodable", "decode", "not\x1b[2J JSON")
+    trip = rate.count(sheet)
+    assert trip is not None
+    assert trip.sentence == (
+        "4 of the last 4 records are dead letters, dead_letter.stop_after.ratio is 0.5: "
+        "3 invalid, 1 undecodable; for example in/0/3 invalid (no), "
+        r"in/0/2 undecodable (not\x1b[2J JSON), in/0/1 invalid (no)"
+    )
 
 
 def test_nothing_of_the_slab_that_trips_the_limit_is_published() -> None:
     """A bad deploy is not bad data: the slab is read again by its successor."""
     desk = Desk(ratio=0.5)
-    with pytest.raises(DeadLetterLimit, match=r"100 of the last 100 .*the last one: invalid, bad record"):
+    with pytest.raises(
+        DeadLetterLimit,
+        match=r"100 of the last 100 .*100 invalid; for example in/0/99 invalid \(bad record\)",
+    ):
         desk.publish(desk.slab((A, [b"bad"] * 100)))
     assert desk.push() == []
     assert desk.log == []
+
+
+def test_the_work_of_publishing_batches_early_grows_with_the_rows() -> None:
+    """With ``order: none`` four times as many batches cost about four times as many steps, not sixteen times."""
+    assert _steps_of_early_batches(64) < 5 * _steps_of_early_batches(16)
+
+
+def _steps_of_early_batches(batches: int) -> int:
+    """Lines of Python executed while a slab of so many batches is published batch by batch."""
+    desk = Desk(capacity=100_000, routes=[FakeRollout(max_size=4)])
+    slab = desk.slab((A, [b"x"] * 4 * batches))
+    steps = 0
+
+    def count(_frame: FrameType, event: str, _arg: object) -> Callable[..., Any]:
+        nonlocal steps
+        steps += event == "line"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        for batch in slab.batches:
+            desk.outbox.add_batch(batch, desk.epochs)
+    finally:
+        sys.settrace(before)
+    assert slab.receipt.expected == 4 * batches
+    return steps

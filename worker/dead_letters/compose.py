@@ -15,20 +15,18 @@ from dataclasses import dataclass
 
 from worker.batch import Columns, Headers
 from worker.errors import Rejection
+from worker.sizes import wire_bytes
+from worker.text import one_line
 
 CONNECT = "__connect.errors."
 OURS = ("streaminfer.error.reason", "streaminfer.error.attempts", "streaminfer.model")
 TRIMMED = ("streaminfer.value.bytes", "streaminfer.value.sha256")
 TIMESTAMP = "streaminfer.timestamp_ms"
-MESSAGE_BYTES_MAX = 1024
 OWN_ERRORS = "worker."
 PAYLOAD = "[payload]"
 QUOTE_CHARS = 8
 """From here on a whole message that is found in the record is taken for a copy of it."""
 _QUOTED = re.compile(r"""b?'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-RECORD_OVERHEAD_BYTES = 128
-"""Batch and record framing of a message in Kafka's format v2, rounded up generously."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +89,15 @@ def compose(
     ]
     ours: Headers = [(name, text.encode()) for name, text in added.items()]
     key, value = columns.keys[row], columns.values[row]
-    if value is not None and _size(key, value, theirs + ours) > max_bytes:
+    if value is not None and wire_bytes(key, value, theirs + ours) > max_bytes:
         digest = hashlib.sha256(value).hexdigest()
         ours += [(TRIMMED[0], str(len(value)).encode()), (TRIMMED[1], digest.encode())]
         value = None
-    if _size(key, value, theirs + ours) > max_bytes:
+    if wire_bytes(key, value, theirs + ours) > max_bytes:
         theirs = []  # a letter the topic refuses would come back for ever: better one that says less
-    if _size(key, value, theirs + ours) > max_bytes:
+    if wire_bytes(key, value, theirs + ours) > max_bytes:
         key = None
     return DeadLetter(key, value, theirs + ours, timestamp_ms)
-
-
-def one_line(message: str) -> str:
-    """The message on one line, at most 1 KiB of UTF-8, cut between characters."""
-    text = " ".join(_CONTROL.sub(" ", message).split()).encode(errors="replace")
-    return text[:MESSAGE_BYTES_MAX].decode(errors="ignore")
 
 
 def _without_payload(rejection: Rejection, value: bytes | None) -> str:
@@ -128,8 +120,3 @@ def _is_in(text: str, value: bytes) -> bool:
         return shown in value or shown.decode("unicode_escape").encode("latin-1") in value
     except ValueError:
         return False
-
-
-def _size(key: bytes | None, value: bytes | None, headers: Headers) -> int:
-    framing = RECORD_OVERHEAD_BYTES + 10 * len(headers)
-    return len(value or b"") + len(key or b"") + sum(len(n) + len(v or b"") for n, v in headers) + framing

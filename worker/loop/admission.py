@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from worker.batch import Columns, Headers, Outcomes, Route, Servable, largest_bytes, total_bytes
+from worker.batch import Columns, Headers, Outcomes, Route, Servable, largest_bytes
 from worker.errors import Reject, Rejection
 
 EXPIRY_HEADER = "ce_expirytime"
-RECORD_OVERHEAD_BYTES = 512
-"""What a record's Python objects weigh beside its payload (measured: about 450 bytes without headers)."""
 
 
 class Rollout(Protocol):
@@ -184,17 +182,6 @@ class Admission:
     def _settle(self, admitted: Admitted, row: int) -> None:
         admitted.settled.add(row)
         admitted.costs[row] = 0
-
-
-def payload_bytes(columns: Columns) -> int:
-    """Bytes the records hold while they are in flight: values, keys, headers and the objects around them."""
-    total = total_bytes(columns.values) + total_bytes(columns.keys)
-    total += sum(map(_headers_bytes, filter(None, columns.headers)))
-    return total + RECORD_OVERHEAD_BYTES * len(columns)
-
-
-def _headers_bytes(headers: Headers) -> int:
-    return sum(128 + len(name) + len(value or b"") for name, value in headers)
 
 
 def _matches(when: tuple[str, bytes] | None, headers: Headers | None) -> bool:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from worker.batch import Batch, Columns, Outcomes, Partition, Route, Span, pick
 from worker.errors import Rejection
-from worker.loop.admission import Admission, Admitted, payload_bytes
+from worker.loop.admission import Admission, Admitted
 from worker.loop.window import Epochs, Slab
+from worker.sizes import held_bytes
 
 
 class OpenSlab:
@@ -42,7 +43,7 @@ class OpenSlab:
             self._spans += [
                 Span(s.partition, s.start + base, s.stop + base, s.next_offset, s.epoch) for s in spans
             ]
-        nbytes = payload_bytes(columns)
+        nbytes = held_bytes(columns)
         self._payload_bytes += nbytes
         return nbytes
 
@@ -71,7 +72,7 @@ class OpenSlab:
             stop = base + span.stop - span.start
             self._spans.append(Span(span.partition, base, stop, span.next_offset, span.epoch))
             base = stop
-        self._payload_bytes = payload_bytes(self._columns)
+        self._payload_bytes = held_bytes(self._columns)
         return before - self._payload_bytes
 
     @property
@@ -136,7 +137,7 @@ class OpenSlab:
             return slab
         head, tail = self._columns.select(range(rows)), self._columns.select(range(rows, total))
         first, rest = _split(self._spans, rows, self._columns.offsets)
-        kept = payload_bytes(tail)
+        kept = held_bytes(tail)
         slab = Slab(head, first, *taken, self._late_us[:rows], self._payload_bytes - kept)
         self._columns, self._spans, self._payload_bytes = tail, rest, kept
         self._late_us = self._late_us[rows:]
