@@ -6,8 +6,9 @@ Records come in on a topic, a model answers, predictions go out on another. The 
                     admit, bound,                   decode, infer,     outcomes   release in order,
                     pause                           finish                        acknowledge, commit
 
-``conductor.py`` is the main loop; one thread owns every Kafka handle. ``engine.py`` has never heard of Kafka.
-Custom code plugs in by ``module:attribute`` and refuses one record with :class:`Reject`.
+``loop/conductor.py`` is the main loop: one thread owns every Kafka handle. ``serving/engine.py`` knows nothing of Kafka.
+A configuration names custom code by ``module:attribute``. Custom code refuses a record with :class:`Reject`; a postprocess
+marked :func:`batched` takes many items at once.
 """
 
 import os

@@ -92,7 +92,7 @@ def test_latencies_have_at_most_three_decimals_and_add_up() -> None:
 
 
 def test_rows_of_several_partitions_name_their_own_source() -> None:
-    """Interleaved partitions and topics do not mix."""
+    """Records of interleaved partitions and topics each name their own source."""
     partitions = [Partition("digits", 0), Partition("other", 7), Partition("digits", 0)]
     outcomes = encode(make_encoder(Y), batch_of(3, partitions=partitions), scores([0, 1], [0, 1], [0, 1]))
     assert [r["id"] for r in results(outcomes)] == ["digits/0/1042", "other/7/1043", "digits/0/1044"]
@@ -114,7 +114,7 @@ def test_rows_of_several_partitions_name_their_own_source() -> None:
     ],
 )
 def test_the_id_comes_from_the_headers_where_they_have_one(headers: Any, id_: str) -> None:
-    """ce_id, else x-request-id, by exact name; empty or non-UTF-8 values are ignored; else the position."""
+    """The id is `ce_id`, else `x-request-id`, by exact name, without empty and non-UTF-8 values; else the position."""
     outcomes = encode(make_encoder(Y), batch_of(2, headers=[headers, None]), scores([0, 1], [0, 1]))
     assert [r["id"] for r in results(outcomes)] == [id_, "digits/3/1043"]
 
@@ -131,7 +131,7 @@ def test_an_id_of_the_request_wins_over_headers() -> None:
 
 
 def test_a_record_with_a_batch_dimension_gives_predictions() -> None:
-    """A list of k where the record had a batch dimension (k may be 1), one prediction where it had none."""
+    """A record with a batch dimension of k gets a list of k predictions, also for k = 1; a record without one gets one prediction."""
     batch = batch_of(3, items=[request_item(count=2), Item({}), request_item(count=1)])
     encoder = make_encoder({"y": ("float", ["N", 1])}, postprocess="regression")
     found = results(encode(encoder, batch, scores([1], [2], [3], [4])))
@@ -151,7 +151,7 @@ def test_nan_costs_one_record() -> None:
 
 
 def test_raw_gives_the_outputs_a_request_asks_for() -> None:
-    """In its order, per item; NaN in an output nobody asked for harms nothing."""
+    """A request that names outputs gets these in its order for each item, and NaN in another output rejects nothing."""
     model = {"y": ("float", ["N", 2]), "n": ("int64", ["N"])}
     outputs = {"y": np.float32([[1, 2], [3, np.nan], [5, 6]]), "n": np.arange(3)}
     items = [request_item(2, outputs=["n"]), request_item(outputs=["n", "y"])]
@@ -161,7 +161,7 @@ def test_raw_gives_the_outputs_a_request_asks_for() -> None:
 
 
 def test_nan_in_one_item_refuses_the_whole_record_and_names_the_item() -> None:
-    """A record is answered whole or not at all."""
+    """A record of which one item has no prediction is rejected whole."""
     batch = batch_of(2, items=[request_item(count=2), request_item(count=2)])
     outcomes = encode(make_encoder(Y), batch, scores([0, 1], [0, np.nan], [0, 1], [0, 1]))
     assert outcomes.bodies[0] is None
@@ -208,14 +208,14 @@ TRACED = [("traceparent", b"00-1"), ("tracestate", b"a=b"), ("x", b"1"), ("x", b
     ],
 )
 def test_headers_travel_as_configured(rule: Any, kept: Any) -> None:
-    """none, trace, all or the names given; order and repetition kept; only rows that have some."""
+    """`output.headers` copies none, the trace, all or the named headers, in order and with repetitions, for the rows that have some."""
     batch = batch_of(2, headers=[None, TRACED])
     outcomes = encode(make_encoder(Y, headers=rule), batch, scores([0, 1], [0, 1]))
     assert outcomes.headers == (None if kept is None else [None, kept])
 
 
 def test_a_binary_requests_content_length_is_never_copied() -> None:
-    """Beside a JSON result it would make a reader cut the body in two."""
+    """The content length of a request is never copied: it would make a reader cut the JSON result in two."""
     batch = batch_of(1, headers=[[("Inference-Header-Content-Length", b"10"), ("a", b"1")]])
     outcomes = encode(make_encoder(Y, headers="all"), batch, scores([0, 1]))
     assert outcomes.headers == [[("a", b"1")]]
@@ -254,7 +254,7 @@ def test_an_expired_record_can_be_published() -> None:
     ],
 )
 def test_an_error_body_names_the_request(value: bytes, headers: Any, id_: str) -> None:
-    """The id is read from a refused request where it can be, else it is the record's."""
+    """An error body has the id inside the refused request where it can be read, else the record's id."""
     batch = batch_of(1, headers=[headers], items=[None], values=[value])
     rejection = Rejection("invalid", "decode", "inputs: expected a list")
     body = make_envelope(input_format="oip", errors=True).error_body(batch.columns, 0, rejection)
@@ -262,6 +262,6 @@ def test_an_error_body_names_the_request(value: bytes, headers: Any, id_: str) -
 
 
 def test_an_error_of_any_text_can_be_published() -> None:
-    """What UTF-8 cannot hold is replaced."""
+    """An error message with characters that UTF-8 cannot encode is published with replacements."""
     rejection = Rejection("model_error", "infer", "bad \udcff name")
     assert json.loads(make_envelope().error_body(batch_of(1).columns, 0, rejection))["error"] == "bad ? name"

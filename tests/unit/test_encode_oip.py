@@ -76,7 +76,7 @@ def test_a_json_response_names_the_model_the_request_and_the_source() -> None:
 
 
 def test_records_of_different_counts_get_their_own_items() -> None:
-    """Rows of one run are cut apart by their item counts."""
+    """The outputs of one run are divided among its records by their item counts."""
     batch = batch_of(2, items=[request_item(count=1), request_item(count=2)])
     y = np.arange(6, dtype=np.float32).reshape(3, 2)
     outcomes = answer(batch, {"y": y}, {"y": MODEL["y"]})
@@ -85,7 +85,7 @@ def test_records_of_different_counts_get_their_own_items() -> None:
 
 
 def test_a_binary_response_carries_the_tensors_behind_the_json() -> None:
-    """Every output little-endian with its size; the header gives the JSON length; strings with 4-byte lengths."""
+    """Binary outputs are little-endian with their sizes, strings have 4-byte lengths, and a header gives the length of the JSON part."""
     outcomes = answer(batch_of(1, items=[request_item(count=2, binary=True)]))
     found, rest = response(outcomes, 0)
     sizes = [output["parameters"]["binary_data_size"] for output in found["outputs"]]
@@ -99,7 +99,7 @@ def test_a_binary_response_carries_the_tensors_behind_the_json() -> None:
 
 
 def test_outputs_are_chosen_ordered_and_encoded_one_by_one() -> None:
-    """`outputs` selects and orders; binary_data of an output wins over the request's."""
+    """`outputs` of a request selects and orders the outputs; `binary_data` of an output wins over the request's."""
     item = request_item(count=2, outputs=["flag", "y"], binary=True, binary_outputs={"flag": False})
     found, rest = response(answer(batch_of(1, items=[item])), 0)
     assert [(o["name"], "data" in o) for o in found["outputs"]] == [("flag", True), ("y", False)]
@@ -107,7 +107,7 @@ def test_outputs_are_chosen_ordered_and_encoded_one_by_one() -> None:
 
 
 def test_fp16_is_binary_even_in_a_json_answer() -> None:
-    """The protocol has no JSON form of FP16: that output alone becomes binary."""
+    """An FP16 output is always binary, because the protocol has no JSON form of it; the others stay JSON."""
     found, rest = response(answer(batch_of(1, items=[request_item(count=2)])), 0)
     assert [o["name"] for o in found["outputs"] if "data" not in o] == ["half"]
     assert rest == OUTPUTS["half"].tobytes()
@@ -125,7 +125,7 @@ def test_nan_is_refused_in_json_and_carried_in_binary() -> None:
 
 
 def test_nan_in_an_output_nobody_asked_for_harms_nothing() -> None:
-    """What does not go out is not checked."""
+    """NaN in an output that is not sent rejects nothing."""
     outputs = {"y": np.float32([[np.nan, 1]]), "big": np.array([7], np.uint64)}
     batch = batch_of(1, items=[request_item(outputs=["big"])])
     outcomes = answer(batch, outputs, {"y": MODEL["y"], "big": MODEL["big"]})
@@ -133,7 +133,7 @@ def test_nan_in_an_output_nobody_asked_for_harms_nothing() -> None:
 
 
 def test_a_model_that_is_not_batchable_keeps_its_shapes() -> None:
-    """The answer has the model's own shapes, rank 0 included."""
+    """The response of a model that is not batchable has the model's own shapes, rank 0 included."""
     batch = batch_of(1, items=[request_item()])
     outputs = {"y": np.float32([[1, 2], [3, 4]]), "n": np.array(5)}
     outcomes = answer(batch, outputs, {"y": MODEL["y"], "n": ("int64", [])}, batchable=False)
@@ -142,7 +142,7 @@ def test_a_model_that_is_not_batchable_keeps_its_shapes() -> None:
 
 
 def test_a_record_that_is_no_request_gets_every_output_and_its_position_as_id() -> None:
-    """Any input format can be answered in the protocol."""
+    """A record of another input format is answered in the protocol too."""
     found, _ = response(answer(batch_of(2)), 1)
     assert (found["id"], len(found["outputs"])) == ("digits/3/1043", len(MODEL))
     assert found["outputs"][0]["shape"] == [1, 2]

@@ -24,14 +24,14 @@ def load(body: bytes | None) -> Any:
 
 
 def test_a_tensor_is_the_first_outputs_item() -> None:
-    """Exactly the item's little-endian C-order bytes, and the source in a header."""
+    """A tensor result is the item's little-endian C-order bytes, with its source in a header."""
     outcomes = encode(make_encoder(Y, format="tensor"), batch_of(3), OUTPUTS)
     assert outcomes.bodies == [OUTPUTS["y"][i].astype("<f4").tobytes() for i in range(3)]
     assert outcomes.headers == [[("streaminfer.source", b"digits/3/%d" % (1042 + i))] for i in range(3)]
 
 
 def test_an_npy_result_loads_without_pickle() -> None:
-    """numpy reads it back as the same array, without the batch dimension."""
+    """NumPy reads an npy result back as the same array, without the batch dimension."""
     outcomes = encode(make_encoder(Y, format="npy"), batch_of(3), OUTPUTS)
     for i, body in enumerate(outcomes.bodies):
         np.testing.assert_array_equal(load(body), OUTPUTS["y"][i], strict=True)
@@ -53,21 +53,21 @@ def test_npy_keeps_a_batch_dimension_that_the_record_had() -> None:
 
 @pytest.mark.parametrize("whole", [np.float32([[1, 2]]), np.array(3.5)])
 def test_a_model_that_is_not_batchable_keeps_its_shape(whole: Any) -> None:
-    """The array is what the model gave, rank 0 included."""
+    """The npy result of a model that is not batchable is the array that the model gave, rank 0 included."""
     encoder = make_encoder({"y": ("float", [1, 2])}, batchable=False, format="npy")
     [body] = encode(encoder, batch_of(1), {"y": whole}, alone=True).bodies
     np.testing.assert_array_equal(load(body), whole, strict=True)
 
 
 def test_nan_and_infinity_travel_in_binary() -> None:
-    """Only JSON cannot say them."""
+    """NaN and infinity are published as they are in binary formats."""
     y = np.array([[np.nan, -np.inf]], np.float32)
     outcomes = encode(make_encoder({"y": ("float", ["N", 2])}, format="tensor"), batch_of(1), {"y": y})
     assert (outcomes.bodies, outcomes.rejected) == ([y.tobytes()], {})
 
 
 def test_a_request_chooses_the_output() -> None:
-    """The first output it names; one that holds strings refuses the record, its neighbours are answered."""
+    """A request gets the first output that it names; where that holds strings, the record is refused and the others are answered."""
     model = {**Y, "words": ("string", ["N"])}
     outputs = {**OUTPUTS, "words": np.array(["a", "b", "c"], object)}
     items = [request_item(), request_item(outputs=["other", "y"]), request_item(outputs=["words"])]
@@ -82,13 +82,13 @@ def test_a_request_chooses_the_output() -> None:
 
 
 def test_headers_none_means_none() -> None:
-    """Not even the source is added."""
+    """With `output.headers: none` a result has no header, not even its source."""
     outcomes = encode(make_encoder(Y, format="tensor", headers="none"), batch_of(3), OUTPUTS)
     assert outcomes.headers is None
 
 
 def test_the_source_header_is_not_doubled_by_a_copied_one() -> None:
-    """A chained worker's source is replaced by this one's."""
+    """The source header of a record that another worker published is replaced."""
     batch = batch_of(1, headers=[[("streaminfer.source", b"a/0/1"), ("a", b"1")]])
     outcomes = encode(make_encoder(Y, format="npy", headers="all"), batch, {"y": OUTPUTS["y"][:1]})
     assert outcomes.headers == [[("streaminfer.source", b"digits/3/1042"), ("a", b"1")]]

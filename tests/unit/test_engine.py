@@ -157,7 +157,7 @@ def rejections(batch: Batch) -> dict[int, tuple[str, str]]:
 
 
 def test_a_batch_is_one_run() -> None:
-    """And every record gets its own answer."""
+    """The records of a batch share one model run, and every record gets its own answer."""
     model = Model()
     batch = process(servable(model), "1", "2", "3")
     assert bodies(batch) == ["[2.0]", "[4.0]", "[6.0]"]
@@ -166,7 +166,7 @@ def test_a_batch_is_one_run() -> None:
 
 
 def test_a_record_that_cannot_be_decoded_is_left_out_of_the_run() -> None:
-    """It alone is rejected, by its own reason."""
+    """A record that cannot be decoded is rejected with its own reason, and the model never sees it."""
     model = Model()
     batch = process(servable(model), "1", "bad", "3")
     assert bodies(batch) == ["[2.0]", None, "[6.0]"]
@@ -175,14 +175,14 @@ def test_a_record_that_cannot_be_decoded_is_left_out_of_the_run() -> None:
 
 
 def test_nothing_runs_when_nothing_could_be_decoded() -> None:
-    """An empty run would be the model's problem."""
+    """A batch without any decoded record does not run the model."""
     model = Model()
     assert set(rejections(process(servable(model), "bad", "bad"))) == {0, 1}
     assert model.asked == []
 
 
 def test_a_model_that_is_not_batchable_runs_every_record_alone() -> None:
-    """Its output stays whole."""
+    """A model that is not batchable runs once for each record, and its output is kept whole."""
     model = Model(batchable=False)
     batch = process(servable(model), "1", "2")
     assert model.asked == [[1], [2]]
@@ -191,7 +191,7 @@ def test_a_model_that_is_not_batchable_runs_every_record_alone() -> None:
 
 
 def test_a_fixed_batch_is_padded_and_cut() -> None:
-    """The model sees its own batch size, the record only its own answer."""
+    """A model of fixed batch size gets a padded batch, and the padding is cut from the answer."""
     model = Model(batchable=False, fixed_batch=4)
     batch = process(servable(model), "5")
     assert model.asked == [[5, 0, 0, 0]]
@@ -199,7 +199,7 @@ def test_a_fixed_batch_is_padded_and_cut() -> None:
 
 
 def test_records_of_several_items_share_runs_up_to_the_limit() -> None:
-    """In order, whole records only, at most `max_size` items together; a larger record runs alone."""
+    """Runs hold whole records in order and at most `max_size` items; a record with more items runs alone."""
     model = Model()
     batch = process(servable(model, fixed=False, max_size=4), "2x10", "1", "5x20", "3x30")
     assert model.asked == [[10, 11, 1], [20, 21, 22, 23, 24], [30, 31, 32]]
@@ -208,7 +208,7 @@ def test_records_of_several_items_share_runs_up_to_the_limit() -> None:
 
 
 def test_records_of_different_shapes_do_not_share_a_run() -> None:
-    """Each shape has its own; every record its own answer."""
+    """Records of different item shapes go into different runs, and every record gets its own answer."""
     model = Model()
     batch = process(servable(model, fixed=False), "w2:1", "w3:2", "w2:3")
     assert sorted(model.asked) == [[1, 3], [2]]
@@ -218,7 +218,7 @@ def test_records_of_different_shapes_do_not_share_a_run() -> None:
 @pytest.mark.parametrize("fixed", [True, False])
 @pytest.mark.parametrize("guilty", [0, 31, 63])
 def test_the_record_that_makes_the_model_fail_is_found(fixed: bool, guilty: int) -> None:
-    """One of 64 is rejected with the model's own error; 63 are answered, in a logarithmic number of runs."""
+    """One guilty record of 64 is rejected with the error of the model; 63 are answered, in a logarithmic number of runs."""
     model = Model()
     model.poison = float(guilty)
     batch = process(servable(model, fixed), *map(str, range(64)))
@@ -298,7 +298,7 @@ def test_a_checkup_that_was_interrupted_is_tried_once_more() -> None:
     ],
 )
 def test_out_of_memory_is_told_by_its_words(words: str) -> None:
-    """What ONNX Runtime, CUDA and its libraries say; the batch is halved, nobody is blamed."""
+    """The out-of-memory messages of ONNX Runtime, CUDA and its libraries halve the batch, and no record is rejected."""
     model = Model()
     model.rows_max, model.no_memory = 4, words
     double = servable(model)
@@ -336,7 +336,7 @@ def test_the_full_size_is_tried_again_after_many_good_batches() -> None:
 
 
 def test_outputs_that_do_not_follow_the_batch_are_the_models_error() -> None:
-    """No record gets its neighbour's answer: alone each may still be answered, or is rejected by itself."""
+    """When the outputs do not follow the batch, no record gets the answer of another: each is answered alone, or rejected."""
     model = Model()
     model.answer = lambda x: x[:1]
     assert bodies(process(servable(model), "1", "2", "3")) == ["[1.0]", "[2.0]", "[3.0]"]
@@ -345,7 +345,7 @@ def test_outputs_that_do_not_follow_the_batch_are_the_models_error() -> None:
 
 
 def test_the_first_answered_record_becomes_the_canary_where_there_is_none() -> None:
-    """Exactly as the model got it, once."""
+    """Where there is no canary, the first answered record becomes it, exactly as the model got it, and only once."""
     model = Model(batchable=False)
     model.needs_canary = True
     process(servable(model), "7", "8")
@@ -353,7 +353,7 @@ def test_the_first_answered_record_becomes_the_canary_where_there_is_none() -> N
 
 
 def test_stage_times_add_up() -> None:
-    """`total` is the exact sum; the one stage across two clocks is never negative and 0 where nobody knows."""
+    """`total` is the exact sum of the stages; `broker` is never negative, and 0 where the timestamp is not known."""
     columns = columns_of(Partition("in", 0), range(3), [b"1", b"2", b"3"])
     columns.timestamps_ms = [999_000, 1_001_000, 0]
     batch = batch_for(servable(Model()), columns)
@@ -370,7 +370,7 @@ def test_stage_times_add_up() -> None:
 
 
 def test_a_record_taken_later_than_its_slab_counts_from_its_own_take() -> None:
-    """What it spent with the broker is `broker`, and `queue` is the rest; the sum is what passed."""
+    """For a record taken later than its slab, `broker` ends and `queue` begins with its own take; their sum is the time that passed."""
     columns = columns_of(Partition("in", 0), range(3), [b"1", b"bad", b"3"])
     columns.timestamps_ms = [999_990, 999_990, 999_996]
     taken_ns = time.monotonic_ns() - 10_000_000
@@ -386,7 +386,7 @@ def test_a_record_taken_later_than_its_slab_counts_from_its_own_take() -> None:
 
 
 def test_a_finished_batch_holds_no_tensors() -> None:
-    """What is left are the bodies."""
+    """A finished batch holds bodies and no tensors."""
     batch = process(servable(Model()), "1")
     assert batch.feed is not None
     assert batch.feed.arrays is None

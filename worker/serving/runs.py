@@ -1,0 +1,159 @@
+"""Which rows of a batch run together, what a run is fed, and how runs become one again for encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from worker.batch import Array, Batch, Feed, Item, Run
+from worker.serving.servable import Model, Servable
+
+MERGE_BYTES = 4 << 20
+"""Outputs of several runs are put together for encoding up to this size."""
+
+
+@dataclass(slots=True)
+class Group:
+    """Rows that go into one model run, and how to put any part of them together."""
+
+    rows: Sequence[int]
+    alone: bool
+    items: list[Item] | None = None
+    """One per row where shapes are not fixed; None = the rows of the batch's arrays."""
+
+    def part(self, start: int, stop: int) -> Group:
+        items = self.items[start:stop] if self.items is not None else None
+        return Group(self.rows[start:stop], self.alone, items)
+
+    @property
+    def counts(self) -> list[int] | None:
+        """Items per row; None where each is one."""
+        if self.items is None or all(item.single for item in self.items):
+            return None
+        return [item.count for item in self.items]
+
+    @property
+    def item_count(self) -> int:
+        return sum(item.count for item in self.items) if self.items is not None else len(self.rows)
+
+
+def groups(batch: Batch, servable: Servable) -> Iterator[Group]:
+    """The batch's good rows as model runs: together where the model allows it, else one by one."""
+    feed = batch.feed
+    assert feed is not None
+    rows: Sequence[int] = range(len(batch))
+    if feed.rejected:
+        rows = [row for row in rows if row not in feed.rejected]
+    if not rows:
+        return
+    if not servable.model.signature.batchable:
+        for row in rows:
+            yield Group([row], True, None if feed.arrays is not None else _items(feed, [row]))
+    elif feed.arrays is not None:
+        while rows:  # the limit may change between two runs: no row behind it may be skipped
+            limit = servable.run_limit.items
+            yield Group(rows[:limit], False)
+            rows = rows[limit:]
+    else:
+        yield from _by_shape(feed, rows, servable.run_limit.items)
+
+
+def _by_shape(feed: Feed, rows: Iterable[int], limit: int) -> Iterator[Group]:
+    """Rows of the same item shape together, at most ``limit`` items; a record of more runs alone."""
+    gathered: dict[tuple[object, ...], tuple[list[int], list[Item]]] = {}
+    counts: dict[tuple[object, ...], int] = {}
+    for row in rows:
+        item = feed.items[row]
+        assert item is not None
+        shape = tuple((name, array.shape[1:]) for name, array in item.arrays.items())
+        before = counts.get(shape, 0)
+        if before and before + item.count > limit:
+            yield Group(gathered[shape][0], False, gathered[shape][1])
+            before = 0
+        if not before:
+            gathered[shape] = [], []
+        counts[shape] = before + item.count
+        ours, items = gathered[shape]
+        ours.append(row)
+        items.append(item)
+    for ours, items in gathered.values():
+        yield Group(ours, False, items)
+
+
+def _items(feed: Feed, rows: Sequence[int]) -> list[Item]:
+    return [item for row in rows if (item := feed.items[row]) is not None]
+
+
+def feeds(batch: Batch, model: Model, group: Group) -> dict[str, Array]:
+    """What one run gets, the batch dimension included."""
+    feed = batch.feed
+    assert feed is not None
+    if group.items is None:
+        assert feed.arrays is not None
+        found = {name: take_rows(array, group.rows) for name, array in feed.arrays.items()}
+    elif len(group.items) == 1:
+        found = dict(group.items[0].arrays)
+    else:
+        names = group.items[0].arrays
+        found = {name: np.concatenate([item.arrays[name] for item in group.items]) for name in names}
+    if group.alone:
+        for spec in model.signature.inputs:
+            if not spec.shape and group.items is None:
+                found[spec.name] = found[spec.name].reshape(())
+            elif model.fixed_batch and len(found[spec.name]) < model.fixed_batch:
+                found[spec.name] = _padded(found[spec.name], model.fixed_batch)
+    return found
+
+
+def take_rows(array: Array, rows: Sequence[int]) -> Array:
+    """Rows of a buffer; a view where they stand together."""
+    if isinstance(rows, range) or rows[-1] - rows[0] == len(rows) - 1:
+        return array[rows[0] : rows[-1] + 1]
+    return array[list(rows)]
+
+
+def _padded(array: Array, size: int) -> Array:
+    padded = np.zeros((size, *array.shape[1:]), array.dtype)
+    if array.dtype == object:
+        padded[:] = ""
+    padded[: len(array)] = array
+    return padded
+
+
+def merged(runs: list[Run]) -> list[Run]:
+    """Runs over plain rows as one, where their outputs fit together: encoding costs by the run as much as by the row.
+
+    The stages of all its rows are then those of the whole: from the first run's start to the last one's end.
+    """
+    first = runs[0]
+    alike = all(
+        not run.alone and run.counts is None and _item_shapes(run) == _item_shapes(first) for run in runs
+    )
+    if not alike or sum(o.nbytes for run in runs for o in run.outputs.values()) > MERGE_BYTES:
+        return runs
+    return [
+        Run(
+            _chained([run.rows for run in runs]),
+            {name: np.concatenate([run.outputs[name] for run in runs]) for name in first.outputs},
+            started_ns=first.started_ns,
+            ended_ns=runs[-1].ended_ns,
+            sizes=[len(run.rows) for run in runs],
+        )
+    ]
+
+
+def _item_shapes(run: Run) -> list[tuple[int, ...]]:
+    return [output.shape[1:] for output in run.outputs.values()]
+
+
+def _chained(parts: list[Sequence[int]]) -> Sequence[int]:
+    """Rows one after the other; a range where they are consecutive."""
+    if all(isinstance(part, range) and part.step == 1 for part in parts) and all(
+        before[-1] + 1 == after[0] for before, after in pairwise(parts)
+    ):
+        return range(parts[0][0], parts[-1][-1] + 1)
+    rows = [row for part in parts for row in part]
+    return range(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
