@@ -1,19 +1,19 @@
 """``python -m worker`` is the ``streaminfer`` command."""
 
 import atexit
-import os
 import sys
 import threading
 from contextlib import suppress
 
 from worker.cli.main import main as run
+from worker.process.leaving import leave
 
 
 def main() -> int:
     """The command as a process of its own; returns its exit code, where it returns.
 
-    A thread that is still inside a client's call, which may never come back, is not waited for. The interpreter would
-    tear it out of there as it ends, and C++ ends the process with a signal then: so the process ends first.
+    A daemon thread may still be inside a call of a client that never returns, so nobody waits for it. If the
+    interpreter shut down around it, C++ would end the process with a signal: the process ends before that.
     """
     code = run()
     others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
@@ -22,10 +22,9 @@ def main() -> int:
             thread.join()
     if any(thread.is_alive() for thread in others):
         atexit._run_exitfuncs()  # of everybody: a load generator's process is ended there, too
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, AttributeError):  # closed from the start: None
             sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+        leave(code)
     return code
 
 

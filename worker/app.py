@@ -25,6 +25,7 @@ from worker.loop.pool import InlinePool, ThreadPool
 from worker.loop.tasks import spawn
 from worker.loop.window import Window
 from worker.process import runtime
+from worker.process.leaving import leave
 from worker.process.rounds import Chore, Rounds, every
 from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Progress, Standstill, Watchdog
 from worker.serving.engine import Engine
@@ -218,7 +219,7 @@ class App:
             Standstill(limits.stall_s, lambda: conductor.turned_ns, awake).stuck,
             progress.stuck,
         ]
-        self._watchdog = Watchdog(checks, self._vitals.state, log.error, awake)
+        self._watchdog = Watchdog(checks, self._vitals.state, log.error, logs.say, awake, leave)
 
     # -- see worker.process.run.Worker -----------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ FAMILIES = {
     "transactions",
     "rewinds",
     "model_info",
+    "log_lines_dropped",
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -36,13 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code. A user's mistake is one sentence on standard error."""
     try:
         code = _dispatch(sys.argv[1:] if argv is None else list(argv))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may be closed from the start
+            sys.stdout.flush()
         return code
     except WorkerError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        if not _nobody_reads_stdout():
+            return _report_bug(error)
         # Whoever read our output has seen enough. The interpreter flushes once more at exit: give it somewhere to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -103,15 +107,26 @@ def _dispatch(argv: list[str]) -> int:
     return int(command.run(arguments))
 
 
+def _nobody_reads_stdout() -> bool:
+    """Whether standard output is a pipe or a socket whose other end is closed."""
+    if sys.stdout is None:
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
 def _fail(sentence: str, exit_code: int) -> int:
     from worker.telemetry import logs
 
-    print(f"streaminfer: {' '.join(logs.redact(sentence).split())}", file=sys.stderr)
+    logs.ensure_configured()
+    logs.say(f"streaminfer: {' '.join(sentence.split())}")
     return exit_code
 
 
 def _report_bug(error: Exception) -> int:
     from worker.telemetry import logs
 
+    logs.ensure_configured()
     logs.get(__name__).error("bug", exc_info=error)
     return _fail(f"a bug: {type(error).__name__}: {error}", WorkerError.exit_code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from worker.errors import WorkerError
 from worker.process import runtime
+from worker.process.leaving import leave
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -89,7 +89,7 @@ class Stop:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.asked:
-            os._exit(128 + number)
+            leave(128 + number)
         self.asked = True
         if self.requested is not None:
             self.requested()

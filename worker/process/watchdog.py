@@ -1,15 +1,14 @@
 """The last resort: a thread that ends the process when it is stuck and cannot know it itself.
 
-It dumps the stacks of all threads and one JSON line of state, then leaves by ``os._exit``: whatever is stuck would
-hold up any gentler end. A restarted process reads again from the last commit.
+It logs its state and the stacks of all threads, then ends the process at once: whatever is stuck would hold up any
+gentler end. A restarted process reads again from the last commit.
 """
 
 from __future__ import annotations
 
-import faulthandler
-import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,8 +48,10 @@ class Watchdog:
 
     Args:
         state: what to put on the JSON line: everything the process knows of itself.
+        report: logs an event with fields.
+        say: shows the user one sentence.
         clock: what the checks measure by.
-        leave: ends the process; given by tests.
+        leave: ends the process with an exit code.
     """
 
     def __init__(
@@ -58,14 +59,16 @@ class Watchdog:
         checks: Sequence[Check],
         state: Callable[[], dict[str, Any]],
         report: Callable[..., Any],
+        say: Callable[[str], Any],
         clock: AwakeClock,
-        leave: Callable[[int], Any] = os._exit,
+        leave: Callable[[int], Any],
         tick_s: float = TICK_S,
     ) -> None:
         self._checks = checks
         self._clock = clock
         self._state = state
         self._report = report
+        self._say = say
         self._leave = leave
         self._tick_s = tick_s
         self._closing = threading.Event()
@@ -85,14 +88,28 @@ class Watchdog:
                     return
 
     def _end(self, why: str) -> None:
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         try:
             state = self._state()
         except Exception as error:  # the state is a help; without it the process must end all the same
             state = {"unknown": str(error)}
-        self._report("stuck", reason=why, state=state)
-        print(f"streaminfer: {why}", file=sys.stderr, flush=True)
+        self._report("stuck", reason=why, state=state, stacks=_stacks())
+        self._say(f"streaminfer: {why}")
         self._leave(Stalled.exit_code)
+
+
+def _stacks() -> dict[str, list[str]]:
+    """Where each thread is, innermost call last.
+
+    Python's own frames, not ``faulthandler``: that writes to standard error while it holds the interpreter lock, and
+    a log pipe that nobody reads would then stop the whole process, this thread included.
+    """
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return {
+        f"{names.get(ident, '?')} ({ident})": [
+            f"{call.filename}:{call.lineno} in {call.name}" for call in traceback.extract_stack(frame)
+        ]
+        for ident, frame in sys._current_frames().items()
+    }
 
 
 class Standstill:

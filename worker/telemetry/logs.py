@@ -1,7 +1,8 @@
 """Logs: standard error only, readable on a terminal and JSON lines otherwise, never with a secret in them.
 
 ``LOG_FORMAT=json|console`` and ``LOG_LEVEL`` override; ``NO_COLOR`` is honoured. Log per batch or per event,
-never per record: a line costs as much as decoding one.
+never per record: a line costs as much as decoding one. A line that cannot be written is dropped and counted; see
+:mod:`worker.telemetry.lines`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from typing import Any, TextIO
 
 import structlog
 
 from worker.errors import ConfigError
+from worker.telemetry.lines import LineWriter
 
 HIDDEN = "***"
 
@@ -45,12 +49,13 @@ def configure(
     Raises:
         ConfigError: LOG_FORMAT or LOG_LEVEL is unknown.
     """
-    global _redactor
+    global _redactor, _configured
     stream = sys.stderr if stream is None else stream
     least = getattr(logging, _choice(environ, "LOG_LEVEL", _LEVELS, level).upper())
-    log_format = _choice(environ, "LOG_FORMAT", ("json", "console"), "console" if stream.isatty() else "json")
-    colors = stream.isatty() and not environ.get("NO_COLOR")
-    _redactor = Redactor(secrets)
+    terminal = stream is not None and stream.isatty()
+    log_format = _choice(environ, "LOG_FORMAT", ("json", "console"), "console" if terminal else "json")
+    colors = terminal and not environ.get("NO_COLOR")
+    _redactor = Redactor([*secrets, *_secret_arguments(sys.argv)])
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -60,11 +65,38 @@ def configure(
             structlog.dev.ConsoleRenderer(colors=colors) if log_format == "console" else _json_line,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(least),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=lambda *_: _Out(stream),
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(handlers=[_ToStructlog()], level=least, force=True)
     logging.captureWarnings(True)
+    threading.excepthook = _log_dead_thread
+    _configured = True
+
+
+def ensure_configured() -> None:
+    """Set logging up if `configure` was not called yet, whatever the environment says: for a failure at the start.
+
+    structlog by itself would print the local variables of every frame, passwords among them.
+    """
+    if not _configured:
+        configure(environ={})
+
+
+def say(sentence: str) -> None:
+    """One line for the user on standard error, in order with the log; secrets hidden. Never waits, never raises."""
+    _Out(sys.stderr).msg(redact(sentence))
+
+
+def flush(within_s: float = 1.0) -> None:
+    """Before the process ends: wait for the lines that are not written yet, for so long at most."""
+    if _writer is not None:
+        _writer.flush(within_s)
+
+
+def dropped_lines() -> int:
+    """Lines that could not be written, since the start of the process."""
+    return _writer.dropped if _writer is not None else 0
 
 
 def redact(text: str) -> str:
@@ -105,6 +137,25 @@ class Redactor:
                 return self.text(str(value))
 
 
+class _Out:
+    """Where lines go: the process's own standard error by its writer, any other stream directly."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        if self._stream is None:
+            return  # the process was started without a standard error
+        writer = _writer_of(self._stream)
+        if writer is not None:
+            writer.put(line + "\n")
+            return
+        with suppress(OSError, ValueError):
+            print(line, file=self._stream, flush=True)
+
+    log = debug = info = warn = warning = error = critical = fatal = failure = exception = msg
+
+
 class _ToStructlog(logging.Handler):
     """Hands the standard library's records to structlog, so that there is one way out."""
 
@@ -114,6 +165,39 @@ class _ToStructlog(logging.Handler):
 
 
 _redactor = Redactor()
+_configured = False
+_writer: LineWriter | None = None
+_writers_lock = threading.Lock()
+
+
+def _writer_of(stream: TextIO) -> LineWriter | None:
+    """The one writer of the process's standard error; None for a stream of a test."""
+    global _writer
+    if stream is not sys.__stderr__:
+        return None
+    with _writers_lock:
+        if _writer is None:
+            _writer = LineWriter(stream.fileno(), on_recovery=_tell_of_dropped)
+    return _writer
+
+
+def _tell_of_dropped(lines: int) -> None:
+    get(__name__).warning("log lines were dropped", lines=lines)
+
+
+def _log_dead_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is SystemExit:
+        return
+    name = args.thread.name if args.thread else "?"
+    get(__name__).error("a thread died", thread=name, exc_info=args.exc_value)
+
+
+def _secret_arguments(argv: Sequence[str]) -> Iterator[str]:
+    """Values on the command line whose name says that they are secret: ``--set kafka.sasl.password=...``."""
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if equals and _names_a_secret(name):
+            yield value
 
 
 def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:

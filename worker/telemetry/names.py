@@ -93,6 +93,12 @@ REWINDS = Metric(
 MODEL_INFO = Metric(
     "model_info", "gauge", "", "Always 1: the model in use.", ("pipeline", "name", "version", "provider")
 )
+LOG_LINES_DROPPED = Metric(
+    "log_lines_dropped_total",
+    "counter",
+    "lines",
+    "Log lines that were lost because standard error could not take them: nobody reads the pipe, or the disk is full.",
+)
 
 METRICS = (
     RECORDS_IN,
@@ -110,4 +116,5 @@ METRICS = (
     TRANSACTIONS,
     REWINDS,
     MODEL_INFO,
+    LOG_LINES_DROPPED,
 )

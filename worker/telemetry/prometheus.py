@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from worker.telemetry import names
+from worker.telemetry import logs, names
 from worker.telemetry.histogram import BATCH_EDGES, LATENCY_EDGES_US, Histogram
 from worker.telemetry.meters import Snapshot
 
@@ -74,6 +74,7 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
         yield names.TRANSACTIONS, (result,), transactions
     for cause, rewinds in snapshot.rewinds.items():
         yield names.REWINDS, (cause,), rewinds
+    yield names.LOG_LINES_DROPPED, (), logs.dropped_lines()
 
 
 def _family(metric: names.Metric) -> Family:
