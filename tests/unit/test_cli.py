@@ -166,23 +166,40 @@ def test_a_worker_that_has_not_begun_leaves_with_0(blocked: set[signal.Signals],
         (StartError("no broker"), 3),
         (SickModel("it forgot"), 7),
         (KeyboardInterrupt(), 130),
-        (BrokenPipeError(), 0),
     ],
 )
 def test_errors_become_exit_codes(
     error: BaseException,
     code: int,
     command: Any,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """An error ends the process with its code and at most its own sentence."""
-    monkeypatch.setattr(cli.os, "dup2", lambda *_: None)
-    monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
     command(raising(error))
     assert cli.main(["check"]) == code
     shown = capsys.readouterr().err
     assert shown == (f"streaminfer: {error}\n" if str(error) else "")
+
+
+@pytest.mark.parametrize(("stdout_is_read", "code"), [(True, 1), (False, 0)])
+def test_only_a_reader_of_standard_output_may_have_seen_enough(stdout_is_read: bool, code: int) -> None:
+    """A broken pipe is exit 0 when nobody reads standard output any more; any other broken pipe is a failure."""
+    script = (
+        "import sys, worker.cli.main as cli\n"
+        "def run(argv): raise BrokenPipeError\n"
+        "cli._dispatch = run\n"
+        "sys.exit(cli.main([]))"
+    )
+    reader, writer = os.pipe()
+    if not stdout_is_read:
+        os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=writer, stderr=subprocess.DEVNULL, timeout=60
+    )
+    os.close(writer)
+    if stdout_is_read:
+        os.close(reader)
+    assert done.returncode == code
 
 
 def test_a_bug_is_one_line_and_a_traceback_in_the_log(
