@@ -7,6 +7,7 @@ never per record: a line costs as much as decoding one. A line that cannot be wr
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -178,6 +179,7 @@ def _writer_of(stream: TextIO) -> LineWriter | None:
     with _writers_lock:
         if _writer is None:
             _writer = LineWriter(stream.fileno(), on_recovery=_tell_of_dropped)
+            atexit.register(flush)
     return _writer
 
 
