@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -225,11 +225,12 @@ class FakeSource:
     def __init__(self, kafka: FakeKafka, who: Any = None, rng: Random | None = None) -> None:
         self.fatal: str | None = None
         self.kicked = False
-        self.paused = False
+        self.paused: set[str] = set()
+        """Topics that are not fetched."""
         self.refuse_commits = False
         self.fuse: Callable[[str], None] = never
         self.who = who
-        self._kafka = kafka
+        self.kafka = kafka
         self._rng = rng
         self._listener: Any = None
         self._next: dict[Partition, int] = {}
@@ -252,35 +253,35 @@ class FakeSource:
 
     def subscribe(self, listener: Any) -> None:
         self._listener = listener
-        self._kafka.members.append(self)
+        self.kafka.members.append(self)
 
     def take(self, timeout_s: float, most: int, wanted_bytes: int) -> tuple[Columns, list[Span]]:
         self.fuse("take")
         self._serve()
         columns, spans = self._fetch(most, wanted_bytes)
         if not spans:
-            self._kafka.clock.advance(timeout_s)
+            self.kafka.clock.advance(timeout_s)
         else:
-            self._kafka.witness.took(self.who, columns)
+            self.kafka.witness.took(self.who, columns)
         return columns, spans
 
-    def pause_all(self) -> None:
-        self.paused = True
+    def pause(self, topics: Iterable[str]) -> None:
+        self.paused.update(topics)
 
-    def resume_all(self) -> None:
-        self.paused = False
+    def resume(self, topics: Iterable[str]) -> None:
+        self.paused.difference_update(topics)
 
     def seek(self, positions: dict[Partition, int]) -> None:
-        self._kafka.witness.sought(self.who, positions)
+        self.kafka.witness.sought(self.who, positions)
         for partition, offset in positions.items():
             if partition in self._next:
                 self._next[partition] = self._index(partition, offset)
 
     def close(self, timeout_s: float) -> None:
         self.fuse("close")
-        self._kafka.witness.left(self.who, self.assignment)
+        self.kafka.witness.left(self.who, self.assignment)
         self._next.clear()
-        self._kafka.leave(self)
+        self.kafka.leave(self)
 
     def commit(
         self,
@@ -289,7 +290,7 @@ class FakeSource:
         metadata: dict[Partition, str] | None = None,
     ) -> dict[Partition, int]:
         if positions:
-            self._kafka.witness.committing(self.who, positions)
+            self.kafka.witness.committing(self.who, positions)
             notes = metadata or {}
             self._commits.append({p: (offset, notes.get(p, "")) for p, offset in positions.items()})
         self.fuse("commit")
@@ -313,28 +314,28 @@ class FakeSource:
         if self.kicked:
             self._lose()
         if mine := [p for p in self.assignment if self._must_go(p)]:
-            self._kafka.witness.revoking(self.who, mine)
+            self.kafka.witness.revoking(self.who, mine)
             try:
                 self._listener.on_revoke(mine)
             finally:
                 self._forget(mine)
-        if self in self._kafka.to_give_up:
-            self._kafka.to_give_up.remove(self)
-        if not self._kafka.to_give_up:
+        if self in self.kafka.to_give_up:
+            self.kafka.to_give_up.remove(self)
+        if not self.kafka.to_give_up:
             self._receive()
 
     def _must_go(self, partition: Partition) -> bool:
-        return self in self._kafka.to_give_up or self._kafka.target.get(partition) is not self
+        return self in self.kafka.to_give_up or self.kafka.target.get(partition) is not self
 
     def _lose(self) -> None:
         """We were out of the group for a while; join again."""
         self.kicked = False
         self.membership += 1
-        self._kafka.members.append(self)
+        self.kafka.members.append(self)
         self._commits.clear()  # of a membership that is over
         if lost := self.assignment:
-            self._kafka.witness.lost(self.who, lost)
-            self._kafka.witness.left(self.who, lost)
+            self.kafka.witness.lost(self.who, lost)
+            self.kafka.witness.left(self.who, lost)
             try:
                 self._listener.on_lost(lost)
             finally:
@@ -342,17 +343,17 @@ class FakeSource:
                 self._began.clear()
 
     def _forget(self, partitions: list[Partition]) -> None:
-        self._kafka.witness.left(self.who, partitions)
+        self.kafka.witness.left(self.who, partitions)
         for partition in partitions:
             self._next.pop(partition, None)
             self._began.pop(partition, None)
-            self._kafka.owner.pop(partition, None)
+            self.kafka.owner.pop(partition, None)
         for positions in self._commits:
             for partition in partitions:
                 positions.pop(partition, None)
 
     def _receive(self) -> None:
-        kafka = self._kafka
+        kafka = self.kafka
         new = [p for p, member in kafka.target.items() if member is self and p not in kafka.owner]
         if new:
             for partition in new:
@@ -366,20 +367,22 @@ class FakeSource:
     def _land_commits(self) -> None:
         while self._commits:
             positions = self._commits.popleft()
-            if self._kafka.up and not self.kicked and not self.refuse_commits:
+            if self.kafka.up and not self.kicked and not self.refuse_commits:
                 for partition, (offset, note) in positions.items():
-                    self._kafka.committed[partition] = self._confirmed[partition] = offset
-                    self._kafka.notes[partition] = note
+                    self.kafka.committed[partition] = self._confirmed[partition] = offset
+                    self.kafka.notes[partition] = note
 
     # -- records -----------------------------------------------------------------------------------------
 
     def _fetch(self, most: int, wanted_bytes: int) -> tuple[Columns, list[Span]]:
         """Any records that are there, per partition consecutive; at least one, however large."""
         columns, spans, held = Columns(), [], 0
-        if self.paused or not self._kafka.up:
+        if not self.kafka.up:
             return columns, spans
         for partition in self._in_any_order():
-            log, index = self._kafka.logs[partition], self._next[partition]
+            if partition.topic in self.paused:
+                continue
+            log, index = self.kafka.logs[partition], self._next[partition]
             start, limit = len(columns), self._some(most - len(columns))
             while index < len(log) and len(columns) - start < limit:
                 record = log[index]
@@ -407,7 +410,7 @@ class FakeSource:
         return self._rng is None or self._rng.random() < 0.5
 
     def _index(self, partition: Partition, offset: int) -> int:
-        return bisect_left(self._kafka.logs[partition], offset, key=lambda record: record.offset)
+        return bisect_left(self.kafka.logs[partition], offset, key=lambda record: record.offset)
 
 
 def _put(columns: Columns, record: Record) -> None:
@@ -617,9 +620,11 @@ class FakePool:
     def outstanding(self) -> int:
         return len(self.held) + len(self._back)
 
-    @property
-    def free(self) -> bool:
-        return self.outstanding < self.capacity
+    def free(self, lanes: Collection[Lane]) -> bool:
+        """Each lane has a capacity of its own, so that one that is stuck does not take the others' slots."""
+        there = [*self.held, *(back.batch for back in self._back)]
+        held = [batch.servable.lane for batch in there]
+        return all(held.count(lane) < self.capacity for lane in lanes)
 
     def submit(self, batch: Batch) -> None:
         self.held.append(batch)
@@ -719,11 +724,14 @@ class FakeRollout:
         output_partition: PartitionMode = "key",
         errors: bool = False,
         scratch: Callable[[bytes], int] = lambda value: 0,
+        slab_records: int | None = None,
+        max_wait_s: float = 0.005,
     ) -> None:
         destination = Destination(output_topic, output_partition, errors)
-        self.route = FakeRoute(name, topics, when, max_bytes, tombstone, destination)
-        lane = Lane(name)
-        self.stable = FakeServable(name, max_size, max_size, item_nbytes, costly, scratch, lane)
+        self.route = FakeRoute(name, topics, when, max_bytes, tombstone, destination, max_wait_s)
+        self.stable = FakeServable(
+            name, max_size, slab_records or max_size, item_nbytes, costly, scratch, Lane(name)
+        )
 
     def choose(self) -> FakeServable:
         return self.stable

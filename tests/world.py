@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fakes import DEAD_LETTERS, FakeClock, FakeMeters, FakePool, FakeRollout, FakeSink, FakeSource, NullLog
 
+from worker.loop.accounts import Accounts
 from worker.loop.admission import Admission
 from worker.loop.at_least_once import AtLeastOnce
+from worker.loop.budget import Budget
 from worker.loop.caution import Caution
-from worker.loop.conductor import Conductor, Plan
+from worker.loop.conductor import Conductor
 from worker.loop.delivery import Delivery
+from worker.loop.intake import Intake, groups
+from worker.loop.isolation import Isolation
 from worker.loop.limit import DeadLetterRate
+from worker.loop.membership import Parts
 from worker.loop.outbox import Letterhead, Outbox
 from worker.loop.window import Window
 
@@ -25,8 +29,6 @@ class Figures:
     """The settings of one replica; every default is a calm one."""
 
     name: str = "worker"
-    slab_records: int = 4
-    max_wait_s: float = 0.005
     limit_bytes: int = 1_000_000
     drain_s: float = 1.0
     revoke_s: float = 0.5
@@ -43,6 +45,8 @@ class World:
 
     conductor: Conductor
     window: Window
+    budget: Budget
+    intakes: list[Intake]
     outbox: Outbox
     source: FakeSource
     sink: FakeSink
@@ -67,38 +71,37 @@ def make_loop(
         make_delivery: gives the delivery guarantee; at least once with a short commit interval unless given.
         cpu_ns: the CPU clock of the process, read once per slab.
     """
-    window, meters, log = Window(figures.limit_bytes), FakeMeters(), NullLog()
-    caution = Caution(2 * figures.slab_records, figures.max_crashes)
+    meters, log, window = FakeMeters(), NullLog(), Window()
+    parted = groups(rollouts)
+    budget = Budget(figures.limit_bytes, len(parted))
+    intakes = [
+        Intake(
+            Admission(group, None, figures.expired, figures.limit_bytes),
+            share,
+            alone=len(parted) == 1,
+            clock_ns=clock,
+            cpu_ns=cpu_ns,
+        )
+        for group, share in zip(parted, budget.shares, strict=True)
+    ]
+    reach = {topic: 2 * intake.slab_records for intake in intakes for topic in intake.topics}
+    caution = Caution(reach, figures.max_crashes)
     outbox = Outbox(
         sink, Letterhead(DEAD_LETTERS, "client", figures.name), DeadLetterRate(figures.ratio, 1_000)
     )
     if make_delivery is None:
-        delivery: Any = AtLeastOnce(source, sink, COMMIT_INTERVAL_S, clock, caution.metadata)
+        delivery: Delivery = AtLeastOnce(source, sink, COMMIT_INTERVAL_S, clock, caution.metadata)
     else:
         delivery = make_delivery(caution)
+    isolation, accounts = Isolation(caution, source, window), Accounts([meters], figures.name, clock)
+    parts = Parts(source, intakes, budget, window, outbox, sink, delivery, isolation, accounts, log, clock)
     conductor = Conductor(
-        Plan(
-            figures.name,
-            figures.slab_records,
-            figures.max_wait_s,
-            figures.drain_s,
-            figures.revoke_s,
-            record_nbytes=max(rollout.stable.item_nbytes for rollout in rollouts),
-            ordered=figures.ordered,
-        ),
-        source,
+        parts,
         pool,
-        window,
-        Admission(rollouts, None, figures.expired, figures.limit_bytes),
-        outbox,
-        sink,
-        delivery,
-        meters,
-        log,
-        caution,
-        clock,
+        figures.drain_s,
+        figures.revoke_s,
+        figures.ordered,
         clock.wall_ms,
-        sleep=clock.advance,
-        cpu_ns=cpu_ns,
+        clock.advance,
     )
-    return World(conductor, window, outbox, source, sink, pool, meters, log)
+    return World(conductor, window, budget, intakes, outbox, source, sink, pool, meters, log)

@@ -13,15 +13,20 @@ from collections.abc import Callable
 
 from worker import __version__, native
 from worker.batch import Batch
+from worker.loop.accounts import Accounts
 from worker.loop.admission import Admission
 from worker.loop.at_least_once import AtLeastOnce
+from worker.loop.budget import Budget
 from worker.loop.caution import Caution
-from worker.loop.conductor import Conductor, Plan
+from worker.loop.conductor import Conductor
 from worker.loop.delivery import Delivery
 from worker.loop.exactly_once import ExactlyOnce
+from worker.loop.intake import Intake, groups
+from worker.loop.isolation import Isolation
 from worker.loop.limit import DeadLetterRate
+from worker.loop.membership import Parts
 from worker.loop.outbox import Letterhead, Outbox
-from worker.loop.pool import InlinePool, ThreadPool
+from worker.loop.pool import InlinePool, Mailbox, ThreadPool
 from worker.loop.tasks import spawn
 from worker.loop.window import Window
 from worker.process import runtime
@@ -124,42 +129,41 @@ class App:
     def _build_loop(self, rollouts: list[Rollout]) -> None:
         settings, limits = self._settings, self._settings.limits
         servables = [rollout.choose() for rollout in rollouts]
-        threads = max(servable.threads for servable in servables)
-        slab_records = max(servable.slab_records for servable in servables)
-        engine = Engine()
-        self._pool = (
-            ThreadPool(
-                engine,
-                threads,
-                max(servable.lane.runs for servable in servables),
-                max(servable.lane.ahead for servable in servables),
+        threads, lanes = max(servable.threads for servable in servables), [s.lane for s in servables]
+        engine, mailbox = Engine(), Mailbox()
+        self._pool = ThreadPool(engine, threads, lanes, mailbox) if threads else InlinePool(engine, mailbox)
+        budget, window = Budget(limits.in_flight_bytes, len(parted := groups(rollouts))), Window()
+        intakes = [
+            Intake(
+                Admission(group, limits.max_age_ms, limits.expired, limits.in_flight_bytes),
+                share,
+                alone=len(parted) == 1,
             )
-            if threads
-            else InlinePool(engine)
-        )
+            for group, share in zip(parted, budget.shares, strict=True)
+        ]
         # an upper bound of the records of one partition that a dying process had in flight
-        caution = Caution(2 * slab_records, settings.dead_letter.max_crashes)
-        self._conductor = Conductor(
-            Plan(
-                settings.name,
-                slab_records,
-                min(rollout.route.max_wait_s for rollout in rollouts),
-                limits.drain_s,
-                limits.revoke_s,
-                max(servable.item_nbytes for servable in servables),
-                # a transaction holds whole slabs: publishing parts of one early gains nothing
-                ordered=settings.order == "partition" or settings.delivery == "exactly_once",
-            ),
+        reach = {topic: 2 * intake.slab_records for intake in intakes for topic in intake.topics}
+        caution = Caution(reach, settings.dead_letter.max_crashes)
+        parts = Parts(
             self._source,
-            self._pool,
-            Window(limits.in_flight_bytes),
-            Admission(rollouts, limits.max_age_ms, limits.expired, limits.in_flight_bytes),
+            intakes,
+            budget,
+            window,
             self._outbox(),
             self._sink,
             self._delivery(caution),
-            self._meters,
+            Isolation(caution, self._source, window),
+            Accounts([self._meters], settings.name),
             log,
-            caution,
+            time.monotonic_ns,
+        )
+        self._conductor = Conductor(
+            parts,
+            self._pool,
+            limits.drain_s,
+            limits.revoke_s,
+            # a transaction holds whole slabs: publishing parts of one early gains nothing
+            ordered=settings.order == "partition" or settings.delivery == "exactly_once",
             on_turn=self._rounds(),
         )
 
@@ -245,7 +249,7 @@ class App:
 
     def give_up(self) -> None:
         """Leave the consumer group without a drain."""
-        self._conductor.close(2.0)
+        self._conductor.membership.leave(2.0)
 
     def close(self) -> None:
         """Report the last numbers and close the clients, within a few seconds whatever the brokers do."""

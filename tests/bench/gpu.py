@@ -33,7 +33,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from stage import Broker, embedded_broker
 
 from worker.batch import Batch, Columns, Partition
-from worker.loop.pool import ThreadPool
+from worker.loop.pool import Mailbox, ThreadPool
 from worker.model.session import Model, load
 from worker.serving.engine import Engine
 from worker.serving.load import load as load_rollouts
@@ -136,7 +136,7 @@ class Bench:
         rollout = load_rollouts(load_settings(self._config("localhost:1")))["gpu"]
         servable = rollout.choose()
         threads = max(servable.threads, 1)
-        pool = ThreadPool(Engine(), threads, servable.lane.runs, servable.lane.ahead)
+        pool = ThreadPool(Engine(), threads, [servable.lane], Mailbox())
         values = [frame.tobytes() for frame in self.frames]
         done, finished = 0, []
         with Busy() as busy:

@@ -53,8 +53,8 @@ def frame(value, headers):
 WORKER = "from worker.__main__ import main; import sys; sys.exit(main())"
 BROKEN = f"""
 import worker.app
-from worker.loop.window import Window
-worker.app.Window = lambda limit_bytes: Window(1 << 40)  # planted: the budget is not looked at
+from worker.loop.budget import Budget
+worker.app.Budget = lambda limit_bytes, shares: Budget(1 << 40, shares)  # planted: the budget is not looked at
 {WORKER}
 """
 

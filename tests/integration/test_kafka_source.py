@@ -93,9 +93,9 @@ def test_a_take_is_bounded_in_records_and_bytes(cluster: Cluster, read: Callable
     topic = cluster.topic(1)
     cluster.produce(topic, [{"value": bytes(10_000)} for _ in range(100)])
     got = read(topic)
-    got.source.pause_all()
+    got.source.pause([topic])
     got.join()
-    got.source.resume_all()
+    got.source.resume([topic])
     while not got.source.take(0.1, 1, 1)[1]:
         pass
     for most, wanted_bytes, allowed in ((5, 1 << 20, 5), (100, 30_000, 3), (100, 1, 1)):
@@ -205,12 +205,12 @@ def test_nothing_comes_while_paused_and_nothing_is_lost(
     cluster.fill(topic, 2, each=50)
     got = read(topic)
     got.take_until(lambda: len(got.columns), "the first record")
-    got.source.pause_all()
+    got.source.pause([topic])
     paused_at = len(got.columns)
     for _ in range(5):
         got.take(0.05)
     assert len(got.columns) == paused_at
-    got.source.resume_all()
+    got.source.resume([topic])
     got.take_records(100)
     assert got.by_partition() == {n: [b"%d/%d" % (n, i) for i in range(50)] for n in range(2)}
 
@@ -220,12 +220,12 @@ def test_partitions_assigned_while_paused_stay_paused(cluster: Cluster, read: Ca
     topic = cluster.topic(1)
     cluster.fill(topic, 1, each=5)
     got = read(topic)
-    got.source.pause_all()
+    got.source.pause([topic])
     got.join()
     for _ in range(5):
         got.take(0.05)
     assert not got.columns.values
-    got.source.resume_all()
+    got.source.resume([topic])
     got.take_records(5)
 
 
@@ -290,7 +290,7 @@ def test_a_partition_that_left_while_paused_is_read_when_it_comes_back(
     topic, group = cluster.topic(2), unique("group")
     first = read(topic, group=group, kafka=PROTOCOLS[protocol])
     first.take_until(lambda: len(first.source.assignment()) == 2, "both partitions")
-    first.source.pause_all()
+    first.source.pause([topic])
 
     second = read(topic, group=group, kafka=PROTOCOLS[protocol])
 
@@ -299,7 +299,7 @@ def test_a_partition_that_left_while_paused_is_read_when_it_comes_back(
         return len(first.source.assignment()) == len(second.source.assignment()) == 1
 
     second.take_until(shared, "an even share")
-    first.source.resume_all()
+    first.source.resume([topic])
     second.source.close(10.0)
     first.take_until(lambda: len(first.source.assignment()) == 2, "both partitions again")
     cluster.fill(topic, 2, each=5)

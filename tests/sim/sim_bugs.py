@@ -1,28 +1,36 @@
-"""Planted bugs: one method of the loop replaced by one that is wrong in a way such loops have been wrong.
+"""Planted bugs: one noun of the loop is wrong in a way such loops have been wrong.
 
-A judge that lets them pass proves nothing when it lets the loop itself pass.
+A judge that lets them pass proves nothing when it lets the loop itself pass. A bug replaces a public method of a noun,
+or puts a wrong noun in the place of the right one where a replica is put together (``world``). So the list says what
+each noun is there for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from fakes import FakeSource, FakeTransactions
+import world
+from fakes import DEAD_LETTERS, FakeSink, FakeSource, FakeTransactions
 
 from worker.batch import Batch, Partition, Span
-from worker.loop import conductor, laying, openslab, outbox
-from worker.loop.admission import Admission, Admitted
+from worker.loop import laying
+from worker.loop.accounts import Accounts
+from worker.loop.admission import Admission
 from worker.loop.at_least_once import AtLeastOnce
+from worker.loop.budget import Claim
 from worker.loop.caution import Caution
 from worker.loop.conductor import Conductor
+from worker.loop.epochs import Epochs
 from worker.loop.exactly_once import ExactlyOnce
+from worker.loop.intake import Intake
 from worker.loop.openslab import OpenSlab
-from worker.loop.outbox import Outbox, Tally
 from worker.loop.receipt import Receipt
-from worker.loop.window import Epochs, Slab, Window
+from worker.loop.slab import Slab
+from worker.loop.window import Window
 from worker.sending import Sending
 
 
@@ -32,7 +40,7 @@ class Bug:
 
     owner: Any
     name: str
-    wrong: Callable[..., Any]
+    wrong: Any
     caught_by: frozenset[str]
     where: dict[str, Any]
     """What a schedule has to be like for the bug to show often enough."""
@@ -44,11 +52,12 @@ class Bug:
 BUGS: dict[str, Bug] = {}
 
 
-def replaces(
-    owner: Any, name: str, *caught_by: str, **where: Any
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def plant(wrong: Callable[..., Any]) -> Callable[..., Any]:
-        BUGS[wrong.__name__.strip("_")] = Bug(owner, name, wrong, frozenset(caught_by), where)
+def replaces(owner: Any, name: str, *caught_by: str, **where: Any) -> Callable[[Any], Any]:
+    """The decorated function or class is what stands in the place of ``owner.name``."""
+
+    def plant(wrong: Any) -> Any:
+        there = property(wrong) if isinstance(vars(owner).get(name), property) else wrong
+        BUGS[wrong.__name__] = Bug(owner, name, there, frozenset(caught_by), where)
         return wrong
 
     return plant
@@ -57,34 +66,64 @@ def replaces(
 # -- positions and commits ------------------------------------------------------------------------------
 
 
-@replaces(Window, "settle", "NothingCommittedEarly")
-def position_of_the_last_settled_slab(self: Window, slab: Slab) -> None:
+class _HastyWindow(Window):
+    """Moves positions to the end of whatever slab it is told of, whether or not an earlier one is on its way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reached: dict[Partition, int] = {}
+
+    def reach(self, slab: Slab) -> None:
+        for partition, end in slab.turn.ends.items():
+            self._reached[partition] = max(end, self._reached.get(partition, 0))
+
+    def committable(self) -> dict[Partition, int]:
+        hasty = {p: n for p, n in self._reached.items() if p in self.owned and n > (self.position(p) or 0)}
+        return super().committable() | hasty
+
+
+@replaces(world, "Window", "NothingCommittedEarly")
+class PositionOfTheLastAcknowledgedSlab(_HastyWindow):
     """Acknowledgements come in any order; an earlier slab is still on its way."""
-    self._slabs.discard(slab)
-    for partition, end in slab.ends.items():
-        self._positions[partition] = max(end, self._positions.get(partition, 0))
-        if not any(other in self._slabs for other in self._unsettled[partition]):
-            del self._unsettled[partition]
+
+    def acknowledged(self, slab: Slab) -> None:
+        self.reach(slab)
+        super().acknowledged(slab)
 
 
-@replaces(Window, "committable", "NothingCommittedEarly")
-def position_of_the_last_released_slab(self: Window) -> dict[Partition, int]:
+@replaces(world, "Window", "NothingCommittedEarly")
+class PositionOfTheLastReleasedSlab(_HastyWindow):
     """Handed to the producer is not acknowledged."""
-    return {p: line[-1].ends[p] for p, line in self._unsettled.items()} | self._positions
+
+    def releasable(self) -> Slab | None:
+        slab = super().releasable()
+        if slab is not None:
+            self.reach(slab)
+        return slab
+
+
+_committable = Window.committable
 
 
 @replaces(Window, "committable", "Progress")
 def commit_the_last_offset_instead_of_the_next(self: Window) -> dict[Partition, int]:
-    return {p: n - 1 for p, n in self._positions.items() if self._committed.get(p) != n - 1}
+    """The committed position is the next one to read."""
+    return {p: n - 1 for p, n in _committable(self).items() if self.committed_position(p) != n - 1}
 
 
-_on_lost = Conductor.on_lost
+@replaces(world, "Conductor", "OnlyTheOwner")
+class CommitWhenPartitionsAreLost(Conductor):
+    """Lost partitions have another owner."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        on_lost = self.membership.on_lost
 
-@replaces(Conductor, "on_lost", "OnlyTheOwner")
-def commit_when_partitions_are_lost(self: Conductor, partitions: list[Partition]) -> None:
-    self.commit(wait=True)
-    _on_lost(self, partitions)
+        def commit_first(partitions: list[Partition]) -> None:
+            self.commit(wait=True)
+            on_lost(partitions)
+
+        self.membership.on_lost = commit_first  # type: ignore[method-assign]
 
 
 @replaces(FakeSource, "starts", "NothingCommittedEarly")
@@ -94,27 +133,28 @@ def hand_over_at_the_position_of_the_reader(
     """Read is not done."""
     found = {}
     for partition in partitions:
-        log, index = self._kafka.logs[partition], self._next[partition]
+        log, index = self.kafka.logs[partition], self.records_read(partition)
         found[partition] = log[index - 1].offset + 1 if index else 0, ""
     return found
 
 
-@replaces(AtLeastOnce, "acknowledged", "NothingCommittedEarly")
-def settle_whatever_the_report_says(self: AtLeastOnce) -> list[Slab]:
+_on_delivery = AtLeastOnce.on_delivery
+
+
+@replaces(AtLeastOnce, "on_delivery", "NothingCommittedEarly")
+def failure_counts_as_delivery(self: AtLeastOnce, slab: Slab) -> Callable[..., None]:
     """A failed delivery completes its slab as a successful one does."""
-    settled, self._done[:] = self._done[:], []
-    self._pending -= len(settled)
-    return settled
+    told = _on_delivery(self, slab)
+    return lambda _error, message, rows=1: told(None, message, rows)
 
 
-_right_acknowledge = Receipt.acknowledge
+_acknowledge = Receipt.acknowledge
 
 
 @replaces(Receipt, "acknowledge", "NothingCommittedEarly")
 def acknowledgement_counted_twice(self: Receipt, outputs: int) -> bool:
     """One report is taken for two outputs."""
-    left = self.unanswered
-    return left > 0 and _right_acknowledge(self, min(2 * outputs, left))
+    return _acknowledge(self, min(2 * outputs, self.unanswered))
 
 
 # -- order and epochs -----------------------------------------------------------------------------------
@@ -122,13 +162,18 @@ def acknowledgement_counted_twice(self: Receipt, outputs: int) -> bool:
 
 @replaces(Epochs, "current", "OnlyTheOwner", "InOrder", "NothingCommittedEarly")
 def epoch_ignored(self: Epochs, span: Span) -> bool:
+    """A result of an earlier epoch is taken for one of now."""
     return True
 
 
 @replaces(Window, "rewind", "InOrder", "NothingCommittedEarly")
 def rewind_keeps_the_work_in_flight(self: Window, truth: Any = None) -> dict[Partition, int]:
-    """Results of before the rewind come out beside those of after."""
-    return {p: self._positions.get(p, self._started[p]) for p in self.owned if p in self._started}
+    """Results from before the rewind come out beside those from after it."""
+    found = {}
+    for partition in self.owned:
+        with suppress(KeyError):  # nothing was taken from it
+            found[partition] = self.resume_at(partition)
+    return found
 
 
 _seek = FakeSource.seek
@@ -136,19 +181,18 @@ _seek = FakeSource.seek
 
 @replaces(FakeSource, "seek", "NothingCommittedEarly")
 def rewind_without_seek(self: FakeSource, positions: dict[Partition, int]) -> None:
+    """What was given up is never read again."""
     _seek(self, {})
 
 
-@replaces(Window, "_consider", "InOrder", "NoBug")
-def release_as_batches_come_back(self: Window, slab: Slab) -> None:
+_admit = Window.admit
+
+
+@replaces(Window, "admit", "InOrder", "NoBug")
+def turn_that_waits_for_nobody(self: Window, slab: Slab) -> None:
     """First come, first published."""
-    if slab.waiting_for == 0 and slab not in self._ready:
-        for partition in slab.ends:
-            line = self._unreleased[partition]
-            line.remove(slab)
-            line.appendleft(slab)
-        slab.blocked_by = 0
-        self._ready.append(slab)
+    _admit(self, slab)
+    slab.turn.blocked_by = 0
 
 
 @replaces(Sending, "advance", "InOrder")
@@ -156,76 +200,100 @@ def partial_send_starts_again(self: Sending, rows: int) -> None:
     """The rows the producer has taken are handed over once more."""
 
 
-_right_push = Outbox.push
-
-
-@replaces(Outbox, "push", "OnlyTheOwner")
-def outputs_kept_back_go_out_after_a_loss(self: Outbox, on_delivery: Callable[[Slab], Any]) -> list[Slab]:
+@replaces(world, "Window", "OnlyTheOwner")
+class TurnThatForgetsNoPartition(Window):
     """A partition that was taken away while the producer's queue was full is published all the same."""
-    taken_away = []
-    for slab, sending in self._queue:
-        if sending.source not in slab.ends:
-            slab.ends[sending.source] = 0
-            taken_away.append((slab, sending.source))
-    try:
-        return _right_push(self, on_delivery)
-    finally:
-        for slab, partition in taken_away:
-            slab.ends.pop(partition, None)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._admitted: list[Slab] = []
+
+    def admit(self, slab: Slab) -> None:
+        self._admitted.append(slab)
+        super().admit(slab)
+
+    def revoke(self, partitions: Iterable[Partition]) -> None:
+        before = [(slab, dict(slab.turn.ends)) for slab in self._admitted]
+        super().revoke(partitions)
+        for slab, ends in before:
+            slab.turn.ends.update(ends)
 
 
 # -- records that need no model, dead letters, counters --------------------------------------------------
 
 
-@replaces(Admission, "_bury", "NothingCommittedEarly")
-def tombstone_left_out(self: Admission, admitted: Admitted, _columns: Any, row: int, _route: Any) -> None:
-    admitted.outcomes.dropped.add(row)
-    self._settle(admitted, row)
+_admitted = Admission.admit
 
 
-@replaces(Outbox, "_dead_letter", "NothingCommittedEarly", "NothingLost")
-def dead_letter_skipped(self: Outbox, *_args: Any) -> Iterator[Any]:
-    return iter(())
+@replaces(Admission, "admit", "NothingCommittedEarly")
+def tombstone_left_out(self: Admission, columns: Any, now_ms: float) -> Any:
+    """A tombstone that should be passed on is dropped."""
+    admitted = _admitted(self, columns, now_ms)
+    for row in admitted.decided:
+        route = admitted.routes[row]
+        if columns.values[row] is None and route is not None and row not in admitted.outcomes.rejected:
+            admitted.outcomes.dropped.add(row)
+    return admitted
 
 
-_right_lay_in = laying.lay_in
+_send = FakeSink.send
 
 
-@replaces(laying, "lay_in", "DeadLettersAccountedFor")
-def rejection_laid_to_the_wrong_row(whole: Any, batch: Batch) -> None:
-    """A row of the batch taken for a row of the slab."""
-    _right_lay_in(whole, batch)
-    assert batch.outcomes is not None
-    for index, rejection in batch.outcomes.rejected.items():
-        whole.rejected.pop(batch.rows[index], None)
-        whole.rejected[index] = rejection
+@replaces(FakeSink, "send", "NothingCommittedEarly", "NothingLost")
+def dead_letters_skipped(self: FakeSink, sending: Sending, on_delivery: Any) -> int:
+    """The record is answered for, and there is nothing to show for it."""
+    if sending.topic != DEAD_LETTERS:
+        return _send(self, sending, on_delivery)
+    if on_delivery is not None:
+        on_delivery(None, None, len(sending))
+    return len(sending)
 
 
-_right_tally = outbox.tally
+_lay_out = laying.lay_out
 
 
-@replaces(conductor, "tally", "CountersReconcile")
-def what_was_lost_counts_as_answered(slab: Slab, spans: list[Span], worker_name: str) -> Tally:
-    return _right_tally(slab, slab.spans, worker_name)
+@replaces(laying, "lay_out", "DeadLettersAccountedFor")
+def rejection_laid_to_the_wrong_row(slab: Slab) -> Any:
+    """A row of the batch is taken for a row of the slab."""
+    whole = _lay_out(slab)
+    for batch in slab.batches:
+        assert batch.outcomes is not None
+        for index, rejection in [*batch.outcomes.rejected.items()]:
+            whole.rejected.pop(batch.rows[index], None)
+            whole.rejected[index] = rejection
+    return whole
+
+
+class _Always(Epochs):
+    def current(self, span: Span) -> bool:
+        return True
+
+
+@replaces(world, "Accounts", "CountersReconcile")
+class WhatWasLostCountsAsAnswered(Accounts):
+    """Records that another process answers are counted here too."""
+
+    def ended(self, slab: Slab, epochs: Epochs) -> None:
+        super().ended(slab, _Always())
 
 
 # -- exactly once ---------------------------------------------------------------------------------------
 
 
 @replaces(
-    ExactlyOnce, "commit", "NothingDoubled", exactly_once=True, ordered=True, capacity=3, slab_records=16
+    Receipt,
+    "handed_over",
+    "NothingCommittedEarly",
+    "NothingLost",
+    "NothingDoubled",
+    exactly_once=True,
+    ordered=True,
+    capacity=3,
+    slab_records=16,
 )
-def committed_beside_half_a_slab(self: ExactlyOnce, window: Window, wait: bool) -> list[Slab]:
-    if self._undoing is not None:
-        return []
-    if self._committing is not None:
-        self._done += self._conclude()
-    self._refuse_lost()
-    if self._slabs:
-        self._start(window)
-        if wait:
-            self._done += self._conclude()
-    return self._report()
+def half_a_slab_counts_as_handed_over(self: Receipt) -> bool:
+    """Its position is committed in a transaction that holds only some of its outputs."""
+    return self.planned and (self.taken > 0 or not self.expected)
 
 
 @replaces(ExactlyOnce, "lost", "NothingDoubled")
@@ -235,22 +303,22 @@ def outputs_of_lost_partitions_stay_in_the_transaction(
     """Their positions are another's to commit, and these outputs with them."""
 
 
-_right_recovered = ExactlyOnce.recovered
+_rewind = Window.rewind
 
 
-@replaces(ExactlyOnce, "recovered", "NothingDoubled")
-def unknown_outcome_taken_for_an_abort(self: ExactlyOnce, window: Window) -> dict[Partition, int] | None:
-    ours = {partition: window.position(partition) for partition in window.owned}
-    with mock.patch.object(self._transactions, "committed", return_value=ours):
-        return _right_recovered(self, window)
+@replaces(Window, "rewind", "NothingDoubled", exactly_once=True)
+def unknown_outcome_taken_for_an_abort(self: Window, truth: Any = None) -> dict[Partition, int]:
+    """Our own positions are believed where only the broker knows."""
+    return _rewind(self)
 
 
 @replaces(FakeTransactions, "abort", "NothingDoubled", "DeadLettersAccountedFor")
 def abort_keeps_the_outputs(self: FakeTransactions) -> None:
+    """The next commit makes them visible."""
     self._sink.doomed, self._open = False, False
 
 
-_right_commit = FakeTransactions.commit
+_commit = FakeTransactions.commit
 
 
 @replaces(FakeTransactions, "commit", "NothingDoubled", "NothingLost", exactly_once=True)
@@ -258,17 +326,28 @@ def group_asked_for_when_the_commit_arrives(
     self: FakeTransactions, positions: dict[Partition, int], metadata: dict[Partition, str], group: Any
 ) -> None:
     """The membership of that moment may be a new one, and these positions another's since."""
-    _right_commit(self, positions, metadata, self.group())
+    _commit(self, positions, metadata, self.group())
 
 
-@replaces(Conductor, "_commit_until", "NothingAnsweredAgain")
-def leaves_without_a_last_commit(self: Conductor, deadline_ns: int) -> None:
+# -- handing over ---------------------------------------------------------------------------------------
+
+
+@replaces(world, "Conductor", "NothingAnsweredAgain")
+class LeavesWithoutALastCommit(Conductor):
     """The commit at intervals was a moment ago."""
 
+    def commit(self, wait: bool = False) -> None:
+        if not self.draining:
+            super().commit(wait)
 
-@replaces(Window, "unsettled", "HandedOverAtOnce", limit_bytes=1_000_000)
+
+_busy = Window.busy
+
+
+@replaces(Window, "busy", "HandedOverAtOnce", limit_bytes=1_000_000)
 def waits_for_partitions_of_others(self: Window, partitions: Collection[Partition] | None = None) -> bool:
-    return bool(self._slabs)
+    """A revocation waits for everything in flight."""
+    return _busy(self)
 
 
 # -- records that kill -----------------------------------------------------------------------------------
@@ -287,40 +366,62 @@ def nothing_is_worked_on_alone(self: Caution, partition: Partition, offset: int)
 
 # -- budget and progress --------------------------------------------------------------------------------
 
-_right_drop = OpenSlab.drop
+
+_free = Claim.free
+
+
+@replaces(Claim, "free", "BytesBounded", "Progress")
+def budget_that_leaks(self: Claim) -> None:
+    """One byte of every slab is never given back."""
+    _free(self)
+    self.adjust(1)
+
+
+_drop = OpenSlab.drop
 
 
 @replaces(OpenSlab, "drop", "BytesBounded", "Progress")
-def bytes_of_revoked_records_leak(self: OpenSlab, partitions: Any) -> int:
-    _right_drop(self, partitions)
-    return 0
+def bytes_of_revoked_records_leak(self: OpenSlab, partitions: Any) -> None:
+    """The records are forgotten, their bytes are not."""
+    before = self.claim.nbytes
+    _drop(self, partitions)
+    self.claim.adjust(before - self.claim.nbytes)
+
+
+_returned = Window.returned
 
 
 @replaces(Window, "returned", "BytesBounded")
 def tensors_freed_twice(self: Window, batch: Batch) -> None:
-    self.bytes -= batch.cost_bytes
-    _right_returned(self, batch)
+    """The budget has more room than there is."""
+    batch.slab.claim.adjust(-batch.cost_bytes)  # type: ignore[union-attr]
+    _returned(self, batch)
 
 
-_right_returned = Window.returned
+_sent = Window.sent
 
 
 @replaces(Window, "sent", "BytesBounded")
 def payloads_kept_until_acknowledged(self: Window, slab: Slab) -> None:
     """Taken off the books with the hand-over, let go with the slab."""
-    self.bytes -= slab.payload_bytes
-    slab.payload_bytes = 0
+    columns = slab.columns
+    _sent(self, slab)
+    slab.columns = columns
 
 
-@replaces(openslab, "_affordable", "BytesBounded")
-def tensors_not_weighed(costs: list[int], free_bytes: int) -> int:
+_close = OpenSlab.close
+
+
+@replaces(OpenSlab, "close", "BytesBounded")
+def tensors_not_weighed(self: OpenSlab, admission: Admission, _free: int, *args: Any) -> Slab | None:
     """Payloads are bounded, what they are decoded into is not."""
-    return len(costs)
+    return _close(self, admission, 1 << 60, *args)
 
 
-@replaces(Conductor, "_settle", "Progress")
-def starved_until_a_batch_comes_back(self: Conductor, slabs: Iterable[Slab]) -> None:
-    """Nothing is in the pool any more: the last acknowledgement was the last event."""
-    for slab in slabs:
-        self.window.settle(slab)
-        self._count_settled(slab)
+_starves = Intake.starves
+
+
+@replaces(Intake, "starves", "Progress")
+def starved_until_a_batch_comes_back(self: Intake, in_flight: bool) -> bool:
+    """Nothing is in flight any more: the last acknowledgement was the last event."""
+    return _starves(self, True)

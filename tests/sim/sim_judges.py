@@ -9,9 +9,12 @@ from fakes import DEAD_LETTERS, Message
 from sim_world import LARGEST_COST, LARGEST_RECORD, Judge, Replica
 
 from worker.batch import Partition
-from worker.sizes import HELD_RECORD_BYTES, held_bytes
+from worker.loop.window import Window
+from worker.sizes import HELD_RECORD_BYTES
 
 ONE_RECORD_BYTES = LARGEST_RECORD + HELD_RECORD_BYTES + 200 + LARGEST_COST
+_busy = Window.busy
+"""The right one, whatever is planted in its place."""
 Place = tuple[Partition, int]
 """An input record: partition and offset."""
 
@@ -125,19 +128,19 @@ class BytesBounded(Judge):
     """The byte budget holds, and nothing of it is left behind."""
 
     def turned(self, replica: Replica) -> None:
-        window = replica.window
+        budget = replica.budget
         # one record always may come, and go; and a take counts values, not what their objects weigh
         slack = ONE_RECORD_BYTES + self.schedule.slab_records * (HELD_RECORD_BYTES + 200)
-        if not 0 <= window.bytes <= window.limit_bytes + slack:
-            raise self.broken(f"{replica.name} holds {window.bytes} bytes of {window.limit_bytes}")
-        held = sum(held_bytes(slab.columns) for slab in window._slabs)
-        if held > window.bytes:
-            raise self.broken(f"{replica.name} holds {held} bytes of records and counts {window.bytes}")
+        if not 0 <= budget.held <= budget.limit_bytes + slack:
+            raise self.broken(f"{replica.name} holds {budget}")
+        held = replica.window.held_bytes()
+        if held > budget.held:
+            raise self.broken(f"{replica.name} holds {held} bytes of records and counts {budget.held}")
 
     def quiet(self) -> None:
         for replica in self.schedule.replicas:
-            if replica.window.bytes:
-                raise self.broken(f"{replica.name} is idle and holds {replica.window.bytes} bytes")
+            if replica.budget.held:
+                raise self.broken(f"{replica.name} is idle and holds {replica.budget}")
             if replica.window.records:
                 raise self.broken(f"{replica.name} is idle and counts {replica.window.records} in flight")
 
@@ -151,9 +154,8 @@ class HandedOverAtOnce(Judge):
         """Log lines of the replica before."""
 
     def revoking(self, who: Replica, partitions: list[Partition]) -> None:
-        window, conductor = who.window, who.conductor
-        busy = any(slab.ends.keys() & set(partitions) for slab in window._slabs)
-        self._idle = bool(partitions) and not busy and not conductor._rewinding
+        busy = _busy(who.window, partitions)
+        self._idle = bool(partitions) and not busy and not who.conductor.membership.rewinding
         self._said = len(who.log.lines)
 
     def left(self, who: Replica, partitions: list[Partition]) -> None:
@@ -265,10 +267,10 @@ class Cases(Judge):
 
     def revoking(self, who: Replica, partitions: list[Partition]) -> None:
         self._revoking = who
-        if who.window.unsettled(partitions):
+        if who.window.busy(partitions):
             self._met("revoke with work in flight")
             who.disturbed = True
-        ends = [set(batch.slab.ends) for batch in who.pool.held]
+        ends = [set(batch.slab.turn.ends) for batch in who.pool.held]
         self._met(
             "revoke of a part of a slab",
             any(mine & set(partitions) and mine - set(partitions) for mine in ends),
@@ -278,7 +280,7 @@ class Cases(Judge):
         self._revoking = None
 
     def lost(self, who: Replica, partitions: list[Partition]) -> None:
-        self._met("lost with work in flight", who.window.unsettled(partitions))
+        self._met("lost with work in flight", who.window.busy(partitions))
         self._met("lost with outputs not handed over", len(who.outbox) > 0)
         who.disturbed = True
 
@@ -291,10 +293,10 @@ class Cases(Judge):
         self._met("queue full within a send", 0 < taken < offered)
 
     def turned(self, replica: Replica) -> None:
-        self._met("assignment paused", replica.conductor.paused)
+        self._met("assignment paused", bool(replica.conductor.paused))
         self._met("turn exactly once", self.schedule.exactly_once)
         self._met("turn without order", not self.schedule.ordered)
-        self._met("budget used up", replica.window.bytes >= replica.window.limit_bytes)
+        self._met("budget used up", replica.budget.held >= replica.budget.limit_bytes)
 
     def ended(self, replica: Replica, drained: bool) -> None:
         late = sum(event == "revoked" and not fields["finished"] for event, fields in replica.log.lines)

@@ -35,6 +35,7 @@ from world import Figures, make_loop
 from worker.batch import Batch, Headers, Partition
 from worker.errors import ClientFatal, Stalled, WorkerError
 from worker.loop.at_least_once import AtLeastOnce
+from worker.loop.budget import Budget
 from worker.loop.caution import Caution
 from worker.loop.conductor import Conductor
 from worker.loop.delivery import Delivery
@@ -133,6 +134,10 @@ class Replica:
     @property
     def window(self) -> Window:
         return self.conductor.window
+
+    @property
+    def budget(self) -> Budget:
+        return self.conductor.budget
 
     def light_fuse(self, rng: Random) -> None:
         """Let the process be killed in one of its next calls to Kafka or the pool."""
@@ -250,7 +255,7 @@ class Schedule:
         self.slab_records = rng.choice([1, 4, 16])
         self.exactly_once = rng.random() < 0.3
         self.ordered = self.exactly_once or rng.random() < 0.8
-        self.rollouts = _rollouts(rng)
+        self.rollouts = _rollouts(rng, self.slab_records)
         self._tombstone = self.rollouts[0].route.tombstone
         self._expired = rng.choice(["dead_letter", "drop", "publish"])
         self._killers = rng.random() < 0.15
@@ -304,7 +309,7 @@ class Schedule:
 
     def _drain(self, replica: Replica) -> None:
         self.cases["drain in flight"] += replica.window.slabs > 0
-        self._guard(replica, replica.conductor.drain)
+        self._guard(replica, replica.conductor.membership.drain)
         if replica in self.replicas:
             self._gone(replica, drained=True)
 
@@ -339,7 +344,7 @@ class Schedule:
     def _start(self) -> Replica:
         self._started += 1
         replica = self._build(f"replica-{self._started}")
-        replica.source.subscribe(replica.conductor)
+        replica.source.subscribe(replica.conductor.membership)
         self.replicas.append(replica)
         self.kafka.rebalance()
         return replica
@@ -357,8 +362,6 @@ class Schedule:
             self.rollouts,
             Figures(
                 name=name,
-                slab_records=self.slab_records,
-                max_wait_s=0.004,
                 limit_bytes=self.limit_bytes,
                 drain_s=2.0,
                 revoke_s=0.1,
@@ -451,7 +454,7 @@ class Schedule:
 
     def _state(self) -> str:
         behind = {p: (self.kafka.committed.get(p, 0), self.kafka.end(p)) for p in self.kafka.logs}
-        window = [(r.name, r.window.slabs, r.window.bytes, r.pool.outstanding) for r in self.replicas]
+        window = [(r.name, r.window.slabs, r.budget.held, r.pool.outstanding) for r in self.replicas]
         return f"(committed, end) {behind}; (replica, slabs, bytes, batches) {window}"
 
     # -- records -----------------------------------------------------------------------------------------
@@ -503,7 +506,7 @@ class Schedule:
         return [("to", self.rng.choice(self.rollouts).route.name.encode())]
 
 
-def _rollouts(rng: Random) -> list[FakeRollout]:
+def _rollouts(rng: Random, slab_records: int) -> list[FakeRollout]:
     """One pipeline that takes everything, or two that share their topics by a header."""
     topics = frozenset(rng.choice([["in"], ["in", "more"]]))
     tombstone = rng.choice(["pass", "drop", "reject"])
@@ -518,6 +521,8 @@ def _rollouts(rng: Random) -> list[FakeRollout]:
             max_size=rng.choice([1, 3, 8]),
             item_nbytes=rng.choice([10, 1_000]),
             costly=rng.random() < 0.3,
+            slab_records=slab_records,
+            max_wait_s=0.004,
             scratch=lambda value: 2 * len(value) if len(value) > 1_000 else 0,
         )
         for name in names

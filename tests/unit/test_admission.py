@@ -1,4 +1,4 @@
-"""Admission: which pipeline takes a record, and which records are settled before any model sees them."""
+"""Admission: which pipeline takes a record, and which records are decided before any model sees them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def admit(
 
 
 def fates(admitted: Admitted) -> list[str]:
-    """Per row: the pipeline it goes to, or how it was settled."""
+    """Per row: the pipeline it goes to, or what was decided."""
     found = []
     for row, route in enumerate(admitted.routes):
         if row in admitted.outcomes.rejected:
             found.append(admitted.outcomes.rejected[row].reason)
         elif row in admitted.outcomes.dropped:
             found.append("dropped")
-        elif row in admitted.settled:
+        elif row in admitted.decided:
             found.append(str(admitted.outcomes.bodies[row]))
         else:
             assert route is not None
@@ -49,7 +49,7 @@ def test_ordinary_records_all_go_to_the_only_pipeline() -> None:
     admitted = admit(records(b"x", b"y"))
     assert fates(admitted) == ["digits", "digits"]
     assert admitted.costs == [100, 100]
-    assert not admitted.settled
+    assert not admitted.decided
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_record_over_the_limit_is_too_large() -> None:
 @pytest.mark.parametrize(
     ("expired", "fate"), [("dead_letter", "expired"), ("drop", "dropped"), ("publish", "b'0 expired'")]
 )
-def test_an_expired_record_is_settled_as_configured(expired: str, fate: str) -> None:
+def test_an_expired_record_is_decided_as_configured(expired: str, fate: str) -> None:
     """By its CloudEvents header, before decode."""
     columns = records(b"x", b"x", headers=[[("ce_expirytime", PAST)], [("ce_expirytime", FUTURE)]])
     assert fates(admit(columns, expired=expired)) == [fate, "digits"]

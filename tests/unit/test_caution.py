@@ -29,7 +29,7 @@ class Broker:
 
         What was answered is committed every so many steps only: a death repeats what came since.
         """
-        caution = Caution(reach=10, max_crashes=max_crashes)
+        caution = Caution(reach={"in": 10}, max_crashes=max_crashes)
         for partition, note in caution.assigned(self.committed).items():
             self.committed[partition] = (self.committed[partition][0], note)
         positions = {partition: position for partition, (position, _) in self.committed.items()}
@@ -81,7 +81,7 @@ def test_a_process_that_dies_of_something_else_costs_no_record() -> None:
     """After deaths before any work began, every record is still answered."""
     broker = Broker({A: set(), B: set()})
     for _ in range(5):
-        caution = Caution(reach=10, max_crashes=3)
+        caution = Caution(reach={"in": 10}, max_crashes=3)
         for partition, note in caution.assigned(broker.committed).items():
             broker.committed[partition] = (0, note)
     assert broker.life(30, 1)
@@ -98,7 +98,7 @@ def test_a_note_reads_back_as_it_was_written() -> None:
 
 def test_partitions_left_without_progress_are_named() -> None:
     """A clean hand-over knows whose first note is still in place."""
-    caution = Caution(reach=10, max_crashes=3)
+    caution = Caution(reach={"in": 10}, max_crashes=3)
     assert set(caution.assigned({A: (5, ""), B: (7, "")})) == {A, B}
     caution.metadata({A: 6})
     assert caution.unmoved([A, B]) == {B}
@@ -108,13 +108,13 @@ def test_partitions_left_without_progress_are_named() -> None:
 
 def test_a_record_that_was_survived_alone_is_not_noted_again() -> None:
     """Not in this life, and not in the next: a death after it is not its fault."""
-    caution = Caution(reach=10, max_crashes=3)
+    caution = Caution(reach={"in": 10}, max_crashes=3)
     caution.assigned({A: (5, str(Note(1, 20)))})
     assert attempt(caution, A, 5) == 2
     caution.survived(A, 6)
     assert attempt(caution, A, 6) == 1
     assert caution.notes() == {A: str(Note(1, 20, 6))}
-    successor = Caution(reach=10, max_crashes=3)
+    successor = Caution(reach={"in": 10}, max_crashes=3)
     successor.assigned({A: (5, str(Note(1, 20, 6)))})
     assert successor.covers(A, 5)
     assert attempt(successor, A, 5) == 0
@@ -123,7 +123,7 @@ def test_a_record_that_was_survived_alone_is_not_noted_again() -> None:
 
 def test_only_what_is_begun_counts_as_an_attempt() -> None:
     """A record looked at and put off may go to another process, and come back."""
-    caution = Caution(reach=10, max_crashes=3)
+    caution = Caution(reach={"in": 10}, max_crashes=3)
     for _ in range(3):
         caution.assigned({A: (5, str(Note(1, 20)))})
         assert caution.attempts(A, 5) == 2
@@ -133,7 +133,7 @@ def test_only_what_is_begun_counts_as_an_attempt() -> None:
 
 def test_a_rewind_is_no_further_attempt() -> None:
     """One life is one attempt at a record, however often it is read."""
-    caution = Caution(reach=10, max_crashes=3)
+    caution = Caution(reach={"in": 10}, max_crashes=3)
     caution.assigned({A: (5, str(Note(1, 20)))})
     assert attempt(caution, A, 5) == 2
     assert attempt(caution, A, 5) == 2
@@ -142,12 +142,12 @@ def test_a_rewind_is_no_further_attempt() -> None:
 def test_a_process_that_gets_its_partition_back_has_not_died_meanwhile() -> None:
     """A hand-over whose commit failed leaves an attempt noted; whoever else finds it must take it for a death."""
     found = {A: (5, str(Note(1, 12)))}
-    ours = Caution(reach=10, max_crashes=3)
+    ours = Caution(reach={"in": 10}, max_crashes=3)
     ours.assigned(found)
     assert attempt(ours, A, 5) == 2
     noted = {A: (5, ours.notes()[A])}
     ours.dropped([A])
-    another = Caution(reach=10, max_crashes=3)
+    another = Caution(reach={"in": 10}, max_crashes=3)
     for each in (ours, another):
         each.assigned(noted)
     assert ours.attempts(A, 5) == 2
@@ -156,7 +156,7 @@ def test_a_process_that_gets_its_partition_back_has_not_died_meanwhile() -> None
 
 def test_an_attempt_is_noted_where_somebody_else_took_ours_back() -> None:
     """They survived what was before it, and their note counts from there."""
-    ours = Caution(reach=10, max_crashes=3)
+    ours = Caution(reach={"in": 10}, max_crashes=3)
     ours.assigned({A: (5, str(Note(1, 12)))})
     attempt(ours, A, 5)
     ours.dropped([A])
@@ -167,7 +167,7 @@ def test_an_attempt_is_noted_where_somebody_else_took_ours_back() -> None:
 
 def test_what_another_record_survived_is_told_before_the_next_is_tried() -> None:
     """Else its note would be charged with a death it had no part in."""
-    caution = Caution(reach=10, max_crashes=3)
+    caution = Caution(reach={"in": 10}, max_crashes=3)
     caution.assigned({A: (5, str(Note(1, 20))), B: (0, str(Note(1, 2)))})
     attempt(caution, B, 1)
     assert caution.notes() == {B: str(Note(2, 2, 1))}
@@ -182,7 +182,7 @@ def test_what_another_record_survived_is_told_before_the_next_is_tried() -> None
 
 def test_a_rewind_beyond_the_noted_record_forgets_its_attempts() -> None:
     """Its dead letter was committed although the answer got lost: the next record must not be charged with it."""
-    caution = Caution(8, 3)
+    caution = Caution({"in": 8}, 3)
     caution.assigned({A: (5, "streaminfer;attempts=2;until=9")})
     assert attempt(caution, A, 5) == 3
     caution.resumed({A: 6})

@@ -20,7 +20,8 @@ from world import Figures, make_loop
 from worker.batch import Partition
 from worker.errors import ClientFatal, DeadLetterLimit, SickModel, Stalled
 from worker.loop.caution import Note
-from worker.loop.conductor import SERVE_S, SPARE_RECORDS
+from worker.loop.intake import SPARE_RECORDS
+from worker.loop.what_now import SERVE_S
 from worker.loop.window import Window
 
 A, B = Partition("in", 0), Partition("in", 1)
@@ -55,9 +56,8 @@ class Loop:
             self.source,
             self.sink,
             self.pool,
-            [FakeRollout(**route)],  # type: ignore[arg-type]
+            [FakeRollout(slab_records=slab_records, **route)],  # type: ignore[arg-type]
             Figures(
-                slab_records=slab_records,
                 limit_bytes=limit_bytes,
                 ratio=ratio,
                 max_crashes=max_crashes,
@@ -65,9 +65,9 @@ class Loop:
             ),
             cpu_ns=count(0, int(slab_cpu_ms * 1e6)).__next__,  # asked once per slab
         )
-        self.conductor, self.window = world.conductor, world.window
+        self.conductor, self.window, self.budget = world.conductor, world.window, world.budget
         self.meters, self.log = world.meters, world.log
-        self.source.subscribe(self.conductor)
+        self.source.subscribe(self.conductor.membership)
         self.kafka.rebalance()
 
     def feed(self, *values: bytes, partition: Partition = A) -> None:
@@ -101,7 +101,7 @@ def test_records_become_results_and_their_positions_are_committed() -> None:
     assert sorted(loop.results) == [(0, 0), (0, 1), (0, 7), (1, 0)]
     assert loop.kafka.committed == {A: 8, B: 1}
     assert loop.meters.records == {"taken": 4, "ok": 4, "dead_letter": 0, "dropped": 0}
-    assert loop.window.bytes == 0
+    assert loop.budget.held == 0
 
 
 def test_a_slab_waits_for_company_no_longer_than_it_must() -> None:
@@ -229,10 +229,10 @@ def test_the_byte_budget_bounds_what_is_taken() -> None:
     loop.feed(*[b"x"] * 20)
     loop.turn(50)
     assert loop.pool.outstanding == 3
-    assert loop.window.bytes <= limit + RECORD_BYTES
+    assert loop.budget.held <= limit + RECORD_BYTES
     loop.pool.finishes = True
     loop.until_quiet()
-    assert loop.window.bytes == 0
+    assert loop.budget.held == 0
 
 
 def test_a_full_open_slab_leaves_room_for_the_tensors_of_its_first_record() -> None:
@@ -243,7 +243,7 @@ def test_a_full_open_slab_leaves_room_for_the_tensors_of_its_first_record() -> N
     most = 0
     for _ in range(200):
         loop.turn()
-        most = max(most, loop.window.bytes)
+        most = max(most, loop.budget.held)
         loop.pool.finish()
     loop.until_quiet()
     assert most <= limit + payload + 512  # one record always may come
@@ -289,8 +289,8 @@ def test_a_revoke_finishes_what_is_in_flight_and_commits_it() -> None:
     loop.turn()
     assert loop.results == [(0, 0), (0, 1)]
     assert loop.kafka.committed[A] == 2
-    assert not loop.window.unsettled()
-    assert loop.window.bytes == 0
+    assert not loop.window.busy()
+    assert loop.budget.held == 0
 
 
 def test_a_revoke_that_cannot_finish_lets_go_in_time() -> None:
@@ -306,7 +306,7 @@ def test_a_revoke_that_cannot_finish_lets_go_in_time() -> None:
     loop.turn(50)
     assert loop.results == []
     assert loop.kafka.committed.get(A, 0) == 0
-    assert loop.window.bytes == 0
+    assert loop.budget.held == 0
     assert loop.meters.records == {"taken": 4, "ok": 0, "dead_letter": 0, "dropped": 4}
 
 
@@ -328,14 +328,14 @@ def test_lost_partitions_are_neither_published_nor_committed() -> None:
     loop.feed(*[b"x"] * 4)
     loop.turn()
     other = FakeSource(loop.kafka)
-    other.subscribe(Window(1))  # never polls
+    other.subscribe(Window())  # never polls
     loop.kafka.kick(loop.source)
     loop.pool.finish()
     loop.turn(100)
     assert loop.results == []
     assert loop.kafka.committed.get(A, 0) == 0
-    assert not loop.window.unsettled()
-    assert loop.window.bytes == 0
+    assert not loop.window.busy()
+    assert loop.budget.held == 0
 
 
 def test_a_refused_output_rewinds_to_the_settled_position() -> None:
@@ -347,7 +347,7 @@ def test_a_refused_output_rewinds_to_the_settled_position() -> None:
     assert loop.meters.rewinds == {"delivery": 1}
     assert loop.kafka.committed[A] == 6
     assert sorted(set(loop.results)) == [(0, n) for n in range(6)]
-    assert loop.window.bytes == 0
+    assert loop.budget.held == 0
 
 
 def test_three_rewinds_without_a_commit_are_enough() -> None:
@@ -380,13 +380,13 @@ def test_a_drain_finishes_commits_and_leaves() -> None:
     loop = Loop(slab_records=2)
     loop.feed(b"x", b"x", b"x")
     loop.turn(2)
-    loop.conductor.drain()
+    loop.conductor.membership.drain()
     committed = loop.kafka.committed[A]
     assert loop.results == [(0, n) for n in range(committed)]
     assert committed >= 2
     assert loop.kafka.members == []
     assert loop.log.events()[-1] == "drained"
-    assert loop.window.bytes == 0
+    assert loop.budget.held == 0
 
 
 def test_whoever_asks_how_it_goes_is_answered_while_draining() -> None:
@@ -402,7 +402,7 @@ def test_whoever_asks_how_it_goes_is_answered_while_draining() -> None:
             loop.pool.finish(loop.pool.held[0])
 
     loop.conductor._on_turn = on_turn
-    loop.conductor.drain()
+    loop.conductor.membership.drain()
     assert turns[:5] == [True] * 5
 
 
@@ -413,7 +413,7 @@ def test_a_drain_over_its_budget_says_so() -> None:
     loop.turn(3)
     loop.pool.finish(loop.pool.held[0])
     with pytest.raises(Stalled, match=r"limits\.drain_s \(1\.0 s\)"):
-        loop.conductor.drain()
+        loop.conductor.membership.drain()
     assert loop.kafka.committed[A] == 1
     assert loop.kafka.members == []
 
@@ -425,7 +425,7 @@ def test_a_drain_that_gives_back_counts_what_it_gives_back() -> None:
     loop.feed(*[b"x"] * 4)
     loop.turn(5)
     loop.sink.stalled, loop.sink.refuse = False, 1
-    loop.conductor.drain()
+    loop.conductor.membership.drain()
     counted = loop.meters.records
     assert loop.log.events()[-2:] == ["given_back", "drained"]
     assert counted["taken"] == counted["ok"] + counted["dropped"] > 0
@@ -447,7 +447,7 @@ def test_a_drain_that_gives_back_commits_what_was_settled_before() -> None:
     loop.turn(2)
     assert loop.kafka.committed.get(A, 0) == 0
     loop.source.refuse_commits, loop.sink.stalled, loop.sink.refuse = False, False, 1
-    loop.conductor.drain()
+    loop.conductor.membership.drain()
     assert "given_back" in loop.log.events()
     assert loop.kafka.committed[A] == 2
     assert loop.kafka.notes[A] == ""
@@ -550,7 +550,7 @@ def test_a_record_under_caution_that_the_budget_keeps_waiting_is_no_attempt() ->
     assert loop.window.slabs
     loop.feed(*[b"x" * 2_750] * 3)  # together they leave too little of the budget for tensors
     loop.turn(10)
-    assert loop.window.bytes > 9_500
+    assert loop.budget.held > 9_500
     assert (len(loop.pool.held), loop.kafka.notes[A]) == (0, noted)
     loop.sink.stalled = False
     loop.until_quiet()

@@ -18,7 +18,7 @@ import pytest
 from worker import Reject, batched
 from worker.batch import Batch, Columns, Headers, Outcomes, Partition
 from worker.errors import ConfigError
-from worker.loop.pool import InlinePool
+from worker.loop.pool import InlinePool, Mailbox
 from worker.serving.engine import Engine
 from worker.serving.load import load
 from worker.settings import validate
@@ -58,7 +58,7 @@ class Pipeline:
         batch = Batch(
             None, range(rows), columns, self.rollout.route, self.rollout.choose(), time.monotonic_ns(), 0.0
         )
-        pool = InlinePool(Engine())
+        pool = InlinePool(Engine(), Mailbox())
         pool.submit(batch)
         (back,) = pool.collect()
         assert back.error is None

@@ -12,7 +12,7 @@ from fakes import FakeClock, columns_of
 
 from worker.batch import STAGES, Array, Batch, Columns, Feed, Item, Lane, Partition, Run
 from worker.errors import Reject, Rejection
-from worker.loop.pool import InlinePool
+from worker.loop.pool import InlinePool, Mailbox
 from worker.model.signature import Signature, TensorSpec
 from worker.serving.engine import Engine
 from worker.serving.run_limit import GOOD_BATCHES
@@ -376,7 +376,7 @@ def test_a_record_taken_later_than_its_slab_counts_from_its_own_take() -> None:
     taken_ns = time.monotonic_ns() - 10_000_000
     late_us = np.array([0, 4_000, 4_000])
     batch = batch_for(servable(Model()), columns, taken_ns, late_us)
-    InlinePool(Engine()).submit(batch)
+    InlinePool(Engine(), Mailbox()).submit(batch)
     (run,) = batch.runs
     stages = {name: np.broadcast_to(us, 2) for name, us in run.stages_us.items()}
     assert stages["broker"].tolist() == [10_000, 8_000]

@@ -14,9 +14,11 @@ from stream import wait_for
 
 from worker.batch import Columns, Partition, Span
 from worker.errors import DeliveryFailed, TransactionFailed
+from worker.loop.budget import Budget
 from worker.loop.exactly_once import ExactlyOnce
+from worker.loop.slab import Slab
 from worker.loop.tasks import spawn
-from worker.loop.window import Slab, Window
+from worker.loop.window import Window
 
 A, B = Partition("in", 0), Partition("in", 1)
 
@@ -40,7 +42,7 @@ class Desk:
             spawn,
         )
         self.kafka.owner = {A: source, B: source}
-        self.window = Window(1 << 20)
+        self.window = Window()
         self.window.assign([A, B])
         self.slab = self.admit(0)
         assert self.window.releasable() is self.slab
@@ -55,6 +57,7 @@ class Desk:
             [Span(A, 0, 1, offset + 1), Span(B, 1, 2, offset + 1)],
             0,
             0.0,
+            Budget(1 << 20).shares[0].claim(),
         )
         self.window.note(slab.spans, [offset] * 2)
         self.window.admit(slab)

@@ -8,16 +8,18 @@ from fakes import FakeRollout, columns_of
 from worker.batch import Columns, Partition, Span
 from worker.errors import Rejection
 from worker.loop.admission import Admission
+from worker.loop.budget import Budget
+from worker.loop.epochs import Epochs
 from worker.loop.openslab import OpenSlab
-from worker.loop.window import Epochs, Slab
+from worker.loop.slab import Slab
 from worker.sizes import held_bytes
 
 A, B = Partition("in", 0), Partition("in", 1)
 
 
-def append(slab: OpenSlab, partition: Partition, offsets: list[int], epoch: int = 0, now_ns: int = 5) -> int:
+def append(slab: OpenSlab, partition: Partition, offsets: list[int], epoch: int = 0, now_ns: int = 5) -> None:
     columns = columns_of(partition, offsets)
-    return slab.append(columns, [Span(partition, 0, len(columns), offsets[-1] + 1, epoch)], now_ns, 7.0)
+    slab.append(columns, [Span(partition, 0, len(columns), offsets[-1] + 1, epoch)], now_ns, 7.0)
 
 
 def close(
@@ -34,7 +36,7 @@ def places(slab: Slab | None) -> list[tuple[Partition, list[int], int]]:
 
 @pytest.fixture
 def slab() -> OpenSlab:
-    slab = OpenSlab()
+    slab = OpenSlab(Budget(1 << 20).shares[0])
     append(slab, A, [0, 4])
     append(slab, B, [2])
     append(slab, A, [9])
@@ -48,7 +50,7 @@ def test_everything_leaves_when_it_fits(slab: OpenSlab) -> None:
     assert places(closed) == [(A, [0, 4], 5), (B, [2], 3), (A, [9], 10)]
     assert closed is not None
     assert closed.taken_ns == 5
-    assert closed.payload_bytes == held_bytes(closed.columns)
+    assert closed.claim.nbytes == held_bytes(closed.columns)
     assert len(slab) == 0
 
 
@@ -61,7 +63,7 @@ def test_a_slab_is_cut_where_the_budget_ends(slab: OpenSlab) -> None:
     assert places(rest) == [(A, [4], 5), (B, [2], 3), (A, [9], 10)]
     assert first is not None
     assert rest is not None
-    assert first.payload_bytes + rest.payload_bytes == total
+    assert first.claim.nbytes + rest.claim.nbytes == total
 
 
 def test_nothing_leaves_when_not_one_record_fits(slab: OpenSlab) -> None:
@@ -78,13 +80,13 @@ def test_at_most_so_many_records_leave(slab: OpenSlab) -> None:
 
 
 def test_a_refused_record_is_not_given_to_any_model(slab: OpenSlab) -> None:
-    """It is settled already, whatever the budget says."""
+    """A refused record has its outcome whatever the budget says."""
     crashed = Rejection("crashed", "decode", "it killed three processes")
     closed = slab.close(Admission([FakeRollout()], None, "drop", 10_000), 0, 0.0, 1, False, crashed)
     assert closed is not None
     assert closed.batches == []
-    assert closed.settled is not None
-    assert closed.settled.rejected == {0: crashed}
+    assert closed.decided is not None
+    assert closed.decided.rejected == {0: crashed}
 
 
 def test_records_go_together_up_to_the_first_of_a_partition_under_caution(slab: OpenSlab) -> None:
@@ -96,27 +98,30 @@ def test_records_go_together_up_to_the_first_of_a_partition_under_caution(slab: 
 
 def test_dropped_partitions_free_their_bytes(slab: OpenSlab) -> None:
     """What is left keeps its order and its rows."""
-    freed = slab.drop([A])
-    assert freed == held_bytes(columns_of(A, [0, 4, 9]))
+    slab.drop([A])
+    assert slab.claim.nbytes == held_bytes(columns_of(B, [2]))
     assert places(close(slab)) == [(B, [2], 3)]
-    assert slab.drop([A]) == 0
+    slab.drop([A])
+    assert slab.claim.nbytes == 0
 
 
 def test_records_of_a_dead_epoch_are_discarded() -> None:
     """Only those: the partition's records of the present stay."""
-    slab, epochs = OpenSlab(), Epochs()
-    before = append(slab, A, [0])
+    slab, epochs = OpenSlab(Budget(1 << 20).shares[0]), Epochs()
+    append(slab, A, [0])
     append(slab, B, [0])
     epochs.bump(A)
     append(slab, A, [0], epoch=1)
-    assert slab.discard(epochs) == before
+    slab.discard(epochs)
+    assert slab.claim.nbytes == held_bytes(columns_of(A, [0])) * 2
     assert places(close(slab)) == [(B, [0], 1), (A, [0], 1)]
 
 
 def test_clearing_frees_all_bytes(slab: OpenSlab) -> None:
     """And the slab can be filled again."""
-    bytes_held = held_bytes(columns_of(A, [0, 4, 9])) + held_bytes(columns_of(B, [2]))
-    assert slab.clear() == bytes_held
+    assert slab.claim.nbytes > 0
+    slab.clear()
+    assert slab.claim.nbytes == 0
     assert len(slab) == 0
     append(slab, B, [3], now_ns=8)
     closed = close(slab)
@@ -136,7 +141,7 @@ def test_batches_hold_at_most_max_size_records(slab: OpenSlab) -> None:
 
 def test_every_row_knows_how_long_after_the_first_it_was_taken() -> None:
     """Through cuts and drops; with one take there is nothing to know."""
-    slab = OpenSlab()
+    slab = OpenSlab(Budget(1 << 20).shares[0])
     append(slab, A, [0, 1], now_ns=1_000_000)
     append(slab, B, [0, 1], now_ns=3_000_000)
     append(slab, A, [2], now_ns=4_000_000)
@@ -152,9 +157,9 @@ def test_every_row_knows_how_long_after_the_first_it_was_taken() -> None:
     assert [batch.late_us for batch in closed.batches] == [None]
 
 
-def test_every_batch_belongs_to_one_pipeline_and_settled_rows_to_none() -> None:
+def test_every_batch_belongs_to_one_pipeline_and_decided_rows_to_none() -> None:
     """Rows keep their places in the slab; what no pipeline takes is an outcome of the slab itself."""
-    slab = OpenSlab()
+    slab = OpenSlab(Budget(1 << 20).shares[0])
     columns = columns_of(A, range(5))
     columns.headers = [[("to", to)] for to in (b"x", b"y", b"x", b"nobody", b"y")]
     slab.append(columns, [Span(A, 0, 5, 5)], 0, 0.0)
@@ -162,6 +167,6 @@ def test_every_batch_belongs_to_one_pipeline_and_settled_rows_to_none() -> None:
     closed = slab.close(Admission(routes, None, "drop", 10_000), 10_000, 0.0, 100, False)
     assert closed is not None
     assert {batch.route.name: list(batch.rows) for batch in closed.batches} == {"x": [0, 2], "y": [1, 4]}
-    assert closed.settled is not None
-    assert [why.reason for why in closed.settled.rejected.values()] == ["unroutable"]
+    assert closed.decided is not None
+    assert [why.reason for why in closed.decided.rejected.values()] == ["unroutable"]
     assert not closed.one_route

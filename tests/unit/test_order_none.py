@@ -24,10 +24,10 @@ def world(ordered: bool) -> tuple[FakeKafka, FakePool, Conductor]:
         source,
         sink,
         pool,
-        [FakeRollout(max_size=4)],
-        Figures(slab_records=12, max_wait_s=0.0, ordered=ordered, limit_bytes=1 << 20),
+        [FakeRollout(max_size=4, slab_records=12, max_wait_s=0.0)],
+        Figures(ordered=ordered, limit_bytes=1 << 20),
     ).conductor
-    source.subscribe(conductor)
+    source.subscribe(conductor.membership)
     kafka.rebalance()
     while not pool.held:
         conductor.turn()
@@ -54,7 +54,7 @@ def test_a_batch_is_published_before_the_ones_in_front_of_it() -> None:
         [b"0 ok", b"1 ok", b"2 ok", b"3 ok", b"4 ok", b"bad", b"6 ok", b"7 ok"], key=str
     )
     assert kafka.committed[P] == 12
-    assert conductor.window.bytes == 0
+    assert conductor.budget.held == 0
     assert conductor.window.slabs == 0
 
 

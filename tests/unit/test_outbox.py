@@ -25,16 +25,20 @@ from hypothesis import strategies as st
 
 from worker.batch import Columns, Outcomes, Partition, Span
 from worker.errors import DeadLetterLimit, Rejection
+from worker.loop.accounts import tally
 from worker.loop.admission import Admission
+from worker.loop.budget import Budget
+from worker.loop.epochs import Epochs
 from worker.loop.laying import Sheet, lay_out
 from worker.loop.limit import DeadLetterRate
 from worker.loop.openslab import OpenSlab
-from worker.loop.outbox import Letterhead, Outbox, tally
-from worker.loop.window import Epochs, Slab
+from worker.loop.outbox import Letterhead, Outbox
+from worker.loop.slab import Slab
 
 pytestmark = pytest.mark.usefixtures("both_batch_paths")
 
 A, B = Partition("in", 0), Partition("in", 1)
+SHARE = Budget(1 << 30).shares[0]
 NEVER = 2.0
 
 
@@ -69,11 +73,11 @@ class Desk:
             spans.append(Span(partition, start, len(taken), len(values)))
         for name, column in columns.items():
             setattr(taken, name, column)
-        opened = OpenSlab()
+        opened = OpenSlab(SHARE)
         opened.append(taken, spans, 0, 0.0)
         slab = opened.close(self.admission, 1_000_000, 0.0, 1_000, False)
         assert slab is not None
-        slab.ends = {partition: len(values) for partition, values in runs}
+        slab.turn.ends = {partition: len(values) for partition, values in runs}
         for batch in slab.batches:
             answer(batch, 0)
         return slab
@@ -237,7 +241,7 @@ def test_outputs_kept_back_by_a_full_queue_die_with_their_partition() -> None:
     desk = Desk(capacity=1)
     slab = desk.slab((A, [b"x"] * 2), (B, [b"x"]))
     assert desk.publish(slab) == []
-    del slab.ends[A]  # revoked
+    del slab.turn.ends[A]  # revoked
     desk.sink.poll()
     assert desk.push() == [slab]
     assert desk.log == [(RESULTS, A, 0), (RESULTS, B, 0)]

@@ -6,22 +6,29 @@ import gc
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from worker.batch import Batch, Columns
-from worker.loop.pool import InlinePool, Returned, ThreadPool
+from worker.batch import Batch, Columns, Lane
+from worker.loop.pool import InlinePool, Mailbox, Returned, ThreadPool
 
 DEADLINE_S = 20.0
 
 
-class Pipeline:
-    """Something a batch refers to, to see whether the batch is still referred to."""
+LANE = Lane("one")
 
 
-def batch_of(rows: int = 4) -> Batch:
-    return Batch(None, range(rows), Columns([b""] * rows), None, Pipeline(), 0, 0.0)
+class Servable:
+    """What a batch refers to: the tests look whether the batch is still referred to."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+
+
+def batch_of(rows: int = 4, lane: Lane = LANE) -> Batch:
+    return Batch(None, range(rows), Columns([b""] * rows), None, Servable(lane), 0, 0.0)
 
 
 class Steps:
@@ -65,8 +72,8 @@ class Steps:
 def pools() -> Iterator[Callable[..., ThreadPool]]:
     made: list[ThreadPool] = []
 
-    def make(steps: Steps, threads: int = 2, instances: int = 1, ahead: int = 1) -> ThreadPool:
-        made.append(ThreadPool(steps, threads, instances, ahead))
+    def make(steps: Steps, threads: int = 2, *lanes: Lane) -> ThreadPool:
+        made.append(ThreadPool(steps, threads, lanes or [LANE], Mailbox()))
         return made[-1]
 
     yield make
@@ -91,9 +98,9 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_every_row_is_decoded_once_and_every_batch_comes_back(pools: Callable[..., ThreadPool]) -> None:
     """Whatever the number of shards: none for an empty batch, one, or several."""
-    steps = Steps()
-    pool = pools(steps, threads=3, instances=2)
-    batches = [batch_of(rows) for rows in (0, 1, 2, 7, 4)]
+    steps, lane = Steps(), Lane("two at once", runs=2)
+    pool = pools(steps, 3, lane)
+    batches = [batch_of(rows, lane) for rows in (0, 1, 2, 7, 4)]
     for batch in batches:
         pool.submit(batch)
     back = all_back(pool)
@@ -117,9 +124,10 @@ def test_runs_and_decoded_batches_are_bounded(pools: Callable[..., ThreadPool], 
     """At most `instances` model runs at once, at most `ahead` more batches decoded: never idle, never piling up."""
     steps, gate = Steps(), threading.Event()
     steps.at_infer = lambda: gate.wait(DEADLINE_S)
-    pool = pools(steps, threads=4, instances=2, ahead=ahead)
+    lane = Lane("two at once", runs=2, ahead=ahead)
+    pool = pools(steps, 4, lane)
     for _ in range(8):
-        pool.submit(batch_of())
+        pool.submit(batch_of(lane=lane))
     begun = 2 + ahead  # two run, the others are decoded meanwhile, in two shards each
     until(lambda: steps.running == 2 and len(steps.decoded) == 2 * begun)
     gate.set()
@@ -132,14 +140,77 @@ def test_a_slot_is_free_until_batches_would_only_queue_up(pools: Callable[..., T
     """Running, decoded, and one to open when a run ends."""
     steps, gate = Steps(), threading.Event()
     steps.at_infer = lambda: gate.wait(DEADLINE_S)
-    pool = pools(steps, instances=1)
+    other = Lane("other")
+    pool = pools(steps, 2, LANE, other)
     for _ in range(3):
-        assert pool.free
+        assert pool.free([LANE])
         pool.submit(batch_of())
-    assert not pool.free
+    assert not pool.free([LANE])
+    assert not pool.free([other, LANE])
+    assert pool.free([other])
     gate.set()
     all_back(pool)
-    assert pool.free
+    assert pool.free([LANE, other])
+
+
+def test_a_slow_lane_never_holds_all_threads(pools: Callable[..., ThreadPool]) -> None:
+    """While every run of one lane hangs, batches of the others are decoded, run and finished."""
+    gate = threading.Event()
+    slow, quick = Lane("slow", runs=8, ahead=8), Lane("quick")
+
+    class Hanging(Steps):
+        def infer(self, batch: Batch) -> None:
+            if batch.servable.lane is slow:
+                assert gate.wait(DEADLINE_S)
+            super().infer(batch)
+
+    pool = pools(Hanging(), 2, slow, quick)
+    for _ in range(8):
+        pool.submit(batch_of(lane=slow))
+    back: list[Returned] = []
+    for _ in range(5):
+        pool.submit(batch_of(lane=quick))
+        until(lambda: back.extend(pool.collect(0.01)) or not pool.outstanding - 8)  # type: ignore[func-returns-value]
+    assert [returned.batch.servable.lane for returned in back] == [quick] * 5
+    gate.set()
+    all_back(pool)
+
+
+def test_a_lane_alone_uses_as_many_threads_as_it_was_given(pools: Callable[..., ThreadPool]) -> None:
+    """The thread that is kept for another lane comes on top: nobody loses one to a lane without work."""
+    steps, wide = Steps(), Lane("wide", runs=2)
+    steps.at_infer = threading.Barrier(2, timeout=DEADLINE_S).wait
+    pool = pools(steps, 2, wide, Lane("idle"))
+    for _ in range(2):
+        pool.submit(batch_of(lane=wide))
+    assert all(back.error is None for back in all_back(pool))
+    assert steps.running_max == 2
+
+
+def test_each_lane_keeps_its_own_runs(pools: Callable[..., ThreadPool]) -> None:
+    """`instances: 1` of one pipeline stays 1 beside another one's 3."""
+    lanes = [Lane("one at a time", runs=1, ahead=3), Lane("three", runs=3)]
+    running: Counter[Lane] = Counter()
+    most: Counter[Lane] = Counter()
+
+    class Watching(Steps):
+        def infer(self, batch: Batch) -> None:
+            with self.lock:
+                running[batch.servable.lane] += 1
+                most.update({batch.servable.lane: 0})
+                most[batch.servable.lane] = max(most[batch.servable.lane], running[batch.servable.lane])
+            threading.Event().wait(0.002)
+            with self.lock:
+                running[batch.servable.lane] -= 1
+            super().infer(batch)
+
+    pool = pools(Watching(), 4, *lanes)
+    for _ in range(12):
+        for lane in lanes:
+            pool.submit(batch_of(lane=lane))
+    all_back(pool)
+    assert most[lanes[0]] == 1
+    assert 1 < most[lanes[1]] <= 3
 
 
 @pytest.mark.parametrize("step", ["at_decode", "at_infer"])
@@ -178,7 +249,7 @@ def test_no_finished_batch_is_kept_alive(pools: Callable[..., ThreadPool]) -> No
     """Not by a thread that waits for the next one: at a slow trickle that would be memory beyond the budget."""
     steps = Steps(shard_rows=1)
     steps.at_decode = lambda: threading.Event().wait(0.001)  # long enough for others to look for work in vain
-    pool = pools(steps, threads=3)
+    pool = pools(steps, 3)
     for _ in range(10):
         pool.submit(batch_of())
         held = [weakref.ref(returned.batch.servable) for returned in all_back(pool)]
@@ -189,7 +260,7 @@ def test_closing_waits_for_what_is_held_and_says_when_it_does_not_end() -> None:
     """False while a thread is stuck in the model; True once it is done."""
     steps, gate = Steps(), threading.Event()
     steps.at_infer = lambda: gate.wait(DEADLINE_S)
-    pool = ThreadPool(steps, 2, 1)
+    pool = ThreadPool(steps, 2, [LANE], Mailbox())
     pool.submit(batch_of())
     until(lambda: steps.running == 1)
     assert not pool.close(0.01)
@@ -201,7 +272,7 @@ def test_closing_waits_for_what_is_held_and_says_when_it_does_not_end() -> None:
 def test_the_inline_pool_works_where_it_is_called() -> None:
     """Same steps, same mailbox, no threads; an exception comes back the same way."""
     steps = Steps()
-    pool = InlinePool(steps)
+    pool = InlinePool(steps, Mailbox())
     pool.submit(batch_of())
     assert {thread for _, _, thread in steps.decoded} == {threading.current_thread().name}
     steps.at_infer = lambda: 1 / 0
@@ -209,5 +280,5 @@ def test_the_inline_pool_works_where_it_is_called() -> None:
     fine, failed = all_back(pool)
     assert fine.error is None
     assert isinstance(failed.error, ZeroDivisionError)
-    assert pool.free
+    assert pool.free([LANE])
     assert pool.close(0)

@@ -11,13 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.batch import Batch, Columns, Outcomes, Partition, Span
-from worker.loop.window import Slab, Window
+from worker.loop.budget import Budget
+from worker.loop.slab import Slab
+from worker.loop.window import Window
 
 A, B, C = Partition("in", 0), Partition("in", 1), Partition("more", 0)
 PARTITIONS = (A, B, C)
 
 
-def take(window: Window, runs: dict[Partition, Sequence[int]], batches: int = 1, cost: int = 10) -> Slab:
+class Held(Window):
+    """A window beside the budget that its slabs' claims belong to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.budget = Budget(1_000)
+        self.assign(PARTITIONS)
+
+
+def take(window: Held, runs: dict[Partition, Sequence[int]], batches: int = 1, cost: int = 10) -> Slab:
     """A slab with these offsets per partition, admitted; 100 bytes of payload."""
     columns, spans = Columns(), []
     for partition, offsets in runs.items():
@@ -25,22 +36,21 @@ def take(window: Window, runs: dict[Partition, Sequence[int]], batches: int = 1,
         columns.extend(columns_of(partition, offsets))
         spans.append(Span(partition, start, len(columns), offsets[-1] + 1))
     window.note(spans, columns.offsets)
-    slab = Slab(columns, spans, 0, 0.0, payload_bytes=100)
+    slab = Slab(columns, spans, 0, 0.0, window.budget.shares[0].claim(100))
     slab.batches = [
         Batch(slab, range(0), Columns(), None, None, 0, 0.0, cost_bytes=cost) for _ in range(batches)
     ]
-    window.bytes += slab.payload_bytes
     window.admit(slab)
     return slab
 
 
-def give_back(window: Window, *slabs: Slab) -> None:
+def give_back(window: Held, *slabs: Slab) -> None:
     for slab in slabs:
         for batch in slab.batches:
             window.returned(batch)
 
 
-def release(window: Window) -> list[Slab]:
+def release(window: Held) -> list[Slab]:
     """Everything whose turn it is, handed to the producer."""
     released = []
     while (slab := window.releasable()) is not None:
@@ -51,13 +61,11 @@ def release(window: Window) -> list[Slab]:
 
 
 @pytest.fixture
-def window() -> Window:
-    window = Window(1_000)
-    window.assign(PARTITIONS)
-    return window
+def window() -> Held:
+    return Held()
 
 
-def test_slabs_of_one_partition_are_released_in_the_order_they_were_taken(window: Window) -> None:
+def test_slabs_of_one_partition_are_released_in_the_order_they_were_taken(window: Held) -> None:
     """A later slab that is finished earlier waits."""
     first, second = take(window, {A: [0, 1]}), take(window, {A: [2]})
     give_back(window, second)
@@ -66,41 +74,41 @@ def test_slabs_of_one_partition_are_released_in_the_order_they_were_taken(window
     assert release(window) == [first, second]
 
 
-def test_bodies_count_until_the_producer_has_them(window: Window) -> None:
+def test_bodies_count_until_the_producer_has_them(window: Held) -> None:
     """Tensors are free when the batch is back; what was made of them takes their place."""
     slab = take(window, {A: [0, 1]}, cost=400)
-    assert window.bytes == 500
+    assert window.budget.held == 500
     slab.batches[0].outcomes = Outcomes([b"x" * 70, None])
     give_back(window, slab)
-    assert window.bytes == 170
+    assert window.budget.held == 170
     release(window)
-    assert window.bytes == 0
+    assert window.budget.held == 0
 
 
-def test_slabs_without_a_common_partition_do_not_wait_for_each_other(window: Window) -> None:
+def test_slabs_without_a_common_partition_do_not_wait_for_each_other(window: Held) -> None:
     """Order is per partition: a slow slab holds up only its own."""
     slow, free = take(window, {A: [0]}), take(window, {B: [0]})
     give_back(window, free)
     assert release(window) == [free]
-    assert window.unsettled([A])
+    assert window.busy([A])
     give_back(window, slow)
     assert release(window) == [slow]
 
 
-def test_a_position_moves_over_settled_slabs_only_from_the_first_on(window: Window) -> None:
+def test_a_position_moves_over_acknowledged_slabs_only_from_the_first_on(window: Held) -> None:
     """An acknowledged slab behind one that is not moves nothing; with its predecessor both count, gaps included."""
     first, second = take(window, {A: [0, 5]}), take(window, {A: [9]})
     give_back(window, first, second)
     release(window)
-    window.settle(second)
+    window.acknowledged(second)
     assert window.committable() == {}
-    window.settle(first)
+    window.acknowledged(first)
     assert window.committable() == {A: 10}
     window.committed({A: 10})
     assert window.committable() == {}
 
 
-def test_a_revoked_partition_leaves_its_slab_and_nothing_else_does(window: Window) -> None:
+def test_a_revoked_partition_leaves_its_slab_and_nothing_else_does(window: Held) -> None:
     """The slab goes on for the partition that stays, and never speaks for the other again."""
     slab = take(window, {A: [0], B: [0]})
     window.revoke([A])
@@ -108,11 +116,11 @@ def test_a_revoked_partition_leaves_its_slab_and_nothing_else_does(window: Windo
     window.assign([A])  # back already: what was in flight stays dead
     give_back(window, slab)
     release(window)
-    window.settle(slab)
+    window.acknowledged(slab)
     assert window.committable() == {B: 1}
 
 
-def test_a_revoke_sets_free_what_waited_behind_it(window: Window) -> None:
+def test_a_revoke_sets_free_what_waited_behind_it(window: Held) -> None:
     """A slab that waited for a slower one only in the revoked partition has its turn now."""
     slow, waiting = take(window, {A: [0]}), take(window, {A: [1], B: [0]})
     give_back(window, waiting)
@@ -123,7 +131,7 @@ def test_a_revoke_sets_free_what_waited_behind_it(window: Window) -> None:
     assert release(window) == [slow]
 
 
-def test_a_confirmation_for_a_partition_that_is_gone_is_ignored(window: Window) -> None:
+def test_a_confirmation_for_a_partition_that_is_gone_is_ignored(window: Held) -> None:
     """A late commit report must not hide the position of a later ownership."""
     window.revoke([A])
     window.committed({A: 1})
@@ -131,41 +139,41 @@ def test_a_confirmation_for_a_partition_that_is_gone_is_ignored(window: Window) 
     slab = take(window, {A: [0]})
     give_back(window, slab)
     release(window)
-    window.settle(slab)
+    window.acknowledged(slab)
     assert window.committable() == {A: 1}
 
 
-def test_a_rewind_goes_to_the_settled_position_or_to_where_reading_began(window: Window) -> None:
+def test_a_rewind_goes_to_the_acknowledged_position_or_to_where_reading_began(window: Held) -> None:
     """And leaves out a partition of which nothing was taken: its reader has not moved."""
     done = take(window, {A: [0, 1]})
     give_back(window, done)
     release(window)
-    window.settle(done)
+    window.acknowledged(done)
     late = take(window, {A: [2], B: [7]})
     assert window.rewind() == {A: 2, B: 7}
     give_back(window, late)
     release(window)
-    window.settle(late)
+    window.acknowledged(late)
     assert window.committable() == {A: 2}
 
 
-def test_a_rewind_believes_the_broker_where_only_it_can_know(window: Window) -> None:
+def test_a_rewind_believes_the_broker_where_only_it_can_know(window: Held) -> None:
     """What a transaction of unknown end committed is read from the broker, and counts as committed."""
     take(window, {A: [3], B: [5]})
     assert window.rewind({A: 4, B: None}) == {A: 4, B: 5}
     assert window.committable() == {}
 
 
-def test_records_are_let_go_when_they_are_sent(window: Window) -> None:
+def test_records_are_let_go_when_they_are_sent(window: Held) -> None:
     """From there on neither the budget nor the memory holds them; only the acknowledgement is awaited."""
     slab = take(window, {A: [0]})
-    assert window.bytes == 110
+    assert window.budget.held == 110
     give_back(window, slab)
-    assert window.bytes == 100
+    assert window.budget.held == 100
     release(window)
-    assert window.bytes == 0
+    assert window.budget.held == 0
     assert len(slab.columns) == 0
-    assert window.unsettled()
+    assert window.busy()
 
 
 @dataclass
@@ -177,7 +185,7 @@ class Taken:
     alive: set[Partition]
     back: int = 0
     released: bool = False
-    settled: bool = False
+    acknowledged: bool = False
 
 
 @dataclass
@@ -204,7 +212,7 @@ class Oracle:
         for partition in PARTITIONS:
             for taken in self.slabs:
                 if partition in taken.alive:
-                    if not taken.settled:
+                    if not taken.acknowledged:
                         break
                     positions[partition] = taken.ends[partition]
         return positions
@@ -223,8 +231,7 @@ class Twins:
     """A window and its oracle, led through the same events."""
 
     def __init__(self) -> None:
-        self.window = Window(1_000)
-        self.window.assign(PARTITIONS)
+        self.window = Held()
         self.oracle = Oracle()
         self._next = dict.fromkeys(PARTITIONS, 0)
 
@@ -246,12 +253,12 @@ class Twins:
             self.window.returned(taken.slab.batches[taken.back])
             taken.back += 1
 
-    def settle(self, which: int, _how: int) -> None:
-        sent = [t for t in self.oracle.slabs if t.released and not t.settled]
+    def acknowledge(self, which: int, _how: int) -> None:
+        sent = [t for t in self.oracle.slabs if t.released and not t.acknowledged]
         if sent:
             taken = sent[which % len(sent)]
-            self.window.settle(taken.slab)
-            taken.settled = True
+            self.window.acknowledged(taken.slab)
+            taken.acknowledged = True
 
     def revoke(self, which: int, _how: int) -> None:
         partition = PARTITIONS[which % 3]
@@ -279,14 +286,14 @@ class Twins:
             next(t for t in self.oracle.slabs if t.slab is slab).released = True
         assert self.oracle.may_release() == []
         assert self.window.committable() == self.oracle.positions()
-        assert self.window.bytes == self.oracle.nbytes()
+        assert self.window.budget.held == self.oracle.nbytes()
         for partition in PARTITIONS:
-            waiting = any(partition in t.alive and not t.settled for t in self.oracle.slabs)
-            assert self.window.unsettled([partition]) == waiting
-        assert self.window.slabs == sum(not t.settled for t in self.oracle.slabs)
+            waiting = any(partition in t.alive and not t.acknowledged for t in self.oracle.slabs)
+            assert self.window.busy([partition]) == waiting
+        assert self.window.slabs == sum(not t.acknowledged for t in self.oracle.slabs)
 
 
-USUAL = (Twins.take, Twins.give_back, Twins.settle)
+USUAL = (Twins.take, Twins.give_back, Twins.acknowledge)
 EVENTS = st.sampled_from([*USUAL, *USUAL, Twins.revoke, Twins.assign, Twins.rewind])
 
 

@@ -9,7 +9,7 @@ import orjson
 
 from worker.batch import Batch, Columns, Partition
 from worker.errors import Reject
-from worker.loop.pool import InlinePool
+from worker.loop.pool import InlinePool, Mailbox
 from worker.serving.engine import Engine
 from worker.serving.rollout import Rollout
 
@@ -27,7 +27,7 @@ def answer(rollout: Rollout, value: bytes) -> Any:
     if servable.costly:
         servable.cost(value)
     batch = Batch(None, range(1), columns, route, servable, time.monotonic_ns(), now_ms)
-    pool = InlinePool(Engine())
+    pool = InlinePool(Engine(), Mailbox())
     pool.submit(batch)
     (back,) = pool.collect()
     if back.error is not None:

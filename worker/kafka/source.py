@@ -137,7 +137,8 @@ class KafkaSource:
         self._interned: dict[tuple[str, int], Partition] = {}
         self._peak_bytes = 1
         """Decaying size of the largest values seen: bounds a take in bytes."""
-        self._paused = False
+        self._paused: set[str] = set()
+        """Topics that are not fetched."""
         self._joined = False
         self._closed = False
         self._had_brokers_s = time.monotonic()
@@ -385,14 +386,18 @@ class KafkaSource:
 
     # -- flow and membership -----------------------------------------------------------------------------
 
-    def pause_all(self) -> None:
-        """Stop fetching, partitions assigned later included. Throws the prefetched records away."""
-        self._paused = True
-        self._consumer.pause([TopicPartition(*place) for place in self._assigned])
+    def pause(self, topics: Iterable[str]) -> None:
+        """Stop fetching these topics, partitions assigned later included. Throws away what was fetched of them."""
+        self._paused.update(topics)
+        self._consumer.pause(self._places_of(topics))
 
-    def resume_all(self) -> None:
-        self._paused = False
-        self._consumer.resume([TopicPartition(*place) for place in self._assigned])
+    def resume(self, topics: Iterable[str]) -> None:
+        """Fetch these topics again."""
+        self._paused.difference_update(topics)
+        self._consumer.resume(self._places_of(topics))
+
+    def _places_of(self, topics: Iterable[str]) -> list[TopicPartition]:
+        return [TopicPartition(*place) for place in self._assigned if place.topic in topics]
 
     def assignment(self) -> list[Partition]:
         return list(self._assigned)
@@ -426,8 +431,8 @@ class KafkaSource:
         try:
             (consumer.incremental_assign if self._incremental else consumer.assign)(partitions)
             self._assigned |= {place: tp.offset for place, tp in zip(places, partitions, strict=True)}
-            if self._paused and partitions:
-                consumer.pause(partitions)
+            if paused := [tp for tp in partitions if tp.topic in self._paused]:
+                consumer.pause(paused)
             self._tell(lambda listener: listener.on_assign(places))
         except KafkaException as error:
             self._failure = ClientFatal(f"cannot take over partitions: {error.args[0].str()}")
@@ -444,10 +449,10 @@ class KafkaSource:
         """Tell first, forget then: a revoked partition may still be committed while the listener is told."""
         places = [Partition(tp.topic, tp.partition) for tp in partitions]
         self._tell(lambda listener: tell(listener, places))
-        if self._paused and partitions:
+        if paused := [tp for tp in partitions if tp.topic in self._paused]:
             # a pause outlives the assignment inside librdkafka: come back, it would stand still for ever
             with suppress(KafkaException):
-                self._consumer.resume(partitions)
+                self._consumer.resume(paused)
         for place in places:
             self._assigned.pop(place, None)
             self._found.pop(place, None)
@@ -623,7 +628,7 @@ class KafkaSource:
                 [TopicPartition(*place, offset) for place, offset in self._assigned.items()]
             )
         if self._paused:
-            self.pause_all()
+            self.pause(self._paused)
 
 
 def _runs(ordered: list[int]) -> Iterator[tuple[int, int]]:

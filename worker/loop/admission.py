@@ -44,8 +44,8 @@ class Admitted:
     """Who answers the rows of each route."""
     costs: list[int]
     """Bytes each row needs beside its payload: its slot in the batch and decode scratch."""
-    settled: set[int]
-    """Rows that are finished already; their outcomes are below."""
+    decided: set[int]
+    """Rows that need no model; their outcomes are below."""
     outcomes: Outcomes
 
 
@@ -90,7 +90,7 @@ class Admission:
         for row, route in enumerate(routes):
             if route is None:
                 self._reject(admitted, row, Reject(_unroutable(columns, row), "unroutable"))
-            elif row not in admitted.settled:
+            elif row not in admitted.decided:
                 self._inspect(admitted, columns, row, route)
         return admitted
 
@@ -151,7 +151,7 @@ class Admission:
             admitted.outcomes.dropped.add(row)
         else:
             self._carry_headers(admitted, columns, row, route)
-        self._settle(admitted, row)
+        self._decide(admitted, row)
 
     def _expire(self, admitted: Admitted, columns: Columns, row: int, route: Route, late_ms: float) -> None:
         message = f"the record's deadline passed {late_ms:.0f} ms before it was looked at"
@@ -165,7 +165,7 @@ class Admission:
                 columns, row, message, admitted.servables[route]
             )
             self._carry_headers(admitted, columns, row, route)
-        self._settle(admitted, row)
+        self._decide(admitted, row)
 
     def _carry_headers(self, admitted: Admitted, columns: Columns, row: int, route: Route) -> None:
         """An output made here carries what a result would have: a trace must not end at a tombstone."""
@@ -177,10 +177,10 @@ class Admission:
 
     def _reject(self, admitted: Admitted, row: int, error: Reject) -> None:
         admitted.outcomes.rejected[row] = Rejection.of(error, "decode", self)
-        self._settle(admitted, row)
+        self._decide(admitted, row)
 
-    def _settle(self, admitted: Admitted, row: int) -> None:
-        admitted.settled.add(row)
+    def _decide(self, admitted: Admitted, row: int) -> None:
+        admitted.decided.add(row)
         admitted.costs[row] = 0
 
 

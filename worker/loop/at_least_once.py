@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from worker.batch import Partition
 from worker.errors import DeliveryFailed
 from worker.loop.delivery import Annotate
-from worker.loop.window import Slab, Window
+from worker.loop.slab import Slab
+from worker.loop.window import Window
 
 
 class Commits(Protocol):
@@ -78,7 +79,7 @@ class AtLeastOnce:
 
         def reported(error: Any, _message: Any, rows: int = 1) -> None:
             # A slab without partitions was revoked or rewound: whoever reads its records next answers them.
-            if error is not None and slab.ends:
+            if error is not None and slab.turn.ends:
                 self._refused = DeliveryFailed("delivery", f"an output was refused for good: {error}")
             if slab.receipt.acknowledge(rows):
                 done.append(slab)

@@ -48,11 +48,12 @@ class Caution:
     """Which records are worked on alone, and what every commit says of that.
 
     Args:
-        reach: offsets beyond the position a dead process may have had in flight: twice its largest slab.
+        reach: per topic how many offsets beyond the position a dead process may have had in flight: twice the
+            largest slab of the topic's intake.
         max_crashes: attempts at which a record is given up.
     """
 
-    def __init__(self, reach: int, max_crashes: int) -> None:
+    def __init__(self, reach: Mapping[str, int], max_crashes: int) -> None:
         self.max_crashes = max_crashes
         self._reach = reach
         self._notes: dict[Partition, Note] = {}
@@ -91,7 +92,7 @@ class Caution:
                 self._notes[partition] = replace(note, at=note.at or position)
             else:
                 self._fresh.add(partition)
-                notes[partition] = str(Note(1, position + self._reach))
+                notes[partition] = str(Note(1, position + self._reach[partition.topic]))
         return notes
 
     def dropped(self, partitions: Iterable[Partition]) -> None:
@@ -143,7 +144,7 @@ class Caution:
         if next_offset >= note.until:
             del self._notes[partition]
             # as for a partition that has just become ours there
-            self._left[partition] = Note(1, next_offset + self._reach, next_offset)
+            self._left[partition] = Note(1, next_offset + self._reach[partition.topic], next_offset)
         else:
             self._notes[partition] = Note(0, note.until, next_offset)
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from worker.batch import Partition
-from worker.loop.window import Slab, Window
+from worker.loop.slab import Slab
+from worker.loop.window import Window
 
 Annotate = Callable[[dict[Partition, int]], dict[Partition, str]]
 """Positions about to be committed -> the commit metadata of those that get any."""

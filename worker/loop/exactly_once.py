@@ -8,8 +8,9 @@ from typing import Any, Protocol
 from worker.batch import Partition
 from worker.errors import DeliveryFailed, TransactionFailed
 from worker.loop.delivery import Annotate
+from worker.loop.slab import Slab
 from worker.loop.tasks import Spawn
-from worker.loop.window import Slab, Window
+from worker.loop.window import Window
 
 TICK_S = 0.1
 """Time between two looks at a commit that may never return."""
@@ -210,7 +211,7 @@ class ExactlyOnce:
         positions: dict[Partition, int] = {}
         for slab in self._slabs:
             # Not in order: a slab without outputs is handed over before one that waits for the producer's queue.
-            for partition, end in slab.ends.items():
+            for partition, end in slab.turn.ends.items():
                 positions[partition] = max(end, positions.get(partition, end))
         if not positions and not self._begun:
             # A rewind or a revocation took every partition away. Do not commit an empty transaction: it would

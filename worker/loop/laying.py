@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from worker.batch import Batch, Columns, Outcomes, Route, Servable, Span
-from worker.loop.window import Epochs, Slab
+from worker.loop.epochs import Epochs
+from worker.loop.slab import Slab
 
 
 @dataclass(slots=True)
@@ -57,17 +58,17 @@ def sheet_of_batch(batch: Batch, epochs: Epochs) -> Sheet:
 def lay_out(slab: Slab) -> Outcomes:
     """The outcomes of all rows in slab order; the batch's own where one batch is the whole slab."""
     rows = len(slab.columns)
-    if slab.settled is None and len(slab.batches) == 1 and len(slab.batches[0]) == rows:
+    if slab.decided is None and len(slab.batches) == 1 and len(slab.batches[0]) == rows:
         outcomes = slab.batches[0].outcomes
         assert outcomes is not None
         return outcomes
     whole = Outcomes.empty(rows)
-    if slab.settled is not None:
+    if slab.decided is not None:
         # Admission may have decided about more rows than fitted into the slab.
-        whole.bodies = slab.settled.bodies[:rows]
-        whole.headers = slab.settled.headers[:rows] if slab.settled.headers is not None else None
-        whole.rejected = {row: why for row, why in slab.settled.rejected.items() if row < rows}
-        whole.dropped = {row for row in slab.settled.dropped if row < rows}
+        whole.bodies = slab.decided.bodies[:rows]
+        whole.headers = slab.decided.headers[:rows] if slab.decided.headers is not None else None
+        whole.rejected = {row: why for row, why in slab.decided.rejected.items() if row < rows}
+        whole.dropped = {row for row in slab.decided.dropped if row < rows}
     for batch in slab.batches:
         lay_in(whole, batch)
     return whole

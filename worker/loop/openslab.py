@@ -1,8 +1,8 @@
-"""The one open slab: records taken and not submitted yet. They are in the byte budget already."""
+"""An open slab: records that are taken and not submitted. They are in the byte budget already."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,28 +10,39 @@ from numpy.typing import NDArray
 from worker.batch import Batch, Columns, Outcomes, Partition, Route, Span, pick
 from worker.errors import Rejection
 from worker.loop.admission import Admission, Admitted
-from worker.loop.window import Epochs, Slab
+from worker.loop.budget import Share
+from worker.loop.epochs import Epochs
+from worker.loop.slab import Slab
 from worker.sizes import held_bytes
 
 
 class OpenSlab:
-    """Grows by takes, is closed into a :class:`Slab` of at most what the budget has room for."""
+    """Grows by takes, is closed into a :class:`Slab` of at most what the budget has room for.
 
-    def __init__(self) -> None:
-        self._columns = Columns()
-        self._spans: list[Span] = []
-        self._payload_bytes = 0
+    Args:
+        share: what its intake may hold of the byte budget.
+    """
+
+    def __init__(self, share: Share) -> None:
+        self.claim = share.claim()
+        """Holds the bytes of its records."""
         self.first_ns = 0
         """Monotonic clock when the first record was taken."""
+        self._columns = Columns()
+        self._spans: list[Span] = []
         self._first_ms = 0.0
         self._late_us: list[int] = []
-        """Per row how long after ``first_ns`` it was taken; empty while there was one take, as with a backlog."""
+        """Per row the microseconds between ``first_ns`` and its own take; empty while all rows came with one take."""
 
     def __len__(self) -> int:
         return len(self._columns)
 
-    def append(self, columns: Columns, spans: list[Span], now_ns: int, now_ms: float) -> int:
-        """Add a take; returns the bytes it holds."""
+    def append(self, columns: Columns, spans: list[Span], now_ns: int, now_ms: float) -> None:
+        """Add a take.
+
+        Args:
+            now_ns: monotonic nanoseconds. now_ms: Unix milliseconds.
+        """
         base = len(self._columns)
         if not base:
             self.first_ns, self._first_ms = now_ns, now_ms
@@ -43,37 +54,28 @@ class OpenSlab:
             self._spans += [
                 Span(s.partition, s.start + base, s.stop + base, s.next_offset, s.epoch) for s in spans
             ]
-        nbytes = held_bytes(columns)
-        self._payload_bytes += nbytes
-        return nbytes
+        self.claim.adjust(held_bytes(columns))
 
-    def discard(self, epochs: Epochs) -> int:
-        """Forget the records that are not ours any more; returns the bytes this frees."""
-        return self._keep([span for span in self._spans if epochs.current(span)])
+    def discard(self, epochs: Epochs) -> None:
+        """Forget the records that are not ours any more."""
+        self._keep([span for span in self._spans if epochs.current(span)])
 
-    def drop(self, partitions: Collection[Partition]) -> int:
-        """Forget these partitions' records; returns the bytes this frees."""
-        return self._keep([span for span in self._spans if span.partition not in partitions])
+    def drop(self, partitions: Collection[Partition]) -> None:
+        """Forget these partitions' records."""
+        self._keep([span for span in self._spans if span.partition not in partitions])
 
-    def clear(self) -> int:
-        """Forget everything; returns the bytes this frees."""
-        return self._keep([])
+    def clear(self) -> None:
+        """Forget everything."""
+        self._keep([])
 
-    def _keep(self, live: list[Span]) -> int:
+    def _keep(self, live: list[Span]) -> None:
         if len(live) == len(self._spans):
-            return 0
-        before = self._payload_bytes
+            return
         rows = [row for span in live for row in range(span.start, span.stop)]
         self._columns = self._columns.select(rows)
         self._late_us = pick(self._late_us, rows) if self._late_us else []
-        self._spans = []
-        base = 0
-        for span in live:
-            stop = base + span.stop - span.start
-            self._spans.append(Span(span.partition, base, stop, span.next_offset, span.epoch))
-            base = stop
-        self._payload_bytes = held_bytes(self._columns)
-        return before - self._payload_bytes
+        self._spans = rebased(live)
+        self.claim.adjust(held_bytes(self._columns) - self.claim.nbytes)
 
     @property
     def first(self) -> tuple[Partition, int]:
@@ -81,11 +83,11 @@ class OpenSlab:
         return self._spans[0].partition, self._columns.offsets[0]
 
     def stretch(self, alone: Callable[[Partition, int], bool]) -> int:
-        """How many records from the first on may go together; one where it has to go ``alone``."""
+        """How many records from the first on may go together: 1 when the first one has to go ``alone``."""
         if alone(*self.first):
             return 1
         offsets = self._columns.offsets
-        # a partition's records are in order, and what has to go alone comes before what need not
+        # A partition's records are in order, and those that have to go alone come first.
         return next((s.start for s in self._spans if alone(s.partition, offsets[s.start])), len(offsets))
 
     def begins(self, most: int) -> Iterator[tuple[Partition, int]]:
@@ -104,16 +106,20 @@ class OpenSlab:
         """Make a slab with its batches, of the longest beginning whose tensors fit the budget.
 
         Args:
+            free_bytes: what the batches' tensors and scratch may take.
+            now_ms: Unix milliseconds, for deadlines.
             most: most records that may go.
-            force: one record goes even when it does not fit: nothing else is in flight, and whether it can fit
-                at all was checked when the process started.
-            refused: the records are not to be decoded at all, for this reason.
+            force: one record goes even when it does not fit. Nothing else is in flight then, and whether it can fit at
+                all was checked when the process started.
+            refused: the records are not to be decoded, for this reason.
 
         Returns:
             None when not even one record fits.
         """
         admitted = admission.admit(self._columns.select(range(most)), now_ms)
         rows = _affordable(admitted.costs, free_bytes) or int(force or refused is not None)
+        if len(admitted.servables) > 1:
+            rows = _within_figures(admitted, rows)
         if not rows:
             return None
         slab = self._cut(rows)
@@ -121,9 +127,9 @@ class OpenSlab:
         slab.servables = admitted.servables
         slab.one_route = slab.routes.count(slab.routes[0]) == rows
         if refused is not None:
-            slab.settled = Outcomes([None] * rows, rejected=dict.fromkeys(range(rows), refused))
+            slab.decided = Outcomes([None] * rows, rejected=dict.fromkeys(range(rows), refused))
             return slab
-        slab.settled = admitted.outcomes if admitted.settled else None
+        slab.decided = admitted.outcomes if admitted.decided else None
         slab.batches = _batches(slab, admitted)
         return slab
 
@@ -132,16 +138,26 @@ class OpenSlab:
         total = len(self._columns)
         taken = self.first_ns, self._first_ms
         if rows == total:
-            slab = Slab(self._columns, self._spans, *taken, self._late_us, self._payload_bytes)
-            self._columns, self._spans, self._late_us, self._payload_bytes = Columns(), [], [], 0
+            claim = self.claim.part(self.claim.nbytes)
+            slab = Slab(self._columns, self._spans, *taken, claim, self._late_us)
+            self._columns, self._spans, self._late_us = Columns(), [], []
             return slab
         head, tail = self._columns.select(range(rows)), self._columns.select(range(rows, total))
         first, rest = _split(self._spans, rows, self._columns.offsets)
-        kept = held_bytes(tail)
-        slab = Slab(head, first, *taken, self._late_us[:rows], self._payload_bytes - kept)
-        self._columns, self._spans, self._payload_bytes = tail, rest, kept
-        self._late_us = self._late_us[rows:]
+        claim = self.claim.part(self.claim.nbytes - held_bytes(tail))
+        slab = Slab(head, first, *taken, claim, self._late_us[:rows])
+        self._columns, self._spans, self._late_us = tail, rest, self._late_us[rows:]
         return slab
+
+
+def rebased(spans: Iterable[Span]) -> list[Span]:
+    """Spans over rows that now stand one after the other."""
+    found, base = [], 0
+    for span in spans:
+        stop = base + span.stop - span.start
+        found.append(Span(span.partition, base, stop, span.next_offset, span.epoch))
+        base = stop
+    return found
 
 
 def _affordable(costs: list[int], free_bytes: int) -> int:
@@ -154,6 +170,20 @@ def _affordable(costs: list[int], free_bytes: int) -> int:
         if free_bytes < 0:
             break
         rows += 1
+    return rows
+
+
+def _within_figures(admitted: Admitted, rows: int) -> int:
+    """How many rows may go when no route may have more than the ``slab_records`` of its servable.
+
+    Routes that share a topic share their slabs. A slow one must not get the many records that suit a quick one.
+    """
+    left = {route: servable.slab_records for route, servable in admitted.servables.items()}
+    for row, route in enumerate(admitted.routes[:rows]):
+        if route is not None:
+            left[route] -= 1
+            if left[route] < 0:
+                return row
     return rows
 
 
@@ -177,12 +207,12 @@ def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
     rows_of: dict[Route, Sequence[int]] = {}
     routes = slab.routes
     first = routes[0]
-    if slab.one_route and first is not None and not admitted.settled:
+    if slab.one_route and first is not None and not admitted.decided:
         rows_of[first] = range(len(routes))
     else:
         grouped: dict[Route, list[int]] = {}
         for row, route in enumerate(routes):
-            if route is not None and row not in admitted.settled:
+            if route is not None and row not in admitted.decided:
                 grouped.setdefault(route, []).append(row)
         rows_of.update(grouped)
     batches = []
@@ -199,5 +229,5 @@ def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
 
 
 def _picked(late_us: list[int], rows: Sequence[int]) -> NDArray[np.int64] | None:
-    """These rows' delays; None when there are none, and nothing needs to be counted row by row."""
+    """These rows' delays; None when all rows came with one take."""
     return np.array(pick(late_us, rows), np.int64) if late_us else None

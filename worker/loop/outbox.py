@@ -6,7 +6,7 @@ destination is one call; only rows that are dead letters or dropped are looked a
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
@@ -14,9 +14,10 @@ from typing import Protocol, cast
 from worker.batch import Batch, Route, Span, total_bytes
 from worker.dead_letters.compose import compose
 from worker.errors import DeadLetterLimit, Reject, Rejection
+from worker.loop.epochs import Epochs
 from worker.loop.laying import Sheet, sheet_of_batch, sheet_of_slab
 from worker.loop.limit import DeadLetterRate
-from worker.loop.window import Epochs, Slab
+from worker.loop.slab import Slab
 from worker.sending import PartitionMode, Sending
 from worker.sizes import largest_wire_bytes, wire_bytes
 from worker.text import one_line
@@ -95,7 +96,9 @@ class Outbox:
         while self._queue:
             slab, sending = self._queue[0]
             rows = len(sending)
-            if sending.source not in slab.ends:  # revoked, lost or rewound meanwhile: not ours to publish
+            if (
+                sending.source not in slab.turn.ends
+            ):  # revoked, lost or rewound meanwhile: not ours to publish
                 slab.receipt.withdraw(rows)
             else:
                 taken = self._sink.send(sending, on_delivery(slab))
@@ -221,49 +224,6 @@ class Outbox:
                 )
                 outcomes.rejected[row] = Rejection.of(Reject(message, "too_large_output"), "publish", self)
                 outcomes.bodies[row] = None
-
-
-@dataclass(slots=True)
-class Tally:
-    """How a slab's records ended, by pipeline name."""
-
-    ok: Counter[str]
-    dead_letter: Counter[str]
-    dropped: Counter[str]
-    errors: Counter[tuple[str, str, str]]
-    """(pipeline, reason, stage)"""
-
-
-def tally(slab: Slab, spans: list[Span], worker_name: str) -> Tally:
-    """Count a settled slab's records.
-
-    Args:
-        spans: what is still ours; every other record was given back to Kafka and counts as dropped here.
-        worker_name: stands for the pipeline where no pipeline took the record.
-    """
-
-    def name(row: int) -> str:
-        route = slab.routes[row]
-        return route.name if route is not None else worker_name
-
-    live = sum(span.stop - span.start for span in spans)
-    rows = (row for span in spans for row in range(span.start, span.stop))
-    ok = Counter({name(0): live}) if slab.one_route else Counter(map(name, rows))
-    counts = Tally(ok, Counter(), Counter(), Counter())
-    if live < len(slab.routes):
-        alive = {row for span in spans for row in range(span.start, span.stop)}
-        counts.dropped.update(name(row) for row in range(len(slab.routes)) if row not in alive)
-    for row in {*slab.rejected, *slab.dropped}:
-        if not any(span.start <= row < span.stop for span in spans):
-            continue
-        counts.ok[name(row)] -= 1
-        if row in slab.rejected:
-            why = slab.rejected[row]
-            counts.dead_letter[name(row)] += 1
-            counts.errors[name(row), why.reason, why.stage] += 1
-        else:
-            counts.dropped[name(row)] += 1
-    return counts
 
 
 def _run_of_one_route(routes: Sequence[Route | None], start: int, stop: int) -> int:

@@ -1,23 +1,27 @@
 """A bounded pool of threads that takes batches through decode, infer and finish. Knows nothing of the domain.
 
-The threads share one set of lists under one lock; there is no thread per stage and no queue between stages, so
-nothing can pile up: at most ``instances`` batches run at once and at most ``ahead`` more are decoded or being
-decoded. All threads decode shards of the same batch; whoever finishes the last shard makes it ready.
-Finished batches come back through one mailbox.
+The threads share one set of lists under one lock. There is no thread per stage and no queue between stages, so nothing
+can pile up: in each lane at most ``runs`` batches run at once, and at most ``ahead`` more are decoded or being decoded.
+All threads decode shards of the same batch; whoever finishes the last shard makes it ready. Finished batches come back
+through one mailbox.
+
+One thread always remains for every lane that has none: a slow lane never holds all threads.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from worker.batch import Batch
+from worker.batch import Batch, Lane
+from worker.loop.lanes import Job, Queue
+
+Task = tuple[Job, Callable[[], None]]
 
 
 class Steps(Protocol):
@@ -38,13 +42,6 @@ class Returned:
 
     batch: Batch
     error: BaseException | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    batch: Batch
-    todo: deque[tuple[int, int]] = field(default_factory=deque)
-    undecoded: int = 0
 
 
 class Mailbox:
@@ -68,52 +65,50 @@ class Mailbox:
 
 
 class ThreadPool:
-    """``threads`` workers over ``steps``.
+    """Threads over ``steps``.
 
     Args:
-        instances: model runs at once.
-        ahead: batches decoded, or being decoded, beyond those that run; two where a decode takes as long as a run.
+        threads: most threads that one lane uses. There is one thread more for every further lane.
+        lanes: those known from the start; another one joins with its first batch.
     """
 
-    def __init__(self, steps: Steps, threads: int, instances: int, ahead: int = 1) -> None:
-        self.mailbox = Mailbox()
+    def __init__(self, steps: Steps, threads: int, lanes: Iterable[Lane], mailbox: Mailbox) -> None:
         self.outstanding = 0
-        """Batches submitted and not collected; the submitter's thread alone reads and writes it."""
-        self.capacity = instances + ahead + 1
-        """Batches worth having here: running, decoded, and one to open when a run ends."""
+        """Batches submitted and not collected; for the submitter's thread."""
         self._steps = steps
-        self._instances = instances
-        self._most_begun = instances + ahead
+        self._mailbox = mailbox
         self._lock = threading.Condition()
-        self._waiting: deque[_Job] = deque()
-        self._opened: list[_Job] = []
-        self._begun: dict[_Job, None] = {}
-        """Jobs being worked on, the oldest first."""
-        self._ready: deque[_Job] = deque()
-        self._decoded = 0
-        self._running = 0
+        self._queues = {lane: Queue(lane) for lane in lanes}
+        self._begun: dict[Job, None] = {}
+        """Batches being worked on, the oldest first."""
         self._closing = False
+        self._idle = threads + max(0, len(self._queues) - 1)
+        """Threads that hold no batch."""
         self._threads = [
-            threading.Thread(target=self._work, name=f"pool-{index}", daemon=True) for index in range(threads)
+            threading.Thread(target=self._work, name=f"pool-{index}", daemon=True)
+            for index in range(self._idle)
         ]
         for thread in self._threads:
             thread.start()
 
-    @property
-    def free(self) -> bool:
-        """Whether a batch submitted now would not just queue up."""
-        return self.outstanding < self.capacity
+    def free(self, lanes: Collection[Lane]) -> bool:
+        """Whether a batch submitted now to any of these lanes would not just queue up; for the submitter's thread."""
+        return all(queue.outstanding < queue.capacity for queue in map(self._queue, lanes))
 
     def submit(self, batch: Batch) -> None:
+        queue = self._queue(batch.servable.lane)
         self.outstanding += 1
+        queue.outstanding += 1
         with self._lock:
-            self._waiting.append(_Job(batch))
+            queue.waiting.append(Job(batch, queue))
             self._lock.notify_all()
 
     def collect(self, timeout_s: float = 0.0) -> list[Returned]:
         """Batches that are back; waits up to ``timeout_s`` for the first."""
-        found = self.mailbox.drain(timeout_s)
+        found = self._mailbox.drain(timeout_s)
         self.outstanding -= len(found)
+        for back in found:
+            self._queues[back.batch.servable.lane].outstanding -= 1
         return found
 
     def oldest(self) -> Batch | None:
@@ -132,41 +127,69 @@ class ThreadPool:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
+    def _queue(self, lane: Lane) -> Queue:
+        queue = self._queues.get(lane)
+        if queue is None:
+            with self._lock:
+                queue = self._queues[lane] = Queue(lane)
+        return queue
+
     def _work(self) -> None:
-        while (task := self._next()) is not None:
+        queue: Queue | None = None
+        while (task := self._next(queue)) is not None:
             job, step = task
+            queue = job.queue
             try:
                 step()
             except BaseException as error:  # whatever it is, the submitter must hear of it
                 self._abandon(job, error)
-            # the names would keep this batch's frames alive until the next one arrives
+            # The names would keep this batch's arrays alive until the next one arrives.
             del task, job, step
 
-    def _next(self) -> tuple[_Job, Callable[[], None]] | None:
-        """The most useful thing to do now: run what is decoded, else decode what is open, else open a batch."""
+    def _next(self, left: Queue | None) -> Task | None:
+        """The most useful thing to do now; waits for it. None: the pool is closed.
+
+        Args:
+            left: the lane that the asking thread has just worked for.
+        """
         with self._lock:
-            while True:
-                if self._ready and self._running < self._instances:
-                    job = self._ready.popleft()
-                    self._running += 1
-                    self._decoded -= 1
-                    return job, partial(self._infer, job)
-                if (opened := self._undecoded()) is not None:
-                    return opened, partial(self._decode, opened, *opened.todo.popleft())
-                if self._waiting and self._decoded + self._running < self._most_begun:
-                    job = self._waiting.popleft()
-                    self._begun[job] = None
-                    self._decoded += 1
-                    return job, partial(self._open, job)
+            if left is not None:
+                left.threads -= 1
+                self._idle += 1
+                if len(self._queues) > 1:
+                    self._lock.notify_all()  # a lane that had to leave this thread alone may use one now
+            while (task := self._find()) is None:
                 if self._closing:
                     return None
                 self._lock.wait()
+            task[0].queue.threads += 1
+            self._idle -= 1
+            return task
 
-    def _undecoded(self) -> _Job | None:
-        # a loop in the caller would leave its variable, and so the last batch, alive while the thread waits
-        return next((job for job in self._opened if job.todo), None)
+    def _find(self) -> Task | None:
+        """In the lane that has the fewest threads: run what is decoded, else decode what is open, else open a batch."""
+        queues: Iterable[Queue] = self._queues.values()
+        if len(self._queues) > 1:
+            queues = sorted(queues, key=lambda queue: queue.threads)
+        for queue in queues:
+            if not self._may_use_a_thread(queue):
+                continue
+            if (job := queue.runnable()) is not None:
+                return job, partial(self._infer, job)
+            if (job := queue.undecoded()) is not None:
+                return job, partial(self._decode, job, *job.todo.popleft())
+            if (job := queue.openable()) is not None:
+                self._begun[job] = None
+                return job, partial(self._open, job)
+        return None
 
-    def _open(self, job: _Job) -> None:
+    def _may_use_a_thread(self, queue: Queue) -> bool:
+        """Whether enough threads would remain for the lanes that have none."""
+        if not queue.threads:
+            return True
+        return self._idle > sum(not other.threads for other in self._queues.values())
+
+    def _open(self, job: Job) -> None:
         shards = self._steps.shards(job.batch)
         if len(shards) == 1:
             self._steps.decode(job.batch, *shards[0])
@@ -176,55 +199,58 @@ class ThreadPool:
             job.todo.extend(shards)
             job.undecoded = len(shards)
             if shards:
-                self._opened.append(job)
+                job.queue.opened.append(job)
                 self._lock.notify_all()
         if not shards:
             self._make_ready(job)
 
-    def _decode(self, job: _Job, start: int, stop: int) -> None:
+    def _decode(self, job: Job, start: int, stop: int) -> None:
         self._steps.decode(job.batch, start, stop)
         with self._lock:
             job.undecoded -= 1
-            last = job.undecoded == 0 and job in self._opened
+            last = job.undecoded == 0 and job in job.queue.opened
             if last:
-                self._opened.remove(job)
+                job.queue.opened.remove(job)
         if last:
             self._make_ready(job)
 
-    def _make_ready(self, job: _Job) -> None:
+    def _make_ready(self, job: Job) -> None:
         with self._lock:
-            self._ready.append(job)
+            job.queue.ready.append(job)
             self._lock.notify_all()
 
-    def _infer(self, job: _Job) -> None:
+    def _infer(self, job: Job) -> None:
         try:
             self._steps.infer(job.batch)
         finally:
             with self._lock:
-                self._running -= 1
+                job.queue.running -= 1
                 self._lock.notify_all()
         self._steps.finish(job.batch)
         with self._lock:
             self._begun.pop(job, None)
-        self.mailbox.put(Returned(job.batch))
+        self._mailbox.put(Returned(job.batch))
 
-    def _abandon(self, job: _Job, error: BaseException) -> None:
+    def _abandon(self, job: Job, error: BaseException) -> None:
         with self._lock:
             job.todo.clear()
-            if job in self._opened:
-                self._opened.remove(job)
-        self.mailbox.put(Returned(job.batch, error))
+            if job in job.queue.opened:
+                job.queue.opened.remove(job)
+        self._mailbox.put(Returned(job.batch, error))
 
 
 class InlinePool:
     """The pool's twin without threads: for models whose batch costs less than a hand-over."""
 
-    def __init__(self, steps: Steps) -> None:
-        self.mailbox = Mailbox()
+    def __init__(self, steps: Steps, mailbox: Mailbox) -> None:
         self.outstanding = 0
-        self.free = True
         self._steps = steps
+        self._mailbox = mailbox
         self._current: Batch | None = None
+
+    def free(self, lanes: Collection[Lane]) -> bool:
+        """Always: a batch is done when :meth:`submit` returns."""
+        return True
 
     def oldest(self) -> Batch | None:
         """The batch being worked on; for any thread to ask."""
@@ -239,14 +265,14 @@ class InlinePool:
             self._steps.infer(batch)
             self._steps.finish(batch)
         except Exception as error:
-            self.mailbox.put(Returned(batch, error))
+            self._mailbox.put(Returned(batch, error))
         else:
-            self.mailbox.put(Returned(batch))
+            self._mailbox.put(Returned(batch))
         finally:
             self._current = None
 
     def collect(self, timeout_s: float = 0.0) -> list[Returned]:
-        found = self.mailbox.drain(timeout_s if self.outstanding else 0.0)
+        found = self._mailbox.drain(timeout_s if self.outstanding else 0.0)
         self.outstanding -= len(found)
         return found
 

@@ -17,6 +17,7 @@ from worker.telemetry.meters import Meters, PartitionState, Snapshot
 
 if TYPE_CHECKING:
     from worker.kafka.source import Reach
+    from worker.loop.budget import Budget
     from worker.loop.window import Window
 
 LOOK_EVERY_S = 1.0
@@ -27,12 +28,20 @@ class Loop(Protocol):
     """What vitals read of the conductor."""
 
     window: Window
+    budget: Budget
     turned_ns: int
     """Monotonic nanoseconds of the end of the last turn."""
-    paused: bool
-    joined: bool
-    draining: bool
     stop_requested: bool
+
+    @property
+    def paused(self) -> frozenset[str]:
+        """Topics that are not fetched because their intake is full."""
+
+    @property
+    def joined(self) -> bool: ...
+
+    @property
+    def draining(self) -> bool: ...
 
 
 class Source(Protocol):
@@ -102,10 +111,10 @@ class Vitals:
         loop, _, pool = self._parts
         return {
             "turned_s_ago": round(self._idle_s(loop), 1),
-            "paused": loop.paused,
+            "paused": sorted(loop.paused),
             "draining": loop.draining,
             "slabs_in_flight": loop.window.slabs,
-            "bytes_in_flight": loop.window.bytes,
+            "bytes_in_flight": loop.budget.held,
             "records_in_flight": loop.window.records,
             "batches_in_pool": pool.outstanding,
             "partitions": {f"{p.topic}/{p.number}": reach[:2] for p, reach in self._reach.items()},
@@ -115,7 +124,7 @@ class Vitals:
         """What :class:`worker.process.watchdog.Progress` reads."""
         assert self._parts is not None, "the watchdog starts with the worker"
         seen = {p: (reach.position + reach.unreadable, reach.end) for p, reach in self._reach.items()}
-        return seen, self._meters.counted_records, self._parts[0].paused
+        return seen, self._meters.counted_records, bool(self._parts[0].paused)
 
     def _idle_s(self, loop: Loop) -> float:
         return (self._clock_ns() - loop.turned_ns) / 1e9
@@ -145,7 +154,7 @@ class Vitals:
                 reach.end if reach.end >= 0 else None,
                 reach.unreadable if position == reach.position else 0,
             )
-        return self._meters.snapshot(window.bytes, partitions)
+        return self._meters.snapshot(loop.budget.held, partitions)
 
     def answer(self) -> None:
         """Give a snapshot to the threads that wait for one."""

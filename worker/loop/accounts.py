@@ -1,0 +1,186 @@
+"""What is counted, and when: every record once when it is taken and once when it has ended.
+
+The loop tells accounts of slabs and batches; accounts tell every observer in the metrics' terms. Work here is per slab
+and per batch; rows are looked at one by one only where one is out of the ordinary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from worker.batch import Batch, Route, Span, total_bytes
+from worker.loop.epochs import Epochs
+from worker.loop.slab import Slab
+
+
+class Observer(Protocol):
+    """Told of what happens to records, on the loop's thread: per slab or batch, never per record.
+
+    ``pipeline`` is the route's name; for records that no route takes it is the worker's.
+    """
+
+    def taken(self, pipeline: str, records: int, nbytes: int = 0) -> None:
+        """Records are in flight from now on; ``nbytes`` of values."""
+
+    def counted(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None:
+        """Records have ended: acknowledged, or without an output (``dropped``)."""
+
+    def sent(self, nbytes: int) -> None:
+        """So many bytes of values are planned for the producer."""
+
+    def error(self, pipeline: str, reason: str, stage: str, records: int = 1) -> None: ...
+
+    def batch(self, pipeline: str, batch: Batch) -> None:
+        """A batch is back from the pool, with its runs and their stages."""
+
+    def hold_us(self, pipeline: str, us: Any, records: int = 1) -> None:
+        """Microseconds from finished to released."""
+
+    def publish_us(self, pipeline: str, us: Any, records: int = 1) -> None:
+        """Microseconds from released to acknowledged."""
+
+    def rebalance(self) -> None: ...
+
+    def rewind(self, cause: str) -> None: ...
+
+    def loop(self, section: str, seconds: float) -> None:
+        """Time that the loop's thread spent in one section of its turn."""
+
+
+class Accounts:
+    """See the module.
+
+    Args:
+        observers: each is told of everything, in this order.
+        worker_name: counts the records that no route takes.
+        clock_ns: monotonic nanoseconds.
+    """
+
+    def __init__(
+        self,
+        observers: Sequence[Observer],
+        worker_name: str,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.worker_name = worker_name
+        self._observers = tuple(observers)
+        self._clock_ns = clock_ns
+
+    def taken(self, slab: Slab) -> None:
+        """The slab is closed: its records are in flight."""
+        values = slab.columns.values
+        if slab.one_route:
+            self._taken(self._name(slab.routes[0]), len(values), total_bytes(values))
+            return
+        for batch in slab.batches:
+            self._taken(batch.route.name, len(batch), total_bytes(batch.columns.values))
+        for row in set(range(len(values))).difference(*(batch.rows for batch in slab.batches)):
+            self._taken(self._name(slab.routes[row]), 1, len(values[row] or b""))
+
+    def returned(self, batch: Batch) -> None:
+        """The batch is back from the pool."""
+        for observer in self._observers:
+            observer.batch(batch.route.name, batch)
+
+    def released(self, slab: Slab) -> None:
+        """The slab's turn has come."""
+        for batch in slab.batches:
+            hold_us = max(0, (slab.released_ns - batch.finished_ns) // 1000)
+            for observer in self._observers:
+                observer.hold_us(batch.route.name, hold_us, len(batch))
+
+    def sent(self, nbytes: int) -> None:
+        for observer in self._observers:
+            observer.sent(nbytes)
+
+    def ended(self, slab: Slab, epochs: Epochs) -> None:
+        """Every output of the slab is acknowledged, or the slab was given up."""
+        # Records that were revoked, lost or rewound since are answered by whoever reads them next: they are dropped.
+        committed = slab.receipt.committed
+        spans = slab.live_spans(epochs) if committed is None else committed
+        counts = tally(slab, spans, self.worker_name)
+        publish_us = (self._clock_ns() - slab.released_ns) // 1000
+        for observer in self._observers:
+            for name, count in counts.ok.items():
+                observer.counted(name, ok=count)
+                observer.publish_us(name, publish_us, count)
+            for name, count in counts.dead_letter.items():
+                observer.counted(name, dead_letter=count)
+            for name, count in counts.dropped.items():
+                observer.counted(name, dropped=count)
+            for (name, reason, stage), count in counts.errors.items():
+                observer.error(name, reason, stage, count)
+
+    def rebalance(self) -> None:
+        for observer in self._observers:
+            observer.rebalance()
+
+    def rewind(self, cause: str) -> None:
+        for observer in self._observers:
+            observer.rewind(cause)
+
+    @contextmanager
+    def timed(self, section: str) -> Iterator[None]:
+        """Count the time inside as one section of the loop."""
+        started_ns = self._clock_ns()
+        try:
+            yield
+        finally:
+            seconds = (self._clock_ns() - started_ns) / 1e9
+            for observer in self._observers:
+                observer.loop(section, seconds)
+
+    def _taken(self, name: str, records: int, nbytes: int) -> None:
+        for observer in self._observers:
+            observer.taken(name, records, nbytes)
+
+    def _name(self, route: Route | None) -> str:
+        return route.name if route is not None else self.worker_name
+
+
+@dataclass(slots=True)
+class Tally:
+    """How a slab's records ended, by pipeline name."""
+
+    ok: Counter[str]
+    dead_letter: Counter[str]
+    dropped: Counter[str]
+    errors: Counter[tuple[str, str, str]]
+    """(pipeline, reason, stage)"""
+
+
+def tally(slab: Slab, spans: list[Span], worker_name: str) -> Tally:
+    """Count the records of a slab that has ended.
+
+    Args:
+        spans: the records that are still ours. Every other record was given back to Kafka and is counted as dropped.
+        worker_name: stands for the pipeline where no route took the record.
+    """
+
+    def name(row: int) -> str:
+        route = slab.routes[row]
+        return route.name if route is not None else worker_name
+
+    live = sum(span.stop - span.start for span in spans)
+    rows = (row for span in spans for row in range(span.start, span.stop))
+    ok = Counter({name(0): live}) if slab.one_route else Counter(map(name, rows))
+    counts = Tally(ok, Counter(), Counter(), Counter())
+    if live < len(slab.routes):
+        alive = {row for span in spans for row in range(span.start, span.stop)}
+        counts.dropped.update(name(row) for row in range(len(slab.routes)) if row not in alive)
+    for row in {*slab.rejected, *slab.dropped}:
+        if not any(span.start <= row < span.stop for span in spans):
+            continue
+        counts.ok[name(row)] -= 1
+        if row in slab.rejected:
+            why = slab.rejected[row]
+            counts.dead_letter[name(row)] += 1
+            counts.errors[name(row), why.reason, why.stage] += 1
+        else:
+            counts.dropped[name(row)] += 1
+    return counts

@@ -1,0 +1,191 @@
+"""Records on their way in: one intake for each group of routes that share topics.
+
+An intake has an open slab (records that are taken and not submitted), figures of its own and a share of the byte
+budget. So a pipeline on a topic of its own never waits for another one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+
+from worker.batch import Columns, Lane, Route, Servable, Span
+from worker.errors import Rejection
+from worker.loop.admission import Admission, Rollout
+from worker.loop.budget import Share
+from worker.loop.openslab import OpenSlab, rebased
+from worker.loop.pace import Pace
+from worker.loop.slab import Slab
+
+SPARE_RECORDS = 64
+"""Records that a full open slab still takes before its topics are paused."""
+SPARE_SLABS = 4
+"""With several intakes it takes so many slabs more. The takes go on for the others meanwhile, and every pause throws
+away what the client has fetched of the topic."""
+
+
+class Intake:
+    """See the module. The loop's thread alone uses it.
+
+    Args:
+        admission: of the routes that share topics.
+        share: what it may hold of the byte budget.
+        alone: there is no other intake.
+        clock_ns: monotonic nanoseconds. cpu_ns: CPU time of the process.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        share: Share,
+        alone: bool,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        cpu_ns: Callable[[], int] = time.process_time_ns,
+    ) -> None:
+        self.admission = admission
+        self.share = share
+        self.topics = frozenset(chain.from_iterable(route.topics for route in admission.rollouts))
+        self.open = OpenSlab(share)
+        self.paused = False
+        """Its topics are not fetched."""
+        self.slab_records = 0
+        """Most records in one slab: the largest figure among its servables. A slab ends earlier where a route has
+        reached its own."""
+        self.lanes: tuple[Lane, ...] = ()
+        """Where its batches run."""
+        self._spare_slabs = 0 if alone else SPARE_SLABS
+        self._max_wait_ns = int(min(route.max_wait_s for route in admission.rollouts) * 1e9)
+        self._pace = Pace(self._max_wait_ns / 1e9, clock_ns, cpu_ns)
+        self._starved_at: int | None = None
+        """What the share had freed when the first record of the open slab was found too large for what is free."""
+        self._reserve_bytes = 0
+        self._follow({route: rollout.choose() for route, rollout in admission.rollouts.items()})
+        self._reserve(max(rollout.choose().item_nbytes for rollout in admission.rollouts.values()))
+
+    def __repr__(self) -> str:
+        return f"<Intake of {', '.join(sorted(self.topics))}: {len(self.open)} records open, {self.share.held} bytes>"
+
+    # -- what it has room for ----------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """Records the open slab may still take; none when the share of the byte budget is used up."""
+        return self.slab_records - len(self.open) if self.has_bytes else 0
+
+    @property
+    def has_bytes(self) -> bool:
+        """Whether payloads leave enough bytes free for one record to be worked on."""
+        return self.free_for_payloads > 0
+
+    @property
+    def free_for_payloads(self) -> int:
+        """Bytes that records may still take."""
+        return self.share.free - self._reserve_bytes
+
+    def full(self) -> bool:
+        """Whether nothing more may come, not even what is fetched already."""
+        spare = SPARE_RECORDS + self._spare_slabs * self.slab_records
+        return not self.has_bytes or len(self.open) >= self.slab_records + spare
+
+    def relaxed(self) -> bool:
+        """Whether half of what it may hold is free."""
+        return self.share.held <= self.share.free
+
+    # -- when its open slab should go --------------------------------------------------------------------
+
+    def left_s(self, now_ns: int) -> float:
+        """Seconds until the open slab should go, full or not."""
+        latest_ns = self.open.first_ns + self._max_wait_ns
+        return (min(latest_ns, self._pace.next_ns) - now_ns) / 1e9
+
+    def pace_left_s(self, now_ns: int) -> float:
+        """Seconds until the next slab may follow the one before it."""
+        return (self._pace.next_ns - now_ns) / 1e9
+
+    def complete(self, now_ns: int, in_flight: bool) -> bool:
+        """Whether the open slab is full, or has waited long enough.
+
+        Args:
+            in_flight: there are slabs in flight, of this intake or others.
+        """
+        if self.room() > 0:
+            return self.left_s(now_ns) <= 0
+        # Bytes that slabs in flight hold come back. When nothing is in flight, waiting would be for ever.
+        return self.share.free > 0 or not in_flight
+
+    def starves(self, in_flight: bool) -> bool:
+        """Whether its first record is too large for what is free, and nothing was freed since that was found.
+
+        With nothing in flight one record may go whatever it costs.
+        """
+        return in_flight and self._starved_at == self.share.freed
+
+    def hungry(self) -> bool:
+        """Whether it needs bytes that others hold: nothing of its own is in flight, and its records cannot go."""
+        waits = self._starved_at is not None or self.share.free <= 0
+        return waits and len(self.open) > 0 and self.share.held == self.open.claim.nbytes
+
+    def close(
+        self, now_ms: float, most: int, in_flight: bool, refused: Rejection | None = None
+    ) -> Slab | None:
+        """The open slab, as much of it as may go; None when its first record does not fit the budget now.
+
+        Args:
+            now_ms: Unix milliseconds, for deadlines.
+            most: most records that may go.
+            refused: these records are not to be decoded, for this reason.
+        """
+        self._pace.closed(full=self.room() <= 0)
+        most = min(most, self.slab_records)
+        slab = self.open.close(self.admission, self.share.free, now_ms, most, not in_flight, refused)
+        self._starved_at = self.share.freed if slab is None else None
+        if slab is not None:
+            self._follow(slab.servables)
+            for batch in slab.batches:
+                self._reserve(batch.cost_bytes // len(batch))
+        return slab
+
+    def _follow(self, servables: Mapping[Route, Servable]) -> None:
+        """Take over the figures of those who answer now."""
+        self.slab_records = max(servable.slab_records for servable in servables.values())
+        self.lanes = tuple(dict.fromkeys(servable.lane for servable in servables.values()))
+
+    def _reserve(self, nbytes: int) -> None:
+        """Keep so many bytes free of payloads: what one record needs to be worked on. Otherwise a full open slab's
+        first record would go beyond the budget."""
+        most = (self.share.guaranteed or self.share.limit_bytes) // 2
+        self._reserve_bytes = max(self._reserve_bytes, min(nbytes, most))
+
+
+def groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
+    """Rollouts whose routes share topics, directly or through others; members and groups are in file order."""
+    parts: list[list[int]] = []
+    for index, rollout in enumerate(rollouts):
+        topics = rollout.route.topics
+        touching = [part for part in parts if any(topics & rollouts[i].route.topics for i in part)]
+        parts = [part for part in parts if part not in touching]
+        parts.append(sorted(chain([index], *touching)))
+    return [[rollouts[index] for index in part] for part in sorted(parts)]
+
+
+def distribute(
+    columns: Columns, spans: list[Span], intakes: Mapping[str, Intake]
+) -> Iterator[tuple[Intake, Columns, list[Span]]]:
+    """A take, divided among the intakes of its topics; work is per span.
+
+    Args:
+        intakes: by topic.
+    """
+    parts: dict[Intake, list[Span]] = {}
+    for span in spans:
+        parts.setdefault(intakes[span.partition.topic], []).append(span)
+    if len(parts) == 1:
+        yield next(iter(parts)), columns, spans
+        return
+    for intake, ours in parts.items():
+        start, stop = ours[0].start, ours[-1].stop
+        together = stop - start == sum(span.stop - span.start for span in ours)
+        rows: Sequence[int] = (
+            range(start, stop) if together else [row for s in ours for row in range(s.start, s.stop)]
+        )
+        yield intake, columns.select(rows), rebased(ours)
