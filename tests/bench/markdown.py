@@ -1,4 +1,4 @@
-"""What some runs found as Markdown, for the README: medians by group, latency at fixed rates, promises."""
+"""What some runs found as Markdown, for the benchmarks page: medians by group, latency at fixed rates, promises."""
 
 from __future__ import annotations
 
