@@ -9,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
@@ -42,6 +43,10 @@ class Cuda:
         self.gate = threading.Event()
         """Nothing is done until it is set."""
         self.gate.set()
+        self.contexts = 0
+        """References to the device's primary context."""
+        self.devices: list[int] = []
+        """Numbers of the devices that were asked for."""
         self._work: dict[int, deque[Callable[[], None] | Marker]] = {}
         self._events: dict[int, Marker | None] = {}
         self._handles = iter(range(0x1000, 0x100000))
@@ -52,6 +57,11 @@ class Cuda:
             return lambda *_: self.broken
         return super().__getattribute__(name)
 
+    @property
+    def handles(self) -> int:
+        """Streams, events, page-locked blocks and references to the context that nobody has given back."""
+        return len(self._work) + len(self._events) + len(self.locked) + self.contexts
+
     def put(self, stream: int, work: Callable[[], None]) -> None:
         with self._lock:
             self._work[stream].append(work)
@@ -61,6 +71,7 @@ class Cuda:
 
     def cuDeviceGet(self, device: Any, number: int) -> int:  # noqa: N802
         device._obj.value = number
+        self.devices.append(number)
         return 0
 
     def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:  # noqa: N802
@@ -73,6 +84,11 @@ class Cuda:
 
     def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:  # noqa: N802
         context._obj.value = 1
+        self.contexts += 1
+        return 0
+
+    def cuDevicePrimaryCtxRelease_v2(self, device: Any) -> int:  # noqa: N802
+        self.contexts -= 1
         return 0
 
     def cuCtxSetCurrent(self, context: Any) -> int:  # noqa: N802
@@ -81,6 +97,14 @@ class Cuda:
     def cuStreamCreate(self, stream: Any, flags: int) -> int:  # noqa: N802
         stream._obj.value = handle = next(self._handles)
         self._work[handle] = deque()
+        return 0
+
+    def cuStreamDestroy_v2(self, stream: Any) -> int:  # noqa: N802
+        assert not self._work.pop(stream.value), "a stream is given back before its work is done"
+        return 0
+
+    def cuEventDestroy_v2(self, event: Any) -> int:  # noqa: N802
+        del self._events[event.value]
         return 0
 
     def cuEventCreate(self, event: Any, flags: int) -> int:  # noqa: N802
@@ -135,6 +159,10 @@ class Cuda:
         self.locked[ctypes.addressof(block)] = block
         return 0
 
+    def cuMemFreeHost(self, address: Any) -> int:  # noqa: N802
+        self.lockable_bytes += len(self.locked.pop(address.value))
+        return 0
+
     def cuGetErrorName(self, code: int, name: Any) -> int:  # noqa: N802
         names = {2: b"CUDA_ERROR_OUT_OF_MEMORY", ILLEGAL_ADDRESS: b"CUDA_ERROR_ILLEGAL_ADDRESS"}
         name._obj.value = names.get(code)
@@ -160,13 +188,17 @@ def _memmove(target: int, source: int, nbytes: int) -> None:
 class OrtValue:
     """Memory on the device."""
 
-    def __init__(self, array: np.ndarray) -> None:
+    alive: ClassVar[weakref.WeakSet[OrtValue]] = weakref.WeakSet()
+
+    def __init__(self, array: np.ndarray, index: int = 0) -> None:
         self.array = array
+        self.index = index
+        self.alive.add(self)
 
     @classmethod
     def ortvalue_from_shape_and_type(cls, shape: Any, dtype: Any, device: str, index: int) -> OrtValue:
-        assert (device, index) == ("cuda", 0)
-        return cls(np.full(shape, 0xAB, dtype))
+        assert device == "cuda"
+        return cls(np.full(shape, 0xAB, dtype), index)
 
     def shape(self) -> list[int]:
         return list(self.array.shape)
@@ -184,17 +216,18 @@ class RunOptions:
         self.entries[key] = value
 
 
-@dataclass
+@dataclass(eq=False)
 class Binding:
+    device: int
     inputs: dict[str, tuple[Any, tuple[int, ...], int]] = field(default_factory=dict)
     outputs: dict[str, OrtValue | None] = field(default_factory=dict)
 
     def bind_input(self, name: str, device: str, index: int, dtype: Any, shape: Any, address: int) -> None:
-        assert (device, index) == ("cuda", 0)
+        assert (device, index) == ("cuda", self.device)
         self.inputs[name] = (dtype, tuple(shape), address)
 
     def bind_output(self, name: str, device: str, index: int) -> None:
-        assert (device, index) == ("cuda", 0)
+        assert (device, index) == ("cuda", self.device)
         self.outputs[name] = None
 
     def get_outputs(self) -> list[OrtValue]:
@@ -243,7 +276,9 @@ class Session:
         return self._real.run(None, feeds)
 
     def io_binding(self) -> Binding:
-        return Binding()
+        binding = Binding(int(self.options[CUDA]["device_id"]))
+        self._runtime.bindings.add(binding)
+        return binding
 
     def run(self, names: Any, feeds: Any, options: Any) -> Any:
         return self._real.run(names, feeds)
@@ -305,6 +340,9 @@ class Runtime:
         self.error: Exception | None = None
         """What every run raises."""
         self.sessions: list[Session] = []
+        self.open: weakref.WeakSet[Session] = weakref.WeakSet()
+        """Sessions that somebody other than this object still holds, once :attr:`sessions` is cleared."""
+        self.bindings: weakref.WeakSet[Binding] = weakref.WeakSet()
 
     def get_available_providers(self) -> list[str]:
         return [TENSORRT, CUDA, CPU]
@@ -315,6 +353,7 @@ class Runtime:
     def InferenceSession(self, path: str, options: Any, providers: Any, **more: Any) -> Session:  # noqa: N802
         session = Session(self, path, options, providers, **more)
         self.sessions.append(session)
+        self.open.add(session)
         return session
 
 

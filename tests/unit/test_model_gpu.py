@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from worker import settings
 from worker.batch import Batch, Partition
 from worker.errors import StartError
 from worker.model import cuda
+from worker.model.backend import Closed
 from worker.model.cuda import DeviceError, Driver, PinnedMemory
 from worker.model.gpu import padded_sizes
 from worker.model.session import Model, load
@@ -305,6 +307,102 @@ def test_a_provider_that_the_runtime_leaves_out_is_refused(gpu: fake_gpu.Runtime
     gpu.working.clear()
     with pytest.raises(StartError, match="cuda did not start"):
         on_gpu(tmp_path, models.mlp())
+
+
+# Closing
+
+
+def left_over(gpu: fake_gpu.Runtime) -> tuple[int, int, int, int]:
+    """Driver handles, runtime sessions, bindings and device buffers that nobody has given back."""
+    gpu.sessions.clear()
+    gpu.error = None  # its traceback holds what it went through
+    gc.collect()
+    return gpu.cuda.handles, len(gpu.open), len(gpu.bindings), len(fake_gpu.OrtValue.alive)
+
+
+@pytest.mark.parametrize("model", [models.mlp(), models.identity(str)], ids=["bound", "strings"])
+def test_a_closed_model_has_given_everything_back(
+    gpu: fake_gpu.Runtime, tmp_path: Path, model: bytes
+) -> None:
+    """Streams, events, page-locked blocks, the context, sessions of every padded size, bindings and device buffers."""
+    before = left_over(gpu)
+    gpu.switch_s = 0.05
+    loaded = on_gpu(tmp_path, model, instances=2)
+    loaded.warm(8, 1 << 20)
+    feeds = loaded.sample(1)
+    assert feeds is not None
+    loaded.run(feeds)
+    assert gpu.cuda.handles > 0
+    loaded.close()
+    loaded.close()
+    assert left_over(gpu) == before
+    with pytest.raises(Closed):
+        loaded.run(feeds)
+
+
+def test_closing_waits_for_the_run_in_progress(gpu: fake_gpu.Runtime, tmp_path: Path) -> None:
+    """A run that is on the device when the model is closed still gives its answer."""
+    model = on_gpu(tmp_path, models.identity())
+    session = gpu.sessions[0]
+    before = len(session.shapes)
+    gpu.cuda.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        run = pool.submit(model.run, {"x": np.full((1, 4), 5, np.float32)})
+        until(lambda: len(session.shapes) == before + 1)
+        closing = pool.submit(model.close)
+        assert not closing.done()
+        gpu.cuda.gate.set()
+        assert (run.result(20)["y"] == 5).all()
+        closing.result(20)
+    assert gpu.cuda.contexts == 1  # the answer lies in page-locked memory
+    del run
+    gc.collect()
+    assert gpu.cuda.handles == 0
+
+
+def test_an_array_outlives_its_model(gpu: fake_gpu.Runtime, tmp_path: Path) -> None:
+    """Page-locked memory that somebody still reads when the model is closed goes back with its last array."""
+    model = on_gpu(tmp_path, models.identity())
+    answer = model.run({"x": np.full((2, 4), 7, np.float32)})["y"]
+    buffer = model.empty((2, 4), np.dtype(np.float32))
+    model.close()
+    assert (answer == 7).all()
+    assert len(gpu.cuda.locked) == 2
+    del answer, buffer
+    gc.collect()
+    assert gpu.cuda.handles == 0
+
+
+@pytest.mark.parametrize("providers", [["cuda", "cpu"], ["tensorrt", "cuda", "cpu"]])
+def test_a_model_that_cannot_be_had_leaves_nothing_behind(
+    gpu: fake_gpu.Runtime, tmp_path: Path, providers: list[str]
+) -> None:
+    """A load that fails, at the file or at the first run, gives back what it had opened by then."""
+    before = left_over(gpu)
+    with pytest.raises(StartError):
+        load(models.write(tmp_path, b"no model"), providers=providers)
+    gpu.error = RuntimeError("TensorRT EP failed to create engine")
+    if "tensorrt" in providers:
+        with pytest.raises(StartError):
+            load(models.write(tmp_path, models.mlp()), providers=providers)
+    assert left_over(gpu) == before
+
+
+def test_a_broken_device_can_be_closed(gpu: fake_gpu.Runtime, tmp_path: Path) -> None:
+    """After an illegal access every call fails, and closing the model raises nothing all the same."""
+    model = on_gpu(tmp_path, models.mlp())
+    gpu.cuda.broken = fake_gpu.ILLEGAL_ADDRESS
+    model.close()
+
+
+def test_a_model_can_be_on_another_device(gpu: fake_gpu.Runtime, tmp_path: Path) -> None:
+    """Context, sessions, buffers and bindings are all on the device that was asked for."""
+    model = on_gpu(tmp_path, models.identity(), device=1)
+    assert (model.run({"x": np.ones((2, 4), np.float32)})["y"] == 1).all()
+    assert gpu.cuda.devices == [1]
+    assert gpu.sessions[0].options[fake_gpu.CUDA]["device_id"] == "1"
+    assert {value.index for value in fake_gpu.OrtValue.alive if value.array.dtype == np.uint8} == {1}
+    model.close()
 
 
 # TensorRT

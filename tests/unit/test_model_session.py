@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import subprocess
 import sys
+import textwrap
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import structlog
 from onnx import helper
 
 from worker.errors import ConfigError, StartError
+from worker.model.backend import Closed
 from worker.model.session import Model, load
 
 
@@ -332,3 +337,64 @@ def test_fixed_first_dimension_is_reported(tmp_path: Path, model: bytes, batch: 
     assert found.fixed_batch == batch
     assert not found.signature.batchable
     assert found.canary()
+
+
+# Closing
+
+
+def test_a_closed_model_has_let_its_session_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime's session is gone once the model is closed, however long the model itself is kept."""
+    opened: weakref.WeakSet[Any] = weakref.WeakSet()
+    real = onnxruntime.InferenceSession
+
+    def session(*arguments: Any, **options: Any) -> Any:
+        opened.add(made := real(*arguments, **options))
+        return made
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    model = loaded(tmp_path, models.mlp())
+    assert len(opened) == 1
+    model.close()
+    model.close()
+    gc.collect()
+    assert len(opened) == 0
+    with pytest.raises(Closed, match="closed"):
+        model.run({"x": np.zeros((1, 20), np.float32)})
+
+
+def test_memory_after_twenty_models_is_that_after_three(tmp_path: Path) -> None:
+    """Models that are closed, and kept, cost no memory: twenty of 32 MiB take what three took, give or take one."""
+    path = models.write(tmp_path, models.mlp(1024, 1024, 4096))
+    script = f"""
+        from pathlib import Path
+        from worker.model.session import load
+        from worker.process import runtime
+        runtime.prepare()  # the allocator's limits of a worker
+        kept, resident = [], []
+        for _ in range(20):
+            model = load(Path({str(path)!r}))
+            model.warm(8, 1 << 20)
+            model.close()
+            kept.append(model)
+            resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+        print(resident[2], resident[-1])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    third, last = map(int, done.stdout.split())
+    assert last < third + (32 << 20)
+
+
+def test_a_sick_model_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canary tells how the answer differs from the known one, or why there is none."""
+    model = loaded(tmp_path, models.mlp())
+    assert model.sickness() is None
+    healthy = model.run
+    monkeypatch.setattr(model, "run", lambda feeds: {"y": healthy(feeds)["y"] + np.float32(0.5)})
+    assert (model.sickness() or "").startswith("output y differs by 0.5")
+
+    def fails(feeds: object) -> None:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(model, "run", fails)
+    assert model.sickness() == "device lost"

@@ -10,6 +10,7 @@ import models
 import pytest
 import structlog
 
+from worker.model.gpu import Cuda
 from worker.model.session import Model, load
 from worker.model.tune import (
     HANDOVER_US,
@@ -184,7 +185,7 @@ def test_not_batchable_costs_every_record_a_run(tmp_path: Path) -> None:
 def test_one_gpu_runs_one_batch_at_a_time(tmp_path: Path) -> None:
     """On a GPU more runs at once would only queue."""
     model = load(models.write(tmp_path, models.mlp()))
-    model.provider = "cuda"
+    model.backend = Cuda()
     assert tuned(model, threads=8).instances == 1
 
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from worker.model.session import load
-from worker.model.warmup import same, sizes_to_warm
+from worker.model.compare import same
+from worker.model.session import BACKENDS, load
 
 APART = {
     "mlp": models.mlp(),
@@ -114,7 +114,7 @@ def test_same_needs_the_same_names() -> None:
 @given(st.integers(1, 5000), st.sampled_from(["cpu", "cuda", "tensorrt"]))
 def test_sizes_to_warm_hold_one_and_the_largest_first(max_size: int, provider: str) -> None:
     """From the largest to one, and on a GPU no batch is more than twice a warmed size."""
-    sizes = sizes_to_warm(provider, max_size)
+    sizes = BACKENDS[provider].sizes_to_warm(max_size)
     assert sizes[0] == max_size
     assert sizes[-1] == 1
     assert sizes == sorted(set(sizes), reverse=True)

@@ -1,8 +1,8 @@
 """The CUDA driver, as far as batches need it: page-locked memory, streams, events, asynchronous copies.
 
-Called through ctypes, because ONNX Runtime's Python interface has no copy that leaves the processor free. The driver's
-library has one name whatever CUDA release a runtime was built for, and its primary context is the one that ONNX Runtime
-works in, so the addresses and streams are good for both.
+The driver is called through ctypes, because ONNX Runtime's Python interface has no copy that leaves the processor free.
+The driver's library has one name for every CUDA release. ONNX Runtime works in the device's primary context, and so does
+this module: addresses and streams are valid for both.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ import math
 import re
 import threading
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from worker.batch import Array
 
-DEVICE = 0
-"""Which of the visible devices; ``CUDA_VISIBLE_DEVICES`` chooses what is visible."""
 LIBRARY = "libcuda.so.1"
 
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
-_SLEEPING_EVENT = (
-    3  # CU_EVENT_BLOCKING_SYNC, whoever waits sleeps instead of spinning; CU_EVENT_DISABLE_TIMING
-)
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the stream does not wait for the default stream
+_SLEEPING_EVENT = 3  # CU_EVENT_BLOCKING_SYNC: a waiting thread sleeps; CU_EVENT_DISABLE_TIMING
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # enum CUdevice_attribute
 _NAME_BYTES = 256
 _SMALLEST_BLOCK = 1 << 12
@@ -34,7 +31,7 @@ _SMALLEST_BLOCK = 1 << 12
 class DeviceError(Exception):
     """A call of the CUDA driver failed; the message names the call and the driver's error.
 
-    Most such errors stay: every later call in this process fails alike.
+    After most such errors every later call in this process fails with the same error.
     """
 
 
@@ -42,7 +39,7 @@ def load_library(keep_interpreter: bool = False) -> Any:
     """The driver's library.
 
     Args:
-        keep_interpreter: whether other Python threads stand still during its calls.
+        keep_interpreter: the calling thread keeps the interpreter lock during its calls.
 
     Raises:
         OSError: there is no driver on this machine.
@@ -51,32 +48,48 @@ def load_library(keep_interpreter: bool = False) -> Any:
 
 
 class Driver:
-    """The driver, bound to one device's primary context; safe to use from several threads.
+    """The driver, bound to one device's primary context. Safe to use from several threads.
+
+    Args:
+        device: number of the device among those that ``CUDA_VISIBLE_DEVICES`` leaves visible.
 
     Raises:
         OSError: there is no driver on this machine.
         DeviceError: there is no device, or it cannot be used.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: int = 0) -> None:
+        self.number = device
         self._lib = load_library()
-        # A call that only puts work in line takes less time than giving the interpreter away and getting it back.
+        # A call that only queues work takes less time than to release the interpreter lock and to take it again.
         self._quick = load_library(keep_interpreter=True)
         self._call("cuInit", 0)
-        device = ctypes.c_int()
-        self._call("cuDeviceGet", ctypes.byref(device), DEVICE)
+        handle = ctypes.c_int()
+        self._call("cuDeviceGet", ctypes.byref(handle), device)
+        self._handle = handle
         name = ctypes.create_string_buffer(_NAME_BYTES)
-        self._call("cuDeviceGetName", name, _NAME_BYTES, device)
+        self._call("cuDeviceGetName", name, _NAME_BYTES, handle)
         self.name = name.value.decode()
         """Such as "NVIDIA H100 80GB HBM3"."""
         self.capability = (
-            self._attribute(_CAPABILITY_MAJOR, device),
-            self._attribute(_CAPABILITY_MINOR, device),
+            self._attribute(_CAPABILITY_MAJOR, handle),
+            self._attribute(_CAPABILITY_MINOR, handle),
         )
         """Compute capability: (major, minor)."""
         self._context = ctypes.c_void_p()
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), handle)
+        self._retained = [True]
+        """Empty once the context is given back. A list, because its pop succeeds in one thread only."""
         self._local = threading.local()
+
+    def close(self) -> None:
+        """Give the context back, after everything that was made in it. A second call does nothing.
+
+        ONNX Runtime holds the context as well, so another model on this device goes on.
+        """
+        with suppress(IndexError, DeviceError):
+            self._retained.pop()
+            self._call("cuDevicePrimaryCtxRelease_v2", self._handle)
 
     @property
     def label(self) -> str:
@@ -86,31 +99,43 @@ class Driver:
         return f"{name}-sm{major}{minor}"
 
     def stream(self) -> int:
-        """A new stream; it lives as long as the process."""
+        """A new stream, until :meth:`drop_stream`."""
         self._enter()
         stream = ctypes.c_void_p()
         self._call("cuStreamCreate", ctypes.byref(stream), _NON_BLOCKING)
         return stream.value or 0
 
+    def drop_stream(self, stream: int) -> None:
+        """Give a stream back. On a device that is broken nothing is left to give back."""
+        with suppress(DeviceError):
+            self._enter()
+            self._call("cuStreamDestroy_v2", _pointer(stream))
+
     def event(self) -> int:
-        """A new event, not recorded yet; it lives as long as the process."""
+        """A new event, not recorded yet, until :meth:`drop_event`."""
         self._enter()
         event = ctypes.c_void_p()
         self._call("cuEventCreate", ctypes.byref(event), _SLEEPING_EVENT)
         return event.value or 0
 
+    def drop_event(self, event: int) -> None:
+        """Give an event back. On a device that is broken nothing is left to give back."""
+        with suppress(DeviceError):
+            self._enter()
+            self._call("cuEventDestroy_v2", _pointer(event))
+
     def record(self, event: int, stream: int) -> None:
-        """The event comes true once everything in the stream so far is done."""
+        """The event occurs once everything that is in the stream now is done."""
         self._enter()
         self._call_quickly("cuEventRecord", _pointer(event), _pointer(stream))
 
     def hold(self, stream: int, event: int) -> None:
-        """What comes into the stream from now on starts once the event, as recorded last, has come true."""
+        """What is put into the stream from now on starts after the event, as it was recorded last."""
         self._enter()
         self._call_quickly("cuStreamWaitEvent", _pointer(stream), _pointer(event), 0)
 
     def wait(self, event: int) -> None:
-        """Sleep until the event has come true; other threads run meanwhile.
+        """Sleep until the event has occurred; other threads run meanwhile.
 
         Raises:
             DeviceError: the work before it failed.
@@ -126,8 +151,8 @@ class Driver:
     def upload(self, target: int, source: int, nbytes: int, stream: int) -> None:
         """Start copying ``nbytes`` from host address ``source`` to device address ``target``.
 
-        Truly asynchronous from page-locked memory; of other memory the driver takes a copy first. ``source`` must stay
-        as it is until that is done.
+        From page-locked memory the copy is asynchronous; other memory the driver copies first. ``source`` must stay as it
+        is until the stream has done this.
         """
         self._enter()
         self._call(
@@ -149,11 +174,17 @@ class Driver:
         )
 
     def lock_memory(self, nbytes: int) -> int:
-        """The address of new page-locked host memory. Slow: a block is worth keeping."""
+        """The address of new page-locked memory of the host, until :meth:`unlock_memory`. Slow: blocks are kept."""
         self._enter()
         address = ctypes.c_void_p()
         self._call("cuMemHostAlloc", ctypes.byref(address), _size(nbytes), 0)
         return address.value or 0
+
+    def unlock_memory(self, address: int) -> None:
+        """Give page-locked memory back. On a device that is broken nothing is left to give back."""
+        with suppress(DeviceError):
+            self._enter()
+            self._call("cuMemFreeHost", _pointer(address))
 
     def _attribute(self, number: int, device: ctypes.c_int) -> int:
         value = ctypes.c_int()
@@ -161,7 +192,7 @@ class Driver:
         return value.value
 
     def _enter(self) -> None:
-        """A thread works in the context it has made current; that lasts."""
+        """Make the context this thread's current one; it stays so."""
         if not getattr(self._local, "entered", False):
             self._call("cuCtxSetCurrent", self._context)
             self._local.entered = True
@@ -185,32 +216,58 @@ class Driver:
 class PinnedMemory:
     """Arrays in page-locked memory, which the device reads and writes at full speed while the processor does other work.
 
-    An array owns its memory like any other: when the last reference to it and its views is gone, the block is kept
-    for the next array of about that size. So a block cannot be used again too early, whoever holds the array.
+    An array owns its memory like any other. The block becomes free for the next array of about that size when the last
+    reference to the array and to its views is gone, so no holder of an array can see its memory used again.
     """
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._closed = False
+        self._blocks: set[int] = set()
+        """Addresses of all blocks, used and free."""
         self._free: dict[int, list[int]] = {}
-        """Size of a block -> addresses that no array uses. No lock: a block is given back wherever its array dies, also
-        inside whatever a lock would guard, and a list's append and pop are one step each."""
+        """Size of a block -> addresses that no array uses. There is no lock: an array may die while this very thread
+        holds it. A list's append and pop are atomic."""
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """A new C-order array, its content undefined; in plain memory where the system has no more to lock."""
+        """A new C-order array of undefined content; in ordinary memory if the system has no more to lock."""
         nbytes = math.prod(shape) * dtype.itemsize
         size = max(_SMALLEST_BLOCK, 1 << (max(1, nbytes) - 1).bit_length())
         free = self._free.setdefault(size, [])
         try:
             address = free.pop()
         except IndexError:
+            if self._closed:
+                return np.empty(shape, dtype)
             try:
                 address = self._driver.lock_memory(size)
-            except DeviceError:  # all it gives is speed; a device that is broken says so again when it runs
+            except DeviceError:  # the array is only slower; if the device is broken, the run says so
                 return np.empty(shape, dtype)
+            self._blocks.add(address)
         memory = (ctypes.c_byte * size).from_address(address)
-        # the array's base is this object: numpy keeps it for as long as there is a view
-        weakref.finalize(memory, free.append, address).atexit = False
+        # numpy keeps the array's base, this object, as long as there is a view of it
+        weakref.finalize(memory, self._keep, free, address).atexit = False
         return np.frombuffer(memoryview(memory), dtype, count=nbytes // dtype.itemsize).reshape(shape)
+
+    def close(self) -> None:
+        """Give back the free blocks, each other one as soon as its array is gone, and the driver after the last."""
+        self._closed = True
+        self._give_back()
+
+    def _keep(self, free: list[int], address: int) -> None:
+        free.append(address)
+        if self._closed:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        for free in list(self._free.values()):
+            with suppress(IndexError):
+                while True:
+                    address = free.pop()
+                    self._driver.unlock_memory(address)
+                    self._blocks.discard(address)
+        if not self._blocks:
+            self._driver.close()
 
 
 def _pointer(address: int) -> ctypes.c_void_p:

@@ -1,8 +1,8 @@
-"""Memory for batch tensors that is used again.
+"""Memory of large batch tensors, kept for the next batch.
 
-A large block goes back to the system when it is freed, so that what is resident stays bounded
-(:func:`worker.app._give_back_large_blocks`). A batch of pictures is such a block, and to have the system find and
-clear its pages anew for every batch costs about as much as decoding a tenth of it.
+The allocator keeps freed blocks of up to 16 MiB; a larger one, such as the tensor of a batch of pictures, goes back to the
+system as soon as it is freed. Then the system has to find and clear its pages again for the next batch, which costs about
+as much as decoding a tenth of the pictures. Freed blocks of a batch are kept here instead, within a limit.
 """
 
 from __future__ import annotations
@@ -18,41 +18,47 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 SMALLEST_BYTES = 1 << 20
-"""Smaller arrays stay with the allocator anyway."""
+"""The allocator itself keeps smaller arrays for reuse."""
 KEPT_BYTES = 32 << 20
-"""Most that is kept for later, all blocks together."""
+"""Most bytes that are kept for later, all blocks together."""
 
 
 class KeptMemory:
     """Arrays whose memory is kept for the next array of the same size.
 
-    An array owns its memory like any other: it is kept when the last reference to it and its views is gone, so it
-    cannot be used again too early, whoever holds the array.
+    An array owns its memory like any other. The block becomes free when the last reference to the array and to its
+    views is gone, so no holder of an array can see its memory used again.
     """
 
     def __init__(self) -> None:
+        self._limit = KEPT_BYTES
         self._free: list[Array] = []
-        """Blocks that no array uses, the one freed last at the end. No lock: a block is given back wherever its array
-        dies, also inside whatever a lock would guard; each step on the list is whole by itself."""
+        """Blocks that no array uses, the one freed last at the end. There is no lock: an array may die while this very
+        thread holds it. Every step on the list is atomic."""
 
     @property
     def kept_bytes(self) -> int:
-        """What lies ready now."""
+        """Bytes that are free for the next array."""
         return sum(block.nbytes for block in self._free)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """A new C-order array, its content undefined."""
+        """A new C-order array of undefined content."""
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes < SMALLEST_BYTES or dtype.hasobject:
             return np.empty(shape, dtype)
         block = self._taken(nbytes)
         memory = (ctypes.c_byte * nbytes).from_buffer(block)  # type: ignore[arg-type]
-        # the array's base is this object: numpy keeps it for as long as there is a view
+        # numpy keeps the array's base, this object, as long as there is a view of it
         weakref.finalize(memory, self._keep, block).atexit = False
         return np.frombuffer(memoryview(memory), dtype).reshape(shape)
 
+    def close(self) -> None:
+        """Give back what is free, and from now on each block as soon as its array is gone."""
+        self._limit = 0
+        self._free.clear()
+
     def _taken(self, nbytes: int) -> Array:
-        """A block of this size; one of another size makes way, it would only lie there."""
+        """A block of this size. A free block of another size is let go: such sizes do not come back."""
         try:
             block = self._free.pop()
         except IndexError:
@@ -60,5 +66,7 @@ class KeptMemory:
         return block if block.nbytes == nbytes else np.empty(nbytes, np.uint8)
 
     def _keep(self, block: Array) -> None:
-        if self.kept_bytes + block.nbytes <= KEPT_BYTES:
+        if self.kept_bytes + block.nbytes <= self._limit:
             self._free.append(block)
+            if not self._limit:  # close() came between the two lines above
+                self._free.clear()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.errors import StartError
-from worker.model.providers import fallback_refused, provider_options
+from worker.model.providers import fallback_refused
 from worker.model.signature import TensorSpec
 
 _SOURCE_LINE = re.compile(r"/onnxruntime_src/\S+:\d+ ")
@@ -33,30 +33,6 @@ def import_runtime() -> Any:
         ) from error
     onnxruntime.set_default_logger_severity(_SILENT)
     return onnxruntime
-
-
-def open_on_cpu(runtime: Any, path: Path, providers: Sequence[str], one_shape: bool) -> Any:
-    """The runtime's session on the CPU, with kept memory layouts where there is an end to them.
-
-    With the layout of a batch size known, a run takes its memory in one piece. Piece by piece two threads get in each
-    other's way: a frame through a SqueezeNet takes 6.9 ms of CPU alone, and beside another 8.6 singly and 8.0 in batches of
-    four; with layouts 6.9 (medians of seven processes, onnxruntime 1.31.1). A layout of some hundred bytes is kept for
-    every set of input shapes: as many as batch sizes, but without end where items have any shape.
-
-    Args:
-        one_shape: items will have one shape even where the model takes any.
-
-    Raises:
-        StartError: as :func:`open_session`.
-    """
-    options = provider_options(providers)
-    session = open_session(runtime, path, providers, options, layouts=True)
-    if one_shape or all(
-        isinstance(length, int) for value in session.get_inputs() for length in value.shape[1:]
-    ):
-        return session
-    del session  # before the next one takes as much memory
-    return open_session(runtime, path, providers, options)
 
 
 def open_session(

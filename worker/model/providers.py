@@ -1,4 +1,4 @@
-"""Execution providers: what runs the model, and the refusal to fall back in silence."""
+"""ONNX Runtime's execution providers: their options, and the refusal of a silent fallback to the processor."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _LIKELY_CAUSES = (
 )
 
 _CUDA = {
-    # Doubling the arena on every growth claims device memory that other processes could use.
+    # The default doubles the arena each time it grows, and takes device memory that other processes could use.
     "arena_extend_strategy": "kSameAsRequested",
-    # The default tries every convolution algorithm again for each new batch size: 634 ms instead of 2.
+    # The default tries all convolution algorithms for each new batch size: 634 ms instead of 2.
     "cudnn_conv_algo_search": "HEURISTIC",
-    # Tensor cores compute channels last: a ResNet-50 in half precision is 1.4 times faster on an H200.
+    # Tensor cores compute with channels last: a ResNet-50 in half precision is 1.4 times faster on an H200.
     "prefer_nhwc": "1",
 }
 
@@ -65,7 +65,7 @@ def check_providers(wanted: Sequence[str], available: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """Where TensorRT keeps what it built, and for which shapes it builds."""
+    """Where TensorRT keeps its engines, and for which shapes it builds them."""
 
     cache: Path
     profile: dict[str, str]
@@ -73,7 +73,7 @@ class Engines:
 
 
 def provider_options(
-    wanted: Sequence[str], stream: int = 0, engines: Engines | None = None
+    wanted: Sequence[str], stream: int = 0, engines: Engines | None = None, device: int = 0
 ) -> list[tuple[str, dict[str, str]]]:
     """ONNX Runtime's providers argument for ``model.providers``, in the order given.
 
@@ -81,8 +81,9 @@ def provider_options(
         wanted: as :func:`check_providers` has found good.
         stream: the CUDA stream that everything is computed on, for cuda and tensorrt.
         engines: for tensorrt.
+        device: number of the GPU, for cuda and tensorrt.
     """
-    on_stream = {"user_compute_stream": str(stream)}
+    on_stream = {"device_id": str(device), "user_compute_stream": str(stream)}
     options: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {**_CUDA, **on_stream}, "tensorrt": on_stream}
     if engines is not None:
         cache = str(engines.cache)
@@ -97,10 +98,10 @@ def provider_options(
 
 
 def shape_profile(inputs: Sequence[TensorSpec], max_size: int) -> dict[str, str]:
-    """TensorRT's options for one engine that takes every batch of 1 to ``max_size`` items, and is best with the largest.
+    """TensorRT's options for one engine that takes every batch of 1 to ``max_size`` items, and is fastest with the largest.
 
-    Without them it builds again, for minutes, whenever a batch is larger than all before. Empty where an item has
-    dimensions of any length, as no bounds are known, and where nothing is free.
+    Without these options TensorRT builds again, for minutes, whenever a batch is larger than all before. Empty if an
+    item has free dimensions, because their bounds are not known, and if no dimension is free.
     """
     if not all(spec.fixed for spec in inputs) or not any(None in spec.shape[:1] for spec in inputs):
         return {}
@@ -134,16 +135,16 @@ def engine_cache(model_sha256: str, device: str) -> Path:
 
 
 def did_not_start(name: str, reason: str = "") -> StartError:
-    """A provider that is in the runtime and does not work on this machine."""
+    """The error for a provider that the runtime contains and that does not work on this machine."""
     found = f"{reason}; likely " if reason else ""
     return StartError(f"model.providers: {name} did not start on this machine: {found}{_LIKELY_CAUSES}")
 
 
 def provider_in_use(wanted: Sequence[str], in_use: Sequence[str]) -> str:
-    """The first provider of a session, by our name; every wanted one but a trailing cpu must be in use.
+    """The name, as in ``model.providers``, of a session's first provider. Every wanted provider must be in use.
 
     Raises:
-        StartError: the runtime left one out (it only logs that, and answers from the CPU).
+        StartError: the runtime left one out. It only logs that, and answers from the CPU.
     """
     for name in wanted:
         if RUNTIME_NAMES[name] not in in_use:
@@ -152,7 +153,10 @@ def provider_in_use(wanted: Sequence[str], in_use: Sequence[str]) -> str:
 
 
 def fallback_refused(path: Path, wanted: Sequence[str]) -> StartError:
-    """Without a trailing cpu the whole model must run on the GPU; the runtime cannot tell why some of it does not."""
+    """The error for a model that cannot run on the GPU as a whole, if no trailing cpu allows that.
+
+    The runtime does not say which part cannot, nor why.
+    """
     return StartError(
         f"model.providers: not all of {path} can run on {' and '.join(wanted)}: put cpu behind for the rest; "
         f"or none of it can: {_LIKELY_CAUSES}"
@@ -160,11 +164,11 @@ def fallback_refused(path: Path, wanted: Sequence[str]) -> StartError:
 
 
 def preload_libraries(runtime: Any, wanted: Sequence[str]) -> str:
-    """Loads the CUDA and TensorRT libraries that pip installed: they lie where the dynamic linker does not look.
+    """Loads the CUDA and TensorRT libraries that pip installed, in folders where the dynamic linker does not look.
 
     Returns:
-        What the runtime prints about those it cannot load, on one line: standard output belongs to the command.
-        They need not matter, the system may have them elsewhere.
+        What the runtime prints about libraries that it cannot load, on one line; standard output belongs to the
+        command. Such a library is no error: the system may have it elsewhere.
     """
     printed = io.StringIO()
     if list(wanted) != ["cpu"] and hasattr(runtime, "preload_dlls"):
@@ -176,13 +180,17 @@ def preload_libraries(runtime: Any, wanted: Sequence[str]) -> str:
 
 
 def _preload_tensorrt() -> None:
-    """Those of the tensorrt-cu13-libs package and its like, which the runtime leaves out of its own preloading.
+    """Load the libraries of packages such as tensorrt-cu13-libs, which the runtime's own preloading leaves out.
 
-    One that does not load is left to the provider, which says so when it starts.
+    If one does not load, the provider says so when it starts.
     """
     package = importlib.util.find_spec("tensorrt_libs")
     for folder in (package.submodule_search_locations or []) if package else []:
-        for name in ("libnvinfer.so.*", "libnvinfer_plugin.so.*", "libnvonnxparser.so.*"):  # who needs whom
+        for name in (
+            "libnvinfer.so.*",
+            "libnvinfer_plugin.so.*",
+            "libnvonnxparser.so.*",
+        ):  # a library before those that need it
             for library in Path(folder).glob(name):
                 with contextlib.suppress(OSError):
                     ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)

@@ -1,9 +1,8 @@
-"""A loaded model: one ONNX Runtime session shared by all threads, its identity and its canary."""
+"""A loaded model: its identity, its signature, its canary, and what runs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,55 +12,77 @@ import structlog
 
 from worker.batch import Array
 from worker.errors import StartError
+from worker.model.backend import Backend, Opened, Opening, Sessions, Tensors
+from worker.model.compare import difference, same
+from worker.model.cpu import Cpu
 from worker.model.fingerprint import model_sha256
-from worker.model.gpu import GpuSession, bindable, open_on_gpu
-from worker.model.memory import KeptMemory
-from worker.model.opening import import_runtime, one_line, open_on_cpu, specs_of
+from worker.model.gpu import Cuda
+from worker.model.opening import import_runtime, one_line, specs_of
 from worker.model.providers import check_providers, preload_libraries, provider_in_use
 from worker.model.signature import Signature, TensorSpec
-from worker.model.warmup import GPU_TOLERANCE, Probe, Tensors, batch_of, probe, same, sizes_to_warm
+from worker.model.tensorrt import TensorRt
+from worker.model.warmup import Probe, batch_of, probe
 
 log = structlog.get_logger()
 
 LARGEST_UNKNOWN_SIZE = 128
-"""Items in the largest batch that TensorRT builds for where that is still to be measured."""
+"""Items in the largest batch that TensorRT builds for if that figure is still to be measured."""
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Cuda(), TensorRt())}
+"""By the name in ``model.providers``."""
 
 
 class Model:
-    """One model, ready to run; safe to use from several threads at once."""
+    """One model, ready to run. Safe to use from several threads at once.
+
+    Args:
+        sessions: what runs it; closed with the model.
+        backend: what it runs on.
+        signature: what it takes and gives.
+        found: what made-up items showed about it.
+        name, version, sha256: its identity.
+    """
 
     def __init__(
         self,
-        session: Session | GpuSession,
+        sessions: Sessions,
+        backend: Backend,
         signature: Signature,
         found: Probe,
         *,
         name: str,
         version: str,
         sha256: str,
-        provider: str,
     ) -> None:
         self.name = name
         self.version = version
         self.sha256 = sha256
         """Over the model file and its external data files."""
-        self.provider = provider
+        self.backend = backend
+        self.provider = backend.name
         """What runs it: cpu, cuda or tensorrt."""
         self.signature = signature
         self.fixed_batch = _fixed_batch(signature.inputs)
         """The first dimension B > 1 that every input is fixed to, else None. Such a model is not batchable."""
         self.needs_canary = found.item is None
-        """The made-up items were refused and no record has taken their place yet."""
+        """The model refused the made-up items, and no record has taken their place yet."""
         self._canary = (
             (found.item, found.outputs) if found.item and found.outputs and found.repeatable else None
         )
         self._found = found
-        self._session = session
-        self._of_largest = _tolerance(provider)
-        self.lookahead = session.lookahead
-        """Runs worth handing over beyond ``model.instances``: a GPU copies them in while it computes those."""
-        self.ahead = session.ahead
+        self._sessions = sessions
+        self.lookahead = sessions.lookahead
+        """Runs worth handing over beyond ``model.instances``: a GPU copies their batches in meanwhile."""
+        self.ahead = sessions.ahead
         """Batches worth decoding beyond those."""
+
+    def close(self) -> None:
+        """Give everything back: sessions, streams, events, device and page-locked memory.
+
+        Waits for the runs in progress. A second call does nothing. A later run raises
+        :class:`worker.model.backend.Closed`; arrays made by :meth:`empty` stay valid.
+        """
+        self._canary, self._found = None, Probe(None)  # their tensors may lie in page-locked memory
+        self._sessions.close()
 
     def run(self, feeds: Tensors) -> Tensors:
         """Runs the model once.
@@ -74,30 +95,38 @@ class Model:
 
         Raises:
             Exception: whatever the runtime raises; also after :meth:`interrupt`.
+            Closed: after :meth:`close`.
         """
-        return self._session.run(feeds)
+        return self._sessions.run(feeds)
 
     def interrupt(self) -> None:
-        """Makes the runs in progress fail before their next operator; later runs are not concerned."""
-        self._session.interrupt()
+        """Make the runs in progress fail before their next operator. Later runs are not affected."""
+        self._sessions.interrupt()
 
     def canary(self) -> bool:
-        """Whether the model is healthy: the warm-up item runs and gives its known answer.
+        """Whether the model is healthy: it still gives the known answer to the canary item.
 
-        True also where no such item is known. Never raises.
+        True also if no such item is known. Never raises.
+        """
+        return self.sickness() is None
+
+    def sickness(self) -> str | None:
+        """Run the canary item; what is wrong with the answer, or None if it is the known one.
+
+        None also if no such item is known. Never raises.
         """
         if self._canary is None:
-            return True
-        feeds, outputs = self._canary
+            return None
+        feeds, known = self._canary
         try:
-            return same(self.run(feeds), outputs, self._of_largest)
-        except Exception:
-            return False
+            return difference(self.run(feeds), known, self.backend.tolerance).reason
+        except Exception as error:
+            return one_line(str(error)) or type(error).__name__
 
     def adopt_canary(self, feeds: Tensors, outputs: Tensors) -> None:
-        """Takes an answered record as the canary where the made-up items were refused.
+        """Take an answered record as the canary if the model refused the made-up items.
 
-        It is run once more first: an answer that does not repeat itself says nothing about health.
+        The record is run once more first: an answer that does not repeat itself says nothing about health.
         """
         if not self.needs_canary:
             return
@@ -108,34 +137,34 @@ class Model:
         except Exception:
             self.needs_canary = True
             return
-        if same(repeated, outputs, self._of_largest):
+        if same(repeated, outputs, self.backend.tolerance):
             self._canary = feeds, outputs
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An array for feeds, C order, its content undefined; where a GPU runs the model, in page-locked memory."""
-        return self._session.empty(shape, dtype)
+        """A C-order array of undefined content, for feeds; in page-locked memory if a GPU runs the model."""
+        return self._sessions.empty(shape, dtype)
 
     def sample(self, count: int) -> Tensors | None:
-        """A made-up batch of ``count`` items (1 unless batchable); None where the model refused them."""
+        """A made-up batch of ``count`` items (1 unless batchable); None if the model refused them."""
         if self._found.item is None or count == 1:
             return self._found.item
         return batch_of(self._found.item, count)
 
     @property
     def sample_nbytes(self) -> int:
-        """Bytes of one made-up item and of its answer; 0 where the model refused them."""
+        """Bytes of one made-up item and of its answer; 0 if the model refused them."""
         tensors = [*(self._found.item or {}).values(), *(self._found.outputs or {}).values()]
         return sum(array.nbytes for array in tensors)
 
     def warm(self, max_size: int, max_bytes: int) -> int:
-        """Runs made-up batches of the sizes to come, so that the first records do not pay for them.
+        """Run made-up batches of the sizes to come, so that the first records do not pay for a first run.
 
         Args:
             max_size: the largest batch there will be, in items.
-            max_bytes: batches whose tensors take more are not made up; those sizes stay cold.
+            max_bytes: a batch whose tensors take more is not made up; such sizes stay cold.
 
         Returns:
-            The largest size that may be used: ``max_size``, or less where the model refuses that many at once.
+            The largest size that may be used, in items: ``max_size``, or less if the model refuses that many at once.
         """
         if not self.signature.batchable:
             return max_size
@@ -150,70 +179,20 @@ class Model:
         largest = max_size if usable == asked else usable
         if self._found.item is not None:
             item = self._found.item
-            self._session.warm(
-                sizes_to_warm(self.provider, usable),
+            self._sessions.warm(
+                self.backend.sizes_to_warm(usable),
                 lambda size: item if size == 1 else batch_of(item, size),
                 largest,
             )
         return largest
 
     def _refusal(self, size: int) -> str | None:
-        """Why the model does not take a made-up batch of ``size`` items; None when it does."""
+        """Why the model does not take a made-up batch of ``size`` items; None if it does."""
         try:
             self.run(self.sample(size) or {})
         except Exception as error:
             return one_line(str(error)) or type(error).__name__
         return None
-
-
-class Session:
-    """An ONNX Runtime session: all that is left of it behind the model is tensors in, tensors out."""
-
-    lookahead = 0
-    ahead = 1
-
-    def __init__(
-        self, session: Any, runtime: Any, provider: str, output_names: Sequence[str], *, fixed: bool
-    ) -> None:
-        self._session = session
-        self._runtime = runtime
-        self._output_names = output_names
-        # Items of many shapes leave the CPU arena at the sum of their peaks unless a run of another shape than the last
-        # gives back what nothing uses. Where each run does, its pages are made anew: 1.5 times the CPU for a SqueezeNet.
-        self._shrinks = provider == "cpu" and not fixed
-        self._shapes: list[tuple[int, ...]] = []
-        """Of the last run's items."""
-        self._options, self._shrinking = self._run_options()
-        self._memory = KeptMemory()
-
-    def run(self, feeds: Tensors) -> Tensors:
-        options = self._options
-        if self._shrinks:
-            shapes = [feed.shape[1:] for feed in feeds.values()]
-            if shapes != self._shapes:
-                options, self._shapes = self._shrinking, shapes
-        outputs = self._session.run(self._output_names, feeds, options)
-        return dict(zip(self._output_names, outputs, strict=True))
-
-    def interrupt(self) -> None:
-        stopped = self._options, self._shrinking
-        self._options, self._shrinking = self._run_options()  # once set, the flag stays
-        for options in stopped:
-            options.terminate = True
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        return self._memory.empty(shape, dtype)
-
-    def warm(self, sizes: Sequence[int], sample: Callable[[int], Tensors], largest: int) -> None:
-        for size in sizes:
-            with suppress(Exception):  # if a record fails as well, it says why
-                self.run(sample(size))
-
-    def _run_options(self) -> tuple[Any, Any]:
-        """For a run, and for one that gives back the arena's unused memory at its end."""
-        options, shrinking = self._runtime.RunOptions(), self._runtime.RunOptions()
-        shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        return options, shrinking
 
 
 def load(
@@ -226,8 +205,9 @@ def load(
     instances: int = 1,
     max_size: int = LARGEST_UNKNOWN_SIZE,
     one_shape: bool = False,
+    device: int = 0,
 ) -> Model:
-    """Loads a model file and finds out what it takes, what it gives and whether items may share a run.
+    """Load a model file and find out what it takes, what it gives and whether items may share a run.
 
     Args:
         path: the ONNX file.
@@ -237,7 +217,8 @@ def load(
         providers: ``model.providers``: every one must be in use, except a trailing cpu.
         instances: runs at once on a GPU, each with buffers and sessions of its own.
         max_size: items in the largest batch, which TensorRT builds for.
-        one_shape: items will have one shape even where the model takes any.
+        one_shape: items will have one shape even if the model takes any.
+        device: number of the GPU among the visible ones.
 
     Raises:
         StartError: no runtime, no such file, another SHA-256, not loadable, a provider that is not there, an
@@ -245,42 +226,57 @@ def load(
         ConfigError: ``providers`` makes no sense on any machine.
     """
     runtime = import_runtime()
-    digest = _sha256_of(path)
-    if sha256 is not None and sha256.lower() != digest:
-        raise StartError(
-            f"model.sha256: {path} and its external data have {digest}, expected {sha256.lower()}"
-        )
+    digest = _checked_sha256(path, sha256)
     check_providers(providers, runtime.get_available_providers())
     if missing := preload_libraries(runtime, providers):
         log.warning("the runtime found no CUDA libraries beside it", reason=missing)
-    gpu = None
-    if providers[0] == "cpu":
-        opened = open_on_cpu(runtime, path, providers, one_shape)
-    else:
-        gpu = open_on_gpu(runtime, path, providers, digest, instances, max_size)
-        opened = gpu.described
-    provider = provider_in_use(providers, opened.get_providers())
-    name = name or path.stem
-    inputs = specs_of("input", opened.get_inputs(), name)
-    outputs = specs_of("output", opened.get_outputs(), name)
+    backend = BACKENDS[providers[0]]
+    opening = Opening(runtime, path, providers, digest, instances, max_size, one_shape, device)
+    opened = backend.open(opening)
+    try:
+        return _probed(backend, opened, opening, name or path.stem, version or digest[:8])
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _probed(backend: Backend, opened: Opened, opening: Opening, name: str, version: str) -> Model:
+    """The model behind an opened file, once made-up items have shown what it does.
+
+    Raises:
+        StartError: a provider is not in use, an input or output is no tensor, the backend cannot run the model.
+    """
+    path, described = opening.path, opened.described
+    provider_in_use(opening.providers, described.get_providers())
+    inputs = specs_of("input", described.get_inputs(), name)
+    outputs = specs_of("output", described.get_outputs(), name)
     if not inputs:
         raise StartError(f"model.path: {path} has no input, so that nothing of a record would reach it")
-    session: Session | GpuSession
-    if gpu is not None and bindable((*inputs, *outputs)):
-        gpu.bind(inputs, outputs)
-        session = gpu
-    else:
-        fixed = one_shape or all(spec.fixed for spec in inputs)
-        session = Session(opened, runtime, provider, [spec.name for spec in outputs], fixed=fixed)
-    found = probe(session.run, inputs, outputs, _tolerance(provider))
-    if found.item is None and "TensorRT" in found.refusal:
-        # not the items' fault: it could not build an engine
-        raise StartError(f"model.path: {path} cannot be run on tensorrt: {one_line(found.refusal)}")
+    sessions = opened.bind(inputs, outputs)
+    try:
+        found = probe(sessions.run, inputs, outputs, backend.tolerance)
+        if found.item is None and backend.refuses_the_model(found.refusal):
+            raise StartError(f"model.path: {path} cannot be run on {backend.name}: {one_line(found.refusal)}")
+    except BaseException:
+        sessions.close()
+        raise
     _warn(name, found)
     signature = Signature(inputs, _with_observed_ranks(outputs, found), found.batchable)
-    return Model(
-        session, signature, found, name=name, version=version or digest[:8], sha256=digest, provider=provider
-    )
+    return Model(sessions, backend, signature, found, name=name, version=version, sha256=opening.sha256)
+
+
+def _checked_sha256(path: Path, expected: str | None) -> str:
+    """The model's SHA-256.
+
+    Raises:
+        StartError: the file cannot be read, or has another SHA-256 than ``expected``.
+    """
+    digest = _sha256_of(path)
+    if expected is not None and expected.lower() != digest:
+        raise StartError(
+            f"model.sha256: {path} and its external data have {digest}, expected {expected.lower()}"
+        )
+    return digest
 
 
 def _sha256_of(path: Path) -> str:
@@ -312,10 +308,6 @@ def _warn(name: str, found: Probe) -> None:
             "the model answers the same item differently each time: records run one at a time, its health is not checked",
             model=name,
         )
-
-
-def _tolerance(provider: str) -> float:
-    return 0.0 if provider == "cpu" else GPU_TOLERANCE
 
 
 def _copied(tensors: Tensors) -> Tensors:

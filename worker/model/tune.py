@@ -79,7 +79,7 @@ def tune(
     return Tuning(
         max_size,
         threads,
-        instances if instances != "auto" else runs_at_once(model.provider, threads),
+        instances if instances != "auto" else model.backend.runs_at_once(threads),
         figures if costs else {},
     )
 
@@ -105,11 +105,6 @@ def worthwhile_threads(batch_us: float, cores: int) -> int:
     return 0 if batch_us < INLINE_BELOW_US else max(1, cores)
 
 
-def runs_at_once(provider: str, threads: int) -> int:
-    """On a CPU one run per thread; a GPU's runs would only queue behind each other."""
-    return max(1, threads) if provider == "cpu" else 1
-
-
 def batch_costs(
     model: Model, sizes: list[int], deadline: float, clock: Clock = time.perf_counter
 ) -> dict[int, float]:
@@ -126,7 +121,7 @@ def batch_costs(
         model.run({name: array[:size] for name, array in batch.items()} if together else batch)
 
     if together:
-        return sweep(run, sizes, deadline, clock, anew=model.provider != "cpu")
+        return sweep(run, sizes, deadline, clock, anew=model.backend.plans_each_size)
     one = sweep(run, [1], deadline, clock)[1]
     return {size: one * size for size in sizes}
 

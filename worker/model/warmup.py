@@ -13,16 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from worker.batch import Array
+from worker.model.compare import same
 from worker.model.signature import TensorSpec
 
 Tensors = dict[str, Array]
 Run = Callable[[Tensors], Tensors]
-
-RELATIVE_TOLERANCE = 1e-3
-ABSOLUTE_TOLERANCE = 1e-5
-GPU_TOLERANCE = 1e-2
-"""Of an output's largest value, what two runs on a GPU may differ by: it picks another kernel for another batch size, and
-multiplies float32 with the 10 bits of TF32. Items that see each other differ by as much as their values."""
 
 # What integers, booleans and strings of a made-up item hold. Zeros are what nearly every model takes (an id, a
 # mask); "wide" fills 8-bit integers with random values, as pixels are, and every other one with ones.
@@ -69,30 +64,9 @@ def probe(
     return Probe(None, refusal=refusal)
 
 
-def same(first: Tensors, second: Tensors, of_largest: float = 0.0) -> bool:
-    """Whether two runs gave the same: other types equal, floats to 1e-3 relative and 1e-5 absolute, NaN equals NaN.
-
-    Args:
-        of_largest: what floats may differ by besides, as a share of the output's largest finite value.
-    """
-    return first.keys() == second.keys() and all(
-        _agree(first[name], second[name], of_largest) for name in first
-    )
-
-
 def batch_of(item: Tensors, count: int) -> Tensors:
     """``count`` copies of an item as one batch, C order."""
     return {name: np.repeat(array, count, axis=0) for name, array in item.items()}
-
-
-def sizes_to_warm(provider: str, max_size: int) -> list[int]:
-    """Batch sizes to run before the first record, largest first so that memory is claimed once, for all.
-
-    A GPU compiles or tunes per size: there it is every power of two, as far as ``max_size``.
-    """
-    if provider == "cpu":
-        return sorted({1, min(2, max_size), max_size}, reverse=True)
-    return sorted({1 << power for power in range(max_size.bit_length())} | {max_size}, reverse=True)
 
 
 def made_up(inputs: Sequence[TensorSpec], size: int, seed: int = 0, filling: _Filling = "zeros") -> Tensors:
@@ -182,14 +156,3 @@ def _joined(first: Tensors, second: Tensors) -> Tensors:
 
 def _identical(first: Tensors, second: Tensors) -> bool:
     return all(np.array_equal(first[name], second[name]) for name in first)
-
-
-def _agree(first: Array, second: Array, of_largest: float) -> bool:
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    if first.dtype.kind != "f":
-        return bool(np.array_equal(first, second))
-    first, second = first.astype(np.float64), second.astype(np.float64)  # float16 sums would overflow
-    finite = np.abs(second[np.isfinite(second)])
-    absolute = ABSOLUTE_TOLERANCE + of_largest * float(finite.max(initial=0.0))
-    return np.allclose(first, second, RELATIVE_TOLERANCE, absolute, equal_nan=True)
