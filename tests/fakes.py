@@ -701,6 +701,10 @@ class FakeServable:
     run_items: int = 8
 
     @property
+    def free_bytes(self) -> int:
+        return 0 if self.costly else 1 << 62
+
+    @property
     def label(self) -> str:
         return f"{self.model_name}@{self.model_version}"
 

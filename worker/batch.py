@@ -173,11 +173,11 @@ class Servable(Protocol):
     def lane(self) -> Lane: ...
 
     @property
-    def costly(self) -> bool:
-        """Whether ``cost`` must be asked for each record: a decode may need more than its slot in the batch."""
+    def free_bytes(self) -> int:
+        """Records up to this length take no scratch memory; ``cost`` is asked for longer ones only."""
 
     def cost(self, value: bytes) -> int:
-        """Bytes of scratch memory that decoding this record takes.
+        """Bytes of memory that reading this record takes beside its own bytes and one item's tensors.
 
         Raises:
             Reject: the record's header already says that it cannot be decoded.

@@ -2,7 +2,7 @@
 
 An entry is imported when a configuration names it, so a worker for JSON never loads OpenCV. From the same table come
 the choices in the JSON Schema, the sentence "expected one of", the tables of the documentation and the contract
-suite that every entry passes (``tests/contract``).
+suite that every entry passes (``tests/unit/test_registry_contract.py``).
 """
 
 from __future__ import annotations

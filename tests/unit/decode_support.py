@@ -44,15 +44,15 @@ class Decoding:
         settings = PipelineSettings.model_validate(document)
         self.decoder: Decoder = decoder(settings, self.signature, LimitsSettings(**(limits or {})))
 
-    def decode(self, *values: bytes, headers: Sequence[Headers | None] | None = None) -> Feed:
+    def decode(self, *values: bytes | None, headers: Sequence[Headers | None] | None = None) -> Feed:
         """The batch's input side after these records."""
         rows = len(values)
         arrays = None
         if self.decoder.fixed:
             arrays = {
                 spec.name: np.full(
-                    (rows, *(d or 0 for d in spec.item_shape)), "" if spec.dtype == object else 77
-                ).astype(spec.dtype)
+                    (rows, *(d or 0 for d in spec.item_shape)), "" if spec.dtype == object else 77, spec.dtype
+                )
                 for spec in self.signature.inputs
             }
         feed = Feed(arrays, [] if arrays is not None else [None] * rows, [None] * rows)

@@ -243,11 +243,13 @@ def test_a_bomb_is_refused_by_its_header() -> None:
 
 @pytest.mark.parametrize("extension", [".jpg", ".png", ".webp"])
 def test_a_large_decode_states_its_cost(extension: str) -> None:
-    """Below 8 MiB a decode is free; above it costs at least its pixels, and never more than the budget."""
-    decoding = raw_model()
-    assert decoding.decoder.cost(FILES["jpeg"]) == 0
+    """Below 8 MiB a decode is free, above it costs at least its pixels; an item of the picture's own size costs twice its bytes."""
     large = encode(extension, np.zeros((1700, 1800, 3), np.uint8))
-    assert decoding.decoder.cost(large) >= 1700 * 1800 * 3
+    fitted = Decoding("image", {"x": ("uint8", ("N", 32, 32, 3))})
+    assert fitted.decoder.cost(FILES["jpeg"]) == 0
+    assert fitted.decoder.cost(large) >= 1700 * 1800 * 3
+    assert raw_model().decoder.cost(FILES["jpeg"]) == 2 * 48 * 64 * 3
+    assert raw_model().decoder.cost(large) == fitted.decoder.cost(large) + 2 * 1700 * 1800 * 3
     tight = Decoding(
         "image", {"x": ("uint8", ("N", 32, 32, 3))}, limits={"in_flight_bytes": 1700 * 1800 * 3 - 1}
     )

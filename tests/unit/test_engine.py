@@ -26,6 +26,7 @@ class Decoder:
     """A value is a number; ``b"2x7"`` is a record of two items that begin at 7, ``b"w3:1"`` one of width 3."""
 
     shard_rows = 0
+    free_bytes = 1 << 62
 
     def __init__(self, fixed: bool = True) -> None:
         self.fixed = fixed

@@ -24,7 +24,7 @@ def answer(rollout: Rollout, value: bytes) -> Any:
     now_ms = time.time() * 1000
     route, servable = rollout.route, rollout.choose()
     columns = Columns([value], [None], [None], [int(now_ms)], [0], [Partition(min(route.topics), 0)])
-    if servable.costly:
+    if len(value) > servable.free_bytes:
         servable.cost(value)
     batch = Batch(None, range(1), columns, route, servable, time.monotonic_ns(), now_ms)
     pool = InlinePool(Engine(), Mailbox())

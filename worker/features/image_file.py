@@ -75,6 +75,9 @@ class PictureFeature(FileFeature):
                 f"{cost} bytes, limits.in_flight_bytes is {self.max_bytes}",
                 "too_many_pixels",
             )
+        if None in self.spec.item_shape:
+            # the item has the picture's own size: it lies beside the batch that is made of it
+            cost += 2 * pixels * self.target.channels * self.spec.dtype.itemsize
         return cost
 
     def write(self, record: Record, feed: Feed, row: int, items: dict[str, Array], opened: Opened) -> bool:

@@ -96,9 +96,10 @@ class Admission:
 
     def _ordinary(self, columns: Columns, route: Route, servable: Servable) -> bool:
         """Whether no record here can need a second look: the case that carries the load, found without a loop."""
-        if servable.costly or self.max_age_ms is not None or any(columns.headers):
+        most = min(route.max_bytes, servable.free_bytes)
+        if not most or self.max_age_ms is not None or any(columns.headers):
             return False
-        return not columns.values.count(None) and largest_bytes(columns.values) <= route.max_bytes
+        return not columns.values.count(None) and largest_bytes(columns.values) <= most
 
     def _route(self, columns: Columns) -> Sequence[Route | None]:
         if self._sole is not None:
@@ -129,7 +130,7 @@ class Admission:
         elif len(value) > route.max_bytes:
             limit = f"the record has {len(value)} bytes, input.max_bytes is {route.max_bytes}"
             self._reject(admitted, row, Reject(limit, "too_large"))
-        elif (servable := admitted.servables[route]).costly:
+        elif len(value) > (servable := admitted.servables[route]).free_bytes:
             try:
                 admitted.costs[row] += self._scratch(value, servable)
             except Reject as error:

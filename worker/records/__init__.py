@@ -23,11 +23,16 @@ class Decoder(Protocol):
     shard_rows: int
     """Rows per decode task; 0 = never split a batch, because decoding holds the GIL anyway."""
 
+    free_bytes: int
+    """Records up to this length cost nothing; ``cost`` is asked for longer ones only."""
+
     def cost(self, value: bytes) -> int:
-        """Scratch bytes of a decode that needs more than 8 MiB, else 0; from the header only.
+        """Bytes of memory that reading a record takes on top of its own and of one item's tensors.
+
+        Asked on the loop's thread, before the record is decoded: it looks at the header of a file, or counts.
 
         Raises:
-            Reject: the header already says that the record cannot be decoded.
+            Reject: the header already says that the record cannot be decoded, or it takes more than there is.
         """
         ...
 

@@ -10,6 +10,7 @@ import numpy as np
 from worker.batch import Array, Columns, Feed, Headers
 from worker.errors import Reject
 from worker.model.signature import Signature, TensorSpec
+from worker.records.memory import CHUNK_BYTES, CODE_FACTOR, check_room
 from worker.records.rows import decode_each, put
 from worker.settings import LimitsSettings, PipelineSettings, import_attribute
 
@@ -30,9 +31,12 @@ class CustomDecoder:
         self.function: Function = import_attribute(settings.input.format, "input.format")
         self.specs = signature.inputs
         self.fixed = signature.fixed
+        self.free_bytes = CHUNK_BYTES if self.fixed else 0
+        self.signature = signature
+        self.limits = limits
 
     def cost(self, value: bytes) -> int:
-        return 0
+        return check_room(value, CODE_FACTOR * len(value), self.signature, self.limits)
 
     def decode(
         self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int

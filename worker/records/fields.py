@@ -48,6 +48,8 @@ def features_of(
 class FieldsDecoder:
     """Opens each record and lets a feature fill each model input from it."""
 
+    free_bytes = 0
+
     def __init__(self, features: Sequence[Feature], signature: Signature) -> None:
         self.features = features
         self.specs = signature.inputs

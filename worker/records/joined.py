@@ -18,9 +18,7 @@ import simdjson
 
 from worker.batch import Array
 from worker.model.signature import TensorSpec
-
-CHUNK_BYTES = 1 << 20
-"""Payload parsed together at most: parsed JSON takes several times its text, and that is in no budget."""
+from worker.records.memory import CHUNK_BYTES
 
 _BUFFER_DTYPES = {"d": np.float64, "u": np.uint64, "i": np.int64}
 

@@ -21,7 +21,8 @@ from worker.features.numbers import NumbersFeature
 from worker.features.values import TYPE_NAMES
 from worker.model.signature import Signature, TensorSpec
 from worker.records.fields import FieldsDecoder, features_of
-from worker.records.joined import CHUNK_BYTES, JoinedParser, fill
+from worker.records.joined import JoinedParser, fill
+from worker.records.memory import CHUNK_BYTES, check_room, json_bytes
 from worker.records.rows import decode_each
 from worker.settings import LimitsSettings, PipelineSettings
 from worker.settings.sections import TensorInput
@@ -46,7 +47,10 @@ class JsonDecoder(FieldsDecoder):
         numbers = [feature for feature in self.features if isinstance(feature, NumbersFeature)]
         self.together = self.fixed and len(numbers) == len(self.features)
         """Whether a batch can be decoded as one, because every input is numbers of a known shape."""
+        self.free_bytes = CHUNK_BYTES if self.together else 0
         self.numbers = numbers
+        self.signature = signature
+        self.limits = limits
         self.reader: Any | None = _reader(numbers) if self.together else None
         self.joined: JoinedParser | None = None
         if self.together and _joinable(numbers):
@@ -56,16 +60,17 @@ class JsonDecoder(FieldsDecoder):
         return _parsed(value)
 
     def cost(self, value: bytes) -> int:
-        """Bytes that decoding the record's files takes, read off its text without parsing it.
+        """What parsing takes, and what decoding the record's files takes, read off its text without parsing it.
 
         A file counts with the largest header found under its field's name, at any depth. A text that could hide a
         name behind an escape is parsed as a whole.
         """
+        parsing = check_room(value, json_bytes(value), self.signature, self.limits)
         if not self.files:
-            return 0
+            return parsing
         if any(not _plain_name(feature.place.field) for feature in self.files) or b"\\u00" in value:
-            return super().cost(value)
-        return sum(max(_scratches(value, feature), default=0) for feature in self.files)
+            return parsing + super().cost(value)
+        return parsing + sum(max(_scratches(value, feature), default=0) for feature in self.files)
 
     def decode(
         self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int

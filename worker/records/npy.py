@@ -12,10 +12,14 @@ import numpy as np
 from worker.batch import Array, Columns, Feed, Item
 from worker.errors import ConfigError, Reject
 from worker.model.signature import Signature
+from worker.records.memory import check_empty, check_room, further_items_bytes
 from worker.records.rows import decode_each, full_rank
 from worker.settings import LimitsSettings, PipelineSettings
 
 _MAX_HEADER_BYTES = 10_000  # the limit numpy itself has: a longer one is an attack on the parser
+
+_STRING_FACTOR = 24
+"""A character of 4 bytes becomes a string of 80 and a pointer."""
 
 
 class NpyDecoder:
@@ -29,6 +33,7 @@ class NpyDecoder:
     has_fields = False
     fixed = False
     shard_rows = 0
+    free_bytes = 0
 
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
         if len(signature.inputs) != 1:
@@ -38,10 +43,19 @@ class NpyDecoder:
                 "expected oip, or json"
             )
         self.spec = signature.inputs[0]
+        self.signature = signature
+        self.limits = limits
         self.batchable = signature.batchable
 
     def cost(self, value: bytes) -> int:
-        return 0
+        """The tensors of all items but one, a copy in the model's own order, and Python's strings of a text array."""
+        scratch = 2 * len(value)
+        if self.spec.dtype == object:
+            scratch += _STRING_FACTOR * len(value)
+            scratch += further_items_bytes(len(value) // 4, self.signature)
+        else:
+            scratch += further_items_bytes(len(value) // self.spec.dtype.itemsize, self.signature)
+        return check_room(value, scratch, self.signature, self.limits)
 
     def decode(
         self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
@@ -59,6 +73,7 @@ class NpyDecoder:
             raise Reject(f"the array is {array.dtype}, expected {spec.datatype} ({spec.dtype})")
         elif spec.dtype == bool and (np.require(array, requirements=("C",)).view(np.uint8) > 1).any():
             raise Reject("a boolean is a byte of 0 or 1")  # the model would compute with the byte
+        check_empty(array.shape)
         array = np.require(array, spec.dtype, ("C", "A"))
         if _matches(array.shape, spec.item_shape):
             return Item({spec.name: full_rank(spec, array)})

@@ -13,8 +13,12 @@ from worker.batch import CONTENT_LENGTH, Array, Columns, Feed, Headers, Item, Re
 from worker.errors import Reject
 from worker.features.values import TYPE_NAMES, stack
 from worker.model.signature import Signature, TensorSpec
+from worker.records.memory import check_empty, check_room, further_items_bytes, json_bytes
 from worker.records.rows import decode_each
 from worker.settings import LimitsSettings, PipelineSettings
+
+_STRING_FACTOR = 14
+"""A BYTES element of two characters takes 6 bytes in the record, and about 80 as a string with its pointer."""
 
 
 class OipDecoder:
@@ -24,13 +28,23 @@ class OipDecoder:
     has_fields = False
     fixed = False
     shard_rows = 0
+    free_bytes = 0
 
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
         self.signature = signature
+        self.limits = limits
+        self.itemsize = min(
+            (4 if s.dtype == object else s.dtype.itemsize for s in signature.inputs), default=1
+        )
+        self.strings = any(spec.dtype == object for spec in signature.inputs)
         self.outputs = frozenset(spec.name for spec in signature.outputs)
 
     def cost(self, value: bytes) -> int:
-        return 0
+        """What parsing JSON or strings takes, and the tensors of all items but one."""
+        elements = max(value.count(b",") + 1, len(value) // self.itemsize)
+        scratch = max(json_bytes(value), _STRING_FACTOR * len(value) if self.strings else 0)
+        scratch += 2 * len(value) + further_items_bytes(elements, self.signature)
+        return check_room(value, scratch, self.signature, self.limits)
 
     def decode(
         self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
@@ -190,6 +204,7 @@ def _shape(tensor: dict[str, Any], spec: TensorSpec) -> tuple[int, ...]:
     ):
         expected = str(list(spec.shape)).replace("None", "any")
         raise Reject(f"shape is {shape[:16]}, expected {expected}")
+    check_empty(shape)
     return tuple(shape)
 
 

@@ -10,6 +10,7 @@ from worker import native
 from worker.batch import Columns, Feed
 from worker.errors import ConfigError, Reject
 from worker.model.signature import Signature
+from worker.records.memory import NEVER
 from worker.records.rows import decode_each
 from worker.settings import LimitsSettings, PipelineSettings
 
@@ -28,6 +29,7 @@ class TensorDecoder:
     has_fields = False
     fixed = True
     shard_rows = 0
+    free_bytes = NEVER
 
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
         spec = signature.inputs[0]

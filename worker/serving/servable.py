@@ -105,8 +105,8 @@ class Servable:
         return self.run_limit.items
 
     @property
-    def costly(self) -> bool:
-        return self.decoder.shard_rows > 0
+    def free_bytes(self) -> int:
+        return self.decoder.free_bytes
 
     def cost(self, value: bytes) -> int:
         return self.decoder.cost(value)

@@ -1,0 +1,216 @@
+"""One sample for each entry of the registries: what the contract suite needs to know of it.
+
+A new component adds a sample here; the suite fails for an entry without one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from worker.batch import Array, Headers
+
+ITEM = (2, 3, 3)
+"""Shape of one item: a picture of 2 x 3 pixels, or as many numbers."""
+
+
+@dataclass(frozen=True)
+class FormatSample:
+    """How a record of an input format is written."""
+
+    write: Callable[[Array], bytes]
+    """An item, of small integers in any dtype or of texts, as one record."""
+    kinds: frozenset[str]
+    """ONNX element types it must be able to carry; the others may be refused at start, or as ``invalid``."""
+    memory: Callable[[], dict[str, tuple[tuple[Any, ...], bytes]]] = dict
+    """Large records (shape of the model's input, the record's bytes) whose reading takes much memory; made when asked."""
+    name: str = ""
+    """``input.format``, where it is not the entry's name."""
+    preprocess: dict[str, Any] | None = None
+
+
+INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+FLOATS = frozenset(("float16", "float", "double"))
+SIZE = 2_000_000
+"""Bytes of the records for measuring memory."""
+
+
+def _plain(item: Array) -> Any:
+    return item.astype(object).tolist() if item.dtype.kind != "f" else item.astype(float).tolist()
+
+
+def _png(item: Array) -> bytes:
+    return cv2.imencode(".png", item.astype(np.uint8)[..., ::-1])[1].tobytes()
+
+
+def _npy(item: Array) -> bytes:
+    file = io.BytesIO()
+    np.save(file, item.astype("U8") if item.dtype == object else item)
+    return file.getvalue()
+
+
+DATATYPES = {
+    "float32": "FP32",
+    "float64": "FP64",
+    "bool": "BOOL",
+    "object": "BYTES",
+    **{kind: kind.upper() for kind in INTEGERS},
+}
+
+
+def _oip(item: Array) -> bytes:
+    tensor = {"name": "x", "datatype": DATATYPES.get(item.dtype.name, "FP16"), "shape": [1, *item.shape]}
+    return json.dumps({"inputs": [{**tensor, "data": _plain(item.ravel())}]}).encode()
+
+
+def custom_format(value: bytes, headers: Headers) -> dict[str, Any]:
+    """Custom code for the suite: what it is given is JSON."""
+    return {"x": json.loads(value)}
+
+
+def _repeated(before: bytes, cell: bytes, after: bytes, size: int = SIZE) -> bytes:
+    return before + (cell * (size // len(cell)))[: -len(b",")] + after
+
+
+def _oip_of(cell: bytes, count: int | None = None) -> bytes:
+    elements = SIZE // len(cell) if count is None else count
+    head = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,%d],"data":[' % elements
+    return _repeated(head, cell, b"]}]}")
+
+
+CELLS = {
+    "numbers": b"0.5,",
+    "integers": b"0,",
+    "larger integers": b"999,",
+    "long numbers": b"0.123456789,",
+    "empty lists": b"[],",
+    "lists": b"[0.5],",
+    "texts": b'"a",',
+    "objects": b'{"a":0},',
+    "empty texts": b'"",',
+    "nothing": b"null,",
+}
+Memory = dict[str, tuple[tuple[Any, ...], bytes]]
+
+
+def _json_memory() -> Memory:
+    found: Memory = {
+        f"{name}, {kind}": (shape, _repeated(b'{"features":[', cell, b"]}"))
+        for name, cell in CELLS.items()
+        for kind, shape in {"free": ("N", None), "fixed": ("N", 4)}.items()
+    }
+    keys = b'{"features":[0]' + b"".join(b',"%06x":0.5' % i for i in range(SIZE // 13)) + b"}"
+    found["keys"] = (("N", None), keys)
+    found["fixed and right"] = (("N", SIZE // 4), _repeated(b'{"features":[', b"0.5,", b"]}"))
+    return found
+
+
+def _image_memory() -> Memory:
+    pixels = cv2.resize(np.random.default_rng(0).integers(0, 255, (20, 25, 3), np.uint8), (1500, 1200))
+    files = {
+        extension: cv2.imencode(extension, pixels)[1].tobytes() for extension in (".png", ".jpg", ".webp")
+    }
+    shapes = {"its own": ("N", None, None, 3), "one": ("N", 1200, 1500, 3)}
+    return {
+        f"{extension} of {kind} size": (shape, file)
+        for extension, file in files.items()
+        for kind, shape in shapes.items()
+    }
+
+
+def _npy_memory() -> Memory:
+    return {
+        "one item": (("N", None), _npy(np.zeros(1_000_000, np.float32))),
+        "many items": (("N", 4), _npy(np.zeros((250_000, 4), np.float32))),
+        "the other order": (("N", None, None), _npy(np.asfortranarray(np.zeros((1000, 1000), np.float32)))),
+    }
+
+
+FORMATS: dict[str, FormatSample] = {
+    "image": FormatSample(
+        _png,
+        FLOATS | INTEGERS - {"int8"},
+        _image_memory,
+        preprocess={"image": {"resize": "none"}},
+    ),
+    "json": FormatSample(
+        lambda item: json.dumps({"features": _plain(item)}).encode(),
+        FLOATS | INTEGERS | {"bool", "string"},
+        _json_memory,
+    ),
+    "tensor": FormatSample(
+        lambda item: item.tobytes(),
+        FLOATS | INTEGERS | {"bool"},
+        lambda: {"one item": (("N", 1_000_000), b"\0" * 4_000_000)},
+    ),
+    "npy": FormatSample(
+        _npy,
+        FLOATS | INTEGERS | {"bool", "string"},
+        _npy_memory,
+    ),
+    "oip": FormatSample(
+        _oip,
+        FLOATS - {"float16"} | INTEGERS | {"bool", "string"},
+        lambda: {name: (("N", None), _oip_of(cell)) for name, cell in CELLS.items()},
+    ),
+    "custom": FormatSample(
+        lambda item: json.dumps(_plain(item)).encode(),
+        FLOATS | INTEGERS | {"bool", "string"},
+        lambda: {"numbers": (("N", None), _repeated(b"[", b"0.5,", b"]"))},
+        name="contract_samples:custom_format",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PostprocessSample:
+    """Outputs that a postprocess reads."""
+
+    outputs: Callable[[int], dict[str, Array]]
+    """Of so many items."""
+    settings: Any = None
+    """``postprocess``, where it is not the entry's name alone."""
+    non_finite: bool = True
+    """Whether a NaN anywhere in an item's output is in its prediction."""
+
+
+def _random(*item: int) -> Callable[[int], dict[str, Array]]:
+    return lambda count: {"y": np.random.default_rng(7).random((count, *item), np.float32) * 9}
+
+
+def custom_postprocess(outputs: dict[str, Array]) -> Any:
+    """Custom code for the suite."""
+    return {"sum": float(outputs["y"].sum())}
+
+
+POSTPROCESSES: dict[str, PostprocessSample] = {
+    "classification": PostprocessSample(_random(5), {"classification": {"top_k": 3}}),
+    "detection": PostprocessSample(
+        _random(6, 20), {"detection": {"layout": "yolov8", "score": 0.5, "iou": 0.5}}
+    ),
+    "regression": PostprocessSample(_random(3)),
+    "embedding": PostprocessSample(_random(8), {"embedding": {"normalize": True}}),
+    "raw": PostprocessSample(_random(2, 3)),
+    "custom": PostprocessSample(_random(4), "contract_samples:custom_postprocess"),
+}
+
+
+def _read_oip(body: bytes) -> Any:
+    answer = json.loads(body)
+    output = answer["outputs"][0]
+    return np.array(output["data"], np.float32).reshape(output["shape"])[0]
+
+
+OUTPUT_FORMATS: dict[str, Callable[[bytes], Any]] = {
+    "json": lambda body: np.float32(json.loads(body)["prediction"]["outputs"]["y"]),
+    "oip": _read_oip,
+    "tensor": lambda body: np.frombuffer(body, "<f4").reshape(2, 3),
+    "npy": lambda body: np.load(io.BytesIO(body), allow_pickle=False),
+}
+"""How a body's first output is read back."""
