@@ -204,18 +204,21 @@ def test_a_good_configuration_is_checked_without_log_lines(
     assert "model ready" in capfd.readouterr().err
 
 
-def test_what_own_code_prints_is_not_in_the_report(
+def test_what_custom_code_prints_is_not_in_the_report(
     folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Standard output has the report alone, whoever prints while it is made."""
-    (folder / "own_loud.py").write_text(
+    """Standard output of `check --json` holds the report alone; what custom code prints, imported or called, is on standard error."""
+    (folder / "custom_loud.py").write_text(
         "print('imported')\n\ndef f(outputs):\n    print('called')\n    return 1\n"
     )
     monkeypatch.syspath_prepend(str(folder))
-    assert main(["check", config(folder, {"postprocess": "own_loud:f"}), "--offline", "--json"]) == 0
+    path = config(folder, {"postprocess": "custom_loud:f"})
+    assert main(["check", path, "--offline", "--json", "--sample", str(folder / "good.json")]) == 0
     out, err = capfd.readouterr()
-    assert [set(json.loads(line)) for line in out.splitlines()]
-    assert "imported" in err
+    checks = [json.loads(line) for line in out.splitlines()]
+    assert all(check.keys() == {"check", "ok", "message"} for check in checks)
+    assert "sample" in {check["check"] for check in checks}
+    assert {"imported", "called"} <= set(err.split())
 
 
 def test_run_names_the_mistake_that_check_names(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
