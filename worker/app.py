@@ -169,8 +169,13 @@ class App:
 
     def _outbox(self) -> Outbox:
         letters = self._settings.dead_letter
-        head = Letterhead(letters.topic, self._info.id, self._settings.name, logs.redact, self._keeps_time)
-        return Outbox(self._sink, head, DeadLetterRate(letters.stop_after.ratio, letters.stop_after.of_last))
+        exactly_once = self._settings.delivery == "exactly_once"
+        head = Letterhead(
+            letters.topic, self._info.id, self._settings.name, logs.redact, self._keeps_time, exactly_once
+        )
+        stop = letters.stop_after
+        limit = DeadLetterRate(None, 1) if stop == "off" else DeadLetterRate(stop.ratio, stop.of_last)
+        return Outbox(self._sink, head, limit)
 
     def _delivery(self, caution: Caution) -> Delivery:
         if self._settings.delivery == "at_least_once":

@@ -214,7 +214,7 @@ def test_a_position_off_the_broker_is_counted(stage: Stage) -> None:
 
 
 def test_a_bad_deploy_stops_the_worker(stage: Stage) -> None:
-    """At the dead-letter limit: exit code 4, one sentence, nothing of that slab published or committed."""
+    """At the dead-letter limit the worker exits with code 4. Its one sentence and `dlq list` count the same."""
     produce(stage.kafka, stage.input, bad(400))
     worker = stage.start()
     assert worker.process.wait(60) == 4, worker.text()
@@ -226,7 +226,11 @@ def test_a_bad_deploy_stops_the_worker(stage: Stage) -> None:
     positions = consumer.committed([TopicPartition(stage.input, n) for n in range(4)], timeout=10)
     consumer.close()
     committed = sum(max(0, position.offset) for position in positions)
-    assert committed <= len(letters) < 400
+    assert committed < len(letters) <= 400
+    counted = int(re.search(r"(\d+) of the last", sentence)[1])  # type: ignore[index]
+    assert len(letters) == counted
+    assert f": {counted} " in sentence
+    assert f"they are in {stage.letters}" in sentence
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])

@@ -465,14 +465,40 @@ def test_stopping_ends_the_loop_by_a_drain() -> None:
 
 
 def test_too_many_dead_letters_end_the_process_before_their_slab() -> None:
-    """What came before is published and committed; the slab that tripped the limit is neither."""
+    """Slabs before the one that trips the limit are published and committed; of that one, the dead letters that
+    count are published and no position is committed."""
     loop = Loop(slab_records=50, ratio=0.5)
     loop.kafka.members.clear()
-    loop.feed(*[b"x"] * 50, *[b"bad"] * 150)
-    with pytest.raises(DeadLetterLimit, match=r"dead_letter\.stop_after\.ratio is 0\.5"):
+    loop.feed(*[b"x"] * 55, *[b"bad"] * 150)
+    with pytest.raises(DeadLetterLimit) as stopped:
         loop.conductor.run()
-    assert loop.kafka.committed[A] == len(loop.kafka.landed)
-    assert loop.kafka.committed[A] < 200
+    said = str(stopped.value)
+    assert (
+        "55 of the last 110 records are dead letters, dead_letter.stop_after.ratio is 0.5: 55 invalid" in said
+    )
+    assert "they are in dead-letters" in said
+    assert [letter.offset for letter in loop.kafka.outputs(DEAD_LETTERS)] == [*range(55, 110)]
+    assert loop.kafka.committed[A] == 100
+    assert len(loop.kafka.outputs(RESULTS)) == 55
+
+
+def test_a_limit_reached_while_draining_leaves_its_evidence_too() -> None:
+    """A drain that reaches the limit commits what is before it and publishes the dead letters that count."""
+    loop = Loop(slab_records=200, ratio=0.5)
+    loop.kafka.members.clear()
+    loop.feed(*[b"bad"] * 100)
+    loop.pool.finishes = False
+    loop.source.subscribe(loop.conductor.membership)
+    loop.kafka.rebalance()
+    while not loop.pool.held:
+        loop.conductor.turn()
+    loop.pool.finishes = True
+    loop.conductor.stop_requested = True
+    loop.kafka.members.clear()
+    with pytest.raises(DeadLetterLimit, match="they are in dead-letters"):
+        loop.conductor.run()
+    assert len(loop.kafka.outputs(DEAD_LETTERS)) == 100
+    assert loop.kafka.committed.get(A, 0) == 0
 
 
 def test_the_limit_ends_the_process_also_when_an_output_is_refused_meanwhile() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
 
 from worker.batch import Columns, Headers, Partition
 from worker.cli import dlq
 from worker.cli import main as cli
+from worker.cli.text import json_value
 from worker.dead_letters.compose import compose
 from worker.dead_letters.read import Letter, Source, matcher, original
-from worker.errors import ConfigError, Rejection
+from worker.errors import ConfigError, Rejection, StartError
 
 SOURCE = Source(Partition("digits", 3), 1042)
 
@@ -132,8 +136,9 @@ class SlowClock:
     def wait(self, seconds: float) -> None:
         self.now += seconds / 2  # as a real wait may: it ends early when a delivery is reported
 
-    def send(self, record: Letter, keep_time: bool) -> None:
+    def send(self, record: Letter, keep_time: bool, arrived: Callable[[], None]) -> None:
         self.sent.append(self.now)
+        arrived()
 
     def settle(self) -> None:
         pass
@@ -184,3 +189,73 @@ def test_a_wrong_argument_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["dlq", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [b"9" * 5_000, b"many", "\u0663".encode(), b"-1", b""])
+def test_a_replay_count_that_is_no_number_counts_from_one(count: bytes) -> None:
+    """Anyone can write the header ``streaminfer.replay``; the replayed record has one such header, which says 1."""
+    record = returned(dead_letter(headers=[("ce_id", b"order-7"), ("streaminfer.replay", count)]))
+    assert record.headers == [("ce_id", b"order-7"), ("streaminfer.replay", b"1")]
+
+
+@pytest.mark.parametrize("offset", [b"9" * 5_000, "\u0663".encode()])
+def test_a_place_that_is_no_number_is_no_source(offset: bytes) -> None:
+    """A letter whose offset is no number of Kafka's was not written by a worker."""
+    headers: Headers = [
+        ("__connect.errors.topic", b"digits"),
+        ("__connect.errors.partition", b"3"),
+        ("__connect.errors.offset", offset),
+    ]
+    assert Letter(Partition("dead", 0), 0, 0, None, b"", headers).source is None
+
+
+@pytest.mark.parametrize("depth", [300, 1_020])
+def test_a_deeply_nested_value_is_shown_as_json(depth: int) -> None:
+    """A value nested deeper than any serializer goes is one line of JSON, as it came."""
+    value = b"[\n" * depth + b"1.10" + b"]" * depth
+    line = orjson.dumps({"value": json_value(value)})
+    assert b"\n" not in line
+    assert line.count(b"[") == depth
+    assert b"1.10" in line
+
+
+class Desk:
+    """What a replay reads from and sends to: the record of the letter at ``refused`` does not arrive."""
+
+    def __init__(self, refused: int | None) -> None:
+        self.kept: dict[int, int] = {}
+        self.sent: list[int] = []
+        self._refused = refused
+
+    def send(self, record: Letter, keep_time: bool, arrived: Callable[[], None]) -> None:
+        self.sent.append(len(self.sent) + self.kept.get(0, 0))
+        if self.sent[-1] != self._refused:
+            arrived()
+
+    def settle(self) -> None:
+        if self._refused in self.sent:
+            raise StartError("dlq replay: topic digits did not take a record")
+
+    def progress(self) -> dict[int, int]:
+        return dict(self.kept)
+
+    def keep_progress(self, offsets: dict[int, int]) -> None:
+        self.kept |= offsets
+
+
+def test_a_replay_that_fails_keeps_the_progress_before_the_failure() -> None:
+    """When a record does not arrive, the next run begins with that one: those before it are not sent again."""
+    desk = Desk(refused=3)
+    replay = dlq.Replay(
+        desk,  # type: ignore[arg-type]
+        desk,  # type: ignore[arg-type]
+        topics={"digits"},
+        rate=None,
+        keep_time=True,
+        keep_progress=True,
+    )
+    for offset in range(6):
+        replay.handle(replace(dead_letter(), offset=offset), wanted=True)
+    with pytest.raises(StartError):
+        replay.settle()
+    assert desk.kept == {0: 3}

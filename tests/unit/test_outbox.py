@@ -57,7 +57,8 @@ class Desk:
         self, capacity: int = 1_000, ratio: float = NEVER, routes: list[FakeRollout] | None = None
     ) -> None:
         self.seen = Sent()
-        self.sink = FakeSink(FakeKafka(FakeClock(), {"in": 2}, witness=self.seen), capacity=capacity)
+        self.clock = FakeClock()
+        self.sink = FakeSink(FakeKafka(self.clock, {"in": 2}, witness=self.seen), capacity=capacity)
         self.outbox = Outbox(
             self.sink, Letterhead(DEAD_LETTERS, "client-1", "worker"), DeadLetterRate(ratio, 1000)
         )
@@ -358,8 +359,42 @@ def test_the_sentence_counts_reasons_and_names_samples() -> None:
     )
 
 
+def test_the_dead_letters_that_trip_the_limit_are_published_and_nothing_else() -> None:
+    """The slab is read again by a successor; until then its dead letters, up to the last one counted, are evidence."""
+    desk = Desk(ratio=0.5)
+    with pytest.raises(DeadLetterLimit):
+        desk.publish(desk.slab((A, [b"x"] * 10 + [b"bad"] * 200)))
+    assert desk.log == []
+    clock, end = desk.clock, desk.clock.ns + 10**9
+    assert desk.outbox.leave_evidence(lambda: clock.ns > end) == f"they are in {DEAD_LETTERS}"
+    assert desk.log == [(DEAD_LETTERS, A, offset) for offset in range(10, 100)]
+
+
+def test_evidence_that_does_not_arrive_is_said() -> None:
+    """A broker that is away does not hold up the end beyond the deadline, and the sentence says what is missing."""
+    desk = Desk(ratio=0.5)
+    desk.sink.stalled = True
+    with pytest.raises(DeadLetterLimit):
+        desk.publish(desk.slab((A, [b"bad"] * 100)))
+    clock, end = desk.clock, desk.clock.ns + 10**9
+    said = desk.outbox.leave_evidence(lambda: clock.ns > end)
+    assert said == f"100 of them could not be delivered to {DEAD_LETTERS}"
+
+
+def test_evidence_is_not_published_twice_with_transactions() -> None:
+    """The records are read again, so a dead letter outside their transaction would double one: the sentence says so."""
+    desk = Desk(ratio=0.5)
+    head = Letterhead(DEAD_LETTERS, "client-1", "worker", transactional=True)
+    desk.outbox = Outbox(desk.sink, head, DeadLetterRate(0.5, 1000))
+    with pytest.raises(DeadLetterLimit):
+        desk.publish(desk.slab((A, [b"bad"] * 100)))
+    said = desk.outbox.leave_evidence(lambda: False)
+    assert said == f"100 of them are not in {DEAD_LETTERS}, because their transaction was not committed"
+    assert desk.log == []
+
+
 def test_nothing_of_the_slab_that_trips_the_limit_is_published() -> None:
-    """A bad deploy is not bad data: the slab is read again by its successor."""
+    """A slab that trips the limit hands no output to the producer."""
     desk = Desk(ratio=0.5)
     with pytest.raises(
         DeadLetterLimit,

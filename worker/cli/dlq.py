@@ -9,19 +9,22 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from worker.cli.main import add_set_option
-from worker.cli.text import moment, printable
+from worker.cli.text import json_value, moment
 from worker.dead_letters.compose import CONNECT
 from worker.dead_letters.read import CONDITIONS, Letter, Source, matcher, original
 from worker.errors import ConfigError, StartError
 from worker.settings import Settings, load
 from worker.telemetry import logs
+from worker.text import printable
 
 if TYPE_CHECKING:
     from worker.kafka.letters import LetterReader, Returns
@@ -153,7 +156,7 @@ def _show(
         if not matches(letter):
             continue
         if args.json:
-            print(json.dumps(_as_dict(letter), ensure_ascii=False))
+            print(orjson.dumps(_as_dict(letter)).decode())
         else:
             print("\n" * bool(shown) + _in_full(letter))
         shown += 1
@@ -221,7 +224,7 @@ def _as_dict(letter: Letter) -> dict[str, Any]:
         "headers": {
             name: None if value is None else _text_or_base64(value) for name, value in letter.headers
         },
-        "value": None if letter.value is None else _json_or_base64(letter.value),
+        "value": json_value(letter.value),
     }
 
 
@@ -229,13 +232,6 @@ def _text_or_base64(value: bytes) -> Any:
     try:
         return value.decode()
     except UnicodeDecodeError:
-        return {"base64": base64.b64encode(value).decode()}
-
-
-def _json_or_base64(value: bytes) -> Any:
-    try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError:
         return {"base64": base64.b64encode(value).decode()}
 
 
@@ -265,11 +261,12 @@ def _replay(
             replay.handle(letter, matches(letter))
             if replay.sent == args.count:
                 break
-    except KeyboardInterrupt:
         replay.settle()
+    except BaseException:
+        with suppress(StartError):  # what ended the replay says more
+            replay.settle()
         _report(args, replay)
         raise
-    replay.settle()
     _report(args, replay)
     return 0
 
@@ -305,6 +302,8 @@ class Replay:
         self._unsettled = 0
         self._handled: dict[int, int] = {}
         """Partition of the dead-letter topic -> offset behind the last letter handled."""
+        self._unanswered: dict[int, set[int]] = {}
+        """Partition of the dead-letter topic -> offsets of letters sent whose arrival is not known."""
 
     def handle(self, letter: Letter, wanted: bool) -> None:
         """Send the letter's record back if it is wanted and can be."""
@@ -314,29 +313,43 @@ class Replay:
         elif wanted and letter.trimmed:
             self.trimmed += 1
         elif wanted and source is not None:
-            self._send(original(letter, source))
+            self._send(original(letter, source), letter)
         self._handled[letter.partition.number] = letter.offset + 1
 
     def settle(self) -> None:
-        """Wait for what was sent, then keep the progress."""
+        """Wait for what was sent, then keep the progress; also when something did not arrive, up to there.
+
+        Raises:
+            StartError: a record did not arrive, or progress cannot be kept.
+        """
         if self._returns is None:
             return
-        self._returns.settle()
-        if self._keep_progress:
-            known = self._reader.progress()
-            self._reader.keep_progress(
-                {number: offset for number, offset in self._handled.items() if offset > known.get(number, -1)}
-            )
+        try:
+            self._returns.settle()
+        finally:
+            if self._keep_progress:
+                self._keep()
         self._unsettled, self._settled = 0, time.monotonic()
 
-    def _send(self, record: Letter) -> None:
+    def _keep(self) -> None:
+        known = self._reader.progress()
+        reached = {
+            number: min(self._unanswered.get(number) or (offset,)) for number, offset in self._handled.items()
+        }
+        self._reader.keep_progress(
+            {number: offset for number, offset in reached.items() if offset > known.get(number, -1)}
+        )
+
+    def _send(self, record: Letter, letter: Letter) -> None:
         if self._returns is not None:
             if self._unsettled and (
                 self._unsettled >= SETTLE_RECORDS or time.monotonic() - self._settled > SETTLE_S
             ):
                 self.settle()
             self._pace(self._returns)
-            self._returns.send(record, self._keep_time)
+            unanswered = self._unanswered.setdefault(letter.partition.number, set())
+            unanswered.add(letter.offset)
+            self._returns.send(record, self._keep_time, partial(unanswered.discard, letter.offset))
             self._unsettled += 1
         self.sent += 1
 

@@ -8,17 +8,17 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from worker import settings as configuration
 from worker.cli.connect import above_zero, add_property_option, at_least_one, connection
 from worker.cli.main import add_set_option
-from worker.cli.text import moment, printable
+from worker.cli.text import json_value, moment
 from worker.errors import ConfigError, StartError
 from worker.kafka.tools import Record, TopicReader
 from worker.settings import Settings
+from worker.text import printable
 
 TICK_S = 0.1
 
@@ -123,22 +123,10 @@ def _json_line(record: Record) -> bytes:
             "timestamp_ms": record.timestamp_ms,
             "key": _text(record.key),
             "headers": {name: _text(value) for name, value in record.headers},
-            "value": _value(record.value),
+            "value": json_value(record.value),
         },
         option=orjson.OPT_APPEND_NEWLINE,
     )
-
-
-def _value(value: bytes | None) -> Any:
-    """JSON as it is, number for number; anything else as base64."""
-    if value is None:
-        return None
-    try:
-        parsed = orjson.loads(value)
-    except orjson.JSONDecodeError:
-        return {"base64": base64.b64encode(value).decode()}
-    # a fragment keeps every digit, but would also keep line breaks
-    return parsed if b"\n" in value or b"\r" in value else orjson.Fragment(value)
 
 
 def _text(value: bytes | None) -> str | dict[str, str] | None:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from datetime import datetime, tzinfo
+from typing import Any
+
+import orjson
+
+BREAKS = bytes.maketrans(b"\r\n", b"  ")
 
 
-def printable(text: str, keep: str = "") -> str:
-    """Control characters written out, except those to ``keep``: a record must not steer a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+def json_value(value: bytes | None) -> Any:
+    """A record's value for a line of JSON: JSON as it is, number for number; anything else as base64.
+
+    JSON is not parsed and written again: that would lose digits, and fails for a value that is nested deeply.
+    """
+    if value is None:
+        return None
+    try:
+        orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
+    return orjson.Fragment(value.translate(BREAKS))  # a line break in JSON stands between tokens only
 
 
 def moment(timestamp_ms: int, show: Callable[[datetime], str], zone: tzinfo | None = None) -> str:

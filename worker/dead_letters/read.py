@@ -13,7 +13,7 @@ from worker.errors import ConfigError
 REPLAY = "streaminfer.replay"
 """Header of a replayed record: how many times it has been replayed."""
 DIGITS_MAX = 18
-"""Of a number in a header: whoever wrote it, it is one."""
+"""Longest number in a header. Anyone may write to the topic, and a longer one is none of ours."""
 ID_HEADERS = ("ce_id", "x-request-id")
 """Where a result's id comes from when the record's value has none."""
 
@@ -45,6 +45,11 @@ class Letter:
         value = next((value for found, value in reversed(self.headers) if found == name), None)
         return (value or b"").decode(errors="replace")
 
+    def number(self, name: str) -> int | None:
+        """The last header of that name as a number; None where it is none, or longer than any number of ours."""
+        text = self.text(name)
+        return int(text) if len(text) <= DIGITS_MAX and text.isascii() and text.isdecimal() else None
+
     @property
     def reason(self) -> str:
         return self.text("streaminfer.error.reason")
@@ -65,10 +70,10 @@ class Letter:
     @property
     def source(self) -> Source | None:
         """None where the headers do not say: not a dead letter of this worker."""
-        partition, offset = self.text(CONNECT + "partition"), self.text(CONNECT + "offset")
-        if not (self.topic and partition.isdecimal() and offset.isdecimal()):
+        partition, offset = self.number(CONNECT + "partition"), self.number(CONNECT + "offset")
+        if not self.topic or partition is None or offset is None:
             return None
-        return Source(Partition(self.topic, int(partition)), int(offset))
+        return Source(Partition(self.topic, partition), offset)
 
     @property
     def trimmed(self) -> bool:
@@ -79,17 +84,16 @@ class Letter:
 def original(letter: Letter, source: Source) -> Letter:
     """The record as it was before it failed, in its old place, ready to be sent once more.
 
-    The headers that say why it failed are gone; ``streaminfer.replay`` counts. A record with no id of its own is
+    The headers that say why it failed are gone; ``streaminfer.replay`` counts, from 1 where its value is no number. A record with no id of its own is
     known downstream by the place it was read at, which changes now: that id goes with it as ``x-request-id``.
     """
-    replays = letter.text(REPLAY)
     added = {*OURS, *TRIMMED, TIMESTAMP, REPLAY}
-    stamp = letter.text(TIMESTAMP)
-    timestamp_ms = int(stamp) if stamp.isdecimal() and len(stamp) <= DIGITS_MAX else letter.timestamp_ms
+    stamp = letter.number(TIMESTAMP)
+    timestamp_ms = letter.timestamp_ms if stamp is None else stamp
     headers = [pair for pair in letter.headers if pair[0] not in added and not pair[0].startswith(CONNECT)]
     if not any(letter.text(name) for name in ID_HEADERS):
         headers.append(("x-request-id", str(source).encode()))
-    headers.append((REPLAY, str(int(replays) + 1 if replays.isdecimal() else 1).encode()))
+    headers.append((REPLAY, b"%d" % ((letter.number(REPLAY) or 0) + 1)))
     return replace(
         letter,
         partition=source.partition,

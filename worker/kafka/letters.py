@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -161,11 +162,12 @@ class Returns:
         self._producer = build(Producer, properties)
         self._failure: str | None = None
 
-    def send(self, record: Letter, keep_time: bool) -> None:
+    def send(self, record: Letter, keep_time: bool, arrived: Callable[[], None]) -> None:
         """Send one record; :meth:`settle` tells whether it arrived.
 
         Args:
             keep_time: give it the timestamp it had instead of the present.
+            arrived: called inside a later call of :meth:`wait` or :meth:`settle` once the broker has the record.
         """
         topic, number = record.partition
         arguments: dict[str, Any] = (
@@ -179,7 +181,7 @@ class Returns:
                     record.key,
                     number if number < self._partitions[topic] else ANY_PARTITION,
                     headers=[*record.headers],
-                    on_delivery=self._on_delivery,
+                    on_delivery=partial(self._on_delivery, arrived),
                     **arguments,
                 )
                 return
@@ -196,13 +198,15 @@ class Returns:
         Raises:
             StartError: something did not, and why.
         """
-        if self._producer.flush(ANSWER_S + 5):
+        if self._failure is None and self._producer.flush(ANSWER_S + 5):
             self._failure = self._failure or f"no acknowledgement within {ANSWER_S:.0f} s"
         if self._failure:
             raise StartError(f"dlq replay: {self._failure}")
 
-    def _on_delivery(self, error: KafkaError | None, message: Any) -> None:
-        if error is not None and self._failure is None:
+    def _on_delivery(self, arrived: Callable[[], None], error: KafkaError | None, message: Any) -> None:
+        if error is None:
+            arrived()
+        elif self._failure is None:
             self._failure = f"topic {message.topic()} did not take a record: {error.str()}"
 
 

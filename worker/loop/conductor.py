@@ -109,10 +109,9 @@ class Conductor:
         try:
             while not self.stop_requested:
                 self.turn()
-        except DeadLetterLimit:
-            self.membership.keep_what_was_sent()
-            raise
-        self.membership.drain()
+            self.membership.drain()
+        except DeadLetterLimit as limit:
+            raise DeadLetterLimit(f"{limit}; {self.membership.leave_at_the_limit()}") from None
 
     def turn(self) -> None:
         """One turn of the loop."""

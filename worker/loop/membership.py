@@ -283,9 +283,11 @@ class Membership:
         self._source.close(timeout_s)
         self.joined = False
 
-    def keep_what_was_sent(self) -> None:
-        """Commit what lies before the slab that tripped the dead-letter limit. That slab and all behind it stay
-        uncommitted."""
+    def leave_at_the_limit(self) -> str:
+        """Commit what lies before the slab that tripped the dead-letter limit, and publish its dead letters.
+
+        That slab and all behind it stay uncommitted. Returns where the dead letters are, for the user.
+        """
         deadline = Deadline(self._clock_ns, self._drain_s)
         try:
             while self._delivery.waiting and not deadline.over:
@@ -293,10 +295,10 @@ class Membership:
                 self._verbs.acknowledge(self._delivery.acknowledged())
                 self._verbs.acknowledge(self._delivery.hurry(self._window))
             self._verbs.commit(wait=True)
-        except (
-            DeliveryFailed
-        ) as failure:  # the limit is why the process ends; what is not committed is read again
+        except DeliveryFailed as failure:
+            # The limit is why the process ends. What is not committed is read again.
             self._give_back(failure, deadline)
+        return self._outbox.leave_evidence(lambda: deadline.over)
 
     def _give_back(self, failure: DeliveryFailed, deadline: Deadline) -> None:
         """Undo what is open, commit what was acknowledged before it, and end there.

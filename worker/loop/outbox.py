@@ -22,6 +22,9 @@ from worker.sending import PartitionMode, Sending
 from worker.sizes import largest_wire_bytes, wire_bytes
 from worker.text import one_line
 
+EVIDENCE_POLL_S = 0.01
+"""Wait for the acknowledgements of the last dead letters before the worker stops."""
+
 
 class Sink(Protocol):
     """Where outputs go."""
@@ -57,6 +60,8 @@ class Letterhead:
     """Takes secrets out of a message: own code may say anything."""
     keeps_time: Callable[[int], bool] = lambda _timestamp_ms: True
     """Whether the topic takes a record of this timestamp now, and keeps it."""
+    transactional: bool = False
+    """A dead letter can be read only once its transaction is committed."""
 
 
 class Outbox:
@@ -67,6 +72,8 @@ class Outbox:
         self._letterhead = letterhead
         self._limit = limit
         self._queue: deque[tuple[Slab, Sending]] = deque()
+        self._evidence: list[Sending] = []
+        """Dead letters of the slab that tripped the limit; nothing else of it is published."""
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -75,7 +82,8 @@ class Outbox:
         """Plan everything the slab publishes, in order; returns the bytes of its values.
 
         Raises:
-            DeadLetterLimit: too many of the last records are bad; nothing of this slab is published.
+            DeadLetterLimit: too many of the last records are bad; nothing of this slab is published, except by
+                :meth:`leave_evidence`.
         """
         sheet = sheet_of_slab(slab, epochs)
         nbytes = self._publish(slab, sheet)
@@ -96,9 +104,7 @@ class Outbox:
         while self._queue:
             slab, sending = self._queue[0]
             rows = len(sending)
-            if (
-                sending.source not in slab.turn.ends
-            ):  # revoked, lost or rewound meanwhile: not ours to publish
+            if sending.source not in slab.turn.ends:  # revoked, lost or rewound meanwhile
                 slab.receipt.withdraw(rows)
             else:
                 taken = self._sink.send(sending, on_delivery(slab))
@@ -121,13 +127,50 @@ class Outbox:
         self._queue.clear()
         return list(cut)
 
+    def leave_evidence(self, over: Callable[[], bool]) -> str:
+        """After :class:`DeadLetterLimit`: publish the dead letters that tripped the limit, and wait for them.
+
+        Their records are not committed and will be read again, so with transactions nothing is published: a reader
+        would see those dead letters twice.
+
+        Args:
+            over: whether the time is up in which acknowledgements are waited for.
+
+        Returns:
+            Where the dead letters are, for the user.
+        """
+        topic, letters = self._letterhead.topic, len(self._evidence)
+        if self._letterhead.transactional:
+            return f"{letters} of them are not in {topic}, because their transaction was not committed"
+        delivered = answered = 0
+
+        def reported(error: object, _message: object, rows: int = 1) -> None:
+            nonlocal delivered, answered
+            answered += rows
+            delivered += rows if error is None else 0
+
+        waiting = deque(self._evidence)
+        while answered < letters and not over():
+            while waiting and self._sink.send(waiting[0], reported):
+                waiting.popleft()
+            self._sink.poll(EVIDENCE_POLL_S)
+        if delivered < letters:
+            return f"{letters - delivered} of them could not be delivered to {topic}"
+        return f"they are in {topic}"
+
     # -- planning ----------------------------------------------------------------------------------------
 
     def _publish(self, slab: Slab, sheet: Sheet) -> int:
         self._refuse_oversize(sheet)
         trip = self._limit.count(sheet)
         if trip is not None:
-            raise DeadLetterLimit(f"{trip.sentence}; nothing more was committed")
+            rows = ((span, row) for span in sheet.spans for row in range(span.start, span.stop))
+            self._evidence = [
+                self._letter(sheet, span, row, self._why(sheet, row))
+                for span, row in rows
+                if row <= trip.row and row in sheet.outcomes.rejected
+            ]
+            raise DeadLetterLimit(trip.sentence)
         nbytes = 0
         for sending in self._plan(sheet):
             slab.receipt.expect(len(sending))
@@ -166,15 +209,30 @@ class Outbox:
             start = end
 
     def _dead_letter(self, sheet: Sheet, span: Span, row: int) -> Iterator[Sending]:
-        head, route, columns = self._letterhead, sheet.routes[row], sheet.columns
+        """The dead letter of a row and, with ``output.errors``, the error on the output topic."""
+        why, route, columns = self._why(sheet, row), sheet.routes[row], sheet.columns
+        yield self._letter(sheet, span, row, why)
+        if route is not None and route.destination.errors:
+            to = route.destination
+            body = route.envelope.error_body(columns, row, why)
+            key, headers = columns.keys[row], route.envelope.headers(columns, row)
+            # An error that its topic would refuse stays out: the dead letter has said it already.
+            if wire_bytes(key, body, headers) <= self._sink.max_bytes(to.topic):
+                parts = [key], [body], [headers] if headers else None
+                yield Sending(to.topic, span.partition, *parts, to.partition)
+
+    def _why(self, sheet: Sheet, row: int) -> Rejection:
+        why = sheet.outcomes.rejected[row]
+        return replace(why, message=one_line(self._letterhead.redact(why.message)))
+
+    def _letter(self, sheet: Sheet, span: Span, row: int, why: Rejection) -> Sending:
+        head, route = self._letterhead, sheet.routes[row]
         name, model = head.worker_name, None
         mode: PartitionMode = "key"
         if route is not None:
             name, model, mode = route.name, sheet.servables[route].label, route.destination.partition
-        why = sheet.outcomes.rejected[row]
-        why = replace(why, message=one_line(head.redact(why.message)))
         letter = compose(
-            columns,
+            sheet.columns,
             row,
             why,
             name,
@@ -183,22 +241,8 @@ class Outbox:
             self._sink.max_bytes(head.topic),
             head.keeps_time,
         )
-        yield Sending(
-            head.topic,
-            span.partition,
-            [letter.key],
-            [letter.value],
-            [letter.headers],
-            mode,
-            letter.timestamp_ms,
-        )
-        if route is not None and route.destination.errors:
-            body = route.envelope.error_body(columns, row, why)
-            key, headers = columns.keys[row], route.envelope.headers(columns, row)
-            # An error that its topic would refuse stays out: the dead letter has said it already.
-            if wire_bytes(key, body, headers) <= self._sink.max_bytes(route.destination.topic):
-                parts = [key], [body], [headers] if headers else None
-                yield Sending(route.destination.topic, span.partition, *parts, mode)
+        columns = [letter.key], [letter.value], [letter.headers]
+        return Sending(head.topic, span.partition, *columns, mode, letter.timestamp_ms)
 
     def _refuse_oversize(self, sheet: Sheet) -> None:
         """An output that its topic would refuse becomes a dead letter: the refusal would come again for ever."""

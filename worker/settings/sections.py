@@ -235,7 +235,8 @@ class DeadLetterSettings(Section):
 
     topic: Topic
     """Topic for dead letters."""
-    stop_after: StopAfterSettings = StopAfterSettings()
+    stop_after: StopAfterSettings | Literal["off"] = StopAfterSettings()
+    """When the worker stops because too many records are bad; off: never."""
     max_crashes: Positive = 3
     """The attempt at which a record becomes a dead letter, undecoded: each one before it killed the process."""
 
