@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -14,10 +15,44 @@ from stream import create_topics, produce, unique
 
 from worker.batch import Columns, Partition, Span
 from worker.kafka.broker import EmbeddedBroker
-from worker.kafka.source import KafkaSource
+from worker.kafka.library import library
+from worker.kafka.source import KafkaSource, open_source
 from worker.settings import Settings, validate
 
 PATIENCE_S = 30.0
+TOPIC, PARTITION, VALUE, COPIED, HEADERS = 1, 3, 4, 7, 10
+"""What ``rd_kafka_producev`` takes, by number."""
+
+
+def produce_raw_headers(
+    bootstrap: str, topic: str, value: bytes, headers: list[tuple[bytes, bytes]], partition: int = 0
+) -> None:
+    """Send one record whose header names are any bytes, as clients in C, Go or Rust can; librdkafka's own calls."""
+    lib: Any = library()
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    for made in (lib.rd_kafka_conf_new, lib.rd_kafka_new, lib.rd_kafka_headers_new):
+        made.restype = pointer
+    reason = ctypes.create_string_buffer(512)
+    properties = pointer(lib.rd_kafka_conf_new())
+    lib.rd_kafka_conf_set(properties, b"bootstrap.servers", bootstrap.encode(), reason, size(512))
+    client = pointer(lib.rd_kafka_new(0, properties, reason, size(512)))
+    assert client, reason.value
+    names = pointer(lib.rd_kafka_headers_new(size(len(headers))))
+    for name, text in headers:
+        lib.rd_kafka_header_add(names, name, ctypes.c_ssize_t(len(name)), text, ctypes.c_ssize_t(len(text)))
+    refused = lib.rd_kafka_producev(
+        client,
+        *(TOPIC, topic.encode()),
+        *(PARTITION, ctypes.c_int32(partition)),
+        *(VALUE, value, size(len(value))),
+        *(COPIED, 2),
+        *(HEADERS, names),
+        0,
+    )
+    assert not refused
+    left = lib.rd_kafka_flush(client, 10_000)
+    lib.rd_kafka_destroy(client)
+    assert not left, "the broker did not take the record"
 
 
 @dataclass
@@ -125,7 +160,7 @@ class Reading:
 @contextmanager
 def reading(settings: Settings, embedded: bool, listener: Recorder | None = None) -> Iterator[Reading]:
     """A subscribed source that leaves its group at the end."""
-    source = KafkaSource(settings, embedded)
+    source = open_source(settings, embedded)
     try:
         yield Reading(source, listener)
     finally:

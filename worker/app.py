@@ -106,7 +106,7 @@ class App:
         from worker.kafka.batch_sink import open_sink
         from worker.kafka.properties import client_id
         from worker.kafka.sink import MetricsProducer
-        from worker.kafka.source import KafkaSource
+        from worker.kafka.source import open_source
         from worker.kafka.topics import open_topics
 
         settings, meters = self._settings, self._meters
@@ -115,7 +115,9 @@ class App:
             client_id(settings), settings.kafka["group.id"], socket.gethostname(), os.getpid(), __version__
         )
         self._metrics = MetricsProducer(settings) if settings.metrics.topic else None
-        self._source = KafkaSource(settings, self._topics.embedded, lambda: meters.rewind("out_of_range"))
+        self._source = open_source(
+            settings, self._topics.embedded, self._topics.ids, lambda: meters.rewind("out_of_range")
+        )
         exactly_once = settings.delivery == "exactly_once"
         if exactly_once and self._topics.embedded:
             log.warning(
@@ -202,9 +204,10 @@ class App:
         self._look = every(LOOK_EVERY_S, vitals.look)
         chores = [self._look, every(0.0, vitals.answer)]
         if not self._topics.embedded:
-            from worker.kafka.topics import TopicWatch
+            from worker.kafka.watch import TopicWatch
 
-            chores.append(every(TOPICS_EVERY_S, self._unless_draining(TopicWatch(self._settings).look)))
+            watch = TopicWatch(self._settings, self._topics.ids)
+            chores.append(every(TOPICS_EVERY_S, self._unless_draining(watch.look)))
         self._reporter = self._make_reporter()
         if self._reporter is not None:
             chores.append(Chore(self._reporter.due_s, self._report))

@@ -24,6 +24,10 @@ T = TypeVar("T")
 CONTENT_LENGTH = "inference-header-content-length"
 """Record header of a binary Open Inference Protocol body: the length of its JSON part in ASCII decimal."""
 
+RENAMED_HEADERS = "streaminfer.headers.renamed"
+"""Name of a header that the source puts before those of a record whose header names are not all UTF-8. It counts only
+as this very object (compare with ``is``): anyone can send a header of the same name."""
+
 STAGES = ("broker", "queue", "decode", "wait", "infer", "encode")
 """Stages of one result in order; their sum is ``total`` (contract section 3)."""
 

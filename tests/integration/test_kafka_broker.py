@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import pytest
@@ -10,8 +9,7 @@ from confluent_kafka.admin import AdminClient
 from kafka_support import Cluster, reading
 
 from worker.batch import Partition
-from worker.errors import ClientFatal, StartError
-from worker.kafka import source
+from worker.errors import StartError
 from worker.kafka.broker import EmbeddedBroker
 
 OFFSET_COMMIT = 8
@@ -66,22 +64,6 @@ def test_a_commit_with_the_epoch_of_before_is_repeated(embedded_broker: Embedded
         positions = {Partition(topic, 0): 1, Partition(topic, 1): 2}
         assert got.source.commit(positions, wait=True) == positions
         assert got.source.commit_failures == 0
-
-
-def test_a_client_that_lost_every_broker_ends_the_worker(
-    embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """librdkafka may forget the last one for good, and would be silent for ever; an outage looks otherwise."""
-    cluster = Cluster(embedded_broker.bootstrap, embedded_broker)
-    with reading(cluster.settings(cluster.topic(1)), embedded=True) as got:
-        got.join()
-        monkeypatch.setattr(source, "BROKERLESS_S", 0.0)
-        coordinator = {"GroupCoordinator": {"source": "logical"}}
-        got.source._on_statistics(json.dumps({"brokers": coordinator | {"a:1": {"source": "configured"}}}))
-        got.source.take(0.0, 1, 1)
-        got.source._on_statistics(json.dumps({"brokers": coordinator}))
-        with pytest.raises(ClientFatal, match="no broker to ask"):
-            got.source.take(0.0, 1, 1)
 
 
 def test_the_round_trip_can_be_made_longer(embedded_broker: EmbeddedBroker) -> None:

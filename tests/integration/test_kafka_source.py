@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Message
-from kafka_support import Cluster, Reading, Recorder, reading
+from kafka_support import Cluster, Reading, Recorder, produce_raw_headers, reading
 from stream import unique
 
-from worker.batch import Partition
+from worker.batch import RENAMED_HEADERS, Partition
 from worker.errors import ConfigError
 from worker.kafka import source as source_module
 from worker.kafka.broker import EmbeddedBroker
-from worker.kafka.source import KafkaSource
+from worker.kafka.source import open_source
 
 PROTOCOLS = {
     "cooperative": {},
@@ -86,6 +86,31 @@ def test_a_record_comes_whole(cluster: Cluster, read: Callable[..., Reading]) ->
     assert got.columns.headers == [[("a", b"1"), ("a", b"2")], None, None]
     assert got.columns.timestamps_ms[0] == 1763676000123
     assert got.columns.offsets == [0, 1, 2]
+
+
+def test_header_names_that_are_not_utf_8_are_replaced_and_said(
+    cluster: Cluster, read: Callable[..., Reading]
+) -> None:
+    """The record comes with readable names and, before them, the numbers of the renamed ones; its neighbours as sent."""
+    topic = cluster.topic(1)
+    sent = [
+        [(b"plain", b"0")],
+        [(b"caf\xe9", b"1"), (b"plain", b"2"), (b"\xff\xfe", b"3")],
+        [("grün".encode(), b"4")],
+        [(b"\xff", b"5")],
+    ]
+    for headers in sent:
+        produce_raw_headers(cluster.bootstrap, topic, b"value", headers)
+    got = read(topic)
+    got.take_records(4)
+    assert got.columns.headers == [
+        [("plain", b"0")],
+        [(RENAMED_HEADERS, b"1,3"), ("caf\ufffd", b"1"), ("plain", b"2"), ("\ufffd", b"3")],
+        [("grün", b"4")],
+        [(RENAMED_HEADERS, b"1"), ("\ufffd", b"5")],
+    ]
+    marked = [bool(headers) and headers[0][0] is RENAMED_HEADERS for headers in got.columns.headers]
+    assert marked == [False, True, False, True]
 
 
 def test_a_take_is_bounded_in_records_and_bytes(cluster: Cluster, read: Callable[..., Reading]) -> None:
@@ -355,7 +380,7 @@ def test_records_taken_back_while_they_are_taken_are_dropped(
             return [Message(topic, 1, 3, None, b"kept")]
 
     monkeypatch.setattr(source_module, "Consumer", Fake)
-    source = KafkaSource(Cluster("localhost:1").settings(topic))
+    source = open_source(Cluster("localhost:1").settings(topic))
     source.subscribe(Recorder())
     columns, spans = source.take(0.1, 10, 1000)
     assert columns.values == [b"kept"]

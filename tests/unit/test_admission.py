@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fakes import FakeRollout, columns_of
 
-from worker.batch import Columns, Headers, Partition
+from worker.batch import RENAMED_HEADERS, Columns, Headers, Partition
 from worker.errors import Reject
 from worker.loop.admission import Admission, Admitted
 
@@ -117,6 +117,19 @@ def test_records_age_from_their_timestamp() -> None:
     columns.timestamps_ms = [int(NOW_MS) - 101, int(NOW_MS) - 99, 0, int(NOW_MS) - 50]
     columns.headers = [[("ce_expirytime", FUTURE)], None, None, [("ce_expirytime", PAST)]]
     assert fates(admit(columns, max_age_ms=100)) == ["expired", "digits", "digits", "expired"]
+
+
+def test_header_names_that_are_not_utf_8_make_a_record_invalid() -> None:
+    """The source's mark counts; a header of the same name that somebody sent does not."""
+    sent = RENAMED_HEADERS.encode().decode()
+    assert sent is not RENAMED_HEADERS
+    marked: Headers = [(RENAMED_HEADERS, b"1,3"), ("caf\ufffd", b"x"), ("a", b""), ("\ufffd", None)]
+    for value in (b"x", None):
+        admitted = admit(records(value, b"y", headers=[marked, [(sent, b"1")]]))
+        assert fates(admitted) == ["invalid", "digits"]
+        rejection = admitted.outcomes.rejected[0]
+        assert rejection.stage == "decode"
+        assert rejection.message == "expected header names in UTF-8, other bytes in header 1,3"
 
 
 def test_costly_decodes_are_weighed_before_they_begin() -> None:

@@ -18,6 +18,7 @@ import orjson
 from worker.batch import CONTENT_LENGTH, STAGES, Headers
 from worker.bench.trial import Answers, Sent, place_code
 from worker.errors import ConfigError, StartError
+from worker.kafka.headers import readable_headers
 from worker.kafka.measuring import EndReader, LoadProducer
 from worker.kafka.properties import producer_properties
 from worker.kafka.topics import open_topics
@@ -236,8 +237,10 @@ def _place(text: str) -> _Found:
 
 
 def _headers(message: Message) -> dict[str, bytes]:
-    headers: Any = message.headers() or []
-    return {name.lower() if name.startswith("i") else name: value or b"" for name, value in headers}
+    return {
+        name.lower() if name.startswith("i") else name: value or b""
+        for name, value in readable_headers(message)
+    }
 
 
 # -- the sender's process --------------------------------------------------------------------------------

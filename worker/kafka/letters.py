@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from worker.batch import Partition
 from worker.dead_letters.read import Letter
 from worker.errors import StartError
+from worker.kafka.headers import readable_headers
 from worker.kafka.properties import (
     LARGEST_CLIENT_LIMIT,
     build,
@@ -217,5 +218,5 @@ def _letter(message: Any) -> Letter:
         message.timestamp()[1],
         message.key(),
         message.value(),
-        message.headers() or [],
+        readable_headers(message),
     )

@@ -18,6 +18,7 @@ from confluent_kafka import (
 
 from worker.batch import Headers
 from worker.errors import StartError
+from worker.kafka.headers import readable_headers
 from worker.kafka.properties import Client, build, check_properties, reader_properties, writer_properties
 from worker.kafka.topics import EMBEDDED_CLUSTER, Admin
 
@@ -137,7 +138,7 @@ class TopicReader:
             error: KafkaError | None = message.error()
             if error is None:
                 place = (message.topic(), message.partition(), message.offset(), message.timestamp()[1])
-                records.append(Record(*place, message.key(), message.value(), message.headers() or []))
+                records.append(Record(*place, message.key(), message.value(), readable_headers(message)))
             elif error.fatal() or error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
                 raise StartError(f"kafka: {error.str()}")
         return records

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without saying so
@@ -20,7 +19,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported
     ResourceType,
 )
 
-from worker.errors import ClientFatal, StartError
+from worker.errors import StartError
 from worker.kafka.properties import DEFAULT_TOPIC_LIMIT, Client, admin_properties, build, check_properties
 
 if TYPE_CHECKING:
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 8.0
 CREATE_TIMEOUT_S = 10.0
 DESCRIBE_TIMEOUT_S = 3.0
-WATCH_S = 5.0
-MISSES_MAX = 2
-"""Times in a row a broker must not know a topic: one that has just started may not know it yet."""
 EMBEDDED_CLUSTER = "mockCluster"
 """How the cluster id of librdkafka's own broker begins."""
 HOPELESS = {
@@ -82,6 +78,8 @@ class Topics:
     """Topic written to -> ``max.message.bytes``."""
     times: Mapping[str, Times] = field(default_factory=dict)
     """Topic written to -> the timestamps it takes; the embedded broker takes any."""
+    ids: Mapping[str, str] = field(default_factory=dict)
+    """Topic -> its id, where the broker told it: a topic deleted and made anew has another."""
     planned: frozenset[str] = frozenset()
     """Topics that are not there yet and that ``run`` will make."""
 
@@ -96,7 +94,7 @@ class Topics:
 
 
 @dataclass(frozen=True)
-class _Use:
+class Use:
     """One topic and the setting that names it."""
 
     topic: str
@@ -117,7 +115,7 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
         StartError: the broker cannot be reached or refuses us; a topic is missing or has too few partitions.
     """
     check_properties(settings.kafka)
-    uses = list(_uses(settings))
+    uses = list(uses_of(settings))
     with Admin(settings) as admin:
         cluster = admin.cluster()
         embedded = str(cluster.cluster_id).startswith(EMBEDDED_CLUSTER)
@@ -129,8 +127,11 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
                 cluster = admin.cluster()
             else:
                 planned = {use.topic: use.create.partitions for use in missing if use.create is not None}
+        ids: dict[str, str] = {}
         if not embedded:
-            _check_rights(uses, settings.kafka["group.id"], admin)
+            descriptions = admin.describe(list(dict.fromkeys(use.topic for use in uses)))
+            ids = descriptions.ids
+            _check_rights(uses, descriptions.rights, settings.kafka["group.id"], admin)
         partitions: dict[str, int] = {}
         for use in uses:
             found = cluster.topics.get(use.topic)
@@ -151,30 +152,31 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
             found_limits, times = admin.rules(there)
             limits |= found_limits
         broker = f"cluster {cluster.cluster_id}, {len(cluster.brokers)} node(s)"
-        return Topics(broker, embedded, partitions, limits, times, frozenset(planned))
+        return Topics(broker, embedded, partitions, limits, times, ids, frozenset(planned))
 
 
-def _uses(settings: Settings) -> Iterator[_Use]:
+def uses_of(settings: Settings) -> Iterator[Use]:
     """Every topic the worker reads or writes, with the setting to blame if something is wrong with it."""
     alone = len(settings.pipelines) == 1
     create = None
     for name, pipeline in settings.pipelines.items():
         prefix = "" if alone else f"pipelines.{name}."
         for topic in pipeline.input.topics:
-            yield _Use(topic, f"{prefix}input.topics", written=False)
+            yield Use(topic, f"{prefix}input.topics", written=False)
         create = create or pipeline.output.create
-        yield _Use(pipeline.output.topic, f"{prefix}output.topic", True, pipeline.output.create)
-    yield _Use(settings.dead_letter.topic, "dead_letter.topic", True, create)
+        yield Use(pipeline.output.topic, f"{prefix}output.topic", True, pipeline.output.create)
+    yield Use(settings.dead_letter.topic, "dead_letter.topic", True, create)
     if settings.metrics.topic:
-        yield _Use(settings.metrics.topic, "metrics.topic", True, create)
+        yield Use(settings.metrics.topic, "metrics.topic", True, create)
 
 
-def _check_rights(uses: list[_Use], group: str, admin: Admin) -> None:
+def _check_rights(
+    uses: list[Use], rights: Mapping[str, frozenset[AclOperation]], group: str, admin: Admin
+) -> None:
     """Refuse what the broker would refuse later, when records are already in flight.
 
     Where it does not say what we may do (brokers before 2.3, an answer that takes too long), nothing is refused.
     """
-    rights = admin.topic_rights(list(dict.fromkeys(use.topic for use in uses)))
     for use in uses:
         needed, verb = (AclOperation.WRITE, "write to") if use.written else (AclOperation.READ, "read")
         if needed not in rights.get(use.topic, (needed,)):
@@ -196,6 +198,13 @@ def _check_partitions(settings: Settings, partitions: dict[str, int]) -> None:
                     f"output.partition: input needs at least as many partitions in {output} "
                     f"({partitions[output]}) as in {topic} ({partitions[topic]})"
                 )
+
+
+class Descriptions(NamedTuple):
+    """What the broker says of some topics."""
+
+    rights: dict[str, frozenset[AclOperation]]
+    ids: dict[str, str]
 
 
 class Admin:
@@ -240,9 +249,9 @@ class Admin:
                         f"kafka.bootstrap.servers: no broker answers at {self.bootstrap}: {said}"
                     ) from None
 
-    def create(self, uses: list[_Use]) -> None:
+    def create(self, uses: list[Use]) -> None:
         """Create the missing topics that have a ``create`` section; the others are the user's to make."""
-        wanted: dict[str, tuple[_Use, NewTopic]] = {}
+        wanted: dict[str, tuple[Use, NewTopic]] = {}
         for use in uses:
             if use.create is not None and use.topic not in wanted:
                 made = NewTopic(use.topic, use.create.partitions, use.create.replication)
@@ -295,15 +304,18 @@ class Admin:
             )
         return limits, times
 
-    def topic_rights(self, topics: list[str]) -> dict[str, frozenset[AclOperation]]:
-        """What we may do with each topic; one we may not even see may not exist either, and has no rights.
+    def describe(self, topics: list[str]) -> Descriptions:
+        """Ids of the topics and what we may do with each.
 
-        Left out are topics of which the broker does not say.
+        A topic that we may not even see may not exist either: it has no rights. Topics that the broker says nothing
+        of are left out.
         """
         answers = self._client.describe_topics(
             TopicCollection(topics), include_authorized_operations=True, request_timeout=DESCRIBE_TIMEOUT_S
         )
-        return _rights(answers, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+        rights = _rights(answers, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+        told = [topic for topic, answer in answers.items() if answer.done() and answer.exception() is None]
+        return Descriptions(rights, {topic: str(answers[topic].result().topic_id) for topic in told})
 
     def group_rights(self, group: str) -> frozenset[AclOperation]:
         """What we may do with a consumer group; READ where the broker does not say."""
@@ -317,66 +329,6 @@ class Admin:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # follows from the others and says less
             self._errors.pop(error.code(), None)
             self._errors[error.code()] = error.str()
-
-
-class TopicWatch:
-    """Asks now and then whether the topics in use are still there, and the input still the one of the start.
-
-    librdkafka waits for a deleted topic without an end, and reads one that was made anew under the same name from
-    where it was in the old one: what lies before that would be skipped without a word.
-
-    Args:
-        every_s: between two questions.
-    """
-
-    def __init__(
-        self, settings: Settings, every_s: float = WATCH_S, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._inputs = {use.topic: use.field for use in _uses(settings) if not use.written}
-        self._outputs = {
-            use.topic: use.field
-            for use in _uses(settings)
-            if use.written and use.topic != settings.metrics.topic  # its records may be lost
-        }
-        self._client = build(AdminClient, admin_properties(settings))
-        self._every_s = every_s
-        self._clock = clock
-        self._next_s = clock()
-        self._asked: dict[str, Future[Any]] = {}
-        self._ids: dict[str, str] = {}
-        self._missed: Counter[str] = Counter()
-
-    def look(self) -> None:
-        """Take what was answered and ask again when it is time; never waits.
-
-        Raises:
-            ClientFatal: a topic is gone, or an input topic is another one.
-        """
-        if self._clock() < self._next_s or not all(answer.done() for answer in self._asked.values()):
-            return
-        for topic, answer in self._asked.items():
-            self._take(topic, answer)
-        self._next_s = self._clock() + self._every_s
-        topics = TopicCollection([*self._inputs, *self._outputs])
-        self._asked = self._client.describe_topics(topics, request_timeout=DESCRIBE_TIMEOUT_S)
-
-    def _take(self, topic: str, answer: Future[Any]) -> None:
-        try:
-            found = str(answer.result(timeout=0).topic_id)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                return  # an outage, or no right to ask: the clients themselves tell
-            self._missed[topic] += 1
-            if self._missed[topic] >= MISSES_MAX:
-                field = self._inputs.get(topic) or self._outputs[topic]
-                raise ClientFatal(f"{field}: topic {topic} does not exist any more") from None
-            return
-        del self._missed[topic]
-        if topic in self._inputs and found != self._ids.setdefault(topic, found):
-            raise ClientFatal(
-                f"{self._inputs[topic]}: topic {topic} was deleted and made anew; positions in the old one mean "
-                "nothing in it, so records at its beginning may not have been read"
-            )
 
 
 def _times(config: Mapping[str, str]) -> Times:

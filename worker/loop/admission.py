@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from worker.batch import Columns, Headers, Outcomes, Route, Servable, largest_bytes
+from worker.batch import RENAMED_HEADERS, Columns, Headers, Outcomes, Route, Servable, largest_bytes
 from worker.errors import Reject, Rejection
 
 EXPIRY_HEADER = "ce_expirytime"
@@ -124,7 +124,13 @@ class Admission:
         return list(deadlines.items())
 
     def _inspect(self, admitted: Admitted, columns: Columns, row: int, route: Route) -> None:
-        value = columns.values[row]
+        value, headers = columns.values[row], columns.headers[row]
+        if headers and headers[0][0] is RENAMED_HEADERS:
+            numbers = (headers[0][1] or b"").decode()
+            self._reject(
+                admitted, row, Reject(f"expected header names in UTF-8, other bytes in header {numbers}")
+            )
+            return
         if value is None:
             self._bury(admitted, columns, row, route)
         elif len(value) > route.max_bytes:

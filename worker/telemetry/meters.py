@@ -38,6 +38,8 @@ class PartitionState(NamedTuple):
     end: int | None
     unreadable: int = 0
     """Offsets from ``position`` on that hold no record."""
+    age_s: float = 0.0
+    """Seconds since ``end`` was last known to be right."""
 
     @property
     def lag(self) -> int | None:

@@ -79,6 +79,13 @@ CONSUMER_LAG = Metric(
     "Records of an assigned partition that are not committed yet.",
     ("topic", "partition"),
 )
+LAG_AGE = Metric(
+    "consumer_lag_age_seconds",
+    "gauge",
+    "seconds",
+    "Age of the partition's end that its lag is counted to; it grows only while the broker does not answer.",
+    ("topic", "partition"),
+)
 REBALANCES = Metric("rebalances_total", "counter", "rebalances", "Changes of this process's partitions.")
 TRANSACTIONS = Metric(
     "transactions_total", "counter", "transactions", "Kafka transactions by result.", ("result",)
@@ -112,6 +119,7 @@ METRICS = (
     STAGE_DURATION,
     IN_FLIGHT_BYTES,
     CONSUMER_LAG,
+    LAG_AGE,
     REBALANCES,
     TRANSACTIONS,
     REWINDS,

@@ -69,6 +69,7 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
     for partition, state in snapshot.partitions.items():
         if state.lag is not None:
             yield names.CONSUMER_LAG, (partition.topic, str(partition.number)), state.lag
+            yield names.LAG_AGE, (partition.topic, str(partition.number)), state.age_s
     yield names.REBALANCES, (), snapshot.rebalances
     for result, transactions in snapshot.transactions.items():
         yield names.TRANSACTIONS, (result,), transactions

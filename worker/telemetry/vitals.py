@@ -16,7 +16,7 @@ from worker.telemetry.http import Health
 from worker.telemetry.meters import Meters, PartitionState, Snapshot
 
 if TYPE_CHECKING:
-    from worker.kafka.source import Reach
+    from worker.kafka.ends import Reach
     from worker.loop.budget import Budget
     from worker.loop.window import Window
 
@@ -47,7 +47,8 @@ class Loop(Protocol):
 class Source(Protocol):
     """What vitals read of the consumer."""
 
-    fatal: str | None
+    @property
+    def fatal(self) -> str | None: ...
 
     def lag(self) -> dict[Partition, Reach]: ...
 
@@ -153,6 +154,7 @@ class Vitals:
                 window.committed_position(partition),
                 reach.end if reach.end >= 0 else None,
                 reach.unreadable if position == reach.position else 0,
+                reach.age_s,
             )
         return self._meters.snapshot(loop.budget.held, partitions)
 

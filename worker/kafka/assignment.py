@@ -1,0 +1,129 @@
+"""The consumer's assignment: which partitions are fetched, from where, and whether they are paused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from worker.batch import Partition
+from worker.errors import ClientFatal
+
+
+class Listener(Protocol):
+    """Told of rebalances, on the thread that calls ``take``."""
+
+    def on_assign(self, partitions: list[Partition]) -> None:
+        """These are ours from now on; nothing of them has been returned yet."""
+
+    def on_revoke(self, partitions: list[Partition]) -> None:
+        """These are ours until this returns: the last moment to commit."""
+
+    def on_lost(self, partitions: list[Partition]) -> None:
+        """Someone else may own these already: neither commit nor publish."""
+
+
+class Assignment:
+    """Owned partitions and the next offset of each.
+
+    Args:
+        consumer: the client whose assignment it is.
+        properties: of that client; they say whether partitions come one by one (see :func:`_is_incremental`).
+    """
+
+    def __init__(self, consumer: Consumer, properties: Mapping[str, Any]) -> None:
+        self.positions: dict[Partition, int] = {}
+        """Owned partition -> offset behind the last record returned; before the first, where reading started
+        (negative: not known)."""
+        self.moved: set[Partition] = set()
+        """Partitions that left or were sought since this was last cleared: what was fetched of them before is stale."""
+        self.paused: set[str] = set()
+        """Topics that are not fetched."""
+        self._consumer = consumer
+        self._incremental = _is_incremental(properties)
+
+    def add(self, partitions: list[TopicPartition]) -> None:
+        """Start to fetch these partitions at their offsets.
+
+        Raises:
+            KafkaException: the client refuses the assignment.
+        """
+        (self._consumer.incremental_assign if self._incremental else self._consumer.assign)(partitions)
+        self.positions |= {Partition(tp.topic, tp.partition): tp.offset for tp in partitions}
+        if paused := [tp for tp in partitions if tp.topic in self.paused]:
+            self._consumer.pause(paused)
+
+    def remove(self, partitions: list[TopicPartition]) -> None:
+        """These partitions left; the client has stopped to fetch them by itself."""
+        if paused := [tp for tp in partitions if tp.topic in self.paused]:
+            # librdkafka keeps the pause of a partition that has left: if it came back, it would never be fetched
+            with suppress(KafkaException):
+                self._consumer.resume(paused)
+        for tp in partitions:
+            place = Partition(tp.topic, tp.partition)
+            self.positions.pop(place, None)
+            self.moved.add(place)
+
+    def pause(self, topics: Iterable[str]) -> None:
+        """Stop fetching these topics, partitions added later included. Throws away what was fetched of them."""
+        self.paused.update(topics)
+        self._consumer.pause(self._of(topics))
+
+    def resume(self, topics: Iterable[str]) -> None:
+        """Fetch these topics again."""
+        self.paused.difference_update(topics)
+        self._consumer.resume(self._of(topics))
+
+    def passed(self) -> dict[Partition, int]:
+        """The client's own positions: they also advance over offsets that hold no record."""
+        return {
+            Partition(tp.topic, tp.partition): tp.offset
+            for tp in self._consumer.position(partitions_of(self.positions))
+        }
+
+    def jump(self, place: Partition, offset: int) -> None:
+        """Go on at this offset of an owned partition.
+
+        Raises:
+            ClientFatal: the client refuses.
+        """
+        target = TopicPartition(place.topic, place.number, offset)
+        self.positions[place] = offset
+        self.moved.add(place)
+        try:
+            self._consumer.seek(target)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._STATE:
+                raise ClientFatal(
+                    f"cannot seek in {place.topic}/{place.number}: {error.args[0].str()}"
+                ) from None
+            self._assign_anew(target)  # an error stopped the fetching, or it has not started yet
+
+    def _assign_anew(self, target: TopicPartition) -> None:
+        """Start at the target's offset. The eager protocol takes only whole assignments."""
+        if self._incremental:
+            self._consumer.incremental_unassign([target])
+            self._consumer.incremental_assign([target])
+        else:
+            self._consumer.assign(
+                [TopicPartition(*place, offset) for place, offset in self.positions.items()]
+            )
+        if self.paused:
+            self.pause(self.paused)
+
+    def _of(self, topics: Iterable[str]) -> list[TopicPartition]:
+        return partitions_of(place for place in self.positions if place.topic in topics)
+
+
+def partitions_of(places: Iterable[Partition]) -> list[TopicPartition]:
+    """The same partitions as the client names them."""
+    return [TopicPartition(*place) for place in places]
+
+
+def _is_incremental(properties: Mapping[str, Any]) -> bool:
+    """Whether partitions come and go one by one; else each rebalance takes all of them away and gives them anew."""
+    if str(properties.get("group.protocol", "classic")).lower() == "consumer":
+        return True
+    return "cooperative" in str(properties["partition.assignment.strategy"])

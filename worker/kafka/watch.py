@@ -1,0 +1,121 @@
+"""Whether the topics in use are still there, and the input topics still those of the start.
+
+librdkafka waits for a deleted topic without an end. A topic that was made anew under the same name it reads from the
+position that it had in the old one: the records before that position would be skipped without a word.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
+
+from worker.errors import ClientFatal
+from worker.kafka.properties import admin_properties, build
+from worker.kafka.topics import DESCRIBE_TIMEOUT_S, uses_of
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+WATCH_S = 2.0
+"""Between two questions. A deleted topic is to be noticed within 10 s, even if an answer takes its time."""
+MISSES_MAX = 3
+"""Answers in a row that must not know a topic: a broker that has just started may not know it yet."""
+
+
+class TopicWatch:
+    """Asks now and then whether the topics are still there; used by one thread, never waits for the broker.
+
+    Args:
+        ids: topic -> its id at start, where the broker told it.
+        every_s: between two questions.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ids: Mapping[str, str] | None = None,
+        every_s: float = WATCH_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        uses = list(uses_of(settings))
+        self._inputs = {use.topic: use.field for use in uses if not use.written}
+        self._outputs = {
+            use.topic: use.field
+            for use in uses
+            if use.written and use.topic != settings.metrics.topic  # records of it may be lost
+        }
+        self._client = build(AdminClient, admin_properties(settings))
+        self._every_s = every_s
+        self._clock = clock
+        self._next_s = clock()
+        self._asked: dict[str, Future[Any]] = {}
+        self._ids: dict[str, str] = dict(ids or {})
+        self._missed: Counter[str] = Counter()
+
+    def look(self) -> None:
+        """Take what was answered, and ask again when it is time.
+
+        Raises:
+            ClientFatal: a topic is gone, or an input topic is another one.
+        """
+        if self._asked and all(answer.done() for answer in self._asked.values()):
+            answers, self._asked = self._asked, {}
+            for topic, answer in answers.items():
+                self._take(topic, answer)
+        if not self._asked and self._clock() >= self._next_s:
+            self._next_s = self._clock() + self._every_s
+            topics = TopicCollection([*self._inputs, *self._outputs])
+            self._asked = self._client.describe_topics(topics, request_timeout=DESCRIBE_TIMEOUT_S)
+
+    def _take(self, topic: str, answer: Future[Any]) -> None:
+        try:
+            found = str(answer.result(timeout=0).topic_id)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return  # an outage, or no right to ask: the clients report those themselves
+            self._missed[topic] += 1
+            if self._missed[topic] >= MISSES_MAX:
+                field = self._inputs.get(topic) or self._outputs[topic]
+                raise ClientFatal(f"{field}: topic {topic} does not exist any more") from None
+            return
+        del self._missed[topic]
+        if topic in self._inputs and found != self._ids.setdefault(topic, found):
+            raise made_anew(self._inputs[topic], topic)
+
+
+def made_anew(field: str, topic: str) -> ClientFatal:
+    """The error for an input topic that is not the one of the start."""
+    return ClientFatal(
+        f"{field}: topic {topic} was deleted and made anew; positions in the old one mean nothing in it, so records "
+        "at its beginning may not have been read"
+    )
+
+
+def is_same_topic(properties: Mapping[str, Any], topic: str, known: str | None) -> bool:
+    """Whether a topic still has the id that it had at start; waits for the broker's answer.
+
+    Args:
+        properties: of the client that asks.
+        known: the id at start; None: the broker did not tell it, and the topic counts as the same.
+
+    Returns:
+        False also if the topic does not exist. True if the broker does not answer.
+    """
+    if known is None:
+        return True
+    client = build(AdminClient, {**properties})
+    answers = client.describe_topics(TopicCollection([topic]), request_timeout=DESCRIBE_TIMEOUT_S)
+    wait(answers.values(), timeout=DESCRIBE_TIMEOUT_S + 1)
+    try:
+        return str(answers[topic].result(timeout=0).topic_id) == known
+    except KafkaException as error:
+        return bool(error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART)
+    except TimeoutError:
+        return True
