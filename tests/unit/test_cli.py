@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Any:
     """No runtime and no broker: what loads the model, answers the sample and asks the broker; a test may let one fail."""
     model = SimpleNamespace(provider="cpu", signature=SIGNATURE)
     servable = SimpleNamespace(label="small@0123abcd", model=model)
-    rollout = SimpleNamespace(route=SimpleNamespace(max_bytes=1000), choose=lambda: servable)
+    rollout = SimpleNamespace(route=SimpleNamespace(max_bytes=1000, when=None), choose=lambda: servable)
     module: Any = ModuleType("worker.app")
     module.check_broker = lambda settings: [("broker", "1 broker"), ("topics", "all there")]
     monkeypatch.setitem(sys.modules, "worker.app", module)
@@ -60,7 +61,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Any:
     loading.load = lambda settings: {"small": rollout}
     monkeypatch.setitem(sys.modules, "worker.serving.load", loading)
     module.sample = ModuleType("worker.cli.sample")
-    module.sample.answer = lambda rollout, value: {"prediction": {"label": "yes"}}
+    module.sample.answer = lambda rollout, value, headers: {"prediction": {"label": "yes"}}
     monkeypatch.setitem(sys.modules, "worker.cli.sample", module.sample)
     return module
 
@@ -247,6 +248,7 @@ def test_check_goes_through_everything(config: Path, app: Any, capsys: pytest.Ca
     checks = lines(capsys)
     assert list(checks) == [
         "config",
+        "pipelines",
         "kafka",
         "labels",
         "custom code",
@@ -268,6 +270,26 @@ def test_check_goes_through_everything(config: Path, app: Any, capsys: pytest.Ca
     assert json.loads(checks["sample"][1]) == {"prediction": {"label": "yes"}}
     assert checks["batch path"][1] == f"{native.batch_path}, producer {native.producer_path}"
     assert "in_flight_bytes 256 + prefetch_bytes 16 + output_bytes 64" in checks["memory"][1]
+
+
+def test_check_cuts_a_long_result(config: Path, app: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a result of megabytes `check` prints the beginning and the length."""
+    app.sample.answer = lambda *_: {"outputs": [0.5] * 100_000}
+    assert cli.main(["check", str(config), "--json", "--sample", str(config.parent / "sample.json")]) == 0
+    shown = lines(capsys)["sample"][1]
+    assert len(shown) < 2200
+    assert shown.endswith("(500,013 characters)")
+
+
+def test_check_finds_the_port_in_use(config: Path, app: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """A `metrics.http` that somebody listens on is exit 3 and names the address, as `run` would."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        argv = ["check", str(config), "--json", "--offline", "--set", f"metrics.http={address}"]
+        assert cli.main(argv) == 3
+    ok, message = lines(capsys)["http"]
+    assert not ok
+    assert address in message
 
 
 def test_check_offline_leaves_the_broker_out(

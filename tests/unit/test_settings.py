@@ -288,6 +288,15 @@ def test_malformed_override_is_one_sentence(written: Any, override: str) -> None
         ({"topics": ["a"]}, "unknown key topics; the nearest known key is input.topics"),
         ({"limit": {}}, "unknown key limit; the nearest known key is limits"),
         ({"postprocess": {"clasification": {}}}, "the nearest known key is postprocess.classification"),
+        ({"preprocess": {"audio": {}}}, "key preprocess.audio; expected one of image, inputs, numeric"),
+        (
+            {"preprocess": {"image": {"letterbox": True}}},
+            "the nearest known key is preprocess.image.resize: letterbox",
+        ),
+        ({"postprocess": {"detection": {"threshold": 1}}}, "known key is postprocess.detection.score"),
+        ({"metrics__port": 1}, "unknown key metrics.port; expected one of http, interval_s, topic"),
+        ({"postprocess": {"regression": {"x": 1}}}, "key postprocess.regression.x; no key is expected there"),
+        ({"postprocess": {"detection": {"score": {"A": "0.5"}}}}, "got {A: 0.5}, expected a number"),
         ({"batching__max_size": "abc"}, "batching.max_size: got 'abc', expected a whole number or 'auto'"),
         ({"batching__max_size": 0}, "batching.max_size: got 0, expected a number of at least 1 or 'auto'"),
         ({"batching__max_wait_ms": -1}, "batching.max_wait_ms: got -1, expected a number of at least 0"),
@@ -677,3 +686,13 @@ def test_importing_settings_needs_no_runtime() -> None:
     heavy = "{'onnxruntime', 'cv2', 'confluent_kafka', 'numpy'}"
     code = f"import sys, worker.settings; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, check=False).returncode == 0
+
+
+def test_aliases_that_multiply_are_refused(tmp_path: Path) -> None:
+    """A file whose nested aliases stand for a thousand million values is one sentence, at once."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"more than 100,000 values once its aliases are followed"):
+        load(path)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from worker import native
 from worker import settings as configuration
+from worker.batch import Headers
 from worker.cli.main import add_set_option
 from worker.errors import ConfigError, Reject, WorkerError
 from worker.settings import MIB, Settings
@@ -24,7 +26,18 @@ T = TypeVar("T")
 
 EXAMPLE = """\
 example:
-  streaminfer check digits.yaml --offline --sample seven.png"""
+  streaminfer check digits.yaml --offline --sample seven.png
+  streaminfer check shop.yaml --sample prices=row.json --sample faces=face.jpg --sample-header x-model=a"""
+SHOWN_BYTES = 2048
+"""So much of a sample's result is printed; `raw` of a segmentation model has megabytes."""
+
+
+class Sample(NamedTuple):
+    """One record to send through a pipeline."""
+
+    pipeline: str | None
+    """Its name; None: the first pipeline that takes a record with these headers."""
+    value: bytes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +49,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_set_option(parser)
     parser.add_argument(
         "--sample",
-        metavar="FILE",
-        type=Path,
-        help="one record to send through the whole engine; prints the result",
+        dest="samples",
+        metavar="[PIPELINE=]FILE",
+        action="append",
+        default=[],
+        help="one record to send through the whole engine; prints the result. Without PIPELINE the first pipeline "
+        "that takes the record answers it; may be repeated",
+    )
+    parser.add_argument(
+        "--sample-header",
+        dest="sample_headers",
+        metavar="K=V",
+        action="append",
+        default=[],
+        help="a header of every sample; may be repeated",
     )
     parser.add_argument("--offline", action="store_true", help="leave out what needs the broker")
     parser.add_argument("--json", action="store_true", help="one JSON object per check and nothing else")
@@ -50,28 +74,30 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         WorkerError: the first failure, once all that can be checked has been.
     """
+    from worker.cli.connect import pair  # loads the Kafka client, which --help does without
+
     report = Report(as_json=args.json)
+    headers: Headers = [(k, v.encode()) for k, v in (pair("--sample-header", h) for h in args.sample_headers)]
     settings = report.check("config", lambda: configuration.load(args.config, args.overrides), _config_line)
     if settings is not None:
-        _check_all(report, settings, args)
+        _check_all(report, settings, args, headers)
     if report.first_failure:
         raise report.first_failure
     return 0
 
 
-def _check_all(report: Report, settings: Settings, args: argparse.Namespace) -> None:
-    logs.configure(
-        settings.secrets(), level="warning"
-    )  # what the log would say stands in the lines of the report
+def _check_all(report: Report, settings: Settings, args: argparse.Namespace, headers: Headers) -> None:
+    logs.configure(settings.secrets(), level="warning")  # the lines of the report say what the log would
+    report.check("pipelines", lambda: _pipelines(settings), str)
     report.check("kafka", lambda: _clients(settings), str)
     report.check("labels", lambda: _labels(settings), str)
     report.check("custom code", lambda: _custom_code(settings), str)
     report.check("model file", lambda: _model_files(settings), str)
-    sample = (
-        report.check("sample file", lambda: _read_sample(args.sample), _bytes_line) if args.sample else None
-    )
+    samples = _samples(report, settings, args.samples)
     if report.first_failure is None:
-        _check_engine(report, settings, sample)
+        _check_engine(report, settings, samples, headers)
+    if settings.metrics.http:
+        report.check("http", lambda: _http(settings), str)
     report.line("batch path", True, f"{native.batch_path}, producer {native.producer_path}")
     report.line("memory", True, _memory(settings))
     report.line("credentials", True, _credentials(settings))
@@ -109,8 +135,8 @@ class Report:
             print(f"{'ok  ' if ok else 'FAIL'} {name:<11} {message}")
 
 
-def _check_engine(report: Report, settings: Settings, sample: bytes | None) -> None:
-    """Load every model, say what it is, and send the sample through the first pipeline."""
+def _check_engine(report: Report, settings: Settings, samples: Sequence[Sample], headers: Headers) -> None:
+    """Load every model, say what it is, and send each sample through its pipeline."""
     from worker.cli.sample import answer  # imports the runtime: only once the cheap checks have passed
     from worker.serving.load import load
 
@@ -122,9 +148,8 @@ def _check_engine(report: Report, settings: Settings, sample: bytes | None) -> N
         report.line("signature", True, f"{name}: {_signature_line(signature)}")
         batchable = signature.batchable
         report.line("batchable", True, f"{name}: {'yes' if batchable else 'no, each record runs alone'}")
-    if sample is not None:
-        first = next(iter(rollouts.values()))
-        report.check("sample", lambda: _answer(answer, first, sample), _sample_line)
+    for sample in samples:
+        report.check("sample", partial(_answer, answer, rollouts, sample, headers), _sample_line)
 
 
 def _check_broker(report: Report, settings: Settings) -> None:
@@ -171,6 +196,42 @@ def _model_files(settings: Settings) -> str:
     return ", ".join(f"{path.name}: {path.stat().st_size} bytes" for path in sizes)
 
 
+def _pipelines(settings: Settings) -> str:
+    """That every pipeline can get a record: an earlier one that takes everything of a topic leaves none."""
+    for name, earlier, topics in configuration.starved_pipelines(settings):
+        raise ConfigError(
+            f"pipelines.{name}: no record can reach it: {earlier} stands before it and takes every record of "
+            f"{topics}; expected it first, or a `when` in {earlier}"
+        )
+    return "each of them can get records"
+
+
+def _http(settings: Settings) -> str:
+    """That ``metrics.http`` can be listened on.
+
+    Raises:
+        StartError: the port is in use, or the address is not of this machine.
+    """
+    from worker.telemetry.http import check_address
+
+    assert settings.metrics.http is not None
+    check_address(settings.metrics.http)
+    return f"{settings.metrics.http} is free"
+
+
+def _samples(report: Report, settings: Settings, options: Sequence[str]) -> list[Sample]:
+    """The samples that can be read; the report says what is wrong with the others."""
+    samples = []
+    for option in options:
+        name, equals, path = option.partition("=")
+        named = bool(equals) and name in settings.pipelines
+        file = Path(path if named else option)
+        value = report.check("sample file", partial(_read_sample, file), _bytes_line)
+        if value is not None:
+            samples.append(Sample(name if named else None, value))
+    return samples
+
+
 def _read_sample(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -182,17 +243,38 @@ def _read_sample(path: Path) -> bytes:
         raise ConfigError(f"--sample: {path} cannot be read: {error}") from None
 
 
-def _answer(answer: Callable[[Rollout, bytes], Any], rollout: Rollout, sample: bytes) -> Any:
+def _answer(
+    answer: Callable[[Rollout, bytes, Headers], Any],
+    rollouts: Mapping[str, Rollout],
+    sample: Sample,
+    headers: Headers,
+) -> Any:
     """The sample's result; a record that would become a dead letter is the caller's mistake here."""
+    rollout = _taking(rollouts, sample, headers)
     max_bytes = rollout.route.max_bytes
-    if len(sample) > max_bytes:
+    if len(sample.value) > max_bytes:
         raise ConfigError(
-            f"--sample: too_large: got {len(sample)} bytes, expected at most input.max_bytes {max_bytes}"
+            f"--sample: too_large: got {len(sample.value)} bytes, expected at most input.max_bytes {max_bytes}"
         )
     try:
-        return answer(rollout, sample)
+        return answer(rollout, sample.value, headers)
     except Reject as error:
         raise ConfigError(f"--sample: {error.reason}: {error}") from None
+
+
+def _taking(rollouts: Mapping[str, Rollout], sample: Sample, headers: Headers) -> Rollout:
+    """The pipeline that answers the sample: the named one, else the first one that takes its headers."""
+    from worker.loop.admission import matches
+
+    if sample.pipeline is not None:
+        return rollouts[sample.pipeline]
+    for rollout in rollouts.values():
+        if matches(rollout.route.when, headers):
+            return rollout
+    raise ConfigError(
+        "--sample: unroutable: no pipeline takes a record with these headers; expected --sample-header K=V, or "
+        f"PIPELINE=FILE with one of {', '.join(rollouts)}"
+    )
 
 
 def _memory(settings: Settings) -> str:
@@ -243,5 +325,10 @@ def _bytes_line(value: bytes) -> str:
 
 
 def _sample_line(result: Any) -> str:
-    """A JSON result as it would be published; of a binary one its size."""
-    return f"{len(result)} bytes" if isinstance(result, bytes) else json.dumps(result, ensure_ascii=False)
+    """A JSON result as it would be published, cut where it is long; of a binary one its size."""
+    if isinstance(result, bytes):
+        return f"{len(result)} bytes"
+    text = json.dumps(result, ensure_ascii=False)
+    if len(text) <= SHOWN_BYTES:
+        return text
+    return f"{text[:SHOWN_BYTES]}... ({len(text):,} characters)"

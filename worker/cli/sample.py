@@ -7,15 +7,20 @@ from typing import Any
 
 import orjson
 
-from worker.batch import Batch, Columns, Partition
+from worker.batch import Batch, Columns, Headers, Partition
 from worker.errors import Reject
 from worker.loop.pool import InlinePool, Mailbox
 from worker.serving.engine import Engine
 from worker.serving.rollout import Rollout
 
 
-def answer(rollout: Rollout, value: bytes) -> Any:
+def answer(rollout: Rollout, value: bytes, headers: Headers | None = None) -> Any:
     """The result of one record, parsed where it is JSON.
+
+    Args:
+        rollout: what answers the record.
+        value: the record's value.
+        headers: the record's headers, if any.
 
     Raises:
         Reject: the record would become a dead letter; says for which reason.
@@ -23,7 +28,9 @@ def answer(rollout: Rollout, value: bytes) -> Any:
     """
     now_ms = time.time() * 1000
     route, servable = rollout.route, rollout.choose()
-    columns = Columns([value], [None], [None], [int(now_ms)], [0], [Partition(min(route.topics), 0)])
+    columns = Columns(
+        [value], [None], [headers or None], [int(now_ms)], [0], [Partition(min(route.topics), 0)]
+    )
     if len(value) > servable.free_bytes:
         servable.cost(value)
     batch = Batch(None, range(1), columns, route, servable, time.monotonic_ns(), now_ms)

@@ -90,7 +90,10 @@ class Topics:
         )
 
     def describe_limits(self) -> str:
-        return ", ".join(f"{topic} takes {limit} bytes" for topic, limit in self.limits.items())
+        return ", ".join(
+            f"{topic} takes {limit} bytes{' (assumed until it is created)' * (topic in self.planned)}"
+            for topic, limit in self.limits.items()
+        )
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class Admission:
         routes: list[Route | None] = []
         for partition, headers in zip(columns.partitions, columns.headers, strict=True):
             candidates = self._by_topic.get(partition.topic, ())
-            routes.append(next((r for r in candidates if _matches(r.when, headers)), None))
+            routes.append(next((r for r in candidates if matches(r.when, headers)), None))
         return routes
 
     def _deadlines(self, columns: Columns) -> list[tuple[int, float]]:
@@ -191,7 +191,7 @@ class Admission:
         admitted.costs[row] = 0
 
 
-def _matches(when: tuple[str, bytes] | None, headers: Headers | None) -> bool:
+def matches(when: tuple[str, bytes] | None, headers: Headers | None) -> bool:
     """Whether the last header of that name has exactly these bytes."""
     if when is None:
         return True

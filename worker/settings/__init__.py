@@ -11,6 +11,7 @@ from worker.settings.checks import (
     check_replicas,
     plaintext_hosts,
     security_protocol,
+    starved_pipelines,
 )
 from worker.settings.document import json_schema, load, validate
 from worker.settings.kinds import MIB
@@ -39,5 +40,6 @@ __all__ = [
     "load",
     "plaintext_hosts",
     "security_protocol",
+    "starved_pipelines",
     "validate",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
 
 from worker.errors import ConfigError, StartError
 from worker.registry import INPUT_FORMATS, OUTPUT_FORMATS
@@ -49,6 +50,21 @@ def check_replicas(settings: Settings, replicas: int) -> None:
             f"kafka.group.instance.id: expected none with --replicas {replicas}, "
             "because every process needs one of its own"
         )
+
+
+def starved_pipelines(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    """Pipelines that no record can reach: (name, the pipeline that takes their records, their topics).
+
+    Pipelines are tried in the order of the file, and one without ``when`` takes everything that is left of a topic.
+    """
+    taken: dict[str, str] = {}
+    for name, pipeline in settings.pipelines.items():
+        topics = pipeline.input.topics
+        if all(topic in taken for topic in topics):
+            yield name, taken[topics[0]], ", ".join(topics)
+        if pipeline.when is None:
+            for topic in topics:
+                taken.setdefault(topic, name)
 
 
 def check_model_file(settings: Settings, pipeline: str) -> None:

@@ -21,6 +21,8 @@ from worker.errors import ConfigError
 Key = tuple[str, ...]
 """A setting by its path from the top: ``("input", "topics")``; ``*`` stands for a name of the user's choice."""
 
+VALUES_MAX = 100_000
+"""Values in one configuration, those behind aliases counted each time; the largest real ones have hundreds."""
 _NULL = "tag:yaml.org,2002:null"
 _MERGE = "tag:yaml.org,2002:merge"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -42,9 +44,28 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             raise ConfigError(f"expected a YAML mapping of settings, got {found}")
         for override in overrides:
             _override(document, override)
+        _check_size(document)
         return {key: _expand(value, (key,)) for key, value in document.items()}
     except RecursionError:
-        raise ConfigError("the YAML is nested too deeply or contains itself") from None
+        raise ConfigError("the YAML is nested too deeply, or contains itself") from None
+
+
+def _check_size(document: Any) -> None:
+    """Refuse a document that a few lines of nested aliases blow up: each alias is read as a copy of what it names.
+
+    Raises:
+        ConfigError: more than ``VALUES_MAX`` values.
+    """
+    left, waiting = VALUES_MAX, [document]
+    while waiting:
+        value = waiting.pop()
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        waiting += inner
+        left -= 1 + len(inner)
+        if left < 0:
+            raise ConfigError(
+                f"the YAML contains itself, or has more than {VALUES_MAX:,} values once its aliases are followed"
+            )
 
 
 def parse(text: str) -> Any:
@@ -85,7 +106,7 @@ def sentence(error: ValidationError, document: Any, known: set[Key], hidden: Key
     shown = place[len(hidden) :] if place[: len(hidden)] == hidden else place
     name = dotted(shown)
     if first["type"] == "extra_forbidden":
-        return f"unknown key {name}; the nearest known key is {_nearest(shown, known)}"
+        return f"unknown key {name}; {_hint(shown, known)}"
     if first["type"] == "missing":
         return f"{name} is required"
     message = _message(details, place, document)
@@ -98,8 +119,19 @@ def describe(value: Any) -> str:
     """A value as an error message shows it: short, on one line."""
     if value is None:
         return "nothing"
-    text = repr(value)
+    text = repr(value) if isinstance(value, str) else _flow(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _flow(value: Any) -> str:
+    """A list or mapping as YAML writes it on one line: its scalars are text here, whatever the user meant."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_flow(key)}: {_flow(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if isinstance(value, str) and value.isprintable():
+        return value
+    return "null" if value is None else repr(value)
 
 
 def dotted(key: Sequence[str]) -> str:
@@ -230,15 +262,50 @@ def _place(location: tuple[int | str, ...], document: Any, kind: str) -> Key:
     return tuple(place)
 
 
-def _nearest(key: Key, known: set[Key]) -> str:
-    """The known key most like an unknown one; a sibling wins over a setting elsewhere that is little more alike."""
+_SYNONYMS = {
+    "letterbox": ("resize", "resize: letterbox"),
+    "threshold": ("score", "score"),
+    "confidence": ("score", "score"),
+    "nms": ("iou", "iou"),
+    "top": ("top_k", "top_k"),
+    "batch_size": ("max_size", "max_size"),
+    "timeout_ms": ("max_wait_ms", "max_wait_ms"),
+    "normalise": ("normalize", "normalize"),
+    "colour": ("color", "color"),
+    "channels": ("layout", "layout"),
+    "file": ("path", "path"),
+}
+"""What users write -> the setting that is meant, if the section has it, and how the sentence shows it."""
+_SLIP, _ALIKE = 0.75, 0.6
+"""From this likeness on (:class:`difflib.SequenceMatcher`) an unknown key is a slip of the pen, or may be one."""
 
-    def likeness(name: Key) -> float:
-        ratio = difflib.SequenceMatcher(None, key[-1], name[-1]).ratio()
-        return ratio + 0.2 if _is_sibling(name, key) else ratio
 
-    best = max(sorted(name for name in known if name[-1] != "*"), key=likeness)
-    return dotted((*key[:-1], best[-1])) if _is_sibling(best, key) else dotted(best).replace("*", "<name>")
+def _hint(key: Key, known: set[Key]) -> str:
+    """What to write in place of an unknown key.
+
+    A key of the same section that is spelt much like it comes first, then a known synonym, then the same word in
+    another section. If nothing is alike, the sentence lists what the section takes: a far-fetched guess misleads.
+    """
+    siblings = sorted(name[-1] for name in known if _is_sibling(name, key) and name[-1] != "*")
+    found = max(siblings, key=lambda name: _likeness(key[-1], name), default="")
+    alike = _likeness(key[-1], found)
+    meant, shown = _SYNONYMS.get(key[-1], ("", ""))
+    elsewhere = sorted(name for name in known if name[-1] == key[-1])
+    if alike >= _SLIP:
+        nearest = dotted((*key[:-1], found))
+    elif meant in siblings:
+        nearest = dotted((*key[:-1], shown))
+    elif elsewhere:
+        nearest = dotted(elsewhere[0]).replace("*", "<name>")
+    elif alike >= _ALIKE:
+        nearest = dotted((*key[:-1], found))
+    else:
+        return f"expected one of {', '.join(siblings)}" if siblings else "no key is expected there"
+    return f"the nearest known key is {nearest}"
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def _is_sibling(pattern: Key, key: Key) -> bool:

@@ -92,6 +92,22 @@ class HttpServer:
         self._server.server_close()
 
 
+def check_address(address: str) -> None:
+    """Listen on an address for a moment.
+
+    Raises:
+        ConfigError: it is not ``host:port``.
+        StartError: it cannot be listened on: the port is in use, or the host is not of this machine.
+    """
+    host, port = parse_address(address)
+    try:
+        server = _Server(host, port, {})
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StartError(f"metrics.http: cannot listen on {host}:{port}: {reason}") from error
+    server.server_close()
+
+
 def parse_address(address: str) -> tuple[str, int]:
     """Split ``host:port`` or ``[v6 host]:port``; an empty host is every interface.
 
