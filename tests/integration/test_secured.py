@@ -140,7 +140,7 @@ def assert_cannot_start(config: Path, *said: str) -> None:
 
 @pytest.mark.parametrize("way", ["scram", "oauthbearer", "certificate"])
 def test_the_worker_answers_over_tls(place: Place, start: Callable[..., Worker], way: str) -> None:
-    """With just the rights it needs the worker answers, by password, by token and by certificate."""
+    """With exactly the rights that it needs the worker answers over TLS, by password, by token and by certificate."""
     place.allow(*place.names)
     produce(place.broker.bootstrap, place.names["input.topics"], [GOOD, BAD])
     worker = start(place.config(way))
@@ -155,15 +155,15 @@ def test_the_worker_answers_over_tls(place: Place, start: Callable[..., Worker],
 # Staying out
 
 
-def test_another_authority(place: Place) -> None:
-    """A broker whose certificate another authority signed is not talked to: exit 3, and where to look."""
+def test_a_broker_signed_by_another_authority_is_refused(place: Place) -> None:
+    """A broker whose certificate another authority signed is refused with exit 3 and a sentence that says where to look."""
     place.allow(*place.names)
     config = place.config(kafka={"ssl.ca.location": str(place.broker.strange_ca)})
     assert_cannot_start(config, "TLS failed", "ssl.ca.location")
 
 
-def test_a_wrong_password(place: Place) -> None:
-    """A wrong password is exit 3 at once, and neither it nor the user is said."""
+def test_a_wrong_password_is_exit_3_without_the_password(place: Place) -> None:
+    """A wrong password is exit 3 at once; neither the password nor the user is shown."""
     place.allow(*place.names)
     assert_cannot_start(place.config(kafka={"sasl.password": "canary-wrong"}), "authentication failed")
 
@@ -178,14 +178,14 @@ def test_a_wrong_password(place: Place) -> None:
         ("kafka.group.id", "READ"),
     ],
 )
-def test_a_right_that_is_missing(place: Place, field: str, right: str) -> None:
+def test_a_missing_right_is_named_before_any_record_is_taken(place: Place, field: str, right: str) -> None:
     """A missing right is exit 3 before any record is taken, naming the setting, the topic or group, and the right."""
     place.allow(*(other for other in place.names if other != field))
     assert_cannot_start(place.config(), f"{field}: not authorised", place.names[field], right)
 
 
-def test_a_topic_that_may_be_seen_only(place: Place) -> None:
-    """The right to see a topic is not the right to write to it."""
+def test_the_right_to_see_a_topic_is_not_the_right_to_write_to_it(place: Place) -> None:
+    """A worker that may describe its output topic and not write to it ends with exit 3."""
     place.allow(*(field for field in place.names if field != "output.topic"))
     place.broker.allow(AclOperation.DESCRIBE, TOPIC, place.names["output.topic"])
     assert_cannot_start(place.config(), "output.topic: not authorised to write", "WRITE")
@@ -253,8 +253,8 @@ def http_pages(worker: Worker) -> list[bytes]:
         f"kafka.sasl.oauthbearer.method={PASSWORD}",
     ],
 )
-def test_a_secret_in_the_wrong_place(place: Place, override: str) -> None:
-    """A mistake about a secret setting is told without the secret."""
+def test_a_mistake_about_a_secret_setting_never_shows_the_secret(place: Place, override: str) -> None:
+    """The sentence about a wrong secret setting never shows the secret."""
     place.allow(*place.names)
     for verb in ("check", "run"):
         done = command(verb, place.config(), "--set", override)

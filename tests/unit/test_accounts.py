@@ -16,14 +16,14 @@ THERE = Topics(results=12, dead_letters=1, read=13)
 
 
 def test_counters_that_agree_pass() -> None:
-    """What was given back was read and answered by somebody else."""
+    """Counters that agree with the topics pass, also if one process gave records back that another answered."""
     assert add_up(SAID) == []
     assert agree(SAID, THERE, once=True, drops=False) == []
 
 
 @pytest.mark.parametrize("field", ["taken", "ok", "dead_letter", "dropped", "in_flight"])
 def test_a_count_that_is_off_by_one_is_found(field: str) -> None:
-    """In any counter of any process."""
+    """A count that is off by one is found in each counter of each process."""
     wrong = replace(SAID[1], **{field: getattr(SAID[1], field) + 1})
     assert add_up([SAID[0], wrong]) == [f"does not add up: {wrong}"]
 
@@ -31,14 +31,14 @@ def test_a_count_that_is_off_by_one_is_found(field: str) -> None:
 @pytest.mark.parametrize("field", ["results", "dead_letters", "read"])
 @pytest.mark.parametrize("more", [1, -1])
 def test_topics_that_hold_another_number_are_found(field: str, more: int) -> None:
-    """One record too many or too few; where records may be answered twice, only too few."""
+    """A topic with one record too many or too few is found; if records may be answered twice, only too few is."""
     there = replace(THERE, **{field: getattr(THERE, field) + more})
     assert len(agree(SAID, there, once=True, drops=False)) == 1
     assert len(agree(SAID, there, once=False, drops=False)) == (more < 0 and field != "read")
 
 
 def test_dropped_records_count_as_answered_where_they_may_be_dropped() -> None:
-    """Else they were given back, and are in what somebody else counted."""
+    """Dropped records count as answered if the configuration drops records; else they were given back."""
     dropping = [Counted("a", taken=10, ok=7, dropped=3)]
     there = Topics(results=7, dead_letters=0, read=10)
     assert agree(dropping, there, once=True, drops=True) == []
@@ -46,7 +46,7 @@ def test_dropped_records_count_as_answered_where_they_may_be_dropped() -> None:
 
 
 def test_last_words_are_read_from_either_kind_of_log(tmp_path: Path) -> None:
-    """JSON lines and readable ones, several processes in one log."""
+    """The counts in the last log lines are read from JSON and from readable logs, also of several processes in one log."""
     log = tmp_path / "log"
     log.write_text(
         '{"client_id": "edge-0", "taken": 3, "ok": 1, "dead_letter": 1, "dropped": 1, "in_flight": 0, "event": "counted"}\n'

@@ -26,7 +26,7 @@ def campaign() -> Outcome:
 
 
 def test_everything_that_was_counted_is_in_the_json() -> None:
-    """Counters keep their names and numbers."""
+    """The JSON of a chaos campaign has every counter under its name."""
     [found] = json.loads(document([campaign()]))
     assert (found["delivery"], found["seed"], found["records"]) == ("exactly_once", 7, 1_000)
     assert found["faults"] == {"kill replica": 2}
@@ -36,7 +36,7 @@ def test_everything_that_was_counted_is_in_the_json() -> None:
 
 
 def test_the_table_has_a_column_for_each_campaign() -> None:
-    """The promises, what the counters come to, and the longest recovery of each fault."""
+    """The table of chaos campaigns has a column for each, with the promises, the counters' sums and the longest recovery of each fault."""
     lines = table([campaign()]).splitlines()
     assert lines[0] == "|  | exactly_once |"
     assert "| survived: kill replica | 2 (at most 2.2 s) |" in lines

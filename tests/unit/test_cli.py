@@ -175,7 +175,7 @@ def test_errors_become_exit_codes(
     command: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """An error ends the process with its code and at most its own sentence."""
+    """A WorkerError ends the process with the exit code of its class and at most its own sentence."""
     command(raising(error))
     assert cli.main(["check"]) == code
     shown = capsys.readouterr().err
@@ -221,7 +221,7 @@ def test_a_bug_is_one_line_and_a_traceback_in_the_log(
 
 
 def test_a_closed_pipe_is_quiet() -> None:
-    """Output into a pipe that nobody reads ends without a word."""
+    """A command whose standard output is closed by its reader ends without a message."""
     code = (
         "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1);"
         "from worker.cli.main import main; sys.exit(main(['--help']))"
@@ -295,7 +295,7 @@ def test_check_finds_the_port_in_use(config: Path, app: Any, capsys: pytest.Capt
 def test_check_offline_leaves_the_broker_out(
     config: Path, app: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--offline asks no broker."""
+    """check --offline does not connect to the broker."""
     app.check_broker = raising(StartError("no broker"))
     assert cli.main(["check", str(config), "--json", "--offline"]) == 0
     assert "broker" not in lines(capsys)

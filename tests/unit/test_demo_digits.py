@@ -15,14 +15,14 @@ from worker.settings import load
 
 
 def test_the_frames_are_valid_png() -> None:
-    """A decoder gives back the very pixels."""
+    """A PNG decoder reads back the very pixels of the demo's frames."""
     frame = Digits.load().frames[0]
     decoded = cv2.imdecode(np.frombuffer(png(frame), np.uint8), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(decoded, frame)
 
 
 def test_the_model_reads_digits_it_was_not_trained_on() -> None:
-    """At least 97 % of the held-out digits are right, by the configured preprocessing."""
+    """The demo's model reads at least 97 % of the held-out digits, with the configured preprocessing."""
     digits = Digits.load()
     image = load(CONFIG).pipelines["digits"].preprocess.options(ImageSettings)
     assert image is not None
@@ -36,7 +36,7 @@ def test_the_model_reads_digits_it_was_not_trained_on() -> None:
 
 @pytest.mark.parametrize("option", [["--replicas", "0"], ["--seconds", "-1"], ["--seconds", "nan"]])
 def test_options_that_make_no_sense_are_refused(option: list[str]) -> None:
-    """Nothing is started for them."""
+    """The demo refuses options that make no sense before it starts anything."""
     parser = argparse.ArgumentParser(exit_on_error=False)
     configure(parser)
     with pytest.raises(argparse.ArgumentError, match="expected a number above 0"):

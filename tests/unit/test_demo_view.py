@@ -44,7 +44,7 @@ def test_a_record_answered_twice_counts_once() -> None:
 
 
 def test_the_summary_states_accuracy_latency_and_shares() -> None:
-    """Accuracy is against the true labels, percentiles are of the results, shares of the metrics topic."""
+    """The demo's summary gives accuracy against the true labels, percentiles of the results, and shares from the metrics topic."""
     tally = Tally()
     for number in range(4):
         tally.add(result(number, total_ms=6.0 * (number + 1)), FRAME, "7" if number else "1")
@@ -80,7 +80,7 @@ def test_json_is_one_object_per_line(capfdbinary: pytest.CaptureFixture[bytes]) 
 
 
 def test_a_pipe_gets_every_digit_as_plain_text() -> None:
-    """Without a terminal: pictures in block characters side by side, a misread one says so, no escape codes."""
+    """Into a pipe the demo writes pictures in block characters side by side, marks a misread one, and uses no escape codes."""
     out, tally = console(terminal=False), Tally()
     view = RowsView(out)
     with view:
@@ -99,7 +99,7 @@ def test_a_pipe_gets_every_digit_as_plain_text() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 60), (20, 10)])
 def test_the_live_grid_fits_the_terminal(width: int, height: int) -> None:
-    """However many digits came, the grid with its title and live line never scrolls."""
+    """The demo's live grid with its title and live line never scrolls, however many digits came."""
     out, tally = console(terminal=True, width=width, height=height), Tally()
     view = GridView(out)
     for number in range(300):
@@ -114,7 +114,7 @@ def test_the_live_grid_fits_the_terminal(width: int, height: int) -> None:
 
 
 def test_the_newest_digit_takes_the_place_of_the_oldest() -> None:
-    """The other cards of the grid stay where they are, so an eye can rest on them."""
+    """In the demo's live grid the newest digit replaces the oldest, and the other cards stay where they are."""
     view = GridView(console(terminal=True))
     tally = Tally()
     for number in range(17):  # the grid of 80x24 has 16 places
@@ -125,12 +125,12 @@ def test_the_newest_digit_takes_the_place_of_the_oldest() -> None:
 
 
 def test_nothing_answered_is_said() -> None:
-    """An interrupted start ends with a sentence, not with a division by zero."""
+    """A demo that is interrupted before the first answer ends with a sentence."""
     assert summary_text(Tally(), console(terminal=False)).plain == "no record was answered"
 
 
 def test_a_prediction_below_the_threshold_is_shown_as_unknown() -> None:
-    """A null label is a wrong answer, shown as a question mark."""
+    """The demo shows a null label as a question mark and counts it as a wrong answer."""
     out, tally = console(terminal=False), Tally()
     answer = tally.add(result(1, label=None), FRAME, "7")
     assert answer is not None

@@ -45,7 +45,7 @@ def in_python(call: Any) -> Any:
     ("value", "expected"), [("0", "None python (STREAMINFER_NATIVE=0)"), ("", None), ("1", None)]
 )
 def test_the_environment_turns_it_off(value: str, expected: str | None) -> None:
-    """STREAMINFER_NATIVE=0 leaves it out; anything else changes nothing."""
+    """STREAMINFER_NATIVE=0 turns the compiled batch path off; any other value changes nothing."""
     script = "from worker import native; print(native.records and 'module', native.batch_path)"
     environment = {**os.environ, native.SWITCH: value}
     done = subprocess.run(
@@ -61,7 +61,7 @@ def test_the_environment_turns_it_off(value: str, expected: str | None) -> None:
 @compiled
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_floats_are_written_as_python_does(dtype: Any) -> None:
-    """Two hundred thousand floats of all magnitudes, and the borders of every form, have the same shortest text."""
+    """The compiled writer gives floats of all magnitudes the same shortest text as Python."""
     random = np.random.default_rng(7)
     wide = random.integers(0, 256, 100_000 * np.dtype(dtype).itemsize, np.uint8).view(dtype)
     near = (random.random(100_000) * 10.0 ** random.integers(-12, 20, 100_000)).astype(dtype)
@@ -77,7 +77,7 @@ def test_floats_are_written_as_python_does(dtype: Any) -> None:
 @settings(max_examples=300, deadline=None)
 @given(any_array, st.binary(max_size=3), st.binary(max_size=3))
 def test_arrays_are_written_as_python_does(values: Array, before: bytes, after: bytes) -> None:
-    """Every dtype and shape, also where the array is no C-order one, and with text around it."""
+    """The compiled writer gives arrays of each dtype, shape and memory order the same text as Python."""
     for array in (values, values.T, values[::-1]):
         expected = in_python(lambda array=array: rendering.items(array, before, after))
         assert rendering.items(array, before, after) == expected
@@ -86,7 +86,7 @@ def test_arrays_are_written_as_python_does(values: Array, before: bytes, after: 
 @compiled
 @given(st.lists(st.one_of(st.none(), st.binary(max_size=9))))
 def test_sizes_are_counted_as_python_does(column: list[bytes | None]) -> None:
-    """Total and largest of any column."""
+    """The compiled code counts total and largest bytes of a column as Python does."""
     for count in (total_bytes, largest_bytes):
         assert count(column) == in_python(lambda count=count: count(column))
         assert count(tuple(column)) == count(column)
@@ -96,7 +96,7 @@ def test_sizes_are_counted_as_python_does(column: list[bytes | None]) -> None:
 @settings(deadline=None)
 @given(any_array.filter(lambda a: a.size), st.binary(max_size=3))
 def test_pieces_and_rows_are_the_arrays_own_bytes(values: Array, before: bytes) -> None:
-    """Cut apart with something in front, and put together again; a row of another length stops at it."""
+    """An array is cut into its rows' own bytes and put together again from them; a row of another length stops the gathering."""
     values = np.ascontiguousarray(values)
     found = records.pieces(values, before)
     assert found == [before + row.tobytes() for row in values]
@@ -154,7 +154,7 @@ KINDS = {"f": "float", "d": "double", "e": "float16", "i": "int32", "B": "uint8"
 def test_results_are_written_as_python_does(
     values: Array, postprocess: Any, labels: Any, headers: Any, places: list[Partition]
 ) -> None:
-    """Bodies, headers and rejections of every postprocess, whatever the scores, labels, ids and partitions."""
+    """The compiled path and Python write the same bodies, headers and rejections for each postprocess, whatever the scores, labels, ids and partitions."""
     rows = len(values)
     labels = labels if isinstance(postprocess, dict) and "classification" in postprocess else None
     encoder = make_encoder(
@@ -170,7 +170,7 @@ def test_results_are_written_as_python_does(
 @compiled
 @given(st.lists(st.integers(0, 2**53), min_size=1, max_size=5))
 def test_latencies_are_written_as_python_does(broker_us: list[int]) -> None:
-    """From nothing to three hundred years: milliseconds with at most three decimals, the same text."""
+    """The compiled writer gives latencies from zero to three hundred years the same text as Python: milliseconds with at most three decimals."""
     rows = len(broker_us)
     stages = [(b',"latency_ms":{"broker":', np.array(broker_us)), (b',"queue":', broker_us[0])]
     ids = [b'"x"'] * rows
@@ -229,14 +229,14 @@ def same_as_alone(decoding: Decoding, values: Sequence[bytes]) -> Feed:
 @settings(max_examples=1000, deadline=None)
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=4))
 def test_numbers_are_read_to_the_last_bit(pairs: list[tuple[str, str]]) -> None:
-    """However a number is written, what comes out is what Python's parser and numpy make of it, or the refusal."""
+    """The compiled reader makes of any spelling of a number what Python's parser and NumPy make of it, or refuses it as they do."""
     for decoding in INPUTS:
         same_as_alone(decoding, [f'{{"features": [{a},{b}]}}'.encode() for a, b in pairs])
 
 
 @compiled
 def test_floats_of_every_magnitude_are_read_to_the_last_bit() -> None:
-    """A hundred thousand doubles of random bits, in three spellings."""
+    """The compiled reader reads a hundred thousand doubles of random bits in three spellings to the last bit."""
     random = np.random.default_rng(3)
     values = random.integers(0, 256, 8 * 100_000, np.uint8).view(np.float64)
     values = values[np.isfinite(values)]
@@ -297,7 +297,7 @@ CUTS = st.one_of(st.just(None), st.integers(0, 60))
 @settings(max_examples=1500, deadline=None)
 @given(st.lists(st.tuples(OBJECTS, CUTS, st.sampled_from([b"", b"\xff", b"\xc3", b",", b"}"])), max_size=4))
 def test_any_record_is_taken_or_refused_as_in_python(parts: list[tuple[str, int | None, bytes]]) -> None:
-    """Any keys, values, white space, escapes, depths, cut short or with something behind: the same answer."""
+    """The compiled reader and Python give the same answer to a record with any keys, values, white space, escapes and depth, cut short or with something behind it."""
     values = [
         b'{"features":[3,4]}',
         *(text.encode(errors="replace")[:cut] + tail for text, cut, tail in parts),
@@ -309,14 +309,14 @@ def test_any_record_is_taken_or_refused_as_in_python(parts: list[tuple[str, int 
 @compiled
 @given(st.binary(max_size=40), st.integers(0, 45))
 def test_any_bytes_in_a_record_are_taken_or_refused_as_in_python(noise: bytes, place: int) -> None:
-    """Broken UTF-8 and control characters anywhere."""
+    """The compiled reader and Python give the same answer to broken UTF-8 and control characters anywhere in a record."""
     good = '{"features":[1,2],"n":"ü","text":"\U0001f600 €"}'.encode()
     same_as_alone(INPUTS[0], [good[:place] + noise + good[place:], good[:place] + noise, good])
 
 
 @compiled
 def test_the_reader_takes_all_that_is_plain() -> None:
-    """Key order, other fields, spaces and spellings of numbers leave nothing over for Python."""
+    """The compiled reader leaves nothing to Python for any key order, other fields, spaces and spellings of numbers."""
     reader = INPUTS[0].decoder.reader  # type: ignore[attr-defined]
     values = [
         b'{"features":[1,2]}',
@@ -330,7 +330,7 @@ def test_the_reader_takes_all_that_is_plain() -> None:
 
 @compiled
 def test_a_record_that_is_left_over_leaves_nothing_behind() -> None:
-    """The items of a row that is left over are zero, so that no scaling meets what was there before."""
+    """The compiled reader leaves zeros in the row of a record that it leaves to Python."""
     reader = INPUTS[0].decoder.reader  # type: ignore[attr-defined]
     slot = np.full((4, 2), np.nan, np.float32)
     assert reader.read([b"{}", b'{"features":[5,6', None, b'{"features":[7,8]}'], 0, 4, [slot]) == [0, 1, 2]
@@ -339,7 +339,7 @@ def test_a_record_that_is_left_over_leaves_nothing_behind() -> None:
 
 @compiled
 def test_rows_are_read_side_by_side() -> None:
-    """Threads that read different rows of one batch do not disturb each other."""
+    """Threads that read different rows of one batch with the compiled reader do not disturb each other."""
     values = [b'{"features":[%d,%d]}' % (row, -row) for row in range(4000)]
     slot = np.zeros((4000, 2), np.float32)
     reader = INPUTS[0].decoder.reader  # type: ignore[attr-defined]
@@ -401,7 +401,7 @@ def test_rows_are_read_side_by_side() -> None:
     ],
 )
 def test_what_does_not_fit_raises(call: Any) -> None:
-    """A caller's mistake is an exception, never a read or write beside an array."""
+    """A caller's mistake is an exception of the compiled code, never a read or write beside an array."""
     with pytest.raises((TypeError, ValueError, IndexError, OverflowError)):
         call(records)
 

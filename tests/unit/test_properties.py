@@ -79,6 +79,7 @@ def test_every_client_takes_its_properties_without_a_warning(
 
 
 def test_who_waits_for_one_copy_only_gets_that_for_metrics_too() -> None:
+    """A user who sets acks to 1 gets it for the metrics producer too, which then is not idempotent."""
     given = settings(acks="1", enable_idempotence="false")
     for properties in (producer_properties(given), metrics_properties(given)):
         build(Producer, properties).poll(0)
@@ -95,7 +96,7 @@ def test_the_consumer_protocol_takes_its_properties() -> None:
 
 
 def test_a_users_property_wins_and_goes_to_its_client_only() -> None:
-    """A consumer property does not reach the producer, and a given value replaces ours."""
+    """A property of the user replaces the default, and a consumer property does not reach the producer."""
     given = settings(linger_ms="77", session_timeout_ms="44000", socket_timeout_ms="5000")
     consumer, producer = consumer_properties(given), producer_properties(given)
     assert (consumer["session.timeout.ms"], producer["linger.ms"]) == ("44000", "77")
@@ -105,7 +106,7 @@ def test_a_users_property_wins_and_goes_to_its_client_only() -> None:
 
 
 def test_memory_limits_become_queue_limits() -> None:
-    """The prefetch is the queue and one response together; the output queue is output_bytes."""
+    """limits.prefetch_bytes bounds the consumer queue and one response together; limits.output_bytes bounds the producer queue."""
     given = settings({"prefetch_bytes": 8 << 20, "output_bytes": 32 << 20})
     consumer = consumer_properties(given)
     assert consumer["queued.max.messages.kbytes"] * 1024 + consumer["fetch.max.bytes"] == 8 << 20
@@ -113,13 +114,13 @@ def test_memory_limits_become_queue_limits() -> None:
 
 
 def test_size_limits_follow_the_topics() -> None:
-    """One record may be as large as the most generous topic takes, a batch as the strictest."""
+    """The producer takes a record as large as the most generous topic allows, and batches as large as the strictest."""
     properties = producer_properties(settings(), {"out": 200_000, "dead": 20_000_000})
     assert (properties["message.max.bytes"], properties["batch.size"]) == (20_000_000, 200_000)
 
 
 def test_an_outage_is_waited_out_at_least_once_and_bounded_exactly_once() -> None:
-    """No output is given up by time; a transaction a dead worker left open ends by itself."""
+    """No output times out at least once; a transaction that a dead worker left open ends by its time-out."""
     given = settings(**{"transaction.timeout.ms": "7000"})
     assert producer_properties(given)["message.timeout.ms"] == 0
     assert "transaction.timeout.ms" not in producer_properties(given)
@@ -128,7 +129,7 @@ def test_an_outage_is_waited_out_at_least_once_and_bounded_exactly_once() -> Non
 
 
 def test_the_client_id_names_worker_host_and_process() -> None:
-    """Unless given, client.id is <name>-<host>-<pid>."""
+    """Unless it is given, client.id is <name>-<host>-<pid>."""
     assert client_id(settings()) == f"digits-{socket.gethostname()}-{os.getpid()}"
     assert client_id(settings(client_id="mine")) == "mine"
 
@@ -144,13 +145,13 @@ def test_the_client_id_names_worker_host_and_process() -> None:
     ],
 )
 def test_a_wrong_property_is_named(name: str, value: str, sentence: str) -> None:
-    """An unknown name or a wrong value is one sentence with the property and what was expected."""
+    """An unknown property or a wrong value is one sentence with the property and what was expected."""
     with pytest.raises(ConfigError, match=sentence):
         check_properties({name: value})
 
 
 def test_a_refused_value_is_repeated_unless_it_is_a_secret() -> None:
-    """What the user wrote helps to find it; what may be a secret is left out."""
+    """The message about a wrong value repeats the value, unless the property may hold a secret."""
     with pytest.raises(ConfigError, match="plain-text"):
         check_properties({"security.protocol": "plain-text"})
     with pytest.raises(ConfigError) as caught:
@@ -159,13 +160,13 @@ def test_a_refused_value_is_repeated_unless_it_is_a_secret() -> None:
 
 
 def test_properties_that_contradict_each_other_are_a_configuration_error() -> None:
-    """What only the whole set shows is wrong still ends as one sentence."""
+    """Properties that are valid alone and contradict each other are refused in one sentence."""
     with pytest.raises(ConfigError, match="acks"):
         build(Producer, producer_properties(settings(acks="1")))
 
 
 def test_the_library_tells_its_properties() -> None:
-    """The table read from librdkafka has names, scopes and ranges."""
+    """The table of properties that librdkafka prints is read with names, scopes and ranges."""
     known = known_properties()
     assert known["group.id"].scope == "C"
     assert known["linger.ms"].scope == "P"
@@ -174,7 +175,7 @@ def test_the_library_tells_its_properties() -> None:
 
 
 def test_a_line_of_the_library_is_logged_once_in_a_while() -> None:
-    """Repeated lines are left out, also where only the time of the connection differs."""
+    """A line that librdkafka repeats is logged once in a while, also if only the age of the connection differs."""
     seen: list[str] = []
 
     class Keep(logging.Handler):
@@ -195,7 +196,7 @@ def test_a_line_of_the_library_is_logged_once_in_a_while() -> None:
 
 @pytest.mark.parametrize("size", [1, 1_000_000, 10**14])
 def test_any_size_of_the_queues_is_one_the_client_takes(size: int) -> None:
-    """What the limits ask for beyond librdkafka's own bounds is as much as it can do."""
+    """Limits beyond librdkafka's own bounds are reduced to what the client accepts."""
     given = settings({"prefetch_bytes": size, "output_bytes": size})
     for client, properties in (
         (Consumer, consumer_properties(given)),

@@ -41,14 +41,14 @@ def check(name: str, value: Any, part: str | None = None) -> None:
 
 @pytest.mark.parametrize("name", ["result", "oip-response", "dead-letter", "metrics"])
 def test_a_schema_is_itself_valid_and_has_examples(name: str) -> None:
-    """Every schema is sound and shown at least once."""
+    """Each JSON Schema is valid and has at least one example."""
     Draft202012Validator.check_schema(schema(name))
     assert any(path.name.startswith(f"{name}.") for path in EXAMPLES)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_valid(path: Path) -> None:
-    """<schema>.<case>.json fits its schema."""
+    """Each example <schema>.<case>.json fits its schema."""
     check(path.name.split(".")[0], json.loads(path.read_text()))
 
 
@@ -63,7 +63,7 @@ def test_an_example_is_valid(path: Path) -> None:
     ],
 )
 def test_real_results_are_valid(part: str, postprocess: Any) -> None:
-    """What the encoder writes fits the schema, its prediction the part for that postprocess."""
+    """Results of the encoder fit the result schema, and their prediction fits the part for their postprocess."""
     for body in encode(make_encoder(OUTPUT, postprocess=postprocess), batch_of(2), SCORES).bodies:
         result = json.loads(body or b"")
         check("result", result)
@@ -71,7 +71,7 @@ def test_real_results_are_valid(part: str, postprocess: Any) -> None:
 
 
 def test_real_boxes_are_valid() -> None:
-    """Detection, too."""
+    """Results with detected boxes fit the result schema."""
     encoder = make_encoder({"y": ("float", ["N", 1, 6])}, postprocess={"detection": {"layout": "xyxy"}})
     outcomes = encode(encoder, batch_of(1), {"y": np.float32([[[0, 0, 5, 5, 0.9, 1]]])})
     result = json.loads(outcomes.bodies[0] or b"")
@@ -80,7 +80,7 @@ def test_real_boxes_are_valid() -> None:
 
 
 def test_real_predictions_errors_and_expiries_are_valid() -> None:
-    """The other forms a value on the output topic may have."""
+    """Lists of predictions, errors and expired records on the output topic fit the result schema."""
     batch = batch_of(1, items=[request_item(count=2, id="r")])
     encoder, envelope = make_encoder(OUTPUT), make_envelope()
     servable: Any = SimpleNamespace(model_name="digits", model_version="3f9c2a71")
@@ -91,7 +91,7 @@ def test_real_predictions_errors_and_expiries_are_valid() -> None:
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_real_oip_responses_are_valid(binary: bool) -> None:
-    """JSON responses, and the JSON part of binary ones."""
+    """JSON responses of the Open Inference Protocol, and the JSON part of binary ones, fit their schema."""
     batch = batch_of(1, items=[request_item(count=2, binary=binary)])
     outcomes = encode(make_encoder(OUTPUT, format="oip"), batch, SCORES)
     headers = dict((outcomes.headers or [])[0] or [])
@@ -102,7 +102,7 @@ def test_real_oip_responses_are_valid(binary: bool) -> None:
 @pytest.mark.parametrize("max_bytes", [1_000_000, 1_000])
 @pytest.mark.parametrize("keeps_time", [True, False])
 def test_real_dead_letters_are_valid(max_bytes: int, keeps_time: bool) -> None:
-    """With the original's value and timestamp, and without what the topic would not take."""
+    """Dead letters fit their schema, with the value and timestamp of the original and without those that the topic refuses."""
     columns = batch_of(1, headers=[[("traceparent", b"00-1")]], values=[b"x" * 800]).columns
     rejection = Rejection.of(Reject("not an image", "undecodable"), "decode", object())
     letter = compose(
@@ -122,7 +122,7 @@ def test_real_dead_letters_are_valid(max_bytes: int, keeps_time: bool) -> None:
 
 
 def test_a_real_metrics_record_is_valid() -> None:
-    """From live counters, after records, errors and an unroutable one."""
+    """A metrics record of live counters fits its schema, after records, errors and an unroutable record."""
     meters = Meters({"digits": ModelLabel("digits", "3f9c2a71", "cpu")})
     batch = batch_of(2)
     encode(make_encoder(OUTPUT), batch, SCORES)

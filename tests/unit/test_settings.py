@@ -192,7 +192,7 @@ def test_relative_paths_start_at_the_file() -> None:
 
 
 def test_kafka_values_become_text() -> None:
-    """Whatever YAML makes of a client property, librdkafka gets text."""
+    """A client property reaches librdkafka as text, whatever type YAML reads from the file."""
     kafka = checked(
         **{"kafka__enable.idempotence": True, "kafka__linger.ms": 5, "kafka__sasl.username": None}
     ).kafka
@@ -273,7 +273,7 @@ def test_override_of_a_key_with_dots(written: Any) -> None:
     "override", ["batching.max_size", "=3", "a..b=3", "input.topics=[x", "input.format.x=1"]
 )
 def test_malformed_override_is_one_sentence(written: Any, override: str) -> None:
-    """A --set that cannot be read is refused as such."""
+    """A --set option that cannot be read is refused in one sentence."""
     with pytest.raises(ConfigError, match="--set"):
         load(written(FULL), [override])
 
@@ -393,7 +393,7 @@ def test_whatever_stands_at_a_key_is_taken_or_named(path: tuple[str, ...], value
 
 
 def test_a_mistake_in_one_of_several_pipelines_is_named_in_full() -> None:
-    """With several pipelines the pipeline's key is part of the name."""
+    """With several pipelines a mistake is named together with its pipeline's key."""
     with pytest.raises(
         ConfigError, match=r"unknown key pipelines\.b\.wen; the nearest known key is pipelines\.b\.when"
     ):
@@ -456,7 +456,7 @@ def test_no_spelling_passes_by_the_rule(said: dict[str, str]) -> None:
 
 
 def test_two_names_of_one_property_are_refused() -> None:
-    """librdkafka would take the last one set; a single one is known under the name used here."""
+    """A client property given under both of its names is refused; one alone is kept under the name that the worker uses."""
     twice = {"kafka__bootstrap.servers": "localhost:1", "kafka__metadata.broker.list": "elsewhere:1"}
     with pytest.raises(ConfigError, match=r"only one of bootstrap\.servers and metadata\.broker\.list"):
         checked(**twice)
@@ -485,7 +485,7 @@ def test_the_budget_holds_the_largest_record_an_item_and_working_room() -> None:
 
 
 def test_pipelines_that_share_a_topic_start_at_one_place() -> None:
-    """Two answers to where a new group begins on one topic are a mistake."""
+    """Two pipelines with different input.start on one topic are refused."""
     second = {"input": MINIMAL["input"] | {"start": "latest"}}
     with pytest.raises(ConfigError, match=r"pipelines\.b\.input\.start"):
         validate(two_pipelines(**second), BASE)
@@ -539,7 +539,7 @@ def test_missing_files_say_which_and_what_was_expected(tmp_path: Path) -> None:
 
 
 def test_labels_are_lines(tmp_path: Path) -> None:
-    """Line n is class n; a byte order mark, line ends of any kind and blank lines at the end do not count."""
+    """Line n of a label file is class n; a byte order mark, any kind of line end and blank lines at the end do not count."""
     path = tmp_path / "labels.txt"
     path.write_bytes(b"\xef\xbb\xbfcat\r\n\r\nwild dog\n\n")
     assert labels_of(path) == ["cat", "", "wild dog"]

@@ -40,7 +40,7 @@ def test_cumulative_counts_at_shown_edges_are_exact(values: list[int]) -> None:
 
 @given(LATENCIES, LATENCIES)
 def test_what_was_added_since_a_copy_is_what_was_added(before: list[int], after: list[int]) -> None:
-    """Merging the earlier copy with the difference since then gives the whole again."""
+    """Merging an earlier copy of a histogram with the difference since then gives the whole histogram again."""
     histogram = histogram_of(before)
     earlier = histogram.copy()
     histogram.add(np.array(after, np.int64))
@@ -53,7 +53,7 @@ def test_what_was_added_since_a_copy_is_what_was_added(before: list[int], after:
 
 
 def test_one_value_many_times_is_the_same_as_an_array_of_it() -> None:
-    """A number for a whole run counts once per record of the run."""
+    """A single value that is added with a count fills the histogram as an array of that value does."""
     one = Histogram()
     one.add(1234, 64)
     many = histogram_of([1234] * 64)
@@ -62,7 +62,7 @@ def test_one_value_many_times_is_the_same_as_an_array_of_it() -> None:
 
 
 def test_nothing_added_is_zero_everywhere() -> None:
-    """An empty array and a number for no record add nothing."""
+    """An empty array, or a value with a count of zero, leaves a histogram empty."""
     histogram = Histogram()
     histogram.add(np.array([], np.int64))
     histogram.add(7, 0)
@@ -72,7 +72,7 @@ def test_nothing_added_is_zero_everywhere() -> None:
 
 
 def test_a_value_beyond_the_last_edge_is_counted_and_kept_as_maximum() -> None:
-    """A latency of years (a record with a wrong clock) breaks nothing."""
+    """A latency of years, from a record with a wrong clock, is counted and becomes the maximum."""
     histogram = histogram_of([10**15])
     assert histogram.percentiles(0.5) == [10**15]
     assert histogram.cumulative(LATENCY_EDGES_US)[-1] == 0

@@ -72,7 +72,7 @@ def samples(text: bytes) -> dict[tuple[str, frozenset[str]], float]:
 
 
 def test_metrics_are_those_of_the_list_and_the_process(server: HttpServer) -> None:
-    """Every metric of the one list is there with its type, and besides them only process_*."""
+    """/metrics serves every metric of telemetry/names.py with its type, and besides them only process_*."""
     _status, text = ask(server, "/metrics")
     kinds = dict(line.split()[2:4] for line in text.decode().splitlines() if line.startswith("# TYPE"))
     ours = {name: kind for name, kind in kinds.items() if not name.startswith("process_")}
@@ -81,7 +81,7 @@ def test_metrics_are_those_of_the_list_and_the_process(server: HttpServer) -> No
 
 
 def test_metrics_show_what_was_counted(server: HttpServer, provider: Provider) -> None:
-    """Counters, gauges and histograms carry the numbers of the snapshot, latencies in seconds."""
+    """/metrics shows the counters, gauges and histograms of the snapshot, latencies in seconds."""
     meters = provider.meters
     meters.taken("digits", 10)
     meters.counted("digits", ok=6, dead_letter=1, dropped=1)
@@ -144,7 +144,7 @@ def test_metrics_show_what_was_counted(server: HttpServer, provider: Provider) -
 def test_each_health_path_answers_its_own_question(
     server: HttpServer, provider: Provider, path: str, answers: tuple[bool, bool, bool]
 ) -> None:
-    """200 when its own answer is yes, whatever the others are; 503 when it is no."""
+    """A health path answers 200 if its own question has the answer yes, whatever the other answers are, else 503."""
     provider.now = Health(*answers)
     assert ask(server, path)[0] == 200
     provider.now = Health(*(not answer for answer in answers))
@@ -161,7 +161,7 @@ def test_progress_tells_the_metrics_snapshot(server: HttpServer, provider: Provi
 
 
 def test_a_health_answer_gives_its_reason(server: HttpServer, provider: Provider) -> None:
-    """The detail of the provider is in the body."""
+    """The body of a health path contains the detail that the provider gives."""
     provider.now = Health(True, False, True, {"reason": "draining"})
     status, body = ask(server, "/readyz")
     assert (status, json.loads(body)) == (503, {"ready": False, "reason": "draining"})
@@ -175,7 +175,7 @@ def test_liveness_does_not_need_a_snapshot(server: HttpServer, provider: Provide
 
 
 def test_what_is_not_asked_for_is_refused(server: HttpServer) -> None:
-    """Other paths, other methods and headers beyond the limit get an error, and the server goes on."""
+    """Unknown paths, other methods and headers beyond the limit get an error, and the server goes on."""
     assert ask(server, "/")[0] == 404
     assert ask(server, "/metrics", "POST")[0] == 501
     assert ask(server, "/livez", headers={"x": "a" * 20_000})[0] == 431
@@ -191,7 +191,7 @@ def test_a_port_in_use_is_one_sentence_naming_the_setting(server: HttpServer, pr
 
 
 def test_a_replica_adds_its_index_to_the_port(provider: Provider) -> None:
-    """Replica 1 of port p listens on p + 1."""
+    """The replica with index 1 listens on the given port + 1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         free = probe.getsockname()[1]
@@ -204,20 +204,20 @@ def test_a_replica_adds_its_index_to_the_port(provider: Provider) -> None:
     "address", ["9464", "localhost", "localhost:", "localhost:x", "::1:9464", "h:70000", ""]
 )
 def test_an_address_that_is_none_is_a_configuration_error(address: str) -> None:
-    """The sentence names the setting, what was given and what was expected."""
+    """A malformed metrics.http is one sentence that names the setting, what was given and what was expected."""
     with pytest.raises(ConfigError, match=r"^metrics\.http: got .*, expected host:port"):
         parse_address(address)
 
 
 def test_addresses_are_host_and_port() -> None:
-    """Names, IPv4, bracketed IPv6 and every interface."""
+    """metrics.http takes a host name, an IPv4 address, an IPv6 address in brackets, or an empty host for every interface."""
     assert parse_address("localhost:0") == ("localhost", 0)
     assert parse_address("[::1]:9464") == ("::1", 9464)
     assert parse_address(":9464") == ("", 9464)
 
 
 def test_the_exchange_gives_a_snapshot_made_after_the_question() -> None:
-    """The conductor sees that someone waits and its answer is what they get."""
+    """A thread that asks for a snapshot gets one that the conductor made after the question."""
     meters = Meters({})
     exchange = SnapshotExchange(meters.snapshot(), patience_s=30)
     told: list[Snapshot] = []
@@ -234,6 +234,6 @@ def test_the_exchange_gives_a_snapshot_made_after_the_question() -> None:
 
 
 def test_the_exchange_tells_the_last_snapshot_of_a_conductor_that_does_not_turn() -> None:
-    """Nobody answers in time: the last one is better than none."""
+    """A thread that asks a stuck conductor for a snapshot gets the last one after its patience."""
     first = Meters({}).snapshot()
     assert SnapshotExchange(first, patience_s=0.01).ask() is first

@@ -45,7 +45,7 @@ def events(stream: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_off_a_terminal_every_event_is_one_line_of_json() -> None:
-    """Event, level, module, time and fields; a newline or an odd value in a field does not break the line."""
+    """Off a terminal each event is one line of JSON with event, level, module, time and fields, also if a field holds a newline or an odd value."""
     stream = configured()
     logs.get("worker.test").info(
         "started", partitions=[1, 2], note="a\nb", odd={1, 2}, big=2**80, lone="\udcff"
@@ -65,7 +65,7 @@ def test_off_a_terminal_every_event_is_one_line_of_json() -> None:
 
 
 def test_a_terminal_gets_colour_unless_told_otherwise() -> None:
-    """Escape sequences on a terminal only, and none with NO_COLOR; LOG_FORMAT decides over the stream."""
+    """Log lines have escape sequences on a terminal only, and none with NO_COLOR; LOG_FORMAT decides over the stream."""
     for stream, environ, coloured in (
         (Terminal(), {}, True),
         (Terminal(), {"NO_COLOR": "1"}, False),
@@ -82,7 +82,7 @@ def test_a_terminal_gets_colour_unless_told_otherwise() -> None:
 
 
 def test_events_below_the_level_are_left_out() -> None:
-    """LOG_LEVEL holds for our loggers and for the standard library's."""
+    """LOG_LEVEL holds for the worker's loggers and for those of the standard library."""
     stream = configured(LOG_LEVEL="WARNING")
     logs.get("t").info("quiet")
     logging.getLogger("librdkafka").info("quiet")
@@ -94,7 +94,7 @@ def test_events_below_the_level_are_left_out() -> None:
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_a_secret_is_hidden_wherever_it_occurs(log_format: str) -> None:
-    """In events, values, nested values, keys, objects, exceptions and the lines of other libraries."""
+    """A known secret is hidden in events, values, nested values, keys, objects, exceptions and the lines of other libraries."""
 
     class Odd:
         def __str__(self) -> str:
@@ -132,13 +132,13 @@ def test_a_value_is_hidden_when_its_key_names_a_secret() -> None:
 
 
 def test_a_secret_that_begins_like_another_leaves_nothing_of_it() -> None:
-    """The longer secret is hidden first."""
+    """If one secret begins with another, no part of the longer one is left in a log line."""
     assert logs.Redactor(["abc", "abcdef", ""]).text("abcdef abc") == "*** ***"
 
 
 @pytest.mark.parametrize("environ", [{"LOG_FORMAT": "xml"}, {"LOG_LEVEL": "loud"}])
 def test_an_unknown_choice_is_one_sentence(environ: dict[str, str]) -> None:
-    """The sentence names the variable, what it was and what it can be."""
+    """An unknown LOG_LEVEL or LOG_FORMAT is one sentence with the variable, its value and the choices."""
     (name, value) = next(iter(environ.items()))
     with pytest.raises(ConfigError, match=f"^{name}: got '{value}', expected one of "):
         configured(**environ)

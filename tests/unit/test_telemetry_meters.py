@@ -46,7 +46,7 @@ def balanced(snapshot: Snapshot) -> bool:
 
 @given(st.lists(st.tuples(st.sampled_from("tods"), st.integers(0, 50), st.sampled_from(["digits", "other"]))))
 def test_in_is_ok_and_dead_letter_and_dropped_and_in_flight(events: list[tuple[str, int, str]]) -> None:
-    """Whatever comes and goes, the identity holds in every snapshot, also for a name that has no pipeline."""
+    """In every snapshot records in = ok + dead letters + dropped + in flight, also for records that no pipeline took."""
     meters = Meters(DIGITS)
     for kind, records, pipeline in events:
         match kind:
@@ -75,7 +75,7 @@ def test_a_snapshot_does_not_change_afterwards() -> None:
 
 
 def test_items_and_batches_are_what_the_model_saw() -> None:
-    """Every run is a batch; a record of several items counts each of them."""
+    """Each run of the model counts as one batch, and each item of a record as one item."""
     meters = Meters(DIGITS)
     meters.batch("digits", batch_of(run_of(4), run_of(2, [3, 5]), run_of(1, [1])))
     counts = meters.snapshot().pipelines["digits"]
@@ -84,7 +84,7 @@ def test_items_and_batches_are_what_the_model_saw() -> None:
 
 
 def test_a_stage_counts_once_per_record() -> None:
-    """A stage time told once for a run and one told per row both count every record of the run."""
+    """A stage counts each record of a run once, whether its time is given once for the run or once per row."""
     meters = Meters(DIGITS)
     meters.batch("digits", batch_of(run_of(64, infer=900, total=np.arange(64))))
     meters.hold_us("digits", 10, 64)
@@ -101,7 +101,7 @@ def test_a_stage_counts_once_per_record() -> None:
 
 
 def test_the_metrics_record_has_exactly_the_promised_keys() -> None:
-    """The record of a worker that did something, key by key."""
+    """The metrics record of a worker that answered records has the promised keys and no other."""
     clock = Clock()
     meters = Meters(DIGITS, clock, wall=lambda: 1763676000.5)
     start = meters.snapshot()
@@ -151,7 +151,7 @@ def test_the_metrics_record_has_exactly_the_promised_keys() -> None:
 
 
 def test_the_intervals_add_up_to_the_totals() -> None:
-    """Each metrics record covers its own interval: nothing counted twice, nothing left out."""
+    """The counters of consecutive metrics records add up to the totals: nothing twice, nothing left out."""
     clock = Clock()
     meters = Meters(DIGITS, clock)
     sent: list[tuple[bytes, bytes]] = []

@@ -98,12 +98,13 @@ PLANTED = {
 
 
 def test_the_linters_rules_are_kept() -> None:
+    """The exposition keeps the rules of Prometheus' linter."""
     assert not list(faults(exposed()))
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_rules_find_what_is_planted(name: str) -> None:
-    """Each planted fault is one, to us and to the real linter."""
+    """Each planted fault in an exposition is found by our rules, and by the real linter if it is there."""
     text = exposed().replace(*PLANTED[name])
     assert list(faults(text))
     if shutil.which("promtool"):
@@ -112,6 +113,7 @@ def test_the_rules_find_what_is_planted(name: str) -> None:
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (of Prometheus) is not on the PATH")
 def test_promtool_finds_nothing() -> None:
+    """promtool, if it is installed, finds nothing to complain about in the exposition."""
     done = promtool(exposed())
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
