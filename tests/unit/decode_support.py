@@ -19,7 +19,7 @@ class Decoding:
     Args:
         input_format: ``input.format``.
         inputs: per model input (ONNX element type, shape); a string dimension is free.
-        settings: further sections of the pipeline; ``fields`` goes into ``input``, ``limits`` stands for itself.
+        settings: further sections of the pipeline; ``fields`` and ``missing`` go into ``input``, ``limits`` stands for itself.
     """
 
     def __init__(
@@ -31,12 +31,13 @@ class Decoding:
         limits: dict[str, int] | None = None,
         fields: list[str] | None = None,
         preprocess: dict[str, Any] | None = None,
+        missing: Any = "reject",
     ) -> None:
         specs = tuple(TensorSpec.of(name, f"tensor({kind})", shape) for name, (kind, shape) in inputs.items())
         made = tuple(TensorSpec.of(name, "tensor(float)", ["N", 1]) for name in outputs)
         self.signature = Signature(specs, made, batchable)
         document = {
-            "input": {"topics": ["in"], "format": input_format, "fields": fields},
+            "input": {"topics": ["in"], "format": input_format, "fields": fields, "missing": missing},
             "preprocess": preprocess,
             "model": {"path": "model.onnx"},
             "output": {"topic": "out"},

@@ -15,6 +15,7 @@ class LineDecoder(FieldsDecoder):
 
     contents = ("numeric",)
     has_fields = False
+    takes_missing = False
 
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
         super().__init__(features_of(settings, signature, limits, "numeric", _place), signature)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from worker.batch import Array, Feed
 from worker.errors import Reject
 from worker.features import base64_text
-from worker.features.values import TYPE_NAMES
+from worker.features.values import TYPE_NAMES, Missing
 from worker.model.signature import TensorSpec
 from worker.settings import LimitsSettings
 from worker.settings.section import ContentSettings
@@ -31,6 +31,8 @@ class Place:
 
     field: str | None = None
     names: tuple[str, ...] = ()
+    missing: Missing = "reject"
+    """``input.missing``: what stands for a number that is not there."""
 
     def of(self, record: Record) -> Any:
         """The field's value, or the record itself.

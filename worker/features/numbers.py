@@ -13,7 +13,7 @@ from pydantic import Field
 from worker.batch import Array, Feed
 from worker.errors import ConfigError, Reject
 from worker.features import Opened, Place, Record
-from worker.features.values import shape_of, stack, typed
+from worker.features.values import missing_for, shape_of, stack, typed
 from worker.model.signature import TensorSpec
 from worker.settings import LimitsSettings
 from worker.settings.kinds import Divisors, Numbers
@@ -80,12 +80,19 @@ class NumbersFeature:
         self.field = field = place.field
         self.names = names = place.names
         self.scaling = scaling
+        self.missing = missing = missing_for(spec.dtype, place.missing)
+        """What stands for null, NaN and a named field that is not there; None = they are refused."""
         self.pick: Callable[[dict[str, Any]], Any] = (
             itemgetter(*names) if field is None else itemgetter(field)
         )
-        if field is None and len(names) == 1:
+        one = field is not None and field != "features" and math.prod(d or 0 for d in spec.item_shape) == 1
+        if field is None and missing is not None:
+            self.pick = lambda record: [*map(record.get, names)]
+        elif field is None and len(names) == 1:
             self.pick = lambda record: (record[names[0]],)
-        elif field is not None and field != "features" and math.prod(d or 0 for d in spec.item_shape) == 1:
+        elif one and missing is not None:
+            self.pick = lambda record: _listed(record.get(str(field)))
+        elif one and field is not None:
             # One number under the input's own name is as good as a list of one.
             self.pick = lambda record: _listed(record[field])
 
@@ -104,7 +111,8 @@ class NumbersFeature:
         Raises:
             Reject: one of them does not fit.
         """
-        return self.scaled(stack(picked, self.spec.dtype, shape_of(None, self.spec.item_shape)))
+        shape = shape_of(None, self.spec.item_shape)
+        return self.scaled(stack(picked, self.spec.dtype, shape, self.missing))
 
     def item(self, record: dict[str, Any]) -> Array:
         """One record's item, or why it has none.
@@ -120,7 +128,7 @@ class NumbersFeature:
             return self._named_item(picked)
         try:
             shape = shape_of(picked, self.spec.item_shape)
-            items: Array = self.scaled(stack([picked], self.spec.dtype, shape))
+            items: Array = self.scaled(stack([picked], self.spec.dtype, shape, self.missing))
             return items.reshape(shape)
         except Reject as error:
             raise Reject(f'the field "{self.field}": {error}') from None
@@ -129,7 +137,7 @@ class NumbersFeature:
         elements = []
         for name, element in zip(self.names, picked, strict=True):
             try:
-                elements.append(typed([element], self.spec.dtype))
+                elements.append(typed([element], self.spec.dtype, self.missing))
             except Reject as error:
                 raise Reject(f'the field "{name}": {str(error).replace("element 0", "it")}') from None
         shape = [len(elements) if d is None else d for d in self.spec.item_shape]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,7 +33,26 @@ _EXPECTED: dict[str, tuple[frozenset[type], str]] = {
 }
 
 
-def stack(rows: Sequence[Any], dtype: np.dtype[Any], item_shape: tuple[int, ...]) -> Array:
+Missing = float | Literal["reject", "nan"]
+"""``input.missing``."""
+
+
+def missing_for(dtype: np.dtype[Any], missing: Missing) -> float | None:
+    """What stands in a model input of this dtype for a number that is missing; None where nothing can."""
+    if missing == "reject":
+        return None
+    standing = float(missing)
+    if dtype.kind == "f":
+        return standing
+    if dtype.kind not in "iu" or not standing.is_integer():
+        return None
+    limits = np.iinfo(dtype)
+    return standing if limits.min <= standing <= limits.max else None
+
+
+def stack(
+    rows: Sequence[Any], dtype: np.dtype[Any], item_shape: tuple[int, ...], missing: float | None = None
+) -> Array:
     """One array from the values of several records, all flat or all nested as the item.
 
     Args:
@@ -41,6 +60,7 @@ def stack(rows: Sequence[Any], dtype: np.dtype[Any], item_shape: tuple[int, ...]
             be the element itself.
         dtype: of the model's input; ``object`` for strings.
         item_shape: of one record's item.
+        missing: see :func:`typed`.
 
     Returns:
         (len(rows), *item_shape).
@@ -50,25 +70,33 @@ def stack(rows: Sequence[Any], dtype: np.dtype[Any], item_shape: tuple[int, ...]
             With several rows it does not say which one.
     """
     level: Sequence[Any] = rows
-    if item_shape or (rows and isinstance(rows[0], list)):
+    if len(rows) == 1 and isinstance(rows[0], list) and item_shape == (len(rows[0]),):
+        level = rows[0]  # a list of a million elements is not copied
+    elif item_shape or (rows and isinstance(rows[0], list)):
         nested = bool(rows) and bool(rows[0]) and isinstance(rows[0], list) and isinstance(rows[0][0], list)
         for length in item_shape if nested else (math.prod(item_shape),):
             level = _opened(level, length)
-    return typed(level, dtype).reshape(len(rows), *item_shape)
+    return typed(level, dtype, missing).reshape(len(rows), *item_shape)
 
 
-def typed(elements: Sequence[Any], dtype: np.dtype[Any]) -> Array:
+def typed(elements: Sequence[Any], dtype: np.dtype[Any], missing: float | None = None) -> Array:
     """A one-dimensional array of JSON scalars.
+
+    Args:
+        missing: stands for null and NaN; None = they are refused. Where it is NaN itself, infinities are taken too.
 
     Raises:
         Reject: ``invalid``, naming the first element that does not fit.
     """
     allowed, expected = _EXPECTED[dtype.kind]
+    if missing is not None:
+        elements = _filled(elements, missing, dtype)
     if not allowed.issuperset(map(type, elements)):
         index, wrong = next((i, e) for i, e in enumerate(elements) if type(e) not in allowed)
-        raise Reject(f"element {index} is {TYPE_NAMES[type(wrong)]}, expected {expected}")
+        hint = " (or input.missing: nan, or a number)" if wrong is None and dtype.kind in "fiu" else ""
+        raise Reject(f"element {index} is {TYPE_NAMES[type(wrong)]}, expected {expected}{hint}")
     if dtype.kind == "f":
-        return _floats(elements, dtype)
+        return _floats(elements, dtype, missing)
     if dtype.kind in "iu":
         return _integers(elements, dtype)
     array = np.empty(len(elements), dtype)
@@ -112,10 +140,20 @@ def _opened(level: Sequence[Any], length: int) -> list[Any]:
     return list(chain.from_iterable(level))
 
 
-def _floats(elements: Sequence[float], dtype: np.dtype[Any]) -> Array:
+def _filled(elements: Sequence[Any], missing: float, dtype: np.dtype[Any]) -> Sequence[Any]:
+    """The elements with ``missing`` in the place of null and NaN."""
+    filling: Any = missing if dtype.kind == "f" else int(missing)
+    # a NaN is the only value that is not itself
+    return [filling if e is None or e != e else e for e in elements]
+
+
+def _floats(elements: Sequence[float], dtype: np.dtype[Any], missing: float | None) -> Array:
     with np.errstate(over="ignore"):
-        array = np.array(elements, np.float64).astype(dtype)
+        exact = np.array(elements, np.float64)
+        array = exact.astype(dtype, copy=False)
     finite = np.isfinite(array)
+    if missing is not None and math.isnan(missing):
+        finite |= ~np.isfinite(exact)
     if not finite.all():
         raise Reject(f"element {int(np.argmin(finite))} is too large for {dtype}")
     return array

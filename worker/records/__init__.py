@@ -57,6 +57,9 @@ class InputFormat(Protocol):
     """Whether a record has named fields, which ``input.fields`` and ``from`` name. A format whose records may have an id
     inside also has a static method ``request_id``, a :data:`ReadId`."""
 
+    takes_missing: bool
+    """Whether ``input.missing`` has a meaning for it: it reads numbers from text."""
+
     def __call__(
         self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings
     ) -> Decoder: ...

@@ -25,6 +25,7 @@ class CustomDecoder:
 
     contents = ()
     has_fields = False
+    takes_missing = False
     shard_rows = 0  # it is Python, which threads do not speed up
 
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from worker.batch import Array, Columns, Feed
+from worker.errors import ConfigError
 from worker.features import Feature, FileFeature, Opened, Place, Record
 from worker.model.signature import Signature, TensorSpec
 from worker.records.rows import decode_each, put
@@ -43,6 +44,22 @@ def features_of(
         options = content.options if content else None
         features.append(CONTENTS.entry(name).make(options, spec, place, f"{key}.{name}", limits))
     return features
+
+
+def check_missing(settings: PipelineSettings, standing: Sequence[float | None]) -> None:
+    """Refuse ``input.missing`` where no model input can hold what it says.
+
+    Args:
+        standing: per model input what stands for a missing number; None = nothing can.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    missing = settings.input.missing
+    if missing != "reject" and all(each is None for each in standing):
+        raise ConfigError(
+            f"input.missing: got {missing}, but no model input made of numbers can hold it; expected reject"
+        )
 
 
 class FieldsDecoder:

@@ -15,6 +15,7 @@ class ImageDecoder(FieldsDecoder):
 
     contents = ("image",)
     has_fields = False
+    takes_missing = False
 
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
         if not settings.preprocess.inputs and len(signature.inputs) != 1:

@@ -11,17 +11,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import orjson
-
 from worker import native
 from worker.batch import Columns, Feed
 from worker.errors import ConfigError, Reject
 from worker.features import FileFeature, Place, base64_text
 from worker.features.numbers import NumbersFeature
-from worker.features.values import TYPE_NAMES
 from worker.model.signature import Signature, TensorSpec
-from worker.records.fields import FieldsDecoder, features_of
+from worker.records.fields import FieldsDecoder, check_missing, features_of
 from worker.records.joined import JoinedParser, fill
+from worker.records.json_text import parsed
 from worker.records.memory import CHUNK_BYTES, check_room, json_bytes
 from worker.records.rows import decode_each
 from worker.settings import LimitsSettings, PipelineSettings
@@ -38,13 +36,16 @@ class JsonDecoder(FieldsDecoder):
 
     contents = ("numeric", "image")
     has_fields = True
+    takes_missing = True
 
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
         _check_sources(settings, signature)
         super().__init__(
             features_of(settings, signature, limits, "numeric", _Places(settings, signature)), signature
         )
+        self.takes_nan = settings.input.missing != "reject"
         numbers = [feature for feature in self.features if isinstance(feature, NumbersFeature)]
+        check_missing(settings, [feature.missing for feature in numbers])
         self.together = self.fixed and len(numbers) == len(self.features)
         """Whether a batch can be decoded as one, because every input is numbers of a known shape."""
         self.free_bytes = CHUNK_BYTES if self.together else 0
@@ -53,11 +54,11 @@ class JsonDecoder(FieldsDecoder):
         self.limits = limits
         self.reader: Any | None = _reader(numbers) if self.together else None
         self.joined: JoinedParser | None = None
-        if self.together and _joinable(numbers):
+        if self.together and self.reader is None and _joinable(numbers):
             self.joined = JoinedParser([source.field or "" for source in numbers], self.specs)
 
     def open(self, value: bytes) -> dict[str, Any]:
-        return _parsed(value)
+        return parsed(value, self.takes_nan)
 
     def cost(self, value: bytes) -> int:
         """What parsing takes, and what decoding the record's files takes, read off its text without parsing it.
@@ -75,19 +76,17 @@ class JsonDecoder(FieldsDecoder):
     def decode(
         self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
     ) -> None:
-        values = payloads
+        left: Sequence[int] = range(start, stop)
         if self.reader is not None:
-            for rows in _chunks(values, self._read(self.reader, values, feed, start, stop)):
-                self._decode_each(values, feed, rows)
-            return
-        for rows in _chunks(values, range(start, stop)):
-            if not self._decode_joined(values, feed, rows[0], rows[-1] + 1):
-                self._decode_each(values, feed, rows)
+            left = self._read(self.reader, payloads, feed, start, stop)
+        for rows in _chunks(payloads, left):
+            if self.joined is None or not self._decode_joined(self.joined, payloads, feed, rows):
+                self._decode_each(payloads, feed, rows)
 
     def _read(
         self, reader: Any, values: Sequence[bytes | None], feed: Feed, start: int, stop: int
-    ) -> list[int]:
-        """Rows start..stop by the compiled reader; those it leaves over."""
+    ) -> Sequence[int]:
+        """Rows start..stop by the compiled reader; those it leaves over, which are more than plain numbers."""
         assert feed.arrays is not None
         arrays = [feed.arrays[source.spec.name] for source in self.numbers]
         left: list[int] = reader.read(values, start, stop, arrays)
@@ -95,9 +94,12 @@ class JsonDecoder(FieldsDecoder):
             source.scaled(array[start:stop])
         return left
 
-    def _decode_joined(self, values: Sequence[bytes | None], feed: Feed, start: int, stop: int) -> bool:
-        """Rows start..stop in one parse; False when any of them needs a closer look."""
-        lists = self.joined.parse(values[start:stop]) if self.joined is not None else None
+    def _decode_joined(
+        self, joined: JoinedParser, values: Sequence[bytes | None], feed: Feed, rows: Sequence[int]
+    ) -> bool:
+        """Consecutive rows in one parse; False when one of them needs a closer look."""
+        start, stop = rows[0], rows[-1] + 1
+        lists = joined.parse(values[start:stop])
         if lists is None:
             return False
         assert feed.arrays is not None
@@ -113,7 +115,7 @@ class JsonDecoder(FieldsDecoder):
         records: dict[int, dict[str, Any]] = {}
 
         def parse(row: int) -> None:
-            records[row] = _parsed(values[row] or b"")
+            records[row] = self.open(values[row] or b"")
 
         decode_each(self, feed, rows, parse)
         if self.together and self._stack(records, feed):
@@ -138,27 +140,6 @@ def _joinable(sources: Sequence[NumbersFeature]) -> bool:
         source.field is not None and source.spec.dtype.kind in "fiu" and 0 not in source.spec.item_shape
         for source in sources
     )
-
-
-def _parsed(value: bytes) -> dict[str, Any]:
-    """One record.
-
-    Raises:
-        Reject: ``undecodable``: not JSON; ``invalid``: not an object, or a number beyond float64.
-    """
-    try:
-        record = orjson.loads(value)
-    except orjson.JSONDecodeError as error:
-        if "infinity" in str(error):
-            raise Reject("a number is too large for float64") from None
-        raise Reject(f"not JSON: {_without_payload(error)}", "undecodable") from None
-    if not isinstance(record, dict):
-        raise Reject(f"expected a JSON object, got {TYPE_NAMES[type(record)]}")
-    return record
-
-
-def _without_payload(error: orjson.JSONDecodeError) -> str:
-    return f"{error.msg} (at byte {error.pos})" if error.doc else error.msg
 
 
 def _plain_name(field: str | None) -> bool:
@@ -260,11 +241,12 @@ class _Places:
     def __init__(self, settings: PipelineSettings, signature: Signature) -> None:
         self.names = tuple(settings.input.fields or ())
         self.sole = len(signature.inputs) == 1
+        self.missing = settings.input.missing
 
     def __call__(self, spec: TensorSpec, source: TensorInput | None, content: str) -> Place:
         whole = source.from_ == "value" if source else self.sole
         if not whole:
-            return Place(source.from_ if source else spec.name)
+            return Place(source.from_ if source else spec.name, missing=self.missing)
         if content != "numeric":
             raise ConfigError(
                 f"preprocess.inputs.{spec.name}.from: the record is JSON; "
@@ -272,8 +254,8 @@ class _Places:
             )
         if self.names:
             _check_fields(spec, self.names)
-            return Place(names=self.names)
-        return Place("features")
+            return Place(names=self.names, missing=self.missing)
+        return Place("features", missing=self.missing)
 
 
 def _check_fields(spec: TensorSpec, names: Sequence[str]) -> None:

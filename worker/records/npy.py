@@ -31,6 +31,7 @@ class NpyDecoder:
 
     contents = ()
     has_fields = False
+    takes_missing = False
     fixed = False
     shard_rows = 0
     free_bytes = 0

@@ -11,8 +11,10 @@ import orjson
 
 from worker.batch import CONTENT_LENGTH, Array, Columns, Feed, Headers, Item, Request
 from worker.errors import Reject
-from worker.features.values import TYPE_NAMES, stack
+from worker.features.values import TYPE_NAMES, missing_for, stack
 from worker.model.signature import Signature, TensorSpec
+from worker.records.fields import check_missing
+from worker.records.json_text import parsed
 from worker.records.memory import check_empty, check_room, further_items_bytes, json_bytes
 from worker.records.rows import decode_each
 from worker.settings import LimitsSettings, PipelineSettings
@@ -26,6 +28,7 @@ class OipDecoder:
 
     contents = ()
     has_fields = False
+    takes_missing = True
     fixed = False
     shard_rows = 0
     free_bytes = 0
@@ -33,6 +36,11 @@ class OipDecoder:
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
         self.signature = signature
         self.limits = limits
+        self.missing = {
+            spec.name: missing_for(spec.dtype, settings.input.missing) for spec in signature.inputs
+        }
+        check_missing(settings, [*self.missing.values()])
+        self.takes_nan = settings.input.missing != "reject"
         self.itemsize = min(
             (4 if s.dtype == object else s.dtype.itemsize for s in signature.inputs), default=1
         )
@@ -67,7 +75,7 @@ class OipDecoder:
 
     def _item(self, value: bytes, headers: Headers) -> Item:
         json_length = _json_length(value, headers)
-        body = _parsed(value if json_length is None else value[:json_length])
+        body = parsed(value if json_length is None else value[:json_length], self.takes_nan)
         request = self._request(body)
         arrays = self._arrays(_list_of(body, "inputs"), value, json_length)
         return Item(arrays, self._count(arrays), single=False, request=request)
@@ -108,7 +116,7 @@ class OipDecoder:
             try:
                 size = _binary_size(tensor)
                 if size is None:
-                    found[name] = _from_json(tensor, spec)
+                    found[name] = _from_json(tensor, spec, self.missing[name])
                 else:
                     found[name] = _from_bytes(value[position : position + size], size, tensor, spec)
                     position += size
@@ -136,13 +144,13 @@ class OipDecoder:
 # -- tensors --------------------------------------------------------------------------------------------
 
 
-def _from_json(tensor: dict[str, Any], spec: TensorSpec) -> Array:
+def _from_json(tensor: dict[str, Any], spec: TensorSpec, missing: float | None) -> Array:
     shape = _shape(tensor, spec)
     if spec.datatype == "FP16":
         raise Reject("FP16 has no JSON form; expected binary_data_size and binary data")
     if "data" not in tensor:
         raise Reject("expected data, or parameters.binary_data_size")
-    return stack([tensor["data"]], spec.dtype, shape).reshape(shape)
+    return stack([tensor["data"]], spec.dtype, shape, missing).reshape(shape)
 
 
 def _from_bytes(data: bytes, size: int, tensor: dict[str, Any], spec: TensorSpec) -> Array:
@@ -233,18 +241,6 @@ def _json_length(value: bytes, headers: Headers) -> int | None:
     if length > len(value):
         raise Reject(f"header {CONTENT_LENGTH} is {length}, but the record has {len(value)} bytes")
     return length
-
-
-def _parsed(text: bytes) -> dict[str, Any]:
-    try:
-        body = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        if "infinity" in str(error):
-            raise Reject("a number is too large for float64") from None
-        raise Reject(f"not JSON: {error.msg}", "undecodable") from None
-    if not isinstance(body, dict):
-        raise Reject(f"expected a JSON object, got {TYPE_NAMES[type(body)]}")
-    return body
 
 
 def _list_of(body: dict[str, Any], key: str) -> list[Any]:

@@ -27,6 +27,7 @@ class TensorDecoder:
 
     contents = ()
     has_fields = False
+    takes_missing = False
     fixed = True
     shard_rows = 0
     free_bytes = NEVER

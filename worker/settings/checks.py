@@ -170,6 +170,11 @@ def _check_pipeline(settings: Settings, name: str) -> None:
             f"{settings.key(name, 'input.fields')}: goes with input.format {' or '.join(with_fields)} only, "
             f"got '{taken}'"
         )
+    if pipeline.input.missing != "reject" and not entry.takes_missing:
+        taking = [other for other in INPUT_FORMATS if INPUT_FORMATS.entry(other).takes_missing]
+        raise ConfigError(
+            f"{settings.key(name, 'input.missing')}: goes with input.format {' or '.join(taking)} only, got '{taken}'"
+        )
     if pre.inputs and pre.content is not None:
         raise ConfigError(
             f"{settings.key(name, 'preprocess')}: expected only one of inputs and {pre.content.name}"

@@ -56,6 +56,11 @@ def _host_and_port(address: str) -> str:
     return address
 
 
+def _missing(value: Any) -> Any:
+    """YAML has a NaN of its own, ``.nan``; every spelling is one word here."""
+    return "nan" if isinstance(value, str) and value.lower() in ("nan", ".nan") else value
+
+
 def _sha256(digest: str) -> str:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
         raise ValueError("expected 64 hexadecimal digits")
@@ -97,6 +102,7 @@ Size = Annotated[
     ),
 ]
 Providers = Annotated[list[Literal["cpu", "cuda", "tensorrt"]], AfterValidator(_distinct)]
+Missing = Annotated[float | Literal["reject", "nan"], BeforeValidator(_missing)]
 Topics = Annotated[list[Topic], AfterValidator(_distinct)]
 Sha256 = Annotated[str, AfterValidator(_sha256)]
 HostAndPort = Annotated[str, AfterValidator(_host_and_port)]

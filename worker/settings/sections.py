@@ -26,6 +26,7 @@ from worker.settings.kinds import (
     File,
     HostAndPort,
     InputFormat,
+    Missing,
     Names,
     OutputFormat,
     Pixels,
@@ -68,6 +69,8 @@ class InputSettings(Section):
     """A record without a value: pass it on under the same key, drop it, or make it a dead letter."""
     fields: Names | None = None
     """json only: these fields in this order, instead of "features"."""
+    missing: Missing = "reject"
+    """json and oip: what stands for a number that is null, NaN or a named field that is not there; `nan` also takes infinities."""
 
 
 class WhenSettings(Section):
