@@ -612,6 +612,8 @@ class FakePool:
         self.finishes = False
         """Whoever waits finds everything finished."""
         self.held: list[Batch] = []
+        self.again: list[Batch] = []
+        """Of these, the ones that wait for a further try."""
         self.fuse: Callable[[str], None] = never
         self.clock = clock
         self._back: list[Returned] = []
@@ -628,6 +630,10 @@ class FakePool:
 
     def submit(self, batch: Batch) -> None:
         self.held.append(batch)
+
+    def trying_again(self) -> list[Batch]:
+        """What the test says."""
+        return self.again
 
     def finish(self, *batches: Batch, error: BaseException | None = None) -> None:
         """These (all that are held unless given) are done."""

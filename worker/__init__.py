@@ -7,7 +7,7 @@ Records come in on a topic, a model answers, predictions go out on another. The 
                     pause                           finish                        acknowledge, commit
 
 ``loop/conductor.py`` is the main loop: one thread owns every Kafka handle. ``serving/engine.py`` knows nothing of Kafka.
-A configuration names custom code by ``module:attribute``. Custom code refuses a record with :class:`Reject`; a postprocess
+A configuration names custom code by ``module:attribute``. Custom code refuses a record with :class:`Reject`, or has it tried again with :class:`Retry`; a postprocess
 marked :func:`batched` takes many items at once.
 """
 
@@ -19,7 +19,7 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from worker.custom import batched
-from worker.errors import Reject
+from worker.errors import Reject, Retry
 
-__all__ = ["Reject", "__version__", "batched"]
+__all__ = ["Reject", "Retry", "__version__", "batched"]
 __version__ = "0.1.0"

@@ -47,6 +47,9 @@ COMMIT_INTERVAL_S = 0.5
 TOPICS_EVERY_S = 0.25
 """How often the answers about topics are looked for; the watch itself decides when it asks."""
 
+RETRY_SHARE = 0.75
+"""Most of limits.stall_s for which custom code may hold a record: the watchdog must not take that for a stall."""
+
 log = logs.get("worker")
 
 
@@ -132,7 +135,7 @@ class App:
         settings, limits = self._settings, self._settings.limits
         servables = [rollout.choose() for rollout in rollouts]
         threads, lanes = max(servable.threads for servable in servables), [s.lane for s in servables]
-        engine, mailbox = Engine(), Mailbox()
+        engine, mailbox = Engine(retry_s=min(limits.retry_s, RETRY_SHARE * limits.stall_s)), Mailbox()
         self._pool = ThreadPool(engine, threads, lanes, mailbox) if threads else InlinePool(engine, mailbox)
         budget, window = Budget(limits.in_flight_bytes, len(parted := groups(rollouts))), Window()
         intakes = [

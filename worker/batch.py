@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker import native
-from worker.errors import Rejection
+from worker.errors import Postponed, Rejection
 
 Headers = list[tuple[str, bytes | None]]
 Array = NDArray[Any]
@@ -290,6 +290,8 @@ class Feed:
     contexts: list[Any]
     """Per row what postprocessing needs to know of the input (an image's geometry); None elsewhere."""
     rejected: dict[int, Rejection] = field(default_factory=dict)
+    postponed: dict[int, Postponed] = field(default_factory=dict)
+    """Rows that custom code wants tried again."""
 
 
 @dataclass(slots=True)
@@ -361,6 +363,10 @@ class Batch:
     outcomes: Outcomes | None = None
     sick: str | None = None
     """Why its servable can no longer be trusted; the batch then has no outcomes that may be published."""
+    again: Again | None = None
+    """Set when the batch is finished but for some rows that must be tried again."""
+    origin: Origin | None = None
+    """Of a batch that holds rows of another one, to try them again."""
     items: int = 0
     cost_bytes: int = 0
     """Tensors and decode scratch, held against the budget from admission until the batch is back."""
@@ -377,3 +383,26 @@ class Batch:
 
     def __repr__(self) -> str:
         return f"<Batch {self.route.name}: {len(self)} records, {self.servable.label}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the rows of a further try belong."""
+
+    batch: Batch
+    """The batch that the loop submitted: it gets the outcomes, and goes back when no row is left to try."""
+    rows: Sequence[int]
+    """For each row of the further try, its row in that batch."""
+    tries: int
+    """How often these rows were tried before."""
+    since_ns: int
+    """Monotonic clock when the first of the tries ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The rows of a batch that must be tried again, as a batch of their own."""
+
+    batch: Batch
+    due_ns: int
+    """Monotonic clock: not before."""

@@ -1,6 +1,6 @@
 """Errors named for what the process does about them.
 
-A :class:`Reject` costs one record, a :class:`DeliveryFailed` a rewind. Every :class:`WorkerError` ends the
+A :class:`Reject` costs one record, a :class:`Retry` time, a :class:`DeliveryFailed` a rewind. Every :class:`WorkerError` ends the
 process with the exit code of its class and one sentence for the user; anything else is a bug (exit 1).
 """
 
@@ -38,6 +38,22 @@ class Reject(Exception):
         self.reason: Reason = reason
 
 
+class Retry(Exception):
+    """Custom code raises it for a fault that will pass, such as a service that is away: the record is tried again.
+
+    The record and the later ones of its partition wait meanwhile. After ``limits.retry_s`` the record becomes a dead letter of
+    reason ``model_error``.
+
+    Args:
+        message: one sentence for the person who reads the log or the dead letter.
+        after_s: seconds until the next try; each further wait is twice as long.
+    """
+
+    def __init__(self, message: str, after_s: float = 0.1) -> None:
+        super().__init__(message)
+        self.after_s = max(0.0, float(after_s))
+
+
 @dataclass(frozen=True, slots=True)
 class Rejection:
     """Why one record became a dead letter: what the headers of contract section 4 say."""
@@ -56,6 +72,18 @@ class Rejection:
         if reason is None:
             reason = error.reason if isinstance(error, Reject) else "model_error"
         return cls(reason, stage, str(error), class_path(step), class_path(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """A record that custom code wants tried again: what it becomes if the time for that is over."""
+
+    rejection: Rejection
+    after_s: float
+
+    @classmethod
+    def of(cls, error: Retry, stage: Stage, step: object) -> Postponed:
+        return cls(Rejection.of(error, stage, step, "model_error"), error.after_s)
 
 
 def class_path(thing: object) -> str:

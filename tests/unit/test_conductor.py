@@ -590,3 +590,45 @@ def test_the_loop_knows_what_it_spends_its_time_on() -> None:
     loop.turn()
     assert loop.conductor.turned_ns == loop.clock()
     assert loop.conductor.joined
+
+
+def test_a_record_that_is_tried_again_holds_its_partition_alone() -> None:
+    """While a record of one partition waits for a further try, later records of the others are answered."""
+    loop = Loop(finishes=False, slab_records=8)
+    loop.pool.capacity = 9
+    loop.feed(b"x")
+    loop.turn()
+    (waiting,) = loop.pool.held
+    loop.pool.again = [waiting]
+    for _ in range(3):
+        loop.feed(b"x", partition=A)
+        loop.feed(b"x", partition=B)
+    for _ in range(20):
+        loop.turn()
+        for batch in [batch for batch in loop.pool.held if batch is not waiting]:
+            loop.pool.finish(batch)
+    assert loop.results == [(1, 0), (1, 1), (1, 2)]
+    loop.pool.again = []
+    loop.pool.finish()
+    loop.until_quiet()
+    assert sorted(loop.results) == [(0, n) for n in range(4)] + [(1, n) for n in range(3)]
+    assert [place for place in loop.results if place[0] == 0] == [(0, n) for n in range(4)]
+
+
+def test_partitions_that_wait_together_are_told_from_the_others() -> None:
+    """A slab that was taken before keeps its partitions waiting too, and records of those do not join the others."""
+    loop = Loop(FakeKafka(FakeClock(), {"in": 3}, {RESULTS: 1}), finishes=False, slab_records=8)
+    third = Partition("in", 2)
+    loop.pool.capacity = 9
+    loop.feed(b"x")
+    loop.feed(b"x", partition=B)
+    loop.turn()
+    (waiting,) = loop.pool.held
+    loop.pool.again = [waiting]
+    for partition in (A, B, third):
+        loop.feed(b"x", partition=partition)
+    for _ in range(20):
+        loop.turn()
+        for batch in [batch for batch in loop.pool.held if batch is not waiting]:
+            loop.pool.finish(batch)
+    assert loop.results == [(2, 0)]

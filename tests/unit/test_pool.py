@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from worker.batch import Batch, Columns, Lane
+from worker.batch import Again, Batch, Columns, Lane
+from worker.loop.lanes import MOST_TRYING_AGAIN
 from worker.loop.pool import InlinePool, Mailbox, Returned, ThreadPool
 
 DEADLINE_S = 20.0
@@ -31,6 +32,16 @@ def batch_of(rows: int = 4, lane: Lane = LANE) -> Batch:
     return Batch(None, range(rows), Columns([b""] * rows), None, Servable(lane), 0, 0.0)
 
 
+class Clock:
+    """Nanoseconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_000
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
 class Steps:
     """Counts who is where; each step can be made to wait or to fail."""
 
@@ -42,6 +53,10 @@ class Steps:
         self.open_max = self.running_max = 0
         self.at_decode: Callable[[], object] = lambda: None
         self.at_infer: Callable[[], object] = lambda: None
+        self.again: dict[int, Again] = {}
+        """Further tries that batches ask for, by their identity."""
+        self.finished: list[int] = []
+        """Identities of batches."""
 
     def shards(self, batch: Batch) -> list[tuple[int, int]]:
         with self.lock:
@@ -66,6 +81,8 @@ class Steps:
 
     def finish(self, batch: Batch) -> None:
         batch.finished_ns = 1
+        self.finished.append(id(batch))
+        batch.again = self.again.pop(id(batch), None)
 
 
 @pytest.fixture
@@ -267,6 +284,53 @@ def test_closing_waits_for_what_is_held_and_says_when_it_does_not_end() -> None:
     gate.set()
     assert pool.close(DEADLINE_S)
     assert len(pool.collect()) == 1
+
+
+def test_a_batch_comes_back_when_its_further_tries_are_done(pools: Callable[..., ThreadPool]) -> None:
+    """A batch that asks for further tries comes back once, after the last of them; the lane works on others meanwhile."""
+    steps, later = Steps(), time.monotonic_ns() + 200_000_000
+    first, second, third = batch_of(), batch_of(2), batch_of(1)
+    steps.again = {id(first): Again(second, later), id(second): Again(third, 0)}
+    pool = pools(steps)
+    pool.submit(first)
+    until(lambda: pool.trying_again() == [first])
+    assert pool.free([LANE])
+    other = batch_of()
+    pool.submit(other)
+    (back,) = pool.collect(DEADLINE_S)
+    assert back.batch is other
+    (back,) = all_back(pool)
+    assert back.batch is first
+    assert steps.finished == [id(batch) for batch in (first, other, second, third)]
+
+
+def test_a_lane_with_many_further_tries_takes_no_more(pools: Callable[..., ThreadPool]) -> None:
+    """When 32 batches of a lane wait for a further try it takes no other one, so that a service that is away has rest."""
+    steps, never = Steps(), time.monotonic_ns() + 3_600_000_000_000
+    pool = pools(steps)
+    for waiting in range(MOST_TRYING_AGAIN):
+        assert pool.free([LANE]), waiting
+        batch = batch_of()
+        steps.again[id(batch)] = Again(batch_of(), never)
+        pool.submit(batch)
+        until(lambda most=waiting: len(pool.trying_again()) > most)  # type: ignore[misc]
+    assert not pool.free([LANE])
+
+
+def test_the_inline_pool_tries_again_when_it_is_asked_for_results() -> None:
+    """Without threads a further try happens in the first `collect` after its time."""
+    steps, clock = Steps(), Clock()
+    pool = InlinePool(steps, Mailbox(), clock)
+    first, second = batch_of(), batch_of(1)
+    steps.again[id(first)] = Again(second, clock.now_ns + 5)
+    pool.submit(first)
+    assert pool.collect() == []
+    assert steps.finished == [id(first)]
+    clock.now_ns += 5
+    (back,) = pool.collect()
+    assert back.batch is first
+    assert steps.finished == [id(first), id(second)]
+    assert pool.outstanding == 0
 
 
 def test_the_inline_pool_works_where_it_is_called() -> None:

@@ -25,7 +25,7 @@ class Encoder(Protocol):
         """The fragments of one run: one for each of its rows, in order.
 
         A fragment is opaque to everybody but this encoder, except that a row without an answer has a
-        :class:`worker.errors.Rejection`. Never raises for what the model answered.
+        :class:`worker.errors.Rejection`, or a :class:`worker.errors.Postponed` where it must be tried again. Never raises for what the model answered.
         """
         ...
 

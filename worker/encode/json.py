@@ -18,10 +18,10 @@ import orjson
 
 from worker import native
 from worker.batch import CONTENT_LENGTH, Array, Batch, Partition, Run, pick
-from worker.encode.rows import item_spans, request_of
-from worker.errors import Rejection
+from worker.encode.rows import item_spans, put_off, request_of
+from worker.errors import Postponed, Rejection
 from worker.model.signature import Signature
-from worker.postprocess import ShowsOutputs, postprocess, rendering
+from worker.postprocess import Fragment, ShowsOutputs, postprocess, rendering
 from worker.postprocess.item import input_items
 
 if TYPE_CHECKING:
@@ -60,23 +60,26 @@ class JsonEncoder:
         self._one = model + b'"prediction":%b,'
         self._many = model + b'"predictions":[%b],'
 
-    def bodies(self, batch: Batch, run: Run, fragments: Sequence[bytes | Rejection]) -> None:
+    def bodies(self, batch: Batch, run: Run, fragments: Sequence[Fragment]) -> None:
         """See :meth:`worker.encode.Encoder.bodies`."""
         assert batch.outcomes is not None
-        predictions, rejected = fragments, {}
-        if set(map(type, fragments)) != {bytes}:
-            # A rejected row is rendered with the others, so that every column stays aligned, and thrown away. That is rare.
-            found = zip(run.rows, fragments, strict=True)
-            rejected = {row: why for row, why in found if isinstance(why, Rejection)}
-            predictions = [b"null" if isinstance(why, Rejection) else why for why in fragments]
-        batch.outcomes.put(run.rows, self._texts(batch, run, predictions))
-        for row, rejection in rejected.items():
-            batch.outcomes.bodies[row] = None
-            batch.outcomes.rejected[row] = rejection
-        answered = [row for row in run.rows if row not in rejected] if rejected else run.rows
+        if set(map(type, fragments)) == {bytes}:
+            batch.outcomes.put(run.rows, self._texts(batch, run, fragments))  # type: ignore[arg-type]
+            self._envelope.add_headers(batch, run.rows)
+            return
+        # A row without an answer is rendered with the others, so that every column stays aligned, and thrown away: it is rare.
+        texts = [fragment if isinstance(fragment, bytes) else b"null" for fragment in fragments]
+        batch.outcomes.put(run.rows, self._texts(batch, run, texts))
+        answered = []
+        for row, fragment in zip(run.rows, fragments, strict=True):
+            if isinstance(fragment, bytes):
+                answered.append(row)
+            else:
+                batch.outcomes.bodies[row] = None
+                put_off(batch, row, fragment)
         self._envelope.add_headers(batch, answered)
 
-    def predict(self, batch: Batch, run: Run) -> list[bytes | Rejection]:
+    def predict(self, batch: Batch, run: Run) -> list[Fragment]:
         """See :meth:`worker.encode.Encoder.predict`."""
         assert batch.feed is not None
         contexts = pick(batch.feed.contexts, run.rows)
@@ -89,7 +92,7 @@ class JsonEncoder:
         if self._takes_items:
             contexts = input_items(batch, run)
         try:
-            found = self._postprocess.predictions(outputs, count, contexts, run.alone)
+            found = [*self._postprocess.predictions(outputs, count, contexts, run.alone)]
         except Exception as error:
             return [Rejection.of(error, "postprocess", self._postprocess)] * len(run.rows)
         self._choose(batch, run, outputs, found)
@@ -97,9 +100,7 @@ class JsonEncoder:
             return found
         return [_joined(found[start:stop]) for start, stop in item_spans(run)]
 
-    def _choose(
-        self, batch: Batch, run: Run, outputs: dict[str, Array], found: list[bytes | Rejection]
-    ) -> None:
+    def _choose(self, batch: Batch, run: Run, outputs: dict[str, Array], found: list[Fragment]) -> None:
         """A request that names outputs gets these alone, in its order, where the postprocess shows outputs at all."""
         if batch.feed is None or not batch.feed.items or not isinstance(self._postprocess, ShowsOutputs):
             return
@@ -109,7 +110,7 @@ class JsonEncoder:
                 for item in range(start, stop):
                     found[item] = self._postprocess.chosen(outputs, item, request.outputs)
 
-    def _texts(self, batch: Batch, run: Run, predictions: Sequence[bytes | Rejection]) -> list[bytes]:
+    def _texts(self, batch: Batch, run: Run, predictions: Sequence[bytes]) -> list[bytes]:
         columns = batch.columns.select(run.rows)
         own, many = self._envelope.ids(batch, run.rows), _with_batch_dimension(batch, run.rows)
         own_texts = {i: orjson.dumps(own[row]) for i, row in enumerate(run.rows) if row in own} if own else {}
@@ -191,11 +192,15 @@ def _with_batch_dimension(batch: Batch, rows: Iterable[int]) -> set[int]:
     return {row for row in rows if (item := items[row]) is not None and not item.single} if items else set()
 
 
-def _joined(parts: list[bytes | Rejection]) -> bytes | Rejection:
-    """The predictions of one record's items; one refused item refuses the record."""
-    texts = []
+def _joined(parts: list[Fragment]) -> Fragment:
+    """The predictions of one record's items; one refused item refuses the record, else one postponed item postpones it."""
+    texts: list[bytes] = []
+    later: Postponed | None = None
     for i, part in enumerate(parts):
         if isinstance(part, Rejection):
             return dataclasses.replace(part, message=f"item {i}: {part.message}")
-        texts.append(part)
-    return b",".join(texts)
+        if isinstance(part, Postponed):
+            later = later or part
+        else:
+            texts.append(part)
+    return later or b",".join(texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from worker.batch import Batch, Columns, Headers, Request, Run
+from worker.errors import Postponed, Rejection
 
 
 def header_column(batch: Batch) -> list[Headers | None]:
@@ -24,6 +25,16 @@ def source_of(columns: Columns, row: int) -> str:
     """``topic/partition/offset``."""
     topic, number = columns.partitions[row]
     return f"{topic}/{number}/{columns.offsets[row]}"
+
+
+def put_off(batch: Batch, row: int, why: Rejection | Postponed) -> None:
+    """This row has no answer: it is rejected, or tried again."""
+    assert batch.outcomes is not None
+    assert batch.feed is not None
+    if isinstance(why, Postponed):
+        batch.feed.postponed[row] = why
+    else:
+        batch.outcomes.rejected[row] = why
 
 
 def item_spans(run: Run) -> list[tuple[int, int]]:

@@ -34,6 +34,9 @@ class Pool(Protocol):
 
     def submit(self, batch: Batch) -> None: ...
 
+    def trying_again(self) -> list[Batch]:
+        """Submitted batches that wait for a further try of some records."""
+
     def collect(self, timeout_s: float = 0.0) -> list[Returned]: ...
 
 
@@ -315,6 +318,7 @@ class Conductor:
         first = opened.first
         refused = self._isolation.refusal(first)
         most = min(opened.stretch(caution.covers), intake.slab_records)
+        most = min(most, self._of_a_kind(intake))
         passed = [*opened.begins(most)] if caution and not caution.covers(*first) else []
         slab = intake.close(self._wall_ms(), most, self.window.slabs > 0, refused)
         if slab is None:
@@ -325,6 +329,15 @@ class Conductor:
             self._intakes.remove(intake)
             self._intakes.append(intake)
         return slab
+
+    def _of_a_kind(self, intake: Intake) -> int:
+        """How many records of the open slab may go together, so that no slab mixes partitions that wait behind a record
+        that is tried again with others: those others would wait as well."""
+        again = self._pool.trying_again()
+        if not again:
+            return len(intake.open)
+        waiting = self.window.behind(again)
+        return intake.open.of_a_kind(waiting.__contains__)
 
     def _receive(self, returned: Iterable[Returned]) -> None:
         for back in returned:

@@ -18,10 +18,16 @@ class Job:
 
     batch: Batch
     queue: Queue
+    whole: Batch
+    """The batch that was submitted: ``batch`` itself, or the one whose rows ``batch`` tries again."""
     todo: deque[tuple[int, int]] = field(default_factory=deque)
     """Shards that nobody decodes yet."""
     undecoded: int = 0
     """Shards that are not decoded."""
+
+
+MOST_TRYING_AGAIN = 32
+"""Batches of one lane that may wait for a further try while others go on: a service that is away is asked no more often."""
 
 
 class Queue:
@@ -43,6 +49,23 @@ class Queue:
         self.decoded = 0
         """Batches decoded, or being decoded, that do not run."""
         self.running = 0
+        self.parked: list[tuple[int, Job]] = []
+        """Further tries, with the monotonic time, in nanoseconds, when each is due."""
+        self.trying_again: dict[int, Batch] = {}
+        """Submitted batches of which rows are tried again, now or later, by identity."""
+
+    @property
+    def free(self) -> bool:
+        """Whether a batch submitted now would not just queue up. For the submitter's thread, without the lock."""
+        again = len(self.trying_again)
+        return self.outstanding - again < self.capacity and again < MOST_TRYING_AGAIN
+
+    def unpark(self, now_ns: int) -> None:
+        """What is due for a further try waits for a thread like any other batch, before those that came later."""
+        due = [job for due_ns, job in self.parked if due_ns <= now_ns]
+        if due:
+            self.parked = [(due_ns, job) for due_ns, job in self.parked if due_ns > now_ns]
+            self.waiting.extendleft(reversed(due))
 
     def runnable(self) -> Job | None:
         """The next batch to run, taken out; None when there is none, or enough are running."""
@@ -67,5 +90,5 @@ class Queue:
     def __repr__(self) -> str:
         return (
             f"<Queue of lane {self.lane.name}: {len(self.waiting)} waiting, {self.decoded} decoded, "
-            f"{self.running} running on {self.threads} threads>"
+            f"{self.running} running on {self.threads} threads, {len(self.parked)} parked>"
         )

@@ -90,6 +90,11 @@ class OpenSlab:
         # A partition's records are in order, and those that have to go alone come first.
         return next((s.start for s in self._spans if alone(s.partition, offsets[s.start])), len(offsets))
 
+    def of_a_kind(self, kind: Callable[[Partition], bool]) -> int:
+        """How many records from the first on are of partitions of which ``kind`` says the same as of the first one's."""
+        first = kind(self._spans[0].partition)
+        return next((s.start for s in self._spans if kind(s.partition) != first), len(self._columns))
+
     def begins(self, most: int) -> Iterator[tuple[Partition, int]]:
         """Where each run of a partition's records among the first ``most`` begins."""
         return ((s.partition, self._columns.offsets[s.start]) for s in self._spans if s.start < most)

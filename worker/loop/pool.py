@@ -19,13 +19,17 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from worker.batch import Batch, Lane
-from worker.loop.lanes import Job, Queue
+from worker.loop.lanes import MOST_TRYING_AGAIN, Job, Queue
 
 Task = tuple[Job, Callable[[], None]]
 
 
 class Steps(Protocol):
-    """What the pool does to a batch. ``shards`` comes first and once, then every ``decode``, ``infer``, ``finish``."""
+    """What the pool does to a batch. ``shards`` comes first and once, then every ``decode``, ``infer``, ``finish``.
+
+    Where ``finish`` leaves a further try in ``batch.again``, the pool takes that batch through all steps when it is due, and
+    only then gives back the batch that was submitted.
+    """
 
     def shards(self, batch: Batch) -> list[tuple[int, int]]: ...
 
@@ -70,13 +74,22 @@ class ThreadPool:
     Args:
         threads: most threads that one lane uses. There is one thread more for every further lane.
         lanes: those known from the start; another one joins with its first batch.
+        clock_ns: monotonic nanoseconds, the clock of ``steps``.
     """
 
-    def __init__(self, steps: Steps, threads: int, lanes: Iterable[Lane], mailbox: Mailbox) -> None:
+    def __init__(
+        self,
+        steps: Steps,
+        threads: int,
+        lanes: Iterable[Lane],
+        mailbox: Mailbox,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self.outstanding = 0
         """Batches submitted and not collected; for the submitter's thread."""
         self._steps = steps
         self._mailbox = mailbox
+        self._clock_ns = clock_ns
         self._lock = threading.Condition()
         self._queues = {lane: Queue(lane) for lane in lanes}
         self._begun: dict[Job, None] = {}
@@ -93,14 +106,21 @@ class ThreadPool:
 
     def free(self, lanes: Collection[Lane]) -> bool:
         """Whether a batch submitted now to any of these lanes would not just queue up; for the submitter's thread."""
-        return all(queue.outstanding < queue.capacity for queue in map(self._queue, lanes))
+        return all(queue.free for queue in map(self._queue, lanes))
+
+    def trying_again(self) -> list[Batch]:
+        """Submitted batches of which rows are tried again, now or later; for the submitter's thread."""
+        if not any(queue.trying_again for queue in self._queues.values()):
+            return []
+        with self._lock:
+            return [batch for queue in self._queues.values() for batch in queue.trying_again.values()]
 
     def submit(self, batch: Batch) -> None:
         queue = self._queue(batch.servable.lane)
         self.outstanding += 1
         queue.outstanding += 1
         with self._lock:
-            queue.waiting.append(Job(batch, queue))
+            queue.waiting.append(Job(batch, queue, batch))
             self._lock.notify_all()
 
     def collect(self, timeout_s: float = 0.0) -> list[Returned]:
@@ -161,7 +181,7 @@ class ThreadPool:
             while (task := self._find()) is None:
                 if self._closing:
                     return None
-                self._lock.wait()
+                self._lock.wait(self._next_try_s())
             task[0].queue.threads += 1
             self._idle -= 1
             return task
@@ -172,6 +192,8 @@ class ThreadPool:
         if len(self._queues) > 1:
             queues = sorted(queues, key=lambda queue: queue.threads)
         for queue in queues:
+            if queue.parked:
+                queue.unpark(self._clock_ns())
             if not self._may_use_a_thread(queue):
                 continue
             if (job := queue.runnable()) is not None:
@@ -182,6 +204,11 @@ class ThreadPool:
                 self._begun[job] = None
                 return job, partial(self._open, job)
         return None
+
+    def _next_try_s(self) -> float | None:
+        """Until the first parked batch is due; None where none is parked."""
+        due_ns = [due_ns for queue in self._queues.values() for due_ns, _ in queue.parked]
+        return max(0.0, (min(due_ns) - self._clock_ns()) / 1e9) if due_ns else None
 
     def _may_use_a_thread(self, queue: Queue) -> bool:
         """Whether enough threads would remain for the lanes that have none."""
@@ -227,30 +254,48 @@ class ThreadPool:
                 job.queue.running -= 1
                 self._lock.notify_all()
         self._steps.finish(job.batch)
+        again = job.batch.again
         with self._lock:
             self._begun.pop(job, None)
-        self._mailbox.put(Returned(job.batch))
+            if again is not None:
+                job.batch.again = None
+                job.queue.parked.append((again.due_ns, Job(again.batch, job.queue, job.whole)))
+                job.queue.trying_again[id(job.whole)] = job.whole
+                self._lock.notify_all()  # a thread that waits must not wait beyond the time of this one
+            else:
+                job.queue.trying_again.pop(id(job.whole), None)
+        if again is None:
+            self._mailbox.put(Returned(job.whole))
 
     def _abandon(self, job: Job, error: BaseException) -> None:
         with self._lock:
             job.todo.clear()
             if job in job.queue.opened:
                 job.queue.opened.remove(job)
-        self._mailbox.put(Returned(job.batch, error))
+        self._mailbox.put(Returned(job.whole, error))
 
 
 class InlinePool:
     """The pool's twin without threads: for models whose batch costs less than a hand-over."""
 
-    def __init__(self, steps: Steps, mailbox: Mailbox) -> None:
+    def __init__(
+        self, steps: Steps, mailbox: Mailbox, clock_ns: Callable[[], int] = time.monotonic_ns
+    ) -> None:
         self.outstanding = 0
         self._steps = steps
         self._mailbox = mailbox
+        self._clock_ns = clock_ns
+        self._parked: list[tuple[int, Batch, Batch]] = []
+        """Further tries: when they are due, their batch, and the batch that was submitted."""
         self._current: Batch | None = None
 
     def free(self, lanes: Collection[Lane]) -> bool:
-        """Always: a batch is done when :meth:`submit` returns."""
-        return True
+        """Whether few batches wait for a further try: every other one is done when :meth:`submit` returns."""
+        return len(self._parked) < MOST_TRYING_AGAIN
+
+    def trying_again(self) -> list[Batch]:
+        """Submitted batches of which rows wait for a further try."""
+        return [whole for _, _, whole in self._parked]
 
     def oldest(self) -> Batch | None:
         """The batch being worked on; for any thread to ask."""
@@ -258,6 +303,9 @@ class InlinePool:
 
     def submit(self, batch: Batch) -> None:
         self.outstanding += 1
+        self._process(batch, batch)
+
+    def _process(self, batch: Batch, whole: Batch) -> None:
         self._current = batch
         try:
             for start, stop in self._steps.shards(batch):
@@ -265,13 +313,20 @@ class InlinePool:
             self._steps.infer(batch)
             self._steps.finish(batch)
         except Exception as error:
-            self._mailbox.put(Returned(batch, error))
+            self._mailbox.put(Returned(whole, error))
         else:
-            self._mailbox.put(Returned(batch))
+            if batch.again is None:
+                self._mailbox.put(Returned(whole))
+            else:
+                self._parked.append((batch.again.due_ns, batch.again.batch, whole))
+                batch.again = None
         finally:
             self._current = None
 
     def collect(self, timeout_s: float = 0.0) -> list[Returned]:
+        for parked in [parked for parked in self._parked if parked[0] <= self._clock_ns()]:
+            self._parked.remove(parked)
+            self._process(*parked[1:])
         found = self._mailbox.drain(timeout_s if self.outstanding else 0.0)
         self.outstanding -= len(found)
         return found

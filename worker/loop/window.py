@@ -199,6 +199,21 @@ class Window:
     def committed_position(self, partition: Partition) -> int | None:
         return self._committed.get(partition)
 
+    def behind(self, batches: Iterable[Batch]) -> set[Partition]:
+        """Partitions of which no record is released before the slabs of these batches are."""
+        waiting = {partition for batch in batches for partition in cast("Slab", batch.slab).turn.ends}
+        grown = True
+        while grown:
+            reached = {
+                partition
+                for partition in waiting
+                for slab in self._unreleased.get(partition, ())
+                for partition in slab.turn.ends
+            }
+            grown = not reached <= waiting
+            waiting |= reached
+        return waiting
+
     def busy(self, partitions: Collection[Partition] | None = None) -> bool:
         """Whether a slab, or one that holds records of these partitions, is not acknowledged yet."""
         if partitions is None:

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from worker.batch import Array
-from worker.errors import Rejection
+from worker.errors import Postponed, Rejection
 from worker.model.signature import Signature
 from worker.registry import POSTPROCESSES
 from worker.settings.choice import Chosen
 from worker.settings.section import Section
+
+Fragment = bytes | Rejection | Postponed
+"""The JSON text (UTF-8) of one item's prediction, or why there is none, or none yet."""
 
 
 class Postprocess(Protocol):
@@ -22,8 +25,8 @@ class Postprocess(Protocol):
 
     def predictions(
         self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
-    ) -> list[bytes | Rejection]:
-        """One fragment of JSON text (UTF-8), or why there is none, per item.
+    ) -> Sequence[Fragment]:
+        """One fragment per item.
 
         Args:
             outputs: by name; the first dimension is ``count``.

@@ -12,8 +12,9 @@ import numpy as np
 import orjson
 
 from worker.batch import Array
-from worker.errors import ConfigError, Reject, Rejection
+from worker.errors import ConfigError, Postponed, Reject, Rejection, Retry
 from worker.model.signature import Signature
+from worker.postprocess import Fragment
 from worker.postprocess.item import InputItem, one_item
 from worker.settings.choice import CustomSettings
 from worker.settings.references import import_attribute
@@ -43,7 +44,7 @@ class CustomPostprocess:
 
     def predictions(
         self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
-    ) -> list[bytes | Rejection]:
+    ) -> list[Fragment]:
         if self._batched:
             whole = {
                 name: one_item(values[0], alone)[np.newaxis] if alone else values
@@ -58,7 +59,7 @@ class CustomPostprocess:
             for i in range(count)
         ]
 
-    def _together(self, outputs: dict[str, Array], items: Sequence[InputItem]) -> list[bytes | Rejection]:
+    def _together(self, outputs: dict[str, Array], items: Sequence[InputItem]) -> list[Fragment]:
         """The predictions of these items; where the function raises, of each half, until the guilty item stands alone."""
         try:
             results = self._function(outputs, list(items)) if self.takes_items else self._function(outputs)
@@ -66,25 +67,32 @@ class CustomPostprocess:
                 raise ValueError(
                     f"the batched postprocess gave {len(results)} results for {len(items)} items"
                 )
+        except Retry as error:
+            return [self._refusal(error)] * len(items)
         except Exception as error:
             if len(items) == 1:
-                return [Rejection.of(error, "postprocess", self._function)]
+                return [self._refusal(error)]
             middle = len(items) // 2
             head = {name: values[:middle] for name, values in outputs.items()}
             tail = {name: values[middle:] for name, values in outputs.items()}
             return [*self._together(head, items[:middle]), *self._together(tail, items[middle:])]
         return [self._text(result) for result in results]
 
-    def _prediction(self, outputs: dict[str, Array], item: InputItem) -> bytes | Rejection:
+    def _prediction(self, outputs: dict[str, Array], item: InputItem) -> Fragment:
         try:
             result = self._function(outputs, item) if self.takes_items else self._function(outputs)
         except Exception as error:
-            return Rejection.of(error, "postprocess", self._function)
+            return self._refusal(error)
         return self._text(result)
 
-    def _text(self, result: Any) -> bytes | Rejection:
-        if isinstance(result, Reject):
-            return Rejection.of(result, "postprocess", self._function)
+    def _refusal(self, error: Exception) -> Rejection | Postponed:
+        if isinstance(error, Retry):
+            return Postponed.of(error, "postprocess", self._function)
+        return Rejection.of(error, "postprocess", self._function)
+
+    def _text(self, result: Any) -> Fragment:
+        if isinstance(result, Reject | Retry):
+            return self._refusal(result)
         try:
             text = orjson.dumps(result, _jsonable, _OPTIONS)
             # orjson writes null for what JSON cannot say; look closer only where there is one.

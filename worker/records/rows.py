@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from worker.batch import Array, Feed, Item
-from worker.errors import Reject, Rejection
+from worker.errors import Postponed, Reject, Rejection, Retry
 from worker.model.signature import TensorSpec
 
 
@@ -21,6 +21,8 @@ def decode_each(step: object, feed: Feed, rows: Iterable[int], decode_row: Calla
             decode_row(row)
         except Reject as error:
             feed.rejected[row] = Rejection.of(error, "decode", step)
+        except Retry as error:
+            feed.postponed[row] = Postponed.of(error, "decode", step)
         except Exception as error:
             feed.rejected[row] = Rejection.of(error, "decode", step, "undecodable")
 

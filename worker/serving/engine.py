@@ -16,6 +16,7 @@ import numpy as np
 
 from worker.batch import STAGES, Array, Batch, Feed, Item, Outcomes, Run
 from worker.errors import Reject, Rejection
+from worker.serving.retrial import merge, postpone
 from worker.serving.runs import Group, feeds, groups, merged, take_rows
 from worker.serving.servable import Model, Servable
 
@@ -38,10 +39,12 @@ class Engine:
 
     Args:
         clock_ns: monotonic nanoseconds.
+        retry_s: how long rows may be tried again after their first try; see :class:`worker.errors.Retry`.
     """
 
-    def __init__(self, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(self, clock_ns: Callable[[], int] = time.monotonic_ns, retry_s: float = 0.0) -> None:
         self._clock_ns = clock_ns
+        self._retry_s = retry_s
 
     def shards(self, batch: Batch) -> list[tuple[int, int]]:
         """Give the batch its buffers; returns which rows may be decoded side by side."""
@@ -77,7 +80,11 @@ class Engine:
             batch.runs = merged(batch.runs)
 
     def finish(self, batch: Batch) -> None:
-        """Turn the model's answers into outcomes, and let the tensors go."""
+        """Turn the model's answers into outcomes, and let the tensors go.
+
+        Where custom code wants rows tried again, ``batch.again`` holds them afterwards. The outcomes of such a further try
+        go to the batch that the rows belong to.
+        """
         encoder = _servable(batch).encoder
         assert batch.feed is not None
         assert batch.outcomes is not None
@@ -88,10 +95,14 @@ class Engine:
             batch.items += sum(run.counts) if run.counts is not None else len(run.rows)
             run.outputs = {}
         batch.outcomes.rejected.update(batch.feed.rejected)
+        if batch.feed.postponed and batch.sick is None:
+            postpone(batch, self._retry_s, self._clock_ns())
         batch.feed.arrays = None
         batch.feed.items = []
         batch.payloads = []
         batch.finished_ns = self._clock_ns()
+        if batch.origin is not None:
+            merge(batch)
 
     def _check(self, batch: Batch, servable: Servable) -> None:
         """Run the canary although nothing failed. A second try rules out a run that was interrupted or out of memory."""

@@ -45,8 +45,8 @@ def groups(batch: Batch, servable: Servable) -> Iterator[Group]:
     feed = batch.feed
     assert feed is not None
     rows: Sequence[int] = range(len(batch))
-    if feed.rejected:
-        rows = [row for row in rows if row not in feed.rejected]
+    if feed.rejected or feed.postponed:
+        rows = [row for row in rows if row not in feed.rejected and row not in feed.postponed]
     if not rows:
         return
     if not servable.model.signature.batchable:

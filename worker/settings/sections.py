@@ -270,6 +270,8 @@ class LimitsSettings(Section):
     """A batch that takes longer ends the process."""
     stall_s: Seconds = 60.0
     """No progress for this long ends the process."""
+    retry_s: Wait = 20.0
+    """Time for which custom code may have a record tried again (`worker.Retry`), 0 = not at all; at most three quarters of stall_s."""
     drain_s: Wait = 25.0
     """Time to finish what was taken after SIGTERM."""
     revoke_s: Wait = 10.0

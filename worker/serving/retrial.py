@@ -1,0 +1,78 @@
+"""Rows that custom code wants tried again: as a batch of their own, later, until an answer or the end of the time for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import structlog
+
+from worker.batch import Again, Batch, Origin, pick
+
+LONGEST_PAUSE_S = 10.0
+"""A wait that custom code did not ask for itself grows up to this."""
+
+log = structlog.get_logger()
+
+
+def postpone(batch: Batch, retry_s: float, now_ns: int) -> None:
+    """Put the postponed rows of a finished batch into ``batch.again``; where their time is over, reject them.
+
+    Args:
+        retry_s: how long after their first try rows may be tried again.
+        now_ns: monotonic clock.
+    """
+    assert batch.feed is not None
+    assert batch.outcomes is not None
+    postponed = batch.feed.postponed
+    origin = batch.origin or Origin(batch, range(len(batch)), 0, now_ns)
+    tries = origin.tries + 1
+    asked_s = max(row.after_s for row in postponed.values())
+    pause_s = max(asked_s, min(asked_s * 2.0**origin.tries, LONGEST_PAUSE_S))
+    waited_s = (now_ns - origin.since_ns) / 1e9
+    if waited_s + pause_s > retry_s:
+        for row, why in postponed.items():
+            message = f"{why.rejection.message} (tried {tries} times in {waited_s:.1f} s)"
+            batch.outcomes.rejected[row] = replace(why.rejection, message=message, attempts=tries)
+        return
+    rows = sorted(postponed)
+    if tries == 1:
+        log.warning(
+            "records wait to be tried again",
+            pipeline=batch.route.name,
+            records=len(rows),
+            first=str(next(iter(postponed.values())).rejection.message),
+            after_s=pause_s,
+        )
+    again = Batch(
+        batch.slab,
+        [batch.rows[row] for row in rows],
+        batch.columns.select(rows),
+        batch.route,
+        batch.servable,
+        batch.taken_ns,
+        batch.taken_ms,
+        batch.late_us[rows] if batch.late_us is not None else None,
+        pick(batch.payloads, rows),
+        origin=Origin(origin.batch, pick([*origin.rows], rows), tries, origin.since_ns),
+    )
+    batch.again = Again(again, now_ns + round(pause_s * 1e9))
+
+
+def merge(batch: Batch) -> None:
+    """Give the outcomes of a further try to the batch that its rows belong to."""
+    origin, found = batch.origin, batch.outcomes
+    assert origin is not None
+    assert found is not None
+    whole = origin.batch
+    assert whole.outcomes is not None
+    for row, its in enumerate(origin.rows):
+        whole.outcomes.bodies[its] = found.bodies[row]
+        if row in found.rejected:
+            whole.outcomes.rejected[its] = found.rejected[row]
+        if found.headers is not None:
+            whole.outcomes.headers = whole.outcomes.headers or [None] * len(whole)
+            whole.outcomes.headers[its] = found.headers[row]
+    whole.runs += batch.runs
+    whole.items += batch.items
+    whole.sick = whole.sick or batch.sick
+    whole.finished_ns = batch.finished_ns
