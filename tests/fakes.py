@@ -439,6 +439,8 @@ class FakeSink:
         """Nothing is delivered for now."""
         self.limits: dict[str, int] = {}
         """``max.message.bytes`` by topic; 1,048,588 where not given."""
+        self.compacted: set[str] = set()
+        """Topics that take records with a key only."""
         self.transaction: list[Message] | None = None
         """Delivered and invisible until :class:`FakeTransactions` commits; None = no transactions."""
         self.doomed = False
@@ -492,6 +494,9 @@ class FakeSink:
     def max_bytes(self, topic: str) -> int:
         return self.limits.get(topic, 1_048_588)
 
+    def needs_key(self, topic: str) -> bool:
+        return topic in self.compacted
+
     def purge(self) -> None:
         """Give up what is queued; what is on the broker already stays there."""
         for queue in self._queues.values():
@@ -524,8 +529,9 @@ class FakeSink:
 
     def _deliver_one(self, message: Message) -> None:
         error = None
-        if self.refuse:
-            self.refuse -= 1
+        keyless = message.key is None and message.topic in self.compacted
+        if self.refuse or keyless:
+            self.refuse -= not keyless
             self.doomed = True
             error = "refused for good"
         elif self.transaction is None:

@@ -31,7 +31,7 @@ from encode_support import batch_of, encode, make_encoder
 
 from worker import native
 from worker.batch import CONTENT_LENGTH, Columns, Feed, Headers, Partition
-from worker.dead_letters.compose import CONNECT, OURS, TIMESTAMP, TRIMMED, compose
+from worker.dead_letters.compose import CONNECT, KEY_ADDED, OURS, TIMESTAMP, TRIMMED, compose
 from worker.dead_letters.read import Letter, original
 from worker.encode import Encoder
 from worker.encode.json import JsonEncoder
@@ -579,7 +579,7 @@ def check_letter(data: bytes) -> None:
 
     added = letter.headers[-12 - 2 * (letter.value is None) :]
     theirs = letter.headers[: len(letter.headers) - len(added)]
-    ours = {*OURS, *TRIMMED, TIMESTAMP}
+    ours = {*OURS, *TRIMMED, TIMESTAMP, KEY_ADDED}
     kept = [pair for pair in headers if pair[0] not in ours and not pair[0].startswith(CONNECT)]
     # what does not fit without its value either loses its own headers, and only then its key
     assert theirs in (kept, []) if letter.value is None else theirs == kept
@@ -692,7 +692,7 @@ TARGETS = {
         [RECORD.join([b"key", b"value", b"name", b"why\n\xff", b"__connect.errors.stage", b"x" * 3000])],
         [
             RECORD,
-            *(name.encode() for name in (*OURS, *TRIMMED, TIMESTAMP)),
+            *(name.encode() for name in (*OURS, *TRIMMED, TIMESTAMP, KEY_ADDED)),
             CONNECT.encode() + b"topic",
             b"\n",
             b"\xff",

@@ -13,7 +13,8 @@ from stream import unique
 from worker.errors import ConfigError, StartError
 from worker.kafka.broker import EmbeddedBroker
 from worker.kafka.properties import DEFAULT_TOPIC_LIMIT
-from worker.kafka.topics import DEFAULT_AFTER_MS, FOREVER_MS, Times, open_topics
+from worker.kafka.rules import DEFAULT_AFTER_MS, FOREVER_MS, Times
+from worker.kafka.topics import open_topics
 from worker.settings import Settings
 
 
@@ -182,3 +183,34 @@ def test_a_wrong_property_is_a_configuration_error(embedded_broker: EmbeddedBrok
     settings = Cluster(embedded_broker.bootstrap).settings("in", kafka={"linger.mss": "1"})
     with pytest.raises(ConfigError, match=r"kafka.linger.mss: .* did you mean kafka.linger.ms"):
         open_topics(settings)
+
+
+@pytest.mark.kafka
+def test_a_compacted_topic_is_named(real: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """What a topic refuses is said before the first record: in the line of limits and as a warning."""
+    given = existing(real)
+    output = given["output"] = real.topic(1, **{"cleanup.policy": "compact"})
+    topics = open_topics(real.settings(**given))
+    assert topics.compacted == {output}
+    assert f"{output} takes {DEFAULT_TOPIC_LIMIT} bytes, only with a key" in topics.describe_limits()
+    assert f"topic {output} is compacted" in caplog.text
+
+
+@pytest.mark.kafka
+def test_a_dead_letter_topic_that_no_letter_fits_cannot_start(real: Cluster) -> None:
+    """The sentence names the topic, its limit and what a dead letter needs."""
+    given = existing(real)
+    letters = given["dead_letter"] = real.topic(1, **{"max.message.bytes": "1000"})
+    with pytest.raises(
+        StartError, match=rf"dead_letter\.topic: max\.message\.bytes of topic {letters} is 1000"
+    ):
+        open_topics(real.settings(**given))
+
+
+def test_a_client_limit_that_no_letter_fits_cannot_start(cluster: Cluster) -> None:
+    """The client's own limit counts as the topic's does, and the sentence names it."""
+    given = existing(cluster)
+    with pytest.raises(StartError, match=r"kafka\.message\.max\.bytes: got 1000, expected at least 4096"):
+        open_topics(cluster.settings(**given, kafka={"message.max.bytes": "1000"}))
+    topics = open_topics(cluster.settings(**given, kafka={"message.max.bytes": "5000"}))
+    assert set(topics.limits.values()) == {5000}

@@ -415,3 +415,63 @@ def test_tail_gives_json_lines(stage: Stage) -> None:
     assert first["value"] == {"a": 1}
     assert second["value"] == {"base64": "/wA="}
     assert third["value"] is None
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_records_without_a_key_do_not_stop_a_worker_with_compacted_topics(
+    stage: Stage, delivery: str
+) -> None:
+    """A compacted topic refuses records without a key: a result becomes a dead letter, a dead letter gets a key."""
+    source, output, letters = unique("in"), unique("out"), unique("dead")
+    create_topics(stage.kafka, {source: 1})
+    create_topics(stage.kafka, {output: 1, letters: 2}, **{"cleanup.policy": "compact,delete"})
+    worker = stage.start(
+        input={"topics": [source], "format": "json"},
+        output={"topic": output},
+        dead_letter={"topic": letters},
+        delivery=delivery,
+    )
+    fine = b'{"features": [1, 2, 3, 4]}'
+    produce(
+        stage.kafka,
+        source,
+        [{"value": v, "key": k} for k in (b"k", None) for v in (fine, b"no JSON")],
+    )
+
+    def answered() -> bool:
+        assert worker.process.poll() is None, worker.text()
+        return len(read_all(stage.kafka, output)) == 1 and len(read_all(stage.kafka, letters)) == 3
+
+    wait_for(answered, "one result and three dead letters")
+    assert worker.stop()[0] == 0, worker.text()
+    assert [record.key() for record in read_all(stage.kafka, output)] == [b"k"]
+    found = {
+        (record.key(), dict(record.headers())["streaminfer.error.reason"], record.value())
+        for record in read_all(stage.kafka, letters)
+    }
+    assert found == {
+        (b"k", b"undecodable", b"no JSON"),
+        (f"{source}/0/2".encode(), b"invalid", fine),
+        (f"{source}/0/3".encode(), b"undecodable", b"no JSON"),
+    }
+    assert f"topic {output} is compacted" in worker.text()
+    assert '"rewind"' not in worker.text()
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_a_result_above_the_limit_of_the_client_is_a_dead_letter(stage: Stage, delivery: str) -> None:
+    """The user's own ``message.max.bytes`` counts as the topic's limit does; the worker goes on."""
+    worker = stage.start(delivery=delivery, kafka={"message.max.bytes": "20000"})
+    large, small = good(2)
+    produce(stage.kafka, stage.input, [{**large, "key": b"k" * 30_000}, small])
+
+    def answered() -> bool:
+        assert worker.process.poll() is None, worker.text()
+        return (
+            len(read_all(stage.kafka, stage.output)) == 1 and len(read_all(stage.kafka, stage.letters)) == 1
+        )
+
+    wait_for(answered, "a result and a dead letter")
+    assert worker.stop()[0] == 0, worker.text()
+    [letter] = read_all(stage.kafka, stage.letters)
+    assert dict(letter.headers())["streaminfer.error.reason"] == b"too_large_output"

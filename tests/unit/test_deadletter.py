@@ -8,8 +8,9 @@ import pytest
 from fakes import columns_of
 
 from worker.batch import Columns, Headers, Partition
-from worker.dead_letters.compose import DeadLetter, compose
+from worker.dead_letters.compose import LETTER_BYTES, DeadLetter, compose
 from worker.errors import Reject, Rejection
+from worker.sizes import wire_bytes
 
 
 class Decoder:
@@ -22,15 +23,24 @@ def letter(
     max_bytes: int = 1_000_000,
     message: str = "field `a` is missing",
     model: str | None = "digits@1",
-    key: bytes = b"key",
+    key: bytes | None = b"key",
     timestamp_ms: int = 0,
     keeps_time: bool = True,
+    needs_key: bool = False,
 ) -> DeadLetter:
     columns = columns_of(Partition("digits", 3), [41, 42], [b"other", value])
     columns.keys, columns.headers, columns.timestamps_ms = [None, key], [None, headers], [0, timestamp_ms]
     rejection = Rejection.of(Reject(message), "decode", Decoder())
     return compose(
-        columns, 1, rejection, "pipeline", "client-1", model, max_bytes, lambda _timestamp_ms: keeps_time
+        columns,
+        1,
+        rejection,
+        "pipeline",
+        "client-1",
+        model,
+        max_bytes,
+        lambda _timestamp_ms: keeps_time,
+        needs_key,
     )
 
 
@@ -147,3 +157,27 @@ def test_a_record_without_a_timestamp_gives_a_letter_without() -> None:
     for nothing in (0, -1):
         found = letter(timestamp_ms=nothing, keeps_time=False)
         assert (found.timestamp_ms, "streaminfer.timestamp_ms" in dict(found.headers)) == (0, False)
+
+
+def test_a_letter_for_a_compacted_topic_has_a_key() -> None:
+    """A record without a key gets one made of its source, and a header says so; a record's own key is kept."""
+    made, kept, free = letter(key=None, needs_key=True), letter(needs_key=True), letter(key=None)
+    assert (made.key, made.key_added) == (b"digits/3/42", True)
+    assert dict(made.headers)["streaminfer.key.added"] == b"true"
+    assert (kept.key, kept.key_added, "streaminfer.key.added" in dict(kept.headers)) == (b"key", False, False)
+    assert (free.key, free.key_added, "streaminfer.key.added" in dict(free.headers)) == (None, False, False)
+
+
+def test_a_key_that_does_not_fit_a_compacted_topic_is_replaced() -> None:
+    """A letter without any key would be refused for ever, as one with a key that is too long would be."""
+    found = letter(key=b"k" * 5_000, max_bytes=4_096, needs_key=True)
+    assert (found.key, found.key_added) == (b"digits/3/42", True)
+
+
+def test_a_letter_without_its_record_fits_the_smallest_limit() -> None:
+    """Names as long as Kafka allows and a full message stay below the limit that is asked for at start."""
+    columns = columns_of(Partition("t" * 249, 2**31 - 1), [2**63 - 1], [b"x" * 9_000])
+    columns.keys, columns.headers = [b"k" * 9_000], [[("h" * 9_000, b"")]]
+    why = Rejection("too_many_pixels", "postprocess", "m" * 5_000, "a" * 100, "b" * 100)
+    found = compose(columns, 0, why, "p" * 100, "c" * 249, "m" * 100, LETTER_BYTES, needs_key=True)
+    assert wire_bytes(found.key, found.value, found.headers) <= LETTER_BYTES

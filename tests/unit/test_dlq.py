@@ -259,3 +259,11 @@ def test_a_replay_that_fails_keeps_the_progress_before_the_failure() -> None:
     with pytest.raises(StartError):
         replay.settle()
     assert desk.kept == {0: 3}
+
+
+def test_a_key_made_for_the_dead_letter_does_not_come_back() -> None:
+    """A record without a key is replayed without one."""
+    columns = Columns([b"x"], [None], [[("ce_id", b"1")]], [0], [SOURCE.offset], [SOURCE.partition])
+    made = compose(columns, 0, Rejection("invalid", "decode", "no"), "p", "c", None, 10_000, needs_key=True)
+    record = returned(Letter(Partition("dead", 0), 7, 0, made.key, made.value, made.headers))
+    assert (record.key, record.headers) == (None, [("ce_id", b"1"), ("streaminfer.replay", b"1")])

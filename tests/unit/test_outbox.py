@@ -276,6 +276,36 @@ def test_a_result_is_too_large_with_its_key() -> None:
     assert [topic for topic, _, _ in desk.log] == [RESULTS, DEAD_LETTERS]
 
 
+def test_a_record_without_a_key_is_a_dead_letter_where_its_topic_is_compacted() -> None:
+    """The broker would refuse it for ever; records with a key, an empty one included, are published."""
+    desk = Desk()
+    desk.sink.compacted = {RESULTS}
+    desk.publish(desk.slab((A, [b"x"] * 3), keys=[b"k", None, b""]))
+    assert desk.log == [(RESULTS, A, 0), (DEAD_LETTERS, A, 1), (RESULTS, A, 2)]
+    headers = dict(desk.seen.messages[1].headers or ())
+    assert headers["streaminfer.error.reason"] == b"invalid"
+    assert headers["__connect.errors.stage"] == b"publish"
+    assert b"topic results is compacted" in (headers["__connect.errors.exception.message"] or b"")
+
+
+def test_an_error_without_a_key_stays_out_of_a_compacted_topic() -> None:
+    """With ``output.errors`` the dead letter is the only answer to such a record."""
+    desk = Desk(routes=[FakeRollout(errors=True)])
+    desk.sink.compacted = {RESULTS}
+    desk.publish(desk.slab((A, [b"bad"])))
+    assert desk.log == [(DEAD_LETTERS, A, 0)]
+
+
+def test_a_dead_letter_without_a_key_gets_one_where_its_topic_is_compacted() -> None:
+    """It goes to the partition that it would have without a key, so that a record's letters stay together."""
+    desk = Desk()
+    desk.sink.compacted = {DEAD_LETTERS}
+    desk.publish(desk.slab((B, [b"bad", b"bad"]), keys=[None, b"k"]))
+    made, kept = desk.seen.messages
+    assert (made.key, made.partition) == (b"in/1/0", B.number)
+    assert kept.key == b"k"
+
+
 def test_every_record_is_counted_once_by_its_outcome() -> None:
     """Also those given back to Kafka after they were released: as dropped."""
     desk = Desk(routes=[FakeRollout(tombstone="drop")])

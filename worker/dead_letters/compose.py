@@ -22,6 +22,10 @@ CONNECT = "__connect.errors."
 OURS = ("streaminfer.error.reason", "streaminfer.error.attempts", "streaminfer.model")
 TRIMMED = ("streaminfer.value.bytes", "streaminfer.value.sha256")
 TIMESTAMP = "streaminfer.timestamp_ms"
+KEY_ADDED = "streaminfer.key.added"
+"""Says that the record had no key, and that the dead letter's was made of its source."""
+LETTER_BYTES = 4096
+"""Room that a dead letter needs without its record's key, value and headers: names, places and the message."""
 OWN_ERRORS = "worker."
 PAYLOAD = "[payload]"
 QUOTE_CHARS = 8
@@ -38,6 +42,8 @@ class DeadLetter:
     headers: Headers
     timestamp_ms: int
     """The original's; 0 = the time of sending."""
+    key_added: bool = False
+    """The key is not the record's own."""
 
 
 def compose(
@@ -49,6 +55,7 @@ def compose(
     model: str | None,
     max_bytes: int,
     keeps_time: Callable[[int], bool] = lambda _timestamp_ms: True,
+    needs_key: bool = False,
 ) -> DeadLetter:
     """The dead letter of one record.
 
@@ -61,6 +68,8 @@ def compose(
             value, which is then described by size and SHA-256; its own headers and its key only where it does not
             fit without its value either.
         keeps_time: whether the dead-letter topic takes a timestamp and keeps it.
+        needs_key: whether the dead-letter topic takes records with a key only, as a compacted one does. A letter
+            without a key then gets one made of its source, ``topic/partition/offset``, and a header that says so.
     """
     partition = columns.partitions[row]
     added = {
@@ -81,7 +90,7 @@ def compose(
     if timestamp_ms and not keeps_time(timestamp_ms):
         added[TIMESTAMP], timestamp_ms = str(timestamp_ms), 0
     # headers of an earlier failure are replaced, whoever wrote them: a replayed record says why it failed this time
-    replaced = {*OURS, *TRIMMED, TIMESTAMP}
+    replaced = {*OURS, *TRIMMED, TIMESTAMP, KEY_ADDED}
     theirs: Headers = [
         pair
         for pair in columns.headers[row] or ()
@@ -89,6 +98,10 @@ def compose(
     ]
     ours: Headers = [(name, text.encode()) for name, text in added.items()]
     key, value = columns.keys[row], columns.values[row]
+    made = f"{partition.topic}/{partition.number}/{columns.offsets[row]}".encode() if needs_key else None
+    key_added = key is None and needs_key
+    if key_added:
+        key = made
     if value is not None and wire_bytes(key, value, theirs + ours) > max_bytes:
         digest = hashlib.sha256(value).hexdigest()
         ours += [(TRIMMED[0], str(len(value)).encode()), (TRIMMED[1], digest.encode())]
@@ -96,8 +109,10 @@ def compose(
     if wire_bytes(key, value, theirs + ours) > max_bytes:
         theirs = []  # a letter the topic refuses would come back for ever: better one that says less
     if wire_bytes(key, value, theirs + ours) > max_bytes:
-        key = None
-    return DeadLetter(key, value, theirs + ours, timestamp_ms)
+        key, key_added = made, needs_key
+    if key_added:
+        ours.append((KEY_ADDED, b"true"))
+    return DeadLetter(key, value, theirs + ours, timestamp_ms, key_added)
 
 
 def _without_payload(rejection: Rejection, value: bytes | None) -> str:

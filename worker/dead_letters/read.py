@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from worker.batch import RENAMED_HEADERS, Headers, Partition
-from worker.dead_letters.compose import CONNECT, OURS, TIMESTAMP, TRIMMED
+from worker.dead_letters.compose import CONNECT, KEY_ADDED, OURS, TIMESTAMP, TRIMMED
 from worker.errors import ConfigError
 
 REPLAY = "streaminfer.replay"
@@ -87,7 +87,7 @@ def original(letter: Letter, source: Source) -> Letter:
     The headers that say why it failed are gone; ``streaminfer.replay`` counts, from 1 where its value is no number. A record with no id of its own is
     known downstream by the place it was read at, which changes now: that id goes with it as ``x-request-id``.
     """
-    added = {*OURS, *TRIMMED, TIMESTAMP, REPLAY, RENAMED_HEADERS}
+    added = {*OURS, *TRIMMED, TIMESTAMP, KEY_ADDED, REPLAY, RENAMED_HEADERS}
     stamp = letter.number(TIMESTAMP)
     timestamp_ms = letter.timestamp_ms if stamp is None else stamp
     headers = [pair for pair in letter.headers if pair[0] not in added and not pair[0].startswith(CONNECT)]
@@ -99,6 +99,7 @@ def original(letter: Letter, source: Source) -> Letter:
         partition=source.partition,
         offset=source.offset,
         timestamp_ms=timestamp_ms,
+        key=None if letter.text(KEY_ADDED) else letter.key,
         headers=headers,
     )
 

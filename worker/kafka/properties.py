@@ -114,6 +114,11 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
     return {**_common(settings), **ours, **_users(settings, "C")}
 
 
+def client_limit(client: Client) -> int:
+    """Largest record in bytes that the user lets the producer send; librdkafka's own bound unless given."""
+    return int(_users(client, "P").get("message.max.bytes", LARGEST_CLIENT_LIMIT))
+
+
 def producer_properties(
     settings: Settings,
     topic_limits: Mapping[str, int] | None = None,

@@ -77,8 +77,12 @@ class Outputs(Generic[ClientT]):
         """Producers in a call of another thread: one that never returns must not be closed either."""
 
     def max_bytes(self, topic: str) -> int:
-        """``max.message.bytes`` of a topic."""
+        """Largest record that a topic takes from this client."""
         return self._topics.limits.get(topic, DEFAULT_TOPIC_LIMIT)
+
+    def needs_key(self, topic: str) -> bool:
+        """Whether a topic refuses records without a key, as compacted ones do."""
+        return topic in self._topics.compacted
 
     def partition(self, topic: str, source: Partition) -> int:
         """Where rows go that are not placed by their key; see :data:`worker.sending.PartitionMode`."""

@@ -20,7 +20,15 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported
 )
 
 from worker.errors import StartError
-from worker.kafka.properties import DEFAULT_TOPIC_LIMIT, Client, admin_properties, build, check_properties
+from worker.kafka.properties import (
+    DEFAULT_TOPIC_LIMIT,
+    Client,
+    admin_properties,
+    build,
+    check_properties,
+    client_limit,
+)
+from worker.kafka.rules import Rules, Times, check_letters_fit, compacted, rules_of
 
 if TYPE_CHECKING:
     from worker.settings import CreateSettings, Settings
@@ -36,32 +44,7 @@ HOPELESS = {
 }
 """Client errors that more waiting does not mend."""
 
-DEFAULT_AFTER_MS = 3_600_000
-"""Kafka's own default of a topic's ``message.timestamp.after.max.ms``, assumed where the topic's cannot be read."""
-FOREVER_MS = (1 << 63) - 1
-SLACK_MS = 60_000
-"""A timestamp so close to a limit counts as beyond it: clocks differ, and a record may wait for its broker."""
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Times:
-    """Which timestamps a topic takes and keeps."""
-
-    before_ms: int = FOREVER_MS
-    """How long ago, at most."""
-    after_ms: int = DEFAULT_AFTER_MS
-    """How far ahead, at most."""
-    appended: bool = False
-    """It gives every record the time at which it came, whatever it said."""
-
-    def keeps(self, timestamp_ms: int, now_ms: float) -> bool:
-        """Whether a record of this timestamp is taken now and has it afterwards."""
-        age_ms = now_ms - timestamp_ms
-        oldest_ms = self.before_ms - min(SLACK_MS, self.before_ms / 2)
-        newest_ms = self.after_ms - min(SLACK_MS, self.after_ms / 2)
-        return not self.appended and -newest_ms <= age_ms <= oldest_ms
 
 
 @dataclass(frozen=True)
@@ -75,13 +58,16 @@ class Topics:
     partitions: dict[str, int]
     """Topic -> number of partitions, for every topic the settings name."""
     limits: dict[str, int]
-    """Topic written to -> ``max.message.bytes``."""
+    """Topic written to -> largest record it takes from this client: the smaller of the topic's ``max.message.bytes`` and
+    the client's ``message.max.bytes``."""
     times: Mapping[str, Times] = field(default_factory=dict)
     """Topic written to -> the timestamps it takes; the embedded broker takes any."""
     ids: Mapping[str, str] = field(default_factory=dict)
     """Topic -> its id, where the broker told it: a topic deleted and made anew has another."""
     planned: frozenset[str] = frozenset()
     """Topics that are not there yet and that ``run`` will make."""
+    compacted: frozenset[str] = frozenset()
+    """Topics written to whose ``cleanup.policy`` includes ``compact``: they take no record without a key."""
 
     def describe(self) -> str:
         return ", ".join(
@@ -91,7 +77,9 @@ class Topics:
 
     def describe_limits(self) -> str:
         return ", ".join(
-            f"{topic} takes {limit} bytes{' (assumed until it is created)' * (topic in self.planned)}"
+            f"{topic} takes {limit} bytes"
+            + " (assumed until it is created)" * (topic in self.planned)
+            + ", only with a key (it is compacted)" * (topic in self.compacted)
             for topic, limit in self.limits.items()
         )
 
@@ -148,14 +136,22 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
             partitions[use.topic] = len(found.partitions)
         _check_partitions(settings, partitions)
         written = list(dict.fromkeys(use.topic for use in uses if use.written))
-        limits = dict.fromkeys(written, DEFAULT_TOPIC_LIMIT)
-        times: dict[str, Times] = {}
+        rules = dict.fromkeys(written, Rules())
         there = [topic for topic in written if topic not in planned]
         if there and not embedded:
-            found_limits, times = admin.rules(there)
-            limits |= found_limits
-        broker = f"cluster {cluster.cluster_id}, {len(cluster.brokers)} node(s)"
-        return Topics(broker, embedded, partitions, limits, times, ids, frozenset(planned))
+            rules |= admin.rules(there)
+        limits = {topic: min(each.max_bytes, client_limit(settings)) for topic, each in rules.items()}
+        check_letters_fit(settings, rules, limits)
+        return Topics(
+            f"cluster {cluster.cluster_id}, {len(cluster.brokers)} node(s)",
+            embedded,
+            partitions,
+            limits,
+            {topic: rules[topic].times for topic in there} if not embedded else {},
+            ids,
+            frozenset(planned),
+            compacted(rules),
+        )
 
 
 def uses_of(settings: Settings) -> Iterator[Use]:
@@ -284,28 +280,27 @@ class Admin:
                 return
             time.sleep(0.05)
 
-    def rules(self, topics: list[str]) -> tuple[dict[str, int], dict[str, Times]]:
-        """``max.message.bytes`` and the timestamps taken, per topic; Kafka's defaults where the broker does not say."""
+    def rules(self, topics: list[str]) -> dict[str, Rules]:
+        """What each topic takes; Kafka's defaults where the broker does not say."""
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
         answers = self._client.describe_configs(resources, request_timeout=DESCRIBE_TIMEOUT_S)
         wait(answers.values(), timeout=DESCRIBE_TIMEOUT_S + 1)
-        limits = dict.fromkeys(topics, DEFAULT_TOPIC_LIMIT)
-        times = dict.fromkeys(topics, Times())
+        found = dict.fromkeys(topics, Rules())
         unknown: list[str] = []
         for resource, answer in answers.items():
             try:
                 config = {name: entry.value for name, entry in answer.result(timeout=0).items()}
-                times[resource.name] = _times(config)
-                limits[resource.name] = int(config["max.message.bytes"])
+                found[resource.name] = rules_of(config)
             except (KafkaException, TimeoutError, KeyError) as error:
                 unknown.append(f"{resource.name}: {error}")
         if unknown:
             log.warning(
-                "max.message.bytes and timestamp limits cannot be read, %d and Kafka's own are assumed (%s)",
+                "max.message.bytes, cleanup.policy and timestamp limits of topics cannot be read; %d and Kafka's "
+                "defaults are assumed (%s)",
                 DEFAULT_TOPIC_LIMIT,
                 "; ".join(unknown),
             )
-        return limits, times
+        return found
 
     def describe(self, topics: list[str]) -> Descriptions:
         """Ids of the topics and what we may do with each.
@@ -332,16 +327,6 @@ class Admin:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # follows from the others and says less
             self._errors.pop(error.code(), None)
             self._errors[error.code()] = error.str()
-
-
-def _times(config: Mapping[str, str]) -> Times:
-    """What a topic's configuration says of timestamps; before Kafka 3.6 one limit counted in both directions."""
-    both = int(config.get("message.timestamp.difference.max.ms", FOREVER_MS))
-    return Times(
-        min(both, int(config.get("message.timestamp.before.max.ms", FOREVER_MS))),
-        min(both, int(config.get("message.timestamp.after.max.ms", DEFAULT_AFTER_MS))),
-        config.get("message.timestamp.type") == "LogAppendTime",
-    )
 
 
 def _rights(answers: Mapping[str, Future[Any]], refusal: int) -> dict[str, frozenset[AclOperation]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
-from worker.batch import Batch, Route, Span, total_bytes
+from worker.batch import Batch, Headers, Route, Span, total_bytes
 from worker.dead_letters.compose import compose
 from worker.errors import DeadLetterLimit, Reject, Rejection
 from worker.loop.epochs import Epochs
@@ -44,7 +44,10 @@ class Sink(Protocol):
     def poll(self, timeout_s: float = 0.0) -> None: ...
 
     def max_bytes(self, topic: str) -> int:
-        """``max.message.bytes`` of a topic."""
+        """Largest record that a topic takes from this client."""
+
+    def needs_key(self, topic: str) -> bool:
+        """Whether a topic refuses records without a key, as compacted ones do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,7 @@ class Outbox:
     # -- planning ----------------------------------------------------------------------------------------
 
     def _publish(self, slab: Slab, sheet: Sheet) -> int:
-        self._refuse_oversize(sheet)
+        self._refuse_unpublishable(sheet)
         trip = self._limit.count(sheet)
         if trip is not None:
             rows = ((span, row) for span in sheet.spans for row in range(span.start, span.stop))
@@ -217,7 +220,7 @@ class Outbox:
             body = route.envelope.error_body(columns, row, why)
             key, headers = columns.keys[row], route.envelope.headers(columns, row)
             # An error that its topic would refuse stays out: the dead letter has said it already.
-            if wire_bytes(key, body, headers) <= self._sink.max_bytes(to.topic):
+            if self._refusal(to.topic, key, body, headers) is None:
                 parts = [key], [body], [headers] if headers else None
                 yield Sending(to.topic, span.partition, *parts, to.partition)
 
@@ -240,34 +243,51 @@ class Outbox:
             model,
             self._sink.max_bytes(head.topic),
             head.keeps_time,
+            self._sink.needs_key(head.topic),
         )
         columns = [letter.key], [letter.value], [letter.headers]
-        return Sending(head.topic, span.partition, *columns, mode, letter.timestamp_ms)
+        # A letter whose key was made for it goes where it would go without one.
+        place: PartitionMode = "input" if letter.key_added else mode
+        return Sending(head.topic, span.partition, *columns, place, letter.timestamp_ms)
 
-    def _refuse_oversize(self, sheet: Sheet) -> None:
+    def _refuse_unpublishable(self, sheet: Sheet) -> None:
         """An output that its topic would refuse becomes a dead letter: the refusal would come again for ever."""
         outcomes, keys = sheet.outcomes, sheet.columns.keys
         routes = sheet.routes[:1] if sheet.one_route else set(sheet.routes)
-        limits = {
-            r.destination.topic: self._sink.max_bytes(r.destination.topic) for r in routes if r is not None
-        }
-        if not limits or largest_wire_bytes(keys, outcomes.bodies, outcomes.headers) <= min(limits.values()):
+        topics = {route.destination.topic for route in routes if route is not None}
+        keyless = any(map(self._sink.needs_key, topics)) and None in keys
+        limit = min(map(self._sink.max_bytes, topics), default=None)
+        if limit is None:
+            return
+        if not keyless and largest_wire_bytes(keys, outcomes.bodies, outcomes.headers) <= limit:
             return
         for row in (row for span in sheet.spans for row in range(span.start, span.stop)):
             if row in outcomes.rejected or row in outcomes.dropped:
                 continue
             route = sheet.routes[row]
             assert route is not None, "a record that no pipeline takes is a dead letter"
-            topic = route.destination.topic
-            size = wire_bytes(
-                keys[row], outcomes.bodies[row], outcomes.headers[row] if outcomes.headers else None
-            )
-            if size > limits[topic]:
-                message = (
-                    f"the result has {size} bytes, max.message.bytes of topic {topic} is {limits[topic]}"
-                )
-                outcomes.rejected[row] = Rejection.of(Reject(message, "too_large_output"), "publish", self)
+            headers = outcomes.headers[row] if outcomes.headers else None
+            refusal = self._refusal(route.destination.topic, keys[row], outcomes.bodies[row], headers)
+            if refusal is not None:
+                outcomes.rejected[row] = Rejection.of(refusal, "publish", self)
                 outcomes.bodies[row] = None
+
+    def _refusal(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Headers | None
+    ) -> Reject | None:
+        """Why a topic would refuse this output; None when it takes it."""
+        size, limit = wire_bytes(key, value, headers), self._sink.max_bytes(topic)
+        if size > limit:
+            return Reject(
+                f"the result has {size} bytes, topic {topic} takes at most {limit} "
+                "(max.message.bytes of the topic, or kafka.message.max.bytes)",
+                "too_large_output",
+            )
+        if key is None and self._sink.needs_key(topic):
+            return Reject(
+                f"the record has no key, and topic {topic} is compacted: it takes records with a key only"
+            )
+        return None
 
 
 def _run_of_one_route(routes: Sequence[Route | None], start: int, stop: int) -> int:

@@ -1,0 +1,100 @@
+"""What a topic takes: record sizes, timestamps, and whether a record needs a key."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from worker.dead_letters.compose import LETTER_BYTES
+from worker.errors import StartError
+from worker.kafka.properties import DEFAULT_TOPIC_LIMIT
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+DEFAULT_AFTER_MS = 3_600_000
+"""Kafka's own default of a topic's ``message.timestamp.after.max.ms``, assumed where the topic's cannot be read."""
+FOREVER_MS = (1 << 63) - 1
+SLACK_MS = 60_000
+"""A timestamp so close to a limit counts as beyond it: clocks differ, and a record may wait for its broker."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Which timestamps a topic takes and keeps."""
+
+    before_ms: int = FOREVER_MS
+    """How long ago, at most."""
+    after_ms: int = DEFAULT_AFTER_MS
+    """How far ahead, at most."""
+    appended: bool = False
+    """It gives every record the time at which it came, whatever it said."""
+
+    def keeps(self, timestamp_ms: int, now_ms: float) -> bool:
+        """Whether a record of this timestamp is taken now and has it afterwards."""
+        age_ms = now_ms - timestamp_ms
+        oldest_ms = self.before_ms - min(SLACK_MS, self.before_ms / 2)
+        newest_ms = self.after_ms - min(SLACK_MS, self.after_ms / 2)
+        return not self.appended and -newest_ms <= age_ms <= oldest_ms
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a topic takes; Kafka's defaults where the broker does not say."""
+
+    max_bytes: int = DEFAULT_TOPIC_LIMIT
+    times: Times = Times()
+    compacted: bool = False
+
+
+def rules_of(config: Mapping[str, str]) -> Rules:
+    """What a topic's configuration says.
+
+    Raises:
+        KeyError: it says nothing of ``max.message.bytes``.
+    """
+    return Rules(
+        int(config["max.message.bytes"]), _times_of(config), "compact" in config.get("cleanup.policy", "")
+    )
+
+
+def compacted(rules: Mapping[str, Rules]) -> frozenset[str]:
+    """The topics that take records with a key only; each is named in a warning."""
+    found = frozenset(topic for topic, each in rules.items() if each.compacted)
+    for topic in sorted(found):
+        log.warning(
+            "topic %s is compacted: it takes records with a key only; a result without one becomes a dead letter, a "
+            "dead letter without one gets its source as its key",
+            topic,
+        )
+    return found
+
+
+def check_letters_fit(settings: Settings, rules: Mapping[str, Rules], limits: Mapping[str, int]) -> None:
+    """Refuse a limit that no dead letter fits: each one would be refused, and its record read again for ever."""
+    topic = settings.dead_letter.topic
+    if limits[topic] >= LETTER_BYTES:
+        return
+    if limits[topic] < rules[topic].max_bytes:
+        raise StartError(
+            f"kafka.message.max.bytes: got {limits[topic]}, expected at least {LETTER_BYTES}: "
+            "a dead letter may take so many without its record"
+        )
+    raise StartError(
+        f"dead_letter.topic: max.message.bytes of topic {topic} is {limits[topic]}, expected at least "
+        f"{LETTER_BYTES}: a dead letter may take so many without its record"
+    )
+
+
+def _times_of(config: Mapping[str, str]) -> Times:
+    """What a topic's configuration says of timestamps; before Kafka 3.6 one limit counted in both directions."""
+    both = int(config.get("message.timestamp.difference.max.ms", FOREVER_MS))
+    return Times(
+        min(both, int(config.get("message.timestamp.before.max.ms", FOREVER_MS))),
+        min(both, int(config.get("message.timestamp.after.max.ms", DEFAULT_AFTER_MS))),
+        config.get("message.timestamp.type") == "LogAppendTime",
+    )
