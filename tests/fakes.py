@@ -30,6 +30,7 @@ from worker.batch import (
 from worker.errors import Reject, Rejection, SickModel, TransactionFailed
 from worker.loop.pool import Returned
 from worker.sending import PartitionMode, Sending
+from worker.sizes import HELD_RECORD_BYTES
 
 DEAD_LETTERS = "dead-letters"
 RESULTS = "results"
@@ -243,6 +244,11 @@ class FakeSource:
         """Counts how often it joined: the broker refuses what was asked for in an earlier membership."""
 
     @property
+    def topics(self) -> frozenset[str]:
+        """The topics of the group."""
+        return frozenset(partition.topic for partition in self.kafka.logs)
+
+    @property
     def assignment(self) -> list[Partition]:
         """What this member believes it owns."""
         return sorted(self._next)
@@ -386,7 +392,7 @@ class FakeSource:
             start, limit = len(columns), self._some(most - len(columns))
             while index < len(log) and len(columns) - start < limit:
                 record = log[index]
-                size = len(record.value or b"")
+                size = len(record.value or b"") + HELD_RECORD_BYTES
                 if len(columns) and held + size > wanted_bytes:
                     break
                 held += size

@@ -17,7 +17,7 @@ import world
 from fakes import DEAD_LETTERS, FakeSink, FakeSource, FakeTransactions
 
 from worker.batch import Batch, Partition, Span
-from worker.loop import laying
+from worker.loop import conductor, laying
 from worker.loop.accounts import Accounts
 from worker.loop.admission import Admission
 from worker.loop.at_least_once import AtLeastOnce
@@ -289,7 +289,6 @@ class WhatWasLostCountsAsAnswered(Accounts):
     exactly_once=True,
     ordered=True,
     capacity=3,
-    slab_records=16,
 )
 def half_a_slab_counts_as_handed_over(self: Receipt) -> bool:
     """Its position is committed in a transaction that holds only some of its outputs."""
@@ -416,6 +415,18 @@ _close = OpenSlab.close
 def tensors_not_weighed(self: OpenSlab, admission: Admission, _free: int, *args: Any) -> Slab | None:
     """Payloads are bounded, what they are decoded into is not."""
     return _close(self, admission, 1 << 60, *args)
+
+
+@replaces(Intake, "relaxed", "Progress")
+def pause_without_an_end(self: Intake) -> bool:
+    """Topics that were paused once are never fetched again."""
+    return False
+
+
+@replaces(conductor, "distribute", "DeadLettersAccountedFor", "NoBug")
+def take_given_to_one_intake(columns: Any, spans: list[Span], intakes: Any) -> Any:
+    """Records of a topic come to the pipelines of another one."""
+    yield next(iter(intakes.values())), columns, spans
 
 
 _starves = Intake.starves

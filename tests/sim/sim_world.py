@@ -32,7 +32,7 @@ from fakes import (
 )
 from world import Figures, make_loop
 
-from worker.batch import Batch, Headers, Partition
+from worker.batch import Batch, Headers, Lane, Partition
 from worker.errors import ClientFatal, Stalled, WorkerError
 from worker.loop.at_least_once import AtLeastOnce
 from worker.loop.budget import Budget
@@ -95,11 +95,14 @@ class SlowPool(FakePool):
         self.out_of_order = 0
         self._rng = rng
         self._slowest_ns = int(slowest_s * 1e9)
+        self._share: dict[Lane, float] = {}
+        """How slow each lane is, as a part of the slowest: pipelines beside one another differ."""
         self._ready_ns: dict[int, int] = {}
 
     def submit(self, batch: Batch) -> None:
         super().submit(batch)
-        self._ready_ns[id(batch)] = self.clock() + self._rng.randint(0, self._slowest_ns)
+        share = self._share.setdefault(batch.servable.lane, self._rng.choice([0.0, 0.1, 1.0]))
+        self._ready_ns[id(batch)] = self.clock() + self._rng.randint(0, int(self._slowest_ns * share))
 
     def collect(self, timeout_s: float = 0.0) -> list[Returned]:
         if self.held:
@@ -252,10 +255,10 @@ class Schedule:
         """What must become of each record: ``result``, ``tombstone``, ``dropped``, or a dead letter's reason."""
         self.replicas: list[Replica] = []
         self.limit_bytes = rng.choice([LARGEST_RECORD * 4, 20_000, 1_000_000])
-        self.slab_records = rng.choice([1, 4, 16])
         self.exactly_once = rng.random() < 0.3
         self.ordered = self.exactly_once or rng.random() < 0.8
-        self.rollouts = _rollouts(rng, self.slab_records)
+        self.rollouts = _rollouts(rng)
+        self.slab_records = max(rollout.stable.slab_records for rollout in self.rollouts)
         self._tombstone = self.rollouts[0].route.tombstone
         self._expired = rng.choice(["dead_letter", "drop", "publish"])
         self._killers = rng.random() < 0.15
@@ -372,6 +375,7 @@ class Schedule:
             lambda caution: self._delivery(source, sink, caution),
             cpu_ns=self.clock,  # always busy: slabs are kept as far apart as may be, and hold several records
         )
+        self.cases["several intakes"] += len(world.intakes) > 1
         replica = Replica(name, world.conductor, world.outbox, source, sink, pool, world.meters, world.log)
         source.who = sink.who = replica
         return replica
@@ -471,7 +475,7 @@ class Schedule:
         rng = self.rng
         record.value = b"good" * rng.choice([1, 5, 20, 400])
         record.key = rng.choice([None, b"a", b"b", b"c"])
-        record.headers = self._headers()
+        record.headers = self._headers(record.partition.topic)
         return "result"
 
     def _odd_record(self, record: Record) -> str:
@@ -494,36 +498,49 @@ class Schedule:
             case "expired":
                 record.headers = [*(record.headers or []), ("ce_expirytime", EXPIRED.encode())]
                 return {"dead_letter": "expired", "drop": "dropped", "publish": "result"}[self._expired]
-            case "unroutable" if self.rollouts[0].route.when is not None:
+            case "unroutable" if self._by_header(record.partition.topic):
                 record.headers = [("to", b"nobody")]
             case "unroutable":
                 return "result"
         return fate
 
-    def _headers(self) -> Headers | None:
-        if self.rollouts[0].route.when is None:
-            return None
-        return [("to", self.rng.choice(self.rollouts).route.name.encode())]
+    def _headers(self, topic: str) -> Headers | None:
+        names = self._by_header(topic)
+        return [("to", self.rng.choice(names).encode())] if names else None
+
+    def _by_header(self, topic: str) -> list[str]:
+        """Names of the pipelines that share this topic and tell their records by a header."""
+        routes = [rollout.route for rollout in self.rollouts]
+        return [route.name for route in routes if topic in route.topics and route.when is not None]
 
 
-def _rollouts(rng: Random, slab_records: int) -> list[FakeRollout]:
-    """One pipeline that takes everything, or two that share their topics by a header."""
-    topics = frozenset(rng.choice([["in"], ["in", "more"]]))
+def _rollouts(rng: Random) -> list[FakeRollout]:
+    """Pipelines: one that takes everything, two that share their topics by a header, some on topics of their own."""
+    shapes: list[dict[str, list[str]]] = [
+        {"a": ["in"]},
+        {"a": ["in", "more"]},
+        {"a": ["in"], "b": ["in"]},
+        {"a": ["in", "more"], "b": ["in", "more"]},
+        {"a": ["in"], "b": ["more"]},
+        {"a": ["in"], "b": ["more"], "c": ["more"]},
+        {"a": ["in"], "b": ["more"], "c": ["third"]},
+    ]
+    shape = rng.choice(shapes)
     tombstone = rng.choice(["pass", "drop", "reject"])
-    names = rng.choice([["a"], ["a", "b"]])
+    everywhere = [topic for topics in shape.values() for topic in topics]
     return [
         FakeRollout(
             name,
-            topics,
-            when=("to", name.encode()) if len(names) > 1 else None,
+            frozenset(topics),
+            when=("to", name.encode()) if everywhere.count(topics[0]) > 1 else None,
             max_bytes=LARGEST_RECORD - 1,
             tombstone=tombstone,
             max_size=rng.choice([1, 3, 8]),
             item_nbytes=rng.choice([10, 1_000]),
             costly=rng.random() < 0.3,
-            slab_records=slab_records,
-            max_wait_s=0.004,
+            slab_records=rng.choice([1, 4, 16]),
+            max_wait_s=rng.choice([0.001, 0.004, 0.02]),
             scratch=lambda value: 2 * len(value) if len(value) > 1_000 else 0,
         )
-        for name in names
+        for name, topics in shape.items()
     ]

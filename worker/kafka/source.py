@@ -26,6 +26,7 @@ from worker.kafka.health import ClientHealth
 from worker.kafka.properties import admin_properties, build, consumer_properties
 from worker.kafka.starts import Starts
 from worker.kafka.watch import is_same_topic, made_anew
+from worker.sizes import HELD_RECORD_BYTES
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -140,7 +141,8 @@ class KafkaSource:
         Args:
             timeout_s: longest wait; whole milliseconds.
             most: most records to return (>= 1).
-            wanted_bytes: about how many bytes of values to return at most; one record always may come.
+            wanted_bytes: about how many bytes to return at most, values and the objects around each record together;
+                one record always may come.
 
         Returns:
             Columns in which each partition's records are consecutive and in order, and one span per partition
@@ -158,7 +160,7 @@ class KafkaSource:
         if first is None:
             return Columns(), []
         messages = [first]
-        more = min(most, wanted_bytes // max(self._peak_bytes, len(first))) - 1
+        more = min(most, wanted_bytes // (max(self._peak_bytes, len(first)) + HELD_RECORD_BYTES)) - 1
         if more > 0:
             # consume(n, 0) drains; with a timeout it would wait for all n of them
             self._assignment.moved.clear()

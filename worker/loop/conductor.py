@@ -309,7 +309,7 @@ class Conductor:
                 self.window.note(spans, columns.offsets)
                 now_ns, now_ms = self._clock_ns(), self._wall_ms()
                 for intake, part, ours in distribute(columns, spans, self._by_topic):
-                    intake.open.append(part, ours, now_ns, now_ms)
+                    intake.append(part, ours, now_ns, now_ms)
         self._asked_ns = self._clock_ns()
 
     def _close(self, intake: Intake) -> Slab | None:

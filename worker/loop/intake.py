@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 
-from worker.batch import Columns, Lane, Route, Servable, Span
+from worker.batch import Columns, Lane, Route, Servable, Span, largest_bytes
 from worker.errors import Rejection
 from worker.loop.admission import Admission, Rollout
 from worker.loop.budget import Share
 from worker.loop.openslab import OpenSlab, rebased
 from worker.loop.pace import Pace
 from worker.loop.slab import Slab
+from worker.sizes import HELD_RECORD_BYTES
 
 SPARE_RECORDS = 64
 """Records that a full open slab still takes before its topics are paused."""
@@ -60,11 +61,23 @@ class Intake:
         self._starved_at: int | None = None
         """What the share had freed when the first record of the open slab was found too large for what is free."""
         self._reserve_bytes = 0
+        self._largest_bytes = 0
+        """The largest record so far; counted only beside other intakes."""
         self._follow({route: rollout.choose() for route, rollout in admission.rollouts.items()})
         self._reserve(max(rollout.choose().item_nbytes for rollout in admission.rollouts.values()))
 
     def __repr__(self) -> str:
         return f"<Intake of {', '.join(sorted(self.topics))}: {len(self.open)} records open, {self.share.held} bytes>"
+
+    def append(self, columns: Columns, spans: list[Span], now_ns: int, now_ms: float) -> None:
+        """Add a take, or its part of one, to the open slab.
+
+        Args:
+            now_ns: monotonic nanoseconds. now_ms: Unix milliseconds.
+        """
+        self.open.append(columns, spans, now_ns, now_ms)
+        if self.share.guaranteed:
+            self._largest_bytes = max(self._largest_bytes, largest_bytes(columns.values) + HELD_RECORD_BYTES)
 
     # -- what it has room for ----------------------------------------------------------------------------
 
@@ -79,8 +92,12 @@ class Intake:
 
     @property
     def free_for_payloads(self) -> int:
-        """Bytes that records may still take."""
-        return self.share.free - self._reserve_bytes
+        """Bytes that records may still take.
+
+        Beside other intakes one record more stays free: a take may end with one beyond what was asked for, and the
+        bytes it takes then must not be those of another intake, which may be stuck.
+        """
+        return self.share.free - self._reserve_bytes - min(self._largest_bytes, self.share.guaranteed // 4)
 
     def full(self) -> bool:
         """Whether nothing more may come, not even what is fetched already."""
