@@ -411,7 +411,7 @@ def payloads_kept_until_acknowledged(self: Window, slab: Slab) -> None:
 _close = OpenSlab.close
 
 
-@replaces(OpenSlab, "close", "BytesBounded")
+@replaces(OpenSlab, "close", "BytesBounded", limit_bytes=12_000)
 def tensors_not_weighed(self: OpenSlab, admission: Admission, _free: int, *args: Any) -> Slab | None:
     """Payloads are bounded, what they are decoded into is not."""
     return _close(self, admission, 1 << 60, *args)
