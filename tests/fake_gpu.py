@@ -309,7 +309,8 @@ class Session:
             for value, answer in zip(outputs, self._real.run(None, feeds), strict=True):
                 value.array[...] = answer
                 if runtime.noise and len(answer) > 1:
-                    value.array[...] += runtime.noise * np.abs(answer).max()
+                    rows = np.abs(answer).max(axis=tuple(range(1, answer.ndim)), keepdims=True)
+                    value.array[...] += runtime.noise * rows
 
         runtime.cuda.put(self.stream, compute)
         self.queued |= options.entries.get("disable_synchronize_execution_providers") == "1"
@@ -334,7 +335,7 @@ class Runtime:
         self.switch_s = 0.0
         """What a session takes longer for another shape than its last."""
         self.noise = 0.0
-        """What the floats of a batch of several rows are off by, of the largest."""
+        """What the floats of a batch of several rows are off by, of the largest of their row."""
         self.takes_parts = False
         """Whether TensorRT takes only parts of the model."""
         self.error: Exception | None = None

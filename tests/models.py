@@ -173,6 +173,149 @@ def total(keepdims: bool = True) -> bytes:
     )
 
 
+def dynamic() -> bytes:
+    """Scores of 10 classes, behind an input that is quantised over the whole batch; float32 (N, 64, 64)."""
+    weights = np.random.default_rng(0).integers(-127, 128, (64 * 64, 10)).astype(np.int8)
+    return build(
+        [
+            helper.make_node("Flatten", ["x"], ["flat"]),
+            helper.make_node("DynamicQuantizeLinear", ["flat"], ["bytes", "scale", "zero"]),
+            helper.make_node("MatMulInteger", ["bytes", "weights", "zero"], ["sums"]),
+            helper.make_node("Cast", ["sums"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["floats", "scale"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["y"], axis=1),
+        ],
+        [tensor("x", np.float32, ["N", 64, 64])],
+        [tensor("y", np.float32, ["N", 10])],
+        {"weights": weights},
+    )
+
+
+def scaled_by_the_batch(last: str = "Softmax") -> bytes:
+    """y = softmax of 1,000 x divided by the largest x of the batch: nearly always 0 or 1."""
+    return build(
+        [
+            helper.make_node("ReduceMax", ["x", "axes"], ["most"], keepdims=1),
+            helper.make_node("Div", ["x", "most"], ["share"]),
+            helper.make_node("Mul", ["share", "thousand"], ["logits"]),
+            helper.make_node(last, ["logits"], ["y"]),
+        ],
+        [tensor("x", np.float32, ["N", 4])],
+        [tensor("y", np.float32, ["N", 4])],
+        {"axes": np.array([0, 1]), "thousand": np.float32(1000 if last == "Softmax" else 3)},
+    )
+
+
+def normalised_in_training() -> bytes:
+    """Batch normalisation with mean and variance of the batch, as a model exported in training mode has it."""
+    return build(
+        [
+            helper.make_node(
+                "BatchNormalization",
+                ["x", "one", "zero", "zero", "one"],
+                ["y", "mean", "variance"],
+                training_mode=1,
+            )
+        ],
+        [tensor("x", np.float32, ["N", 4])],
+        [tensor("y", np.float32, ["N", 4])],
+        {"one": np.ones(4, np.float32), "zero": np.zeros(4, np.float32)},
+    )
+
+
+def constant_answer() -> bytes:
+    """y = 0 x: the same for every item."""
+    return build(
+        [helper.make_node("Mul", ["x", "zero"], ["y"])],
+        [tensor("x", np.float32, ["N", 4])],
+        [tensor("y", np.float32, ["N", 4])],
+        {"zero": np.float32(0)},
+    )
+
+
+def two_counts() -> bytes:
+    """Rows of two kinds: ids (batch, 3) and images (num_images, 2), each given back."""
+    return build(
+        [
+            helper.make_node("Cast", ["ids"], ["y"], to=TensorProto.FLOAT),
+            helper.make_node("Identity", ["images"], ["z"]),
+        ],
+        [tensor("ids", np.int64, ["batch", 3]), tensor("images", np.float32, ["num_images", 2])],
+        [tensor("y", np.float32, ["batch", 3]), tensor("z", np.float32, ["num_images", 2])],
+    )
+
+
+def recurrent(batch: str = "batch") -> bytes:
+    """float32 audio (batch, samples) and state (2, batch, 3): next = state + the sum of the audio."""
+    return build(
+        [
+            helper.make_node("ReduceSum", ["audio", "axes"], ["sum"], keepdims=1),
+            helper.make_node("Add", ["state", "sum"], ["next"]),
+        ],
+        [tensor("audio", np.float32, [batch, "samples"]), tensor("state", np.float32, [2, batch, 3])],
+        [tensor("next", np.float32, [2, batch, 3])],
+        {"axes": np.array([1])},
+    )
+
+
+# Models that keep items apart, although it does not look like it
+
+
+def best_class() -> bytes:
+    """Label and scores of 3 classes; the file declares the label as one row, and it has N."""
+    return build(
+        [
+            helper.make_node("ArgMax", ["x"], ["label"], axis=1, keepdims=0),
+            helper.make_node("Softmax", ["x"], ["scores"]),
+        ],
+        [tensor("x", np.float32, ["N", 3])],
+        [tensor("label", np.int64, [1]), tensor("scores", np.float32, ["N", 3])],
+    )
+
+
+def add_of_two_names() -> bytes:
+    """``sum`` = ``a`` + ``b``; the one batch has a name of its own in each input."""
+    return build(
+        [helper.make_node("Add", ["a", "b"], ["sum"])],
+        [tensor("a", np.float32, ["unknown_1", 4]), tensor("b", np.float32, ["unknown_2", 4])],
+        [tensor("sum", np.float32, ["unknown_3", 4])],
+    )
+
+
+def leaky() -> bytes:
+    """y = x + a millionth of the batch's largest x: less than any tolerance."""
+    return build(
+        [
+            helper.make_node("ReduceMax", ["x", "axes"], ["most"], keepdims=1),
+            helper.make_node("Clip", ["most", "", "one"], ["limited"]),
+            helper.make_node("Mul", ["limited", "little"], ["leak"]),
+            helper.make_node("Add", ["x", "leak"], ["y"]),
+        ],
+        [tensor("x", np.float32, ["N", 4])],
+        [tensor("y", np.float32, ["N", 4])],
+        {"axes": np.array([0, 1]), "little": np.float32(1e-6), "one": np.float32(1)},
+    )
+
+
+def of_length(length: int) -> bytes:
+    """float32 (N, any) -> (N, 2); only ``length`` numbers fit."""
+    return build(
+        [helper.make_node("MatMul", ["x", "weights"], ["y"])],
+        [tensor("x", np.float32, ["N", "any"])],
+        [tensor("y", np.float32, ["N", 2])],
+        {"weights": np.arange(2 * length, dtype=np.float32).reshape(length, 2)},
+    )
+
+
+def parsed_text() -> bytes:
+    """Strings (N, 2) -> the float32 numbers that they say."""
+    return build(
+        [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)],
+        [tensor("x", str, ["N", 2])],
+        [tensor("y", np.float32, ["N", 2])],
+    )
+
+
 # Models that fail, or give what cannot be published
 
 

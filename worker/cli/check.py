@@ -144,10 +144,9 @@ def _check_engine(report: Report, settings: Settings, samples: Sequence[Sample],
     if rollouts is None:
         return
     for name, rollout in rollouts.items():
-        signature = rollout.choose().model.signature
-        report.line("signature", True, f"{name}: {_signature_line(signature)}")
-        batchable = signature.batchable
-        report.line("batchable", True, f"{name}: {'yes' if batchable else 'no, each record runs alone'}")
+        model = rollout.choose().model
+        report.line("signature", True, f"{name}: {_signature_line(model.signature)}")
+        report.line("batchable", True, f"{name}: {_batchable_line(model)}")
     for sample in samples:
         report.check("sample", partial(_answer, answer, rollouts, sample, headers), _sample_line)
 
@@ -306,6 +305,13 @@ def _mib(size: int) -> str:
 def _models_line(rollouts: Mapping[str, Rollout]) -> str:
     servables = [rollout.choose() for rollout in rollouts.values()]
     return ", ".join(f"{servable.label} on {servable.model.provider}" for servable in servables)
+
+
+def _batchable_line(model: Any) -> str:
+    """Whether items may share a run, and what made-up items have shown of that."""
+    if model.why_alone:
+        return f"no, each record runs alone: {model.why_alone}"
+    return f"yes (largest difference between an answer alone and in a batch: {model.largest_difference:.2g})"
 
 
 def _signature_line(signature: Any) -> str:

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from worker.batch import Array
-
-Tensors = dict[str, Array]
+from worker.model.backend import Tensors
 
 RELATIVE_TOLERANCE = 1e-3
 ABSOLUTE_TOLERANCE = 1e-5
@@ -28,8 +27,10 @@ def same(first: Tensors, second: Tensors, of_largest: float = 0.0) -> bool:
     return difference(first, second, of_largest).reason is None
 
 
-def difference(first: Tensors, second: Tensors, of_largest: float = 0.0) -> Difference:
-    """Compare two runs: floats agree to 1e-3 relative and 1e-5 absolute, NaN equals NaN, all else must be equal.
+def difference(
+    first: Tensors, second: Tensors, of_largest: float = 0.0, absolute: float = ABSOLUTE_TOLERANCE
+) -> Difference:
+    """Compare two runs: floats agree to 1e-3 relative and ``absolute``, NaN equals NaN, all else must be equal.
 
     Args:
         first, second: the answers by output name.
@@ -39,14 +40,14 @@ def difference(first: Tensors, second: Tensors, of_largest: float = 0.0) -> Diff
         return Difference(0.0, f"the outputs are {', '.join(first)}, expected {', '.join(second)}")
     largest = 0.0
     for name, ours in first.items():
-        apart, reason = _difference(ours, second[name], of_largest)
+        apart, reason = _difference(ours, second[name], of_largest, absolute)
         largest = max(largest, apart)
         if reason is not None:
             return Difference(largest, f"output {name} {reason}")
     return Difference(largest, None)
 
 
-def _difference(first: Array, second: Array, of_largest: float) -> Difference:
+def _difference(first: Array, second: Array, of_largest: float, absolute: float) -> Difference:
     if first.shape != second.shape:
         return Difference(0.0, f"has shape {list(first.shape)}, expected {list(second.shape)}")
     if first.dtype != second.dtype:
@@ -58,6 +59,6 @@ def _difference(first: Array, second: Array, of_largest: float) -> Difference:
         apart = np.abs(first - second)
         largest = float(apart[np.isfinite(apart)].max(initial=0.0))
         finite = np.abs(second[np.isfinite(second)])
-        absolute = ABSOLUTE_TOLERANCE + of_largest * float(finite.max(initial=0.0))
+        absolute += of_largest * float(finite.max(initial=0.0))
         agree = np.allclose(first, second, RELATIVE_TOLERANCE, absolute, equal_nan=True)
     return Difference(largest, None if agree else f"differs by {largest:.3g}" if largest else "differs")

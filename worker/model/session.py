@@ -17,11 +17,13 @@ from worker.model.compare import difference, same
 from worker.model.cpu import Cpu
 from worker.model.fingerprint import model_sha256
 from worker.model.gpu import Cuda
+from worker.model.graph import batch_mixing_operator
+from worker.model.made_up import batch_of
 from worker.model.opening import import_runtime, one_line, specs_of
+from worker.model.probe import Probe, probe
 from worker.model.providers import check_providers, preload_libraries, provider_in_use
-from worker.model.signature import Signature, TensorSpec
+from worker.model.signature import Signature, TensorSpec, with_wholes
 from worker.model.tensorrt import TensorRt
-from worker.model.warmup import Probe, batch_of, probe
 
 log = structlog.get_logger()
 
@@ -69,6 +71,10 @@ class Model:
             (found.item, found.outputs) if found.item and found.outputs and found.repeatable else None
         )
         self._found = found
+        self.why_alone = found.reason
+        """Why each record runs alone; empty if items may share a run."""
+        self.largest_difference = found.largest_difference
+        """The largest difference between a made-up item's floats alone and in a batch, absolute."""
         self._sessions = sessions
         self.lookahead = sessions.lookahead
         """Runs worth handing over beyond ``model.instances``: a GPU copies their batches in meanwhile."""
@@ -205,6 +211,7 @@ def load(
     instances: int = 1,
     max_size: int = LARGEST_UNKNOWN_SIZE,
     one_shape: bool = False,
+    sizes: Sequence[int] = (),
     device: int = 0,
 ) -> Model:
     """Load a model file and find out what it takes, what it gives and whether items may share a run.
@@ -218,6 +225,7 @@ def load(
         instances: runs at once on a GPU, each with buffers and sessions of its own.
         max_size: items in the largest batch, which TensorRT builds for.
         one_shape: items will have one shape even if the model takes any.
+        sizes: lengths that an item's free dimension is known to have, for the made-up items.
         device: number of the GPU among the visible ones.
 
     Raises:
@@ -234,13 +242,15 @@ def load(
     opening = Opening(runtime, path, providers, digest, instances, max_size, one_shape, device)
     opened = backend.open(opening)
     try:
-        return _probed(backend, opened, opening, name or path.stem, version or digest[:8])
+        return _probed(backend, opened, opening, name or path.stem, version or digest[:8], sizes)
     except BaseException:
         opened.close()
         raise
 
 
-def _probed(backend: Backend, opened: Opened, opening: Opening, name: str, version: str) -> Model:
+def _probed(
+    backend: Backend, opened: Opened, opening: Opening, name: str, version: str, sizes: Sequence[int]
+) -> Model:
     """The model behind an opened file, once made-up items have shown what it does.
 
     Raises:
@@ -248,20 +258,27 @@ def _probed(backend: Backend, opened: Opened, opening: Opening, name: str, versi
     """
     path, described = opening.path, opened.described
     provider_in_use(opening.providers, described.get_providers())
-    inputs = specs_of("input", described.get_inputs(), name)
+    inputs = with_wholes(specs_of("input", described.get_inputs(), name))
     outputs = specs_of("output", described.get_outputs(), name)
     if not inputs:
         raise StartError(f"model.path: {path} has no input, so that nothing of a record would reach it")
     sessions = opened.bind(inputs, outputs)
     try:
-        found = probe(sessions.run, inputs, outputs, backend.tolerance)
+        found = probe(
+            sessions.run,
+            inputs,
+            tolerance=backend.tolerance,
+            max_size=opening.max_size,
+            sizes=sizes,
+            mixes=batch_mixing_operator(path),
+        )
         if found.item is None and backend.refuses_the_model(found.refusal):
             raise StartError(f"model.path: {path} cannot be run on {backend.name}: {one_line(found.refusal)}")
     except BaseException:
         sessions.close()
         raise
     _warn(name, found)
-    signature = Signature(inputs, _with_observed_ranks(outputs, found), found.batchable)
+    signature = Signature(inputs, _as_observed(outputs, found), found.batchable)
     return Model(sessions, backend, signature, found, name=name, version=version, sha256=opening.sha256)
 
 
@@ -314,11 +331,21 @@ def _copied(tensors: Tensors) -> Tensors:
     return {name: array.copy() for name, array in tensors.items()}
 
 
-def _with_observed_ranks(outputs: tuple[TensorSpec, ...], found: Probe) -> tuple[TensorSpec, ...]:
-    """The runtime reports an unknown rank as rank 0; an answer tells them apart."""
+def _as_observed(outputs: tuple[TensorSpec, ...], found: Probe) -> tuple[TensorSpec, ...]:
+    """The outputs with what an answer has shown: a declared shape may be wrong, and the runtime reports an unknown rank
+    as rank 0."""
     if found.outputs is None:
         return outputs
-    return tuple(
-        spec if spec.shape else replace(spec, shape=(None,) * found.outputs[spec.name].ndim)
-        for spec in outputs
-    )
+    return tuple(_observed(spec, found.outputs[spec.name].shape, found.batchable) for spec in outputs)
+
+
+def _observed(spec: TensorSpec, answered: tuple[int, ...], batchable: bool) -> TensorSpec:
+    if len(spec.shape) != len(answered):
+        return replace(spec, shape=(None,) * len(answered), names=())
+    shape = [
+        declared if declared == length else None
+        for declared, length in zip(spec.shape, answered, strict=True)
+    ]
+    if batchable and shape:
+        shape[0] = None
+    return replace(spec, shape=tuple(shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,10 @@ class TensorSpec:
     """Open Inference Protocol v2 name: BOOL, UINT8 ... FP64, BYTES."""
     shape: tuple[int | None, ...]
     """Full shape, the batch dimension included; None = free."""
+    names: tuple[str, ...] = ()
+    """What the file calls each dimension; empty for a dimension of known length or without a name."""
+    whole: tuple[int | None, ...] | None = None
+    """Shape of the whole tensor, if one item is that: its first dimension counts no items. See :func:`with_wholes`."""
 
     @classmethod
     def of(cls, name: str, ort_type: str, ort_shape: Any) -> TensorSpec:
@@ -47,12 +51,18 @@ class TensorSpec:
         """
         dtype, datatype = _TYPES[ort_type]
         shape = tuple(d if isinstance(d, int) and d >= 0 else None for d in ort_shape or ())
-        return cls(name, np.dtype(dtype), datatype, shape)
+        names = tuple(d if isinstance(d, str) else "" for d in ort_shape or ())
+        return cls(name, np.dtype(dtype), datatype, shape, names)
 
     @property
     def item_shape(self) -> tuple[int | None, ...]:
-        """Shape of one item: everything behind the first dimension (a rank-0 tensor is its own item)."""
-        return self.shape[1:]
+        """Shape of one item: everything behind the first dimension, or the whole tensor (also one of rank 0)."""
+        return self.shape[1:] if self.whole is None else self.whole
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the first dimension counts items, so that the tensor of one item is the item with a 1 before it."""
+        return self.whole is None and bool(self.shape)
 
     @property
     def fixed(self) -> bool:
@@ -73,7 +83,7 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batchable: bool = False
-    """Every first dimension is free and two warm-up items together gave what each gave alone."""
+    """Every input's first dimension is free, and made-up items together gave what each gave alone."""
 
     def input(self, name: str) -> TensorSpec | None:
         return next((spec for spec in self.inputs if spec.name == name), None)
@@ -82,3 +92,36 @@ class Signature:
     def fixed(self) -> bool:
         """Whether one item of every input has a known shape."""
         return all(spec.fixed for spec in self.inputs)
+
+
+def with_wholes(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """The inputs, with those marked whose first dimension counts no items: one item gives such an input whole.
+
+    An example is the state [2, batch, 128] of a recurrent network beside its audio [batch, samples]. There are two signs:
+    a first dimension of a fixed length above 1 that the other inputs do not share; or a later dimension that is called
+    a batch, while the first one is not. In a whole input, every dimension that another input's items are counted by, or
+    that is called a batch, has length 1.
+    """
+    firsts = {spec.shape[0] for spec in inputs if spec.shape}
+    if len(firsts) == 1 and None not in firsts:
+        return inputs  # a model of a fixed batch
+    return tuple(_marked(spec, inputs) for spec in inputs)
+
+
+def _marked(spec: TensorSpec, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
+    if not spec.shape:
+        return spec
+    first_is_fixed = spec.shape[0] not in (None, 1)
+    batch_is_later = any(map(_is_batch, spec.names[1:])) and not _is_batch(spec.names[0])
+    if not first_is_fixed and not batch_is_later:
+        return spec
+    counted_by = {other.names[0] for other in inputs if other.shape and other is not spec} - {""}
+    whole = tuple(
+        1 if length is None and (_is_batch(name) or name in counted_by) else length
+        for length, name in zip(spec.shape, spec.names, strict=True)
+    )
+    return replace(spec, whole=whole)
+
+
+def _is_batch(name: str) -> bool:
+    return "batch" in name.lower()

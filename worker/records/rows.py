@@ -28,8 +28,8 @@ def decode_each(step: object, feed: Feed, rows: Iterable[int], decode_row: Calla
 
 
 def full_rank(spec: TensorSpec, item: Array) -> Array:
-    """An item with the model's batch dimension in front (a rank-0 input has none)."""
-    return item[np.newaxis] if spec.shape else item
+    """An item with the model's batch dimension in front, if the input has one."""
+    return item[np.newaxis] if spec.has_rows else item
 
 
 def put(feed: Feed, row: int, specs: Iterable[TensorSpec], items: dict[str, Array]) -> None:

@@ -101,8 +101,8 @@ def feeds(batch: Batch, model: Model, group: Group) -> dict[str, Array]:
         found = {name: np.concatenate([item.arrays[name] for item in group.items]) for name in names}
     if group.alone:
         for spec in model.signature.inputs:
-            if not spec.shape and group.items is None:
-                found[spec.name] = found[spec.name].reshape(())
+            if not spec.has_rows and group.items is None:
+                found[spec.name] = found[spec.name].reshape(found[spec.name].shape[1:])
             elif model.fixed_batch and len(found[spec.name]) < model.fixed_batch:
                 found[spec.name] = _padded(found[spec.name], model.fixed_batch)
     return found
