@@ -62,7 +62,8 @@ class Stage:
         create_topics(self.kafka, others, self.copies)
         create_topics(self.kafka, {self.output: PARTITIONS}, self.copies, **output_config)
 
-    def start(self, delivery: str, kafka: dict[str, Any] | None = None, **sections: Any) -> Worker:
+    def config(self, delivery: str, kafka: dict[str, Any] | None = None, **sections: Any) -> Path:
+        """The file of a worker's configuration."""
         config = {
             "name": "faults",
             "input": {"topics": [self.input], "format": "json"},
@@ -74,7 +75,10 @@ class Stage:
             **sections,
             "kafka": {"bootstrap.servers": self.kafka, "group.id": self.group, **(kafka or {})},
         }
-        worker = Worker.start(write_config(self.folder, config))
+        return write_config(self.folder, config)
+
+    def start(self, delivery: str, kafka: dict[str, Any] | None = None, **sections: Any) -> Worker:
+        worker = Worker.start(self.config(delivery, kafka, **sections))
         self.workers.append(worker)
         return worker
 

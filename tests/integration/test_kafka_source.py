@@ -385,3 +385,45 @@ def test_records_taken_back_while_they_are_taken_are_dropped(
     columns, spans = source.take(0.1, 10, 1000)
     assert columns.values == [b"kept"]
     assert [span.partition for span in spans] == [kept]
+
+
+def test_a_log_that_ends_before_what_was_read_is_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The partition is lost and assigned again before its new records come; its neighbour is read on."""
+    topic, cut, whole = "in", Partition("in", 0), Partition("in", 1)
+    takes = [
+        [Message(topic, 0, 7, None, b"old"), Message(topic, 1, 3, None, b"kept")],
+        [Message(topic, 0, 0, None, b"new"), Message(topic, 1, 4, None, b"kept too")],
+    ]
+
+    class Fake:
+        """A consumer that goes back to offset 0 of one partition by itself."""
+
+        def __init__(self, properties: dict[str, Any]) -> None: ...
+
+        def subscribe(self, topics: list[str], **callbacks: Any) -> None:
+            self.callbacks = callbacks
+
+        def committed(self, partitions: list[Any], timeout: float) -> list[Any]:
+            return [source_module.TopicPartition(tp.topic, tp.partition, 3) for tp in partitions]
+
+        def incremental_assign(self, partitions: list[Any]) -> None: ...
+
+        def poll(self, timeout: float) -> Message:
+            if len(takes) == 2:
+                self.callbacks["on_assign"](self, [source_module.TopicPartition(*p) for p in (cut, whole)])
+            return takes[0].pop(0)
+
+        def consume(self, most: int, timeout: float) -> list[Message]:
+            return takes.pop(0)
+
+    monkeypatch.setattr(source_module, "Consumer", Fake)
+    source = open_source(Cluster("localhost:1").settings(topic))
+    listener = Recorder()
+    source.subscribe(listener)
+    assert source.take(0.1, 10, 1000)[0].values == [b"old", b"kept"]
+    columns, spans = source.take(0.1, 10, 1000)
+    assert columns.values == [b"new", b"kept too"]
+    assert [(span.partition, span.next_offset) for span in spans] == [(cut, 1), (whole, 5)]
+    assert listener.events == [("assign", [cut, whole]), ("lost", [cut]), ("assign", [cut])]
+    assert source.starts([cut, whole]) == {cut: (0, ""), whole: (3, "")}
+    assert source.out_of_range == {cut: 1}

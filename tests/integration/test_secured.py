@@ -201,6 +201,39 @@ def test_exactly_once_needs_its_transactional_id(place: Place) -> None:
     assert "authorization failed" in sentence
 
 
+# Tools
+
+
+def test_dead_letters_that_may_not_be_read_are_not_called_none(place: Place) -> None:
+    """With the worker's own rights `dlq` and `tail` exit 3 and name the missing right; the topic is not "empty"."""
+    place.allow(*place.names)
+    dead, source, group = (place.names[f] for f in ("dead_letter.topic", "input.topics", "kafka.group.id"))
+    config = place.config()
+    refused = f"not authorised to read topic {dead}; expected the right READ"
+    for action in ("list", "show", "replay"):
+        done = command("dlq", action, config)
+        assert (done.returncode, done.stdout) == (3, b"")
+        assert f"dead_letter.topic: {refused}" in done.stderr.decode()
+    tailed = command("tail", config, "--what", "dead-letter", "--timeout", "1")
+    assert (tailed.returncode, tailed.stdout) == (3, b"")
+    assert refused in tailed.stderr.decode()
+
+    place.broker.allow(READ, TOPIC, dead)
+    assert b"no dead letters" in command("dlq", "list", config).stdout
+    replayed = command("dlq", "replay", config)
+    assert replayed.returncode == 3
+    assert (
+        f"input.topics: not authorised to write to topic {source}; expected the right WRITE"
+        in replayed.stderr.decode()
+    )
+    place.broker.allow(WRITE, TOPIC, source)
+    replayed = command("dlq", "replay", config)
+    assert replayed.returncode == 3
+    assert f"not authorised for group {group}.dlq-replay; expected the right READ" in replayed.stderr.decode()
+    place.broker.allow(READ, GROUP, f"{group}.dlq-replay")
+    assert command("dlq", "replay", config).returncode == 0
+
+
 # Keeping secrets
 
 

@@ -244,9 +244,7 @@ def _replay(
     from worker.kafka.letters import Returns
 
     topics = {topic for pipeline in settings.pipelines.values() for topic in pipeline.input.topics}
-    missing = sorted(topics - reader.partitions.keys())
-    if missing:
-        raise StartError(f"input.topics: topic {missing[0]} does not exist; records cannot go back to it")
+    reader.check_replay(topics)
     replay = Replay(
         reader,
         None if args.dry_run else Returns(settings, reader.partitions),

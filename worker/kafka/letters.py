@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from worker.kafka.properties import (
     producer_properties,
 )
 from worker.kafka.tools import range_of
-from worker.kafka.topics import EMBEDDED_CLUSTER, Admin
+from worker.kafka.topics import EMBEDDED_CLUSTER, Admin, Use, check_rights
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -43,22 +43,27 @@ class LetterReader:
 
     Raises:
         ConfigError: a client property is wrong.
-        StartError: the broker does not answer or refuses us; the topic does not exist.
+        StartError: the broker does not answer; the topic does not exist or may not be read.
     """
 
     def __init__(self, settings: Settings) -> None:
         check_properties(settings.kafka)
         self.topic = settings.dead_letter.topic
+        self._settings = settings
         with Admin(settings) as admin:
             cluster = admin.cluster()
-        if self.topic not in cluster.topics:
-            raise StartError(f"dead_letter.topic: topic {self.topic} does not exist on {admin.bootstrap}")
+            self._embedded = str(cluster.cluster_id).startswith(EMBEDDED_CLUSTER)
+            if self.topic not in cluster.topics:
+                raise StartError(f"dead_letter.topic: topic {self.topic} does not exist on {admin.bootstrap}")
+            if not self._embedded:
+                check_rights(admin, [Use(self.topic, "dead_letter.topic", written=False)])
         self.partitions = {name: len(topic.partitions) for name, topic in cluster.topics.items()}
         """Every topic of the cluster -> number of partitions."""
-        properties = consumer_properties(settings, str(cluster.cluster_id).startswith(EMBEDDED_CLUSTER))
+        self._group = f"{settings.kafka['group.id']}.dlq-replay"
+        properties = consumer_properties(settings, self._embedded)
         properties.pop("group.instance.id", None)
         properties |= {
-            "group.id": f"{settings.kafka['group.id']}.dlq-replay",
+            "group.id": self._group,
             "auto.offset.reset": "earliest",  # retention may overtake us
             "enable.partition.eof": True,
         }
@@ -69,6 +74,22 @@ class LetterReader:
 
     def __exit__(self, *exception: object) -> None:
         self._consumer.close()
+
+    def check_replay(self, topics: Iterable[str]) -> None:
+        """Check that records can be sent back to these input topics and that progress can be kept.
+
+        Raises:
+            StartError: a topic does not exist, or a right is missing.
+        """
+        uses = [Use(topic, "input.topics", written=True) for topic in sorted(topics)]
+        for use in uses:
+            if use.topic not in self.partitions:
+                raise StartError(
+                    f"input.topics: topic {use.topic} does not exist; records cannot go back to it"
+                )
+        if not self._embedded:
+            with Admin(self._settings) as admin:
+                check_rights(admin, uses, self._group)
 
     def read(self, starts: Mapping[int, int]) -> Iterator[Letter]:
         """The letters that are there now, in order within a partition; those that come meanwhile are left out.

@@ -188,15 +188,19 @@ class KafkaSource:
                 self.health.on_error(error)
         self.health.raise_failure()
         if began_anew.intersection(taken[0].partitions):
-            return self._columns([m for m in records if (m.topic(), m.partition()) not in began_anew])
+            return self._gatherer.gather([m for m in records if (m.topic(), m.partition()) not in began_anew])
         return taken
 
     def _columns(self, messages: list[Any]) -> tuple[Columns, list[Span]]:
         columns, spans = self._gatherer.gather(messages)
         if spans:
             self._peak_bytes = max(max(map(len, messages)), self._peak_bytes * 7 // 8, 1)
+        positions = self._assignment.positions
         for span in spans:
-            self._assignment.positions[span.partition] = span.next_offset
+            first = columns.offsets[span.start]
+            if first < positions.get(span.partition, 0) or span.next_offset <= first:
+                self._went_back(span.partition, first)
+            positions[span.partition] = span.next_offset
         return columns, spans
 
     def _still_ours(self, messages: list[Any]) -> list[Any]:
@@ -362,44 +366,53 @@ class KafkaSource:
         Raises:
             ClientFatal: the topic was deleted and made anew.
         """
-        if place not in self._assignment.positions:
+        position = self._assignment.positions.get(place)
+        if position is None:
             return False
+        returned = position != self._starts.start(place)
+        if returned:
+            self._check_topic(place.topic)  # first: with a topic, its committed offsets are deleted
         try:
-            if not self._starts.is_committed(place):
-                where = TopicPartition(*place)
-                self._starts.resolve([where])
-                self._assignment.jump(place, where.offset)
-                return False
-            first = self._starts.first(place)
+            committed = self._starts.is_committed(place)
+            first = self._starts.first(place) if committed else self._starts.resolve_one(place)
         except KafkaException as error:
             log.warning("%s/%d: the first offset is not known yet: %s", *place, error.args[0].str())
             self._unplaced[place] = time.monotonic() + RETRY_S
             return False
+        if committed:
+            self._count_out_of_range(place)
+        self._assignment.jump(place, first)
+        if first < position and returned:
+            self._begin_anew(place, first)
+            return True
+        return False
+
+    def _count_out_of_range(self, place: Partition) -> None:
         if not self.out_of_range[place]:
             log.warning(
                 "%s/%d: the position is no longer on the broker, reading goes on from the earliest", *place
             )
         self.out_of_range[place] += 1
         self._on_out_of_range()
-        position = self._assignment.positions[place]
-        if first < position and not is_same_topic(
-            self._admin_properties, place.topic, self._topic_ids.get(place.topic)
-        ):
-            raise made_anew("input.topics", place.topic)
-        returned = position != self._starts.start(place)
-        if first < position and returned:
-            self._begin_anew(place, first)
-            return True
-        self._assignment.jump(place, first)
-        return False
+
+    def _went_back(self, place: Partition, first: int) -> None:
+        """The client itself goes on at records before those that were returned: it saw that the log is another one."""
+        self._check_topic(place.topic)
+        self._count_out_of_range(place)
+        self._begin_anew(place, first)
+
+    def _check_topic(self, topic: str) -> None:
+        if not is_same_topic(self._admin_properties, topic, self._topic_ids.get(topic)):
+            raise made_anew("input.topics", topic)
 
     def _begin_anew(self, place: Partition, first: int) -> None:
         """The log ends before records that were returned: they do not exist any more, and none of them counts."""
+        log.warning("%s/%d: its log ends before the position, reading goes on at offset %d", *place, first)
         self._tell(lambda listener: listener.on_lost([place]))
-        self._assignment.jump(place, first)
-        self._starts.set(place, first)
+        self._starts.set(place, max(first, 0))
         self._ends.forget([place])
         self._tell(lambda listener: listener.on_assign([place]))
+        self.health.raise_failure()
 
     def _place_again(self) -> None:
         """Ask again for the first offsets that the broker did not tell."""

@@ -86,6 +86,16 @@ class Starts:
             if tp.offset >= 0:
                 self.set(Partition(tp.topic, tp.partition), tp.offset, found.metadata or "")
 
+    def resolve_one(self, place: Partition) -> int:
+        """The start of one partition; negative: the broker decides.
+
+        Raises:
+            KafkaException: the broker did not answer in time.
+        """
+        where = TopicPartition(*place)
+        self.resolve([where])
+        return where.offset
+
     def first(self, place: Partition) -> int:
         """The first offset that the broker has of the partition, or the end of an empty one.
 

@@ -20,7 +20,7 @@ from worker.batch import Headers
 from worker.errors import StartError
 from worker.kafka.headers import readable_headers
 from worker.kafka.properties import Client, build, check_properties, reader_properties, writer_properties
-from worker.kafka.topics import EMBEDDED_CLUSTER, Admin
+from worker.kafka.topics import EMBEDDED_CLUSTER, Admin, Use, check_rights
 
 LOOKUP_TIMEOUT_S = 10.0
 FULL_QUEUE_WAIT_S = 0.1
@@ -54,7 +54,7 @@ class TopicWriter:
 
     def __init__(self, client: Client, topic: str) -> None:
         check_properties(client.kafka)
-        _look_up(client, [topic])
+        _look_up(client, [topic], written=True)
         self.topic = topic
         self.acknowledged = 0
         self._failure: KafkaError | None = None
@@ -112,7 +112,7 @@ class TopicReader:
 
     def __init__(self, client: Client, topics: list[str], start: str) -> None:
         check_properties(client.kafka)
-        partitions, embedded = _look_up(client, topics)
+        partitions, embedded = _look_up(client, topics, written=False)
         self._consumer = build(Consumer, reader_properties(client, embedded))
         offset = OFFSET_BEGINNING if start == "earliest" else OFFSET_END
         places = [
@@ -167,12 +167,18 @@ def range_of(consumer: Consumer, place: TopicPartition, patience_s: float) -> tu
         time.sleep(NO_LEADER_WAIT_S)
 
 
-def _look_up(client: Client, topics: list[str]) -> tuple[dict[str, int], bool]:
-    """Partitions of each topic, and whether the broker is the embedded one."""
+def _look_up(client: Client, topics: list[str], written: bool) -> tuple[dict[str, int], bool]:
+    """Partitions of each topic, and whether the broker is the embedded one.
+
+    Raises:
+        StartError: the broker does not answer; a topic does not exist, or a right is missing.
+    """
     with Admin(client) as admin:
         cluster = admin.cluster()
-    for topic in topics:
-        if topic not in cluster.topics:
-            raise StartError(f"topic {topic} does not exist on {admin.bootstrap}")
-    embedded = str(cluster.cluster_id).startswith(EMBEDDED_CLUSTER)
+        for topic in topics:
+            if topic not in cluster.topics:
+                raise StartError(f"topic {topic} does not exist on {admin.bootstrap}")
+        embedded = str(cluster.cluster_id).startswith(EMBEDDED_CLUSTER)
+        if not embedded:
+            check_rights(admin, [Use(topic, "", written) for topic in topics])
     return {topic: len(cluster.topics[topic].partitions) for topic in topics}, embedded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -86,12 +86,18 @@ class Topics:
 
 @dataclass(frozen=True)
 class Use:
-    """One topic and the setting that names it."""
+    """One topic and what it is used for."""
 
     topic: str
     field: str
+    """The setting that names the topic; empty: the user named it on the command line."""
     written: bool
     create: CreateSettings | None = None
+
+    @property
+    def prefix(self) -> str:
+        """How a message about the topic begins."""
+        return f"{self.field}: " if self.field else ""
 
 
 def open_topics(settings: Settings, make: bool = True) -> Topics:
@@ -118,11 +124,7 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
                 cluster = admin.cluster()
             else:
                 planned = {use.topic: use.create.partitions for use in missing if use.create is not None}
-        ids: dict[str, str] = {}
-        if not embedded:
-            descriptions = admin.describe(list(dict.fromkeys(use.topic for use in uses)))
-            ids = descriptions.ids
-            _check_rights(uses, descriptions.rights, settings.kafka["group.id"], admin)
+        ids = {} if embedded else check_rights(admin, uses, settings.kafka["group.id"])
         partitions: dict[str, int] = {}
         for use in uses:
             found = cluster.topics.get(use.topic)
@@ -169,21 +171,30 @@ def uses_of(settings: Settings) -> Iterator[Use]:
         yield Use(settings.metrics.topic, "metrics.topic", True, create)
 
 
-def _check_rights(
-    uses: list[Use], rights: Mapping[str, frozenset[AclOperation]], group: str, admin: Admin
-) -> None:
+def check_rights(admin: Admin, uses: Sequence[Use], group: str | None = None) -> dict[str, str]:
     """Refuse what the broker would refuse later, when records are already in flight.
 
-    Where it does not say what we may do (brokers before 2.3, an answer that takes too long), nothing is refused.
+    If the broker does not say what we may do (before 2.3, or its answer takes too long), nothing is refused.
+
+    Args:
+        group: a group whose offsets are committed.
+
+    Returns:
+        Ids of the topics, as far as the broker told them.
+
+    Raises:
+        StartError: a right is missing.
     """
+    rights, ids = admin.describe(list(dict.fromkeys(use.topic for use in uses)))
     for use in uses:
         needed, verb = (AclOperation.WRITE, "write to") if use.written else (AclOperation.READ, "read")
         if needed not in rights.get(use.topic, (needed,)):
             raise StartError(
-                f"{use.field}: not authorised to {verb} topic {use.topic}; expected the right {needed.name}"
+                f"{use.prefix}not authorised to {verb} topic {use.topic}; expected the right {needed.name}"
             )
-    if AclOperation.READ not in admin.group_rights(group):
+    if group is not None and AclOperation.READ not in admin.group_rights(group):
         raise StartError(f"kafka.group.id: not authorised for group {group}; expected the right READ")
+    return ids
 
 
 def _check_partitions(settings: Settings, partitions: dict[str, int]) -> None:
