@@ -4,10 +4,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from worker.batch import Partition
-from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Progress, Standstill, Watchdog
-
-P = Partition("in", 0)
+from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Outage, Standstill, Watchdog
 
 
 class Clock:
@@ -75,29 +72,21 @@ def test_a_drain_that_does_not_begin_is_over_its_budget() -> None:
     assert drain.stuck() is None
 
 
-def test_a_partition_that_stands_while_its_lag_grows_is_reported() -> None:
-    """Not while paused, not while anything moves, not while nothing new arrives; told before it is the end."""
-    clock = Clock()
-    world: dict[str, Any] = {"position": 5, "end": 10, "settled": 0, "paused": False}
-    progress = Progress(
-        60.0,
-        lambda: ({P: (world["position"], world["end"])}, world["settled"], world["paused"]),
-        clock,
-    )
-    for clock.now in (0.0, 50.0, 62.0):
-        assert progress.stuck() is None  # behind, but no new record arrives
-        assert progress.standing() is None
-    world["end"] = 20
-    assert progress.stuck() is None
-    assert "in/0 has stood at 5" in (progress.standing() or "")
-    clock.now = 66.0
-    assert "in/0 has stood at 5" in (progress.stuck() or "")
-    world["settled"] = 1
-    assert progress.stuck() is None
-    clock.now, world["end"], world["paused"] = 200.0, 30, True
-    assert progress.stuck() is None
-    world["paused"], world["end"] = False, 40
-    assert progress.stuck() is None
+def test_an_outage_ends_the_process_only_when_the_user_set_a_limit() -> None:
+    """Without limits.outage_s an outage is waited out; with it the limit counts from the moment no broker is there."""
+    clock, away = Clock(), [True]
+    patient, limited = Outage(None, lambda: away[0], clock), Outage(30.0, lambda: away[0], clock)
+    for clock.now in (0.0, 29.0):
+        assert limited.stuck() is None
+    away[0] = False
+    assert limited.stuck() is None
+    away[0] = True
+    for clock.now in (40.0, 69.0):
+        assert limited.stuck() is None
+    clock.now = 70.5
+    assert "limits.outage_s" in (limited.stuck() or "")
+    clock.now = 1e6
+    assert patient.stuck() is None
 
 
 def test_the_watchdog_reports_and_leaves_with_5() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from worker.errors import Stalled
@@ -47,7 +47,7 @@ class Watchdog:
     """Asks every check until one says that the process is stuck.
 
     Args:
-        state: what to put on the JSON line: everything the process knows of itself.
+        state: what goes into the log line: everything the process knows of itself.
         report: logs an event with fields.
         say: shows the user one sentence.
         clock: what the checks measure by.
@@ -204,56 +204,25 @@ class DrainDeadline:
         return None
 
 
-class Progress:
-    """A partition whose lag grows while neither its position nor anything in flight moves.
-
-    It counts as standing after ``stall_s`` and as stuck a little later, so that those who ask can still be told.
+class Outage:
+    """No broker can be reached for longer than the user wants to wait.
 
     Args:
-        read: per partition (position, end), how many records were settled so far, and whether we paused reading.
+        outage_s: ``limits.outage_s``; None: an outage is waited out however long it lasts.
+        away: whether no broker can be reached now.
     """
 
-    GRACE_S = 5.0
-
-    def __init__(
-        self,
-        stall_s: float,
-        read: Callable[[], tuple[Mapping[Any, tuple[int | None, int | None]], int, bool]],
-        clock: Callable[[], float],
-    ) -> None:
-        self._stall_s = stall_s
-        self._read = read
+    def __init__(self, outage_s: float | None, away: Callable[[], bool], clock: Callable[[], float]) -> None:
+        self._outage_s = outage_s
+        self._away = away
         self._clock = clock
-        self._seen: dict[Any, tuple[int | None, int | None, int, float]] = {}
-        self._standing: str | None = None
-
-    def standing(self) -> str | None:
-        """What the last look found; for threads that only want to show it."""
-        return self._standing
+        self._since: float | None = None
 
     def stuck(self) -> str | None:
-        """Look now; None while everything moves, is paused or has nothing to do."""
-        self._standing, stood_s = self._look()
-        return self._standing if stood_s > self._stall_s + self.GRACE_S else None
-
-    def _look(self) -> tuple[str | None, float]:
-        """What stands, and for how long."""
-        partitions, settled, paused = self._read()
-        now = self._clock()
-        for gone in self._seen.keys() - partitions.keys():
-            del self._seen[gone]
-        for partition, (position, end) in partitions.items():
-            before = self._seen.get(partition)
-            moved = before is None or (position, settled) != (before[0], before[2])
-            if moved or paused or not _behind(position, end):
-                self._seen[partition] = (position, end, settled, now)
-            elif before is not None and now - before[3] > self._stall_s and (end or 0) > (before[1] or 0):
-                return (
-                    f"{partition.topic}/{partition.number} has stood at {position} for {now - before[3]:.0f} s "
-                    f"while its end went from {before[1]} to {end} (limits.stall_s is {self._stall_s:g})"
-                ), now - before[3]
-        return None, 0.0
-
-
-def _behind(position: int | None, end: int | None) -> bool:
-    return end is not None and (position or 0) < end
+        if self._outage_s is None or not self._away():
+            self._since = None
+        elif self._since is None:
+            self._since = self._clock()
+        elif self._clock() - self._since > self._outage_s:
+            return f"no broker could be reached for {self._outage_s:g} s (limits.outage_s)"
+        return None
