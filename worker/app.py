@@ -68,7 +68,7 @@ def check_broker(settings: Settings) -> list[tuple[str, str]]:
 # -- the worker ----------------------------------------------------------------------------------------
 
 
-def build(settings: Settings, index: int) -> App:
+def build(settings: Settings, index: int, report_up: Callable[[], None]) -> App:
     """Load the models, connect to Kafka and start the watchers; what ``App.run`` turns.
 
     Args:

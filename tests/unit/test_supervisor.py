@@ -26,6 +26,12 @@ class FakeProcess:
         self.code: int | None = None
         self.signals: list[int] = []
         self.on_term = on_term
+        self.up = False
+        self.closed = 0
+
+    def close(self) -> None:
+        assert self.code is not None
+        self.closed += 1
 
     def poll(self) -> int | None:
         return self.code
@@ -117,6 +123,22 @@ def test_an_end_that_all_would_share_drains_the_others(code: int) -> None:
     assert [process.signals for _time, process in world.started] == [[TERM], [], [TERM]]
 
 
+@pytest.mark.parametrize("code", [2, 3])
+def test_what_worked_once_is_tried_again(code: int) -> None:
+    """A replica that dies in a broker outage, or beside a half-saved file, comes back; the healthy ones stay."""
+    world = World(2)
+    world.at(1, lambda: setattr(world.current(1), "up", True))
+    world.ends(2, 0, -KILL)
+    for restart in range(12):  # the outage lasts two minutes
+        world.ends(3 + 10 * restart, 0, code)
+    world.signal(150, TERM)
+    assert world.supervisor.run() == 0
+    assert world.starts(1) == [0]
+    assert len(world.starts(0)) > 5
+    assert world.current(0).signals == [TERM]
+    assert all(process.closed == 1 for _time, process in world.started)
+
+
 @pytest.mark.parametrize("code", [1, 5, 6, -KILL, -signal.SIGSEGV])
 def test_a_death_is_restarted_after_half_a_second(code: int) -> None:
     """A bug, a stall, a fatal client or a signal: the same index again, the others undisturbed."""
@@ -205,10 +227,13 @@ def test_a_process_that_cannot_be_made_is_tried_again() -> None:
 
 
 CHILD = """
-    import os, signal, time
-    from worker.process.supervisor import die_with_parent
+    import os, signal, sys, time
+    from worker.process.replica import take_orders
     signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"drained\\n"), os._exit(0)))
-    die_with_parent()
+    orders = take_orders()
+    assert "hunter2" not in " ".join(sys.argv)
+    assert orders.overrides == ["kafka.sasl.password=hunter2"]
+    orders.report_up()
     os.write(1, b"up\\n")
     while True:
         time.sleep(10)
@@ -216,10 +241,17 @@ CHILD = """
 
 PARENT = """
     import sys
-    from worker.process.supervisor import supervise
+    from worker.process.replica import Replica
+    from worker.process.signals import listening
+    from worker.process.supervisor import Supervisor
     from worker.telemetry import logs
     logs.configure()
-    sys.exit(supervise(lambda index: [sys.executable, sys.argv[1]], 2))
+    with listening() as stop:
+        supervisor = Supervisor(
+            lambda index: Replica([sys.executable, sys.argv[1]], ["kafka.sasl.password=hunter2"]), 2
+        )
+        stop.give_to(supervisor.on_signal)
+        sys.exit(supervisor.run())
 """
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +12,15 @@ from worker.cli.main import add_set_option
 from worker.errors import ConfigError
 
 if TYPE_CHECKING:
+    from worker.process.signals import Stop
     from worker.settings import Settings
+
+_ENTRY = [
+    *(sys.executable, "-P", "-c"),
+    "import sys; sys.path.append(sys.argv.pop(1)); from worker.__main__ import main; sys.exit(main())",
+]
+"""How a replica is started; the folder of this package follows. Not by ``-m worker``: a file of the user's called
+worker.py in the current directory would be taken for this package."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,12 +45,20 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         WorkerError: see its exit code.
     """
-    with _leaving_when_asked():
-        return _run(args)
+    from worker.process.signals import listening
+
+    with listening() as stop:
+        if args.replica_index is None:
+            return _run(args, stop)
+        from worker.process.replica import take_orders
+
+        orders = take_orders()
+        args.overrides = orders.overrides
+        return _run(args, stop, orders.report_up)
 
 
-def _run(args: argparse.Namespace) -> int:
-    # imported here, because importing takes most of the time before the worker's own handlers are there
+def _run(args: argparse.Namespace, stop: Stop, report_up: Callable[[], None] = lambda: None) -> int:
+    # imported here, because importing takes most of the time before the worker listens to signals
     from worker.settings import check_replicas, load
     from worker.telemetry import logs
 
@@ -57,31 +70,23 @@ def _run(args: argparse.Namespace) -> int:
     if args.replica_index is None:
         _warn_of_plaintext(settings)
     if args.replicas is not None:
-        from worker.process.supervisor import supervise
-
-        return supervise(lambda index: _replica(args, index), args.replicas)
-    if args.replica_index is not None:
-        from worker.process.supervisor import die_with_parent
-
-        die_with_parent()
+        return _supervise(args, stop)
     from worker import app
     from worker.process.run import run as run_worker
 
-    return run_worker(settings, args.replica_index, app.build)
+    return run_worker(
+        settings, args.replica_index, lambda settings, index: app.build(settings, index, report_up), stop
+    )
 
 
-@contextmanager
-def _leaving_when_asked() -> Iterator[None]:
-    """Until the worker or the supervisor has handlers of its own, nothing is taken: SIGTERM and SIGINT end with 0."""
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda *_: os._exit(0)) for number in signals}
-    # whoever started us may have handed its mask down: a blocked SIGTERM would never drain worker or supervisor
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _supervise(args: argparse.Namespace, stop: Stop) -> int:
+    from worker.process.replica import Replica
+    from worker.process.supervisor import Supervisor
+
+    command = [*_ENTRY, str(Path(__file__).parents[2]), "run", str(args.config), "--replica-index"]
+    supervisor = Supervisor(lambda index: Replica([*command, str(index)], args.overrides), args.replicas)
+    stop.give_to(supervisor.on_signal)
+    return supervisor.run()
 
 
 def _warn_of_plaintext(settings: Settings) -> None:
@@ -93,10 +98,3 @@ def _warn_of_plaintext(settings: Settings) -> None:
             f"the connection to {', '.join(hosts)} is not encrypted: "
             f"kafka.security.protocol is {settings.kafka.get('security.protocol', 'plaintext')}"
         )
-
-
-def _replica(args: argparse.Namespace, index: int) -> list[str]:
-    """The command line of one replica."""
-    overrides = [part for override in args.overrides for part in ("--set", override)]
-    command = [sys.executable, "-m", "worker", "run", str(args.config), *overrides]
-    return [*command, "--replica-index", str(index)]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable
-from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
 from worker.errors import WorkerError
 from worker.process import runtime
-from worker.process.leaving import leave
+from worker.process.signals import SIGNALS, Stop
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -27,7 +25,7 @@ class Worker(Protocol):
         """
 
     def ask_to_stop(self) -> None:
-        """Drain soon; called by a signal handler."""
+        """Drain soon; called on another thread."""
 
     def give_up(self) -> None:
         """Leave the consumer group without a drain."""
@@ -40,25 +38,23 @@ Build = Callable[["Settings", int], Worker]
 """Loads the models and connects: takes the settings and the index of this replica."""
 
 
-def run(settings: Settings, index: int | None, build: Build) -> int:
+def run(settings: Settings, index: int | None, build: Build, stop: Stop) -> int:
     """Run one worker until it has drained.
+
+    A signal that comes before the worker is built ends the process with 0: nothing was taken.
 
     Args:
         index: which replica this is; None when there is only one.
         build: makes the worker.
+        stop: where signals go.
 
     Raises:
         WorkerError: see its exit code.
     """
     runtime.prepare()
-    settings = _of_replica(settings, index)
-    stop = Stop()
-    worker = build(settings, index or 0)
-    stop.requested = worker.ask_to_stop
-    # a parent may hand its signal mask down, and building a client blocks all signals for a moment
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
-    if stop.asked:
-        worker.ask_to_stop()
+    worker = build(_of_replica(settings, index), index or 0)
+    stop.drain_then_leave(worker.ask_to_stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # building a client blocks all signals for a moment
     try:
         worker.run()
         return 0
@@ -75,21 +71,3 @@ def _of_replica(settings: Settings, index: int | None) -> Settings:
         return settings
     named = {**settings.kafka, "client.id": f"{settings.kafka['client.id']}-{index}"}
     return settings.model_copy(update={"kafka": named})
-
-
-class Stop:
-    """SIGTERM and SIGINT: the first drains, the second ends the process now."""
-
-    def __init__(self) -> None:
-        self.requested: Callable[[], None] | None = None
-        self.asked = False
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_signal)
-            signal.signal(signal.SIGINT, self._on_signal)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked:
-            leave(128 + number)
-        self.asked = True
-        if self.requested is not None:
-            self.requested()

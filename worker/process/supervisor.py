@@ -1,28 +1,24 @@
 """``run --replicas N``: N worker processes and what to do when one ends.
 
-The supervisor never touches Kafka; replicas find each other through their consumer group. Each child gets a
-process group of its own, so a Ctrl-C in the terminal reaches the supervisor alone and is passed on exactly once
-(a child takes a second signal for "stop now"). Their standard input is a pipe that nobody writes to and that
-closes with the supervisor, however that dies: see `die_with_parent`.
+The supervisor never touches Kafka; replicas find each other through their consumer group.
 """
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Protocol
 
 from worker.telemetry import logs
 
-FINAL_CODES = frozenset({2, 3, 4, 7})
-"""Exits that every replica would repeat (configuration, start, dead-letter limit, sick model): no restart."""
+FINAL_CODES = frozenset({4, 7})
+"""Exits that every replica would repeat (dead-letter limit, sick model): no restart."""
+START_CODES = frozenset({2, 3})
+"""Exits for configuration and start. They are final until a replica has been up; from then on the configuration is
+known to be good, and a broker that is away or a file that is half written passes."""
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 10.0
 LIVED_LONG_S = 30.0
@@ -34,50 +30,22 @@ log = logs.get(__name__)
 
 
 class Process(Protocol):
-    """What the supervisor needs of a child; `subprocess.Popen` has it."""
+    """What the supervisor needs of a child; :class:`worker.process.replica.Replica` has it."""
 
     @property
     def pid(self) -> int: ...
+
+    @property
+    def up(self) -> bool:
+        """Whether the child has ever joined its consumer group."""
+
     def poll(self) -> int | None:
         """None while it runs, else its exit code, or minus the signal that killed it."""
 
     def send_signal(self, sig: int) -> None: ...
 
-
-def supervise(argv_of: Callable[[int], list[str]], replicas: int) -> int:
-    """Run ``replicas`` children until they are done or drained; the exit code for the whole.
-
-    The first SIGTERM or SIGINT drains the children, the second kills them (143 or 130). A child that ends with
-    code 0 is done. One of `FINAL_CODES` drains the others and is the exit code; any other end, a death by signal
-    included, is restarted, and the fifth such death within 60 s drains the others and is the exit code (a death
-    by signal has none and counts as 1, a bug).
-
-    Args:
-        argv_of: the command line of the child with this index; the child calls `die_with_parent` first of all.
-    """
-    alive_until_closed, held = os.pipe()
-    supervisor = Supervisor(
-        lambda index: subprocess.Popen(argv_of(index), stdin=alive_until_closed, process_group=0), replicas
-    )
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = {signum: signal.signal(signum, supervisor.on_signal) for signum in signals}
-    try:
-        return supervisor.run()
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-        os.close(alive_until_closed)
-        os.close(held)
-
-
-def die_with_parent() -> None:
-    """For a child: drain (SIGTERM to itself) when the supervisor is gone, even by SIGKILL."""
-
-    def watch() -> None:
-        os.read(0, 1)  # blocks until the pipe is closed
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    def close(self) -> None:
+        """The child has ended; give back what was held for it."""
 
 
 @dataclass(slots=True)
@@ -93,7 +61,18 @@ class _Replica:
 
 
 class Supervisor:
-    """The rules of `supervise`; process creation and time come from outside."""
+    """Runs children until they are done or drained. `run` gives the exit code for the whole.
+
+    The first signal drains the children, the second kills them (128 + its number). A child that ends with code 0 is
+    done. One of `FINAL_CODES` drains the others and is the exit code, and so is one of `START_CODES` as long as no child
+    was ever up. Any other end, a death by signal included, is followed by a restart. The fifth such death within 60 s
+    drains the others and is the exit code (a death by signal counts as 1, a bug). A child that could not start again
+    (`START_CODES`) does not count there: it is tried for as long as it takes, and the healthy ones stay.
+
+    Args:
+        start: starts the child with this index.
+        clock, sleep: monotonic seconds.
+    """
 
     def __init__(
         self,
@@ -108,14 +87,17 @@ class Supervisor:
         self._sleep = sleep
         self._signals: list[int] = []
         self._draining = False
+        self._was_up = False
+        """Whether any child was ever up."""
         self._exit_code = 0
         self._deaths_s: deque[float] = deque(maxlen=MOST_DEATHS)
 
-    def on_signal(self, signum: int, _frame: FrameType | None = None) -> None:
-        """The handler for SIGTERM and SIGINT: only notes it, `run` acts at its next tick."""
+    def on_signal(self, signum: int) -> None:
+        """A signal came, on any thread; `run` acts at its next tick."""
         self._signals.append(signum)
 
     def run(self) -> int:
+        """See the class."""
         while True:
             if len(self._signals) > 1:
                 return self._stop_now(self._signals[1])
@@ -144,16 +126,20 @@ class Supervisor:
 
     def _reap(self, replica: _Replica) -> None:
         """Look whether the replica's process has ended, and decide what that means."""
-        code = replica.process.poll() if replica.process else None
+        if replica.process is None:
+            return
+        self._was_up = self._was_up or replica.process.up
+        code = replica.process.poll()
         if code is None:
             return
+        replica.process.close()
         replica.process = None
         if code == 0 or (self._draining and code == -signal.SIGTERM):  # not yet far enough to drain
             log.info("replica done", replica=replica.index)
         elif self._draining:
             log.error("replica failed while draining", replica=replica.index, ended=_describe(code))
             self._exit_code = self._exit_code or _exit_code(code)
-        elif code in FINAL_CODES:
+        elif code in FINAL_CODES or (code in START_CODES and not self._was_up):
             log.error("replica ended for good", replica=replica.index, ended=_describe(code))
             self._exit_code = code
             self._drain("a replica cannot go on")
@@ -163,7 +149,8 @@ class Supervisor:
     def _died(self, replica: _Replica, code: int) -> None:
         """Restart after a while, or give up when there are too many deaths."""
         now = self._clock()
-        self._deaths_s.append(now)
+        if code not in START_CODES:
+            self._deaths_s.append(now)
         if len(self._deaths_s) == MOST_DEATHS and now - self._deaths_s[0] <= DEATHS_WITHIN_S:
             log.error("too many deaths, giving up", replica=replica.index, ended=_describe(code))
             self._exit_code = _exit_code(code)

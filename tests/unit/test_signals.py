@@ -1,0 +1,96 @@
+"""SIGTERM, SIGINT and SIGHUP: obeyed at once, whatever the main thread does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from worker.process.signals import Stop
+
+BUSY = """
+import os, sys, time
+from worker.process.signals import listening
+
+def stuck_in_c():  # a call that no Python signal handler interrupts, and that lets other threads run
+    os.write(1, b"busy\\n")
+    import hashlib
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 100_000_000)
+
+with listening() as stop:
+    if sys.argv[1] == "working":
+        stop.drain_then_leave(lambda: os.write(1, b"drain\\n"))
+    stuck_in_c()
+"""
+
+
+def start(state: str, ignore_hangup: bool = False) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", BUSY, state]
+    if ignore_hangup:
+        command = ["nohup", *command]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "busy\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_before_there_is_anything_to_drain_a_signal_ends_the_process_with_0(number: int) -> None:
+    """A warm-up that never ends in C++ does not keep the process from leaving."""
+    with start("warming up") as process:
+        process.send_signal(number)
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
+def test_the_first_signal_drains_and_the_second_ends_the_process(number: int, code: int) -> None:
+    """Although the main thread is inside a long call, the drain is asked for at once and the second signal obeyed."""
+    with start("working") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout
+        assert process.stdout.readline() == "drain\n"
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(10) == code
+
+
+def test_a_hangup_that_the_parent_ignores_stays_ignored() -> None:
+    """Under nohup a closed terminal changes nothing; SIGTERM still ends the process."""
+    with start("warming up", ignore_hangup=True) as process:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_every_signal_is_passed_on_once_somebody_asks() -> None:
+    """The supervisor gets the numbers and decides by itself."""
+    got: list[int] = []
+    left: list[int] = []
+    stop = Stop(left.append)
+    stop.give_to(got.append)
+    stop.arrived(signal.SIGINT)
+    stop.arrived(signal.SIGTERM)
+    assert got == [signal.SIGINT, signal.SIGTERM]
+    assert left == []
+
+
+def test_signals_are_listened_to_only_inside() -> None:
+    """Afterwards the handlers are those of before."""
+    script = (
+        "import os, signal\n"
+        "from worker.process.signals import listening\n"
+        "before = signal.getsignal(signal.SIGTERM)\n"
+        "with listening():\n"
+        "    assert signal.getsignal(signal.SIGTERM) != before\n"
+        "assert signal.getsignal(signal.SIGTERM) == before\n"
+        "assert signal.set_wakeup_fd(-1) == -1\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=30, env=os.environ)
