@@ -31,8 +31,9 @@ from worker.loop.tasks import spawn
 from worker.loop.window import Window
 from worker.process import runtime
 from worker.process.leaving import leave
+from worker.process.progress import Progress
 from worker.process.rounds import Chore, Rounds, every
-from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Progress, Standstill, Watchdog
+from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Outage, Standstill, Watchdog
 from worker.serving.engine import Engine
 from worker.serving.load import load
 from worker.serving.rollout import Rollout
@@ -46,6 +47,8 @@ from worker.telemetry.vitals import LOOK_EVERY_S, Vitals
 COMMIT_INTERVAL_S = 0.5
 TOPICS_EVERY_S = 0.25
 """How often the answers about topics are looked for; the watch itself decides when it asks."""
+UP_EVERY_S = 0.1
+"""How often it is looked whether the group has let us in."""
 
 RETRY_SHARE = 0.75
 """Most of limits.stall_s for which custom code may hold a record: the watchdog must not take that for a stall."""
@@ -69,54 +72,69 @@ def check_broker(settings: Settings) -> list[tuple[str, str]]:
 
 
 def build(settings: Settings, index: int, report_up: Callable[[], None]) -> App:
-    """Load the models, connect to Kafka and start the watchers; what ``App.run`` turns.
+    """Load the models, connect to Kafka and start the watchers. HTTP answers from the start: alive, warming up.
 
     Args:
         index: which replica this is; its HTTP port is the configured one plus this.
+        report_up: called once, when the consumer group has let this process in.
 
     Raises:
         WorkerError: a model, a topic, a right or a port is missing.
     """
-    from worker.kafka.properties import check_properties
+    from worker.kafka.properties import check_properties, client_id
 
     check_properties(
         settings.kafka
-    )  # before a large model is loaded: a misspelt property is the likelier mistake
+    )  # first: loading a large model takes longer than finding a misspelt property
+    meters = Meters(dict.fromkeys(settings.pipelines))
+    vitals = Vitals(meters, settings.limits.stall_s)
+    info = WorkerInfo(
+        client_id(settings), settings.kafka["group.id"], socket.gethostname(), os.getpid(), __version__
+    )
+    address = settings.metrics.http
+    http = HttpServer(address, vitals, info, index) if address else None
     rollouts = load(settings)
     runtime.loaded()
-    return App(settings, rollouts, index)
+    for name, rollout in rollouts.items():
+        servable = rollout.choose()
+        meters.model(name, ModelLabel(servable.model_name, servable.model_version, servable.model.provider))
+    return App(settings, [*rollouts.values()], meters, vitals, info, http, report_up)
 
 
 class App:
     """One worker: its Kafka clients, its loop, and what watches the loop."""
 
-    def __init__(self, settings: Settings, rollouts: dict[str, Rollout], index: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        rollouts: list[Rollout],
+        meters: Meters,
+        vitals: Vitals,
+        info: WorkerInfo,
+        http: HttpServer | None,
+        report_up: Callable[[], None],
+    ) -> None:
         self._settings = settings
-        servables = {name: rollout.choose() for name, rollout in rollouts.items()}
-        self._meters = Meters(
-            {
-                name: ModelLabel(servable.model_name, servable.model_version, servable.model.provider)
-                for name, servable in servables.items()
-            }
-        )
-        self._vitals = Vitals(self._meters, settings.limits.stall_s)
+        self._meters = meters
+        self._vitals = vitals
+        self._info = info
+        self._http = http
+        self._report_up = report_up
         self._connect()
-        self._build_loop([*rollouts.values()])
-        self._vitals.attach(self._conductor, self._source, self._pool)
-        self._watch(index)
+        self._build_loop(rollouts)
+        vitals.attach(
+            self._conductor, self._source, self._pool, lambda: (self._source.errors, self._sink.errors)
+        )
+        self._watchdog = self._watch()
 
     def _connect(self) -> None:
         from worker.kafka.batch_sink import open_sink
-        from worker.kafka.properties import client_id
         from worker.kafka.sink import MetricsProducer
         from worker.kafka.source import open_source
         from worker.kafka.topics import open_topics
 
         settings, meters = self._settings, self._meters
         self._topics = open_topics(settings)
-        self._info = WorkerInfo(
-            client_id(settings), settings.kafka["group.id"], socket.gethostname(), os.getpid(), __version__
-        )
         self._metrics = MetricsProducer(settings) if settings.metrics.topic else None
         self._source = open_source(
             settings, self._topics.embedded, self._topics.ids, lambda: meters.rewind("out_of_range")
@@ -205,7 +223,7 @@ class App:
         """What the loop does between two turns besides records."""
         vitals = self._vitals
         self._look = every(LOOK_EVERY_S, vitals.look)
-        chores = [self._look, every(0.0, vitals.answer)]
+        chores = [self._look, every(0.0, vitals.answer), Chore(0.0, self._once_up)]
         if not self._topics.embedded:
             from worker.kafka.watch import TopicWatch
 
@@ -219,22 +237,21 @@ class App:
     def _unless_draining(self, do: Callable[[], None]) -> Callable[[], None]:
         return lambda: None if self._conductor.draining else do()
 
-    def _watch(self, index: int) -> None:
+    def _watch(self) -> Watchdog:
         limits, conductor = self._settings.limits, self._conductor
         awake = AwakeClock(time.monotonic)
-        progress = Progress(limits.stall_s, self._vitals.progress, awake)
+        progress = Progress(limits.stall_s, self._vitals.reading, awake)
         self._vitals.watch(progress.standing)
-        address = self._settings.metrics.http
-        self._http = HttpServer(address, self._vitals, self._info, index) if address else None
         checks = [
             DrainDeadline(
                 limits.drain_s, lambda: conductor.stop_requested and not conductor.draining, awake
             ).stuck,
             BatchDeadline(limits.batch_timeout_s, self._pool.oldest, _interrupt, awake).stuck,
             Standstill(limits.stall_s, lambda: conductor.turned_ns, awake).stuck,
+            Outage(limits.outage_s, self._vitals.brokers_away, awake).stuck,
             progress.stuck,
         ]
-        self._watchdog = Watchdog(checks, self._vitals.state, log.error, logs.say, awake, leave)
+        return Watchdog(checks, self._vitals.state, log.error, logs.say, awake, leave)
 
     # -- see worker.process.run.Worker -----------------------------------------------------------------------
 
@@ -300,6 +317,13 @@ class App:
             lambda key, value: producer.send(topic, key, value),
             self._vitals.take_snapshot(),
         )
+
+    def _once_up(self, now_s: float) -> float:
+        """Tell whoever started this process that it is in the group; then never again."""
+        if not self._conductor.joined:
+            return now_s + UP_EVERY_S
+        self._report_up()
+        return float("inf")
 
     def _report(self, _now_s: float) -> float:
         assert self._reporter is not None

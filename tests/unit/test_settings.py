@@ -465,6 +465,30 @@ def test_two_names_of_one_property_are_refused() -> None:
         checked(**{"kafka__auto.commit.enable": "true"})
 
 
+@pytest.mark.parametrize("wrong", ['a"b', "a\\b", "a\tb", "a\x1bb", "a\u202eb"])
+def test_names_that_break_the_clients_statistics_are_refused(wrong: str) -> None:
+    """A quotation mark, a backslash or a control character in name or client.id is exit 2 and names the character."""
+    kafka = {"bootstrap.servers": "localhost:9092", "group.id": "g"}
+    for key, sections in (
+        ("name", {"name": wrong}),
+        ("kafka.client.id", {"kafka": {**kafka, "client.id": wrong}}),
+    ):
+        with pytest.raises(ConfigError, match=f"^{key}: got .*, expected no quotation mark"):
+            checked(**sections)
+    assert checked(name="Zähler 1/a", kafka={**kafka, "client.id": "edge-1"}).name == "Zähler 1/a"
+
+
+def test_a_transaction_must_end_before_the_broker_aborts_it() -> None:
+    """transaction.max_ms at or above transaction.timeout.ms, given or default, is exit 2 with exactly_once only."""
+    kafka = {"bootstrap.servers": "localhost:9092", "group.id": "g"}
+    for max_ms, timeout in ((10_000, {}), (7000, {"transaction.timeout.ms": 7000})):
+        sections = {"transaction": {"max_ms": max_ms}, "kafka": {**kafka, **timeout}}
+        with pytest.raises(ConfigError, match=f"^transaction.max_ms: got {max_ms}, expected less than"):
+            checked(delivery="exactly_once", **sections)
+        checked(**sections)
+    checked(delivery="exactly_once", transaction={"max_ms": 9999})
+
+
 def test_plaintext_hosts_are_told_for_a_warning() -> None:
     """Hosts reached without encryption are listed, loopback left out."""
     assert plaintext_hosts(checked(**{"kafka__bootstrap.servers": "PLAINTEXT://k1:9092, localhost:1"})) == [

@@ -6,7 +6,9 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from fakes import FakeRollout
@@ -16,7 +18,7 @@ from worker.batch import Batch, Columns, Partition, Run
 from worker.errors import ConfigError, StartError
 from worker.telemetry import names
 from worker.telemetry.exchange import SnapshotExchange
-from worker.telemetry.http import Health, HttpServer, parse_address
+from worker.telemetry.http import MOST_READING, REQUEST_S, Health, HttpServer, parse_address
 from worker.telemetry.meters import Meters, ModelLabel, PartitionState, Snapshot
 from worker.telemetry.topic import WorkerInfo, metrics_record
 
@@ -180,6 +182,48 @@ def test_what_is_not_asked_for_is_refused(server: HttpServer) -> None:
     assert ask(server, "/metrics", "POST")[0] == 501
     assert ask(server, "/livez", headers={"x": "a" * 20_000})[0] == 431
     assert ask(server, "/livez?verbose")[0] == 200
+
+
+def test_progress_says_what_it_waits_for(server: HttpServer, provider: Provider) -> None:
+    """The body of /progressz names a partition that stands, or since when no broker can be reached."""
+    provider.now = Health(True, True, True, waits="waiting for brokers since 2026-11-30T10:00:00Z")
+    status, body = ask(server, "/progressz")
+    assert (status, json.loads(body)["waits"]) == (200, "waiting for brokers since 2026-11-30T10:00:00Z")
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_cut(server: HttpServer) -> None:
+    """The time for a request counts from its first moment; bytes in between do not renew it."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+        started = time.monotonic()
+        slow.settimeout(0.2)
+        answered = None
+        while answered is None and time.monotonic() - started < 20:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                slow.sendall(b"G")
+            try:
+                answered = slow.recv(100)
+            except TimeoutError:
+                continue
+            except ConnectionResetError:
+                answered = b""
+    assert answered == b""
+    assert time.monotonic() - started < REQUEST_S + 5
+
+
+def test_slow_clients_do_not_keep_a_probe_out(server: HttpServer) -> None:
+    """However many connections hang with half a request, /livez is answered at once: the oldest of them are cut."""
+    slow = []
+    try:
+        for _ in range(3 * MOST_READING):
+            slow.append(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            slow[-1].sendall(b"GET /livez HTTP/1.1\r\nx: ")
+        for _ in range(20):
+            assert ask(server, "/livez")[0] == 200
+        slow[0].settimeout(10)
+        assert slow[0].recv(10) == b""
+    finally:
+        for connection in slow:
+            connection.close()
 
 
 def test_a_port_in_use_is_one_sentence_naming_the_setting(server: HttpServer, provider: Provider) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,6 +52,8 @@ class ClientHealth:
         """Why the client can never work again; None while it can."""
         self.brokers_up = 0
         """Brokers that the client is connected to, as of the last statistics."""
+        self.errors: Counter[str] = Counter()
+        """Errors so far, by librdkafka's name of the code."""
         self._clock = clock
         self._joined = False
         self._failure: Exception | None = None
@@ -81,6 +84,7 @@ class ClientHealth:
     def on_error(self, error: KafkaError) -> None:
         """An error of the client, from its error callback or in place of a record."""
         code = error.code()
+        self.errors[error.name()] += 1
         if error.fatal() or code in FATAL:
             self.fatal = error.str()
             self._failure = ClientFatal(f"the Kafka consumer cannot go on: {error.str()}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,12 +24,13 @@ def library() -> Any | None:
     """The loaded library (a ``ctypes.CDLL``), or None where the package was built in a way we do not know."""
     package = Path(confluent_kafka.__file__).parent
     found = [str(path) for pattern in PATTERNS for path in sorted(package.glob(pattern))]
-    for path in [*found, ctypes.util.find_library("rdkafka")]:
-        if path is not None:
-            try:
-                return ctypes.CDLL(path)
-            except OSError:
-                continue
+    for path in found:
+        with suppress(OSError):
+            return ctypes.CDLL(path)
+    # a package built against the system's library. The search starts a compiler, which needs a temporary folder.
+    with suppress(OSError):
+        path_found = ctypes.util.find_library("rdkafka")
+        return ctypes.CDLL(path_found) if path_found else None
     return None
 
 

@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaException, Producer
 
 from worker.errors import ConfigError
 from worker.kafka.library import known_properties, property_fault
+from worker.settings.checks import TRANSACTION_TIMEOUT_MS
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -34,7 +35,6 @@ LARGEST_INT = 2_147_483_647
 LARGEST_FETCH = 900_000_000
 """In bytes; a response holds a little more."""
 BATCH_BYTES = 1_000_000
-TRANSACTION_TIMEOUT_MS = 10_000
 SOCKET_TIMEOUT_MS = 10_000
 """librdkafka's own minute is how long a question for a topic's leader, put to a broker that is leaving, keeps it from
 asking the next one. With transactions it takes about this by itself (``transaction.timeout.ms`` less a little)."""

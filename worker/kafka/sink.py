@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -64,6 +65,8 @@ class Outputs(Generic[ClientT]):
 
     def __init__(self, settings: Settings, topics: Topics, transactional_id: str | None = None) -> None:
         self._topics = topics
+        self.errors: Counter[str] = Counter()
+        """Errors of the client so far, by librdkafka's name of the code."""
         self._reported: int | None = None
         self.fatal: str | None = None
         """Why the producer can never work again, once that is so; a renewed one can."""
@@ -148,6 +151,7 @@ class Outputs(Generic[ClientT]):
         on_delivery(error, None)
 
     def _on_error(self, error: KafkaError) -> None:
+        self.errors[error.name()] += 1
         if error.fatal() or error.code() == KafkaError._FATAL:
             self.fatal = error.str()
         if error.code() != self._reported:

@@ -119,6 +119,16 @@ class KafkaSource:
         return self.health.fatal
 
     @property
+    def brokers_up(self) -> int:
+        """Brokers that the client is connected to, as of the last statistics."""
+        return self.health.brokers_up
+
+    @property
+    def errors(self) -> Counter[str]:
+        """Errors of the client so far, by librdkafka's name of the code."""
+        return self.health.errors
+
+    @property
     def commit_failures(self) -> int:
         """Positions whose commit failed."""
         return self._commits.failures

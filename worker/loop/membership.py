@@ -137,7 +137,8 @@ class Membership:
 
     def __init__(self, parts: Parts, verbs: Verbs, drain_s: float, revoke_s: float) -> None:
         self.joined = False
-        """The group gave this process its first assignment, which may be empty."""
+        """The group has given this process an assignment, which may be empty. False again after partitions are lost,
+        until the next assignment."""
         self.draining = False
         self.rewinding = False
         """Outputs on their way are being given up. Where to read from again is not known yet."""
@@ -201,6 +202,7 @@ class Membership:
 
     def on_lost(self, partitions: list[Partition]) -> None:
         """Another process may own these partitions already: nothing of them is published or committed any more."""
+        self.joined = False
         self._accounts.rebalance()
         self._caution.dropped(partitions)
         self._window.revoke(partitions)

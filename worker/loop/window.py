@@ -214,6 +214,11 @@ class Window:
             waiting |= reached
         return waiting
 
+    def oldest(self, partition: Partition) -> Slab | None:
+        """The first slab with records of this partition that is not acknowledged; None when there is none."""
+        line = self._unacknowledged.get(partition) or self._unreleased.get(partition)
+        return line[0] if line else None
+
     def busy(self, partitions: Collection[Partition] | None = None) -> bool:
         """Whether a slab, or one that holds records of these partitions, is not acknowledged yet."""
         if partitions is None:

@@ -6,10 +6,16 @@ record is no progress, and neither is waiting, however good the reason: a dead o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from worker.batch import Partition
+from worker.batch import Batch, Partition
+
+if TYPE_CHECKING:
+    from worker.kafka.ends import Reach
+    from worker.loop.slab import Slab
+    from worker.loop.window import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,46 @@ class PartitionView:
     def behind(self) -> bool:
         """Whether records exist that are not acknowledged."""
         return self.end is not None and (self.position or 0) < self.end
+
+
+def views(
+    window: Window, oldest: Batch | None, reach: Mapping[Partition, Reach], paused: Collection[str]
+) -> dict[Partition, PartitionView]:
+    """The assigned partitions as they are now; for the loop's thread.
+
+    Args:
+        oldest: the batch that the pool has worked on for longest.
+        reach: how far each partition was read and how far it goes.
+        paused: topics that we do not fetch now.
+    """
+    found = {}
+    for partition, read in reach.items():
+        position = window.position(partition)
+        if position is None:
+            position = read.start  # nothing is acknowledged yet
+        passed = (
+            position + read.unreadable if position is not None and position == read.position else position
+        )
+        slab = window.oldest(partition)
+        view = PartitionView(passed, read.end if read.end >= 0 else None, paused=partition.topic in paused)
+        if slab is not None:
+            turn, receipt = slab.turn, slab.receipt
+            view = replace(
+                view,
+                in_flight=(id(slab), turn.waiting_for, turn.blocked_by, receipt.taken, receipt.answered),
+                queued=turn.waiting_for > 0 and (oldest is None or oldest.slab is not slab),
+                waits=_waits(slab),
+            )
+        found[partition] = view
+    return found
+
+
+def _waits(slab: Slab) -> str:
+    if slab.turn.waiting_for:
+        return f"for {slab.turn.waiting_for} batches of the model"
+    if slab.turn.blocked_by:
+        return "for records of other partitions that were taken earlier"
+    return f"for {slab.receipt.unanswered} outputs to be acknowledged"
 
 
 @dataclass(frozen=True, slots=True)

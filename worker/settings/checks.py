@@ -104,9 +104,15 @@ def _is_loopback(server: str) -> bool:
         return host.lower() == "localhost"
 
 
+TRANSACTION_TIMEOUT_MS = 10_000
+"""``kafka.transaction.timeout.ms`` unless given."""
+
+
 def check_together(settings: Settings) -> None:
     """Everything that is about more than one setting and needs no model."""
     _check_kafka(settings)
+    _check_names(settings)
+    _check_transactions(settings)
     _check_topics(settings)
     for name in settings.pipelines:
         _check_pipeline(settings, name)
@@ -130,6 +136,27 @@ def _check_kafka(settings: Settings) -> None:
                 f"kafka.security.protocol: SASL PLAIN would send the password to {server} unencrypted; "
                 "expected sasl_ssl, or security.allow_plaintext: true"
             )
+
+
+def _check_names(settings: Settings) -> None:
+    """librdkafka writes client.id into its statistics (JSON) as it is: such a character would make them unreadable."""
+    for key, value in (("name", settings.name), ("kafka.client.id", settings.kafka.get("client.id", ""))):
+        if wrong := next((c for c in value if c in '"\\' or not c.isprintable()), None):
+            raise ConfigError(
+                f"{key}: got {value!r}, expected no quotation mark, backslash or control character, found {wrong!r}"
+            )
+
+
+def _check_transactions(settings: Settings) -> None:
+    """A transaction that may grow for longer than the broker lets it live is aborted every time."""
+    if settings.delivery != "exactly_once":
+        return
+    timeout_ms = settings.kafka.get("transaction.timeout.ms", str(TRANSACTION_TIMEOUT_MS)).strip()
+    if timeout_ms.isdecimal() and settings.transaction.max_ms >= int(timeout_ms):
+        raise ConfigError(
+            f"transaction.max_ms: got {settings.transaction.max_ms}, expected less than "
+            f"kafka.transaction.timeout.ms ({timeout_ms}), after which the broker aborts the transaction"
+        )
 
 
 def _check_topics(settings: Settings) -> None:

@@ -11,7 +11,9 @@ import io
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, BinaryIO, Protocol, cast
@@ -25,8 +27,14 @@ from worker.telemetry.prometheus import CONTENT_TYPE, Exposition
 from worker.telemetry.topic import WorkerInfo, metrics_record
 
 _MAX_REQUEST_BYTES = 16 * 1024
-_MAX_CONNECTIONS = 16
-_IDLE_S = 5.0
+MOST_READING = 16
+"""Connections whose request is not complete yet. One more cuts the oldest: a probe always gets through."""
+MOST_CONNECTIONS = 64
+"""All connections. One more is closed unanswered."""
+REQUEST_S = 2.0
+"""How long a client may take to send its whole request."""
+ANSWER_S = 5.0
+"""How long a client may take to read its whole answer."""
 _CLOSE_WITHIN_S = 0.1
 
 log = logs.get(__name__)
@@ -40,6 +48,9 @@ class Health:
     ready: bool
     progressing: bool
     detail: dict[str, Any] = field(default_factory=dict)
+    """Added to the bodies of the first two."""
+    waits: str | None = None
+    """What progress waits for: a partition that stands, or brokers; None while nothing is unusual."""
 
 
 class Provider(Protocol):
@@ -136,7 +147,8 @@ def _routes(provider: Provider, worker: WorkerInfo) -> dict[str, Callable[[], _A
         return _json(health.ready, orjson.dumps({"ready": health.ready, **health.detail}, default=str))
 
     def progressing() -> _Answer:
-        return _json(provider.health().progressing, metrics_record(provider.snapshot(), worker))
+        health = provider.health()
+        return _json(health.progressing, metrics_record(provider.snapshot(), worker, health.waits))
 
     return {
         "/metrics": metrics,
@@ -153,15 +165,19 @@ def _json(good: bool, body: bytes) -> _Answer:
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    """At most ``_MAX_CONNECTIONS`` threads; what comes on top is closed unanswered."""
+    """One thread per connection, a bounded number of them."""
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128
 
     def __init__(self, host: str, port: int, routes: dict[str, Callable[[], _Answer]]) -> None:
         self.routes = routes
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._free = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._reading: dict[socket.socket, None] = {}
+        """Connections whose request is not complete, oldest first."""
+        self._lock = threading.Lock()
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
@@ -171,16 +187,30 @@ class _Server(http.server.ThreadingHTTPServer):
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
+        with self._lock:
+            self._reading[request] = None
+            oldest = next(iter(self._reading)) if len(self._reading) > MOST_READING else None
+            if oldest is not None:
+                del self._reading[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end and closes it
         try:
             super().process_request(request, client_address)
         except BaseException:
+            self.complete(request)
             self._free.release()
             raise
+
+    def complete(self, request: socket.socket) -> None:
+        """The request was read, or never will be: it is not cut any more."""
+        with self._lock:
+            self._reading.pop(request, None)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.complete(request)
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -190,14 +220,20 @@ class _Server(http.server.ThreadingHTTPServer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     """One GET per connection, answered from the server's routes."""
 
-    timeout = _IDLE_S
     server_version = "streaminfer"
     sys_version = ""
 
     def setup(self) -> None:
         super().setup()
-        self._request = _Bounded(self.rfile, _MAX_REQUEST_BYTES)
+        stream = io.BufferedReader(_Timely(self.connection, REQUEST_S))
+        self._request = _Bounded(stream, _MAX_REQUEST_BYTES)
         self.rfile = cast(io.BufferedIOBase, self._request)
+
+    def parse_request(self) -> bool:
+        complete = super().parse_request()
+        cast(_Server, self.server).complete(self.connection)
+        self.connection.settimeout(ANSWER_S)  # counts for the whole of a `sendall`
+        return complete
 
     def do_GET(self) -> None:
         if not self._request.left:
@@ -221,6 +257,29 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_args: Any) -> None:
         """Probes come every few seconds: no log line for each."""
+
+
+class _Timely(io.RawIOBase):
+    """Reads a socket until a deadline: a client that sends a byte now and then does not move it.
+
+    Args:
+        seconds: from now on.
+    """
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self._connection = connection
+        self._deadline = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Raises TimeoutError: the deadline is over."""
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the request took too long")
+        self._connection.settimeout(left_s)
+        return self._connection.recv_into(buffer)
 
 
 class _Bounded:

@@ -50,6 +50,18 @@ class PartitionState(NamedTuple):
         return max(0, self.end - done - (self.unreadable if done == self.position else 0))
 
 
+@dataclass(frozen=True, slots=True)
+class KafkaState:
+    """What the worker knows of its brokers and its group."""
+
+    available: bool = False
+    """Whether any broker can be reached."""
+    assigned: int = 0
+    """Partitions assigned to this process."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """Errors of the clients since the start, by librdkafka's name of the code."""
+
+
 @dataclass(slots=True)
 class PipelineCounts:
     """What happened to the records of one pipeline; ``model`` is None for records that no pipeline takes."""
@@ -115,6 +127,7 @@ class Snapshot:
     transactions: Counter[str]
     rewinds: Counter[str]
     loop_s: dict[str, float]
+    kafka: KafkaState = KafkaState()
 
     def since(self, earlier: Snapshot) -> Snapshot:
         """The same moment with the counters from ``earlier`` on."""
@@ -139,14 +152,14 @@ class Meters:
     """The live counters. Every record is `taken` once and `counted` once; the rest is told per batch.
 
     Args:
-        models: the pipelines in file order with their models. A name that is none of these (records that no
-            pipeline takes) is counted from its first record on.
+        models: the pipelines in file order with their models; None until the model is known (`model`). A name that is
+            none of these (records that no pipeline takes) is counted from its first record on.
         clock, wall: monotonic and Unix seconds.
     """
 
     def __init__(
         self,
-        models: Mapping[str, ModelLabel],
+        models: Mapping[str, ModelLabel | None],
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -161,10 +174,9 @@ class Meters:
         self._rewinds: Counter[str] = Counter()
         self._loop_s = dict.fromkeys(LOOP_SECTIONS, 0.0)
 
-    @property
-    def counted_records(self) -> int:
-        """Records that left, however; it stands still exactly when nothing gets done."""
-        return sum(c.ok + c.dead_letter + c.dropped for c in list(self._pipelines.values()))
+    def model(self, pipeline: str, label: ModelLabel) -> None:
+        """This model answers for the pipeline from now on."""
+        self._of(pipeline).model = label
 
     def taken(self, pipeline: str, records: int, nbytes: int = 0) -> None:
         """Records came from Kafka and are in flight now; ``nbytes`` of values."""
@@ -222,7 +234,10 @@ class Meters:
         self._loop_s[section] += seconds
 
     def snapshot(
-        self, bytes_in_flight: int = 0, partitions: Mapping[Partition, PartitionState] | None = None
+        self,
+        bytes_in_flight: int = 0,
+        partitions: Mapping[Partition, PartitionState] | None = None,
+        kafka: KafkaState | None = None,
     ) -> Snapshot:
         """An independent copy of all counters since the start, with the states only the caller knows."""
         now = self._clock()
@@ -241,6 +256,7 @@ class Meters:
             transactions=self._transactions.copy(),
             rewinds=self._rewinds.copy(),
             loop_s=self._loop_s.copy(),
+            kafka=kafka or KafkaState(),
         )
 
     def _of(self, pipeline: str) -> PipelineCounts:

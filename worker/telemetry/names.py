@@ -100,6 +100,22 @@ REWINDS = Metric(
 MODEL_INFO = Metric(
     "model_info", "gauge", "", "Always 1: the model in use.", ("pipeline", "name", "version", "provider")
 )
+ASSIGNED_PARTITIONS = Metric(
+    "assigned_partitions",
+    "gauge",
+    "partitions",
+    "Partitions assigned to this process. Lag series exist for these only: alert on the sum over the group, too.",
+)
+BROKER_AVAILABLE = Metric(
+    "broker_available", "gauge", "", "1 while the consumer is connected to any broker, else 0."
+)
+KAFKA_ERRORS = Metric(
+    "kafka_errors_total",
+    "counter",
+    "errors",
+    "Errors the Kafka clients reported, by librdkafka's name of the code.",
+    ("code",),
+)
 LOG_LINES_DROPPED = Metric(
     "log_lines_dropped_total",
     "counter",
@@ -124,5 +140,8 @@ METRICS = (
     TRANSACTIONS,
     REWINDS,
     MODEL_INFO,
+    ASSIGNED_PARTITIONS,
+    BROKER_AVAILABLE,
+    KAFKA_ERRORS,
     LOG_LINES_DROPPED,
 )

@@ -75,6 +75,10 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
         yield names.TRANSACTIONS, (result,), transactions
     for cause, rewinds in snapshot.rewinds.items():
         yield names.REWINDS, (cause,), rewinds
+    yield names.ASSIGNED_PARTITIONS, (), snapshot.kafka.assigned
+    yield names.BROKER_AVAILABLE, (), snapshot.kafka.available
+    for code, errors in snapshot.kafka.errors.items():
+        yield names.KAFKA_ERRORS, (code,), errors
     yield names.LOG_LINES_DROPPED, (), logs.dropped_lines()
 
 

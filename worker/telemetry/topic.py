@@ -24,10 +24,14 @@ class WorkerInfo:
     version: str
 
 
-def metrics_record(snapshot: Snapshot, worker: WorkerInfo) -> bytes:
-    """The metrics record of a snapshot as JSON; its counters cover the snapshot's ``interval_s``."""
+def metrics_record(snapshot: Snapshot, worker: WorkerInfo, waits: str | None = None) -> bytes:
+    """The metrics record of a snapshot as JSON; its counters cover the snapshot's ``interval_s``.
+
+    Args:
+        waits: what the worker waits for, when that is unusual; a field of that name then.
+    """
     interval_s = snapshot.interval_s
-    record = {
+    record: dict[str, Any] = {
         "type": "streaminfer.metrics",
         "schema": 1,
         "time_ms": snapshot.time_ms,
@@ -50,6 +54,8 @@ def metrics_record(snapshot: Snapshot, worker: WorkerInfo) -> bytes:
             for section, spent_s in snapshot.loop_s.items()
         },
     }
+    if waits is not None:
+        record["waits"] = waits
     return orjson.dumps(record)
 
 

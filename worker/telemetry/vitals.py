@@ -7,13 +7,15 @@ Other threads read plain attributes of the loop, which are replaced whole and ne
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from worker.batch import Partition
+from worker.batch import Batch, Partition
+from worker.process.progress import Reading, views
 from worker.telemetry.exchange import SnapshotExchange
 from worker.telemetry.http import Health
-from worker.telemetry.meters import Meters, PartitionState, Snapshot
+from worker.telemetry.meters import KafkaState, Meters, PartitionState, Snapshot
 
 if TYPE_CHECKING:
     from worker.kafka.ends import Reach
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 1.0
 """How often the ends of the partitions are looked up."""
+UNREADY_AFTER_S = 10.0
+"""After so long without any broker the worker is not ready. A restart of one broker is usually shorter."""
 
 
 class Loop(Protocol):
@@ -50,6 +54,10 @@ class Source(Protocol):
     @property
     def fatal(self) -> str | None: ...
 
+    @property
+    def brokers_up(self) -> int:
+        """Brokers that the client is connected to."""
+
     def lag(self) -> dict[Partition, Reach]: ...
 
 
@@ -58,6 +66,9 @@ class Pool(Protocol):
 
     outstanding: int
 
+    def oldest(self) -> Batch | None:
+        """The batch that has been worked on for longest."""
+
 
 class Vitals:
     """One worker's state of health. Until `attach` it is warming up: alive and not ready.
@@ -65,21 +76,39 @@ class Vitals:
     Args:
         stall_s: a loop whose last turn is older counts as dead (``limits.stall_s``).
         clock_ns: monotonic nanoseconds, the conductor's clock.
+        wall_s: Unix seconds.
     """
 
     def __init__(
-        self, meters: Meters, stall_s: float, clock_ns: Callable[[], int] = time.monotonic_ns
+        self,
+        meters: Meters,
+        stall_s: float,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        wall_s: Callable[[], float] = time.time,
     ) -> None:
         self._meters = meters
         self._stall_s = stall_s
         self._clock_ns = clock_ns
+        self._wall_s = wall_s
         self._parts: tuple[Loop, Source, Pool] | None = None
+        self._errors: Callable[[], Iterable[Counter[str]]] = tuple
         self._standing: Callable[[], str | None] = lambda: None
         self._reach: Mapping[Partition, Reach] = {}
+        self._reading = Reading({})
+        self._brokerless: tuple[int, float] | None = None
+        """When the last broker was gone, by the monotonic (ns) and the wall clock (s); None while there is one."""
+        self._was_member = False
         self.exchange = SnapshotExchange(meters.snapshot())
 
-    def attach(self, loop: Loop, source: Source, pool: Pool) -> None:
-        """The worker is built: from here on these answer."""
+    def attach(
+        self, loop: Loop, source: Source, pool: Pool, errors: Callable[[], Iterable[Counter[str]]]
+    ) -> None:
+        """The worker is built: from here on these answer.
+
+        Args:
+            errors: the errors of each Kafka client so far, by librdkafka's name of the code.
+        """
+        self._errors = errors
         self._parts = (loop, source, pool)
 
     def watch(self, standing: Callable[[], str | None]) -> None:
@@ -93,17 +122,54 @@ class Vitals:
         if self._parts is None:
             return Health(alive=True, ready=False, progressing=True, detail={"reason": "warming up"})
         loop, source, _ = self._parts
-        alive = self._idle_s(loop) < self._stall_s and source.fatal is None
+        idle_s = self._idle_s(loop)
+        alive = idle_s < self._stall_s and source.fatal is None
         # a loop that is busy with a batch has not begun to drain when it is asked to
         draining = loop.draining or loop.stop_requested
-        detail = {"turned_s_ago": round(self._idle_s(loop), 3), "draining": draining}
-        return Health(
-            alive, alive and loop.joined and not draining, alive and self._standing() is None, detail
-        )
+        detail: dict[str, Any] = {"turned_s_ago": round(idle_s, 3), "draining": draining}
+        if reason := self._unready(loop, source, alive, draining):
+            detail["reason"] = reason
+        standing = self._standing()
+        why = standing or self.waits_for_brokers()
+        return Health(alive, reason is None, alive and standing is None, detail, why)
+
+    def _unready(self, loop: Loop, source: Source, alive: bool, draining: bool) -> str | None:
+        """Why this worker gets no records now; None when it does."""
+        if source.fatal is not None:
+            return f"the Kafka client cannot go on: {source.fatal}"
+        if not alive:
+            return "the loop does not turn"
+        if draining:
+            return "draining"
+        if not loop.joined:
+            if self._was_member:
+                return "partitions were lost and the group is not joined again"
+            return "the group is not joined"
+        if self.brokers_away() and self._brokerless_s() > UNREADY_AFTER_S:
+            return "brokers unreachable"
+        return None
+
+    def brokers_away(self) -> bool:
+        """Whether no broker can be reached, as of the last look."""
+        return self._brokerless is not None
+
+    def _brokerless_s(self) -> float:
+        return 0.0 if self._brokerless is None else (self._clock_ns() - self._brokerless[0]) / 1e9
+
+    def waits_for_brokers(self) -> str | None:
+        """A sentence while no broker can be reached."""
+        if self._brokerless is None:
+            return None
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._brokerless[1]))
+        return f"waiting for brokers since {since}"
 
     def snapshot(self) -> Snapshot:
         """See :class:`worker.telemetry.http.Provider`."""
         return self._meters.snapshot() if self._parts is None else self.exchange.ask()
+
+    def reading(self) -> Reading:
+        """What :class:`worker.process.progress.Progress` looks at, as of the last look."""
+        return self._reading
 
     def state(self) -> dict[str, Any]:
         """What a stuck process knows of itself, read without its help."""
@@ -118,14 +184,12 @@ class Vitals:
             "bytes_in_flight": loop.budget.held,
             "records_in_flight": loop.window.records,
             "batches_in_pool": pool.outstanding,
-            "partitions": {f"{p.topic}/{p.number}": reach[:2] for p, reach in self._reach.items()},
+            "waits": self.waits_for_brokers(),
+            "partitions": {
+                f"{p.topic}/{p.number}": {"position": view.position, "end": view.end, "waits": view.waits}
+                for p, view in self._reading.partitions.items()
+            },
         }
-
-    def progress(self) -> tuple[Mapping[Partition, tuple[int | None, int | None]], int, bool]:
-        """What :class:`worker.process.watchdog.Progress` reads."""
-        assert self._parts is not None, "the watchdog starts with the worker"
-        seen = {p: (reach.position + reach.unreadable, reach.end) for p, reach in self._reach.items()}
-        return seen, self._meters.counted_records, bool(self._parts[0].paused)
 
     def _idle_s(self, loop: Loop) -> float:
         return (self._clock_ns() - loop.turned_ns) / 1e9
@@ -133,9 +197,19 @@ class Vitals:
     # -- for the loop's thread -----------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Refresh how far each partition was read and how far it goes."""
-        if self._parts is not None:
-            self._reach = self._parts[1].lag()
+        """Refresh how far each partition was read and answered, how far it goes, and whether there are brokers."""
+        if self._parts is None:
+            return
+        loop, source, pool = self._parts
+        self._reach = source.lag()
+        self._was_member = self._was_member or loop.joined
+        if source.brokers_up:
+            self._brokerless = None
+        elif self._brokerless is None:
+            self._brokerless = (self._clock_ns(), self._wall_s())
+        seen = views(loop.window, pool.oldest(), self._reach, loop.paused)
+        # a drain has a deadline of its own
+        self._reading = Reading({} if loop.draining else seen, brokers=self._brokerless is None)
 
     def take_snapshot(self) -> Snapshot:
         """A consistent snapshot of now, made between two turns of the loop."""
@@ -156,7 +230,8 @@ class Vitals:
                 reach.unreadable if position == reach.position else 0,
                 reach.age_s,
             )
-        return self._meters.snapshot(loop.budget.held, partitions)
+        kafka = KafkaState(self._brokerless is None, len(window.owned), sum(self._errors(), Counter()))
+        return self._meters.snapshot(loop.budget.held, partitions, kafka)
 
     def answer(self) -> None:
         """Give a snapshot to the threads that wait for one."""
