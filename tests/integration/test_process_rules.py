@@ -34,6 +34,8 @@ from stream import (
     write_config,
 )
 
+from worker.telemetry import names
+
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
 
 SECRET = "correct-horse-battery"
@@ -52,6 +54,9 @@ FAMILIES = {
     "transactions",
     "rewinds",
     "model_info",
+    "assigned_partitions",
+    "broker_available",
+    "kafka_errors",
     "log_lines_dropped",
 }
 
@@ -157,7 +162,8 @@ def test_http_and_metrics_topic_tell_the_same_truth(stage: Stage) -> None:
         for line in text.splitlines()
         if line.startswith("# TYPE streaminfer_")
     }
-    assert {name.removesuffix("_total") for name in families} == FAMILIES
+    assert families == {metric.name for metric in names.METRICS}
+    assert {name.removesuffix("_total") for name in families} >= FAMILIES
     assert "process_resident_memory_bytes" in now
     assert now['records_in_total{pipeline="same"}'] == 950
     assert now['records_total{outcome="ok",pipeline="same"}'] == 900
