@@ -59,7 +59,8 @@ def test_ordinary_records_all_go_to_the_only_pipeline() -> None:
         ([("x-model", b"b")], "b"),
         ([("x-model", b"a"), ("x-model", b"b")], "b"),
         ([("x-model", b"A")], "rest"),
-        ([("X-Model", b"a")], "rest"),
+        ([("X-Model", b"a")], "a"),
+        ([("x-model", b"a"), ("X-MODEL", b"b")], "b"),
         ([("x-model", None)], "rest"),
         (None, "rest"),
     ],
@@ -67,7 +68,7 @@ def test_ordinary_records_all_go_to_the_only_pipeline() -> None:
 def test_the_first_pipeline_whose_header_matches_takes_the_record(
     headers: Headers | None, taker: str
 ) -> None:
-    """Bytes against the last header of that name; a pipeline without `when` takes what is left."""
+    """Bytes against the last header of that name, whose case does not matter; a pipeline without `when` takes what is left."""
     when = {name: FakeRollout(name, when=("x-model", name.encode())) for name in "ab"}
     assert fates(admit(records(b"v", headers=[headers]), *when.values(), FakeRollout("rest"))) == [taker]
 

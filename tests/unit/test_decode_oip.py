@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import struct
 from typing import Any
@@ -244,8 +245,7 @@ def test_a_length_header_that_makes_no_sense_is_invalid(length: bytes | None) ->
 
 def test_a_length_that_cuts_the_json_is_undecodable() -> None:
     """The part that should be JSON is not."""
-    for length in (b"0", b"5"):
-        assert model().refusal(request(), [("inference-header-content-length", length)])[0] == "undecodable"
+    assert model().refusal(request(), [("inference-header-content-length", b"5")])[0] == "undecodable"
 
 
 @pytest.mark.parametrize(
@@ -270,3 +270,112 @@ def test_a_tensor_is_given_once() -> None:
     both = tensor(parameters={"binary_data_size": 8})
     value, headers = binary({"inputs": [both]}, DATA)
     assert model().refusal(value, headers)[0] == "invalid"
+
+
+# -- packed bodies, and bodies without JSON --------------------------------------------------------------
+
+
+def packed(body: bytes) -> bytes:
+    return gzip.compress(body, mtime=0)
+
+
+GZIP = [("Content-Encoding", b"gzip")]
+
+
+def test_a_gzip_body_is_unpacked() -> None:
+    """A request whose header content-encoding says gzip is read as the request inside, binary tensors included."""
+    assert model().item(packed(request()), GZIP).tolist() == [[1, 2]]
+    assert model().item(request(), [("content-encoding", b"identity")]).tolist() == [[1, 2]]
+    value, headers = binary({"inputs": [blob(8)]}, struct.pack("<2f", 3, 4))
+    assert model().item(packed(value), headers + GZIP).tolist() == [[3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("value", "headers", "reason"),
+    [
+        (request(), GZIP, "undecodable"),
+        (packed(request())[:-9], GZIP, "undecodable"),
+        (packed(request())[:-4] + b"\1\0\0\0", GZIP, "undecodable"),
+        (packed(request()) + packed(b"{}"), GZIP, "undecodable"),
+        (packed(request()), [("content-encoding", b"br")], "undecodable"),
+        (packed(request()), [], "undecodable"),
+        (packed(b"0" * (33 << 20)), GZIP, "too_large"),
+    ],
+)
+def test_a_packed_body_that_cannot_be_unpacked_is_refused(value: bytes, headers: Any, reason: str) -> None:
+    """A body that is not gzip, is broken, of another encoding, or unpacks to more than four times input.max_bytes."""
+    feed = model().decode(request(), value, request(), headers=[None, headers, None])
+    assert reasons(feed) == {1: reason}
+
+
+def test_a_packed_body_costs_what_is_inside() -> None:
+    """The cost of a gzip body is that of the text inside, told from the body's end."""
+    text = request(tensor([0.5] * 100_000, (1, 100_000)))
+    cost = model(shape=("N", None)).decoder.cost
+    assert cost(packed(text)) >= cost(text)
+
+
+def raw(value: bytes, kind: str = "float", shape: Any = ("N", 2), **more: Any) -> Any:
+    return model(kind, shape, **more).decode(value, headers=[[("Inference-Header-Content-Length", b"0")]])
+
+
+@pytest.mark.parametrize(
+    ("shape", "batchable", "expected"),
+    [
+        (("N", 2), True, (3, 2)),
+        (("N", "T"), True, (1, 6)),
+        (("N", 3, "T"), True, (1, 3, 2)),
+        ((2, "T"), False, (2, 3)),
+        ((2, 3), False, (2, 3)),
+    ],
+)
+def test_a_value_without_json_is_the_models_only_input(shape: Any, batchable: bool, expected: Any) -> None:
+    """With a JSON length of 0 the value is the only input; items of a known shape may be several, or one length free."""
+    feed = raw(struct.pack("<6f", *range(6)), shape=shape, batchable=batchable)
+    item = feed.items[0]
+    assert item.arrays["x"].shape == expected
+    assert item.arrays["x"].ravel().tolist() == [0, 1, 2, 3, 4, 5]
+    assert item.count == (expected[0] if batchable else 1)
+    assert item.request.binary
+
+
+def test_a_text_without_json_is_one_element() -> None:
+    """With a JSON length of 0 the value of a model of texts is one text."""
+    assert raw("é".encode(), "string", ("N", 1)).items[0].arrays["x"].tolist() == [["é"]]
+    assert raw(b"a", "string", ("N",)).items[0].arrays["x"].tolist() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "shape"),
+    [
+        (b"", "float", ("N", 2)),
+        (b"\0" * 7, "float", ("N", 2)),
+        (b"\0" * 12, "float", ("N", 2)),
+        (b"\0" * 8, "float", ("N", "T", "S")),
+        (b"\2\0", "bool", ("N", 2)),
+        (b"\xff", "string", ("N", 1)),
+        (b"a", "string", ("N", 2)),
+    ],
+)
+def test_a_value_without_json_of_another_length_is_invalid(value: bytes, kind: str, shape: Any) -> None:
+    """A value that fits no shape of the model's only input is invalid."""
+    assert reasons(raw(value, kind, shape)) == {0: "invalid"}
+
+
+def test_a_value_without_json_needs_a_model_of_one_input() -> None:
+    """A value without JSON cannot feed a model of several inputs."""
+    two = Decoding("oip", {"x": ("float", ("N", 2)), "y": ("float", ("N", 2))})
+    feed = two.decode(b"\0" * 16, headers=[[("inference-header-content-length", b"0")]])
+    assert "one model input, the model has 2" in feed.rejected[0].message
+
+
+def test_a_wish_for_classes_is_refused_not_ignored() -> None:
+    """A request that asks for classes instead of an output's tensor is refused with a sentence."""
+    value = request(outputs=[{"name": "y", "parameters": {"classification": 3}}])
+    reason, message = model().refusal(value)
+    assert (reason, "classification" in message) == ("invalid", True)
+
+
+def test_a_tensor_of_no_elements_cannot_stand_for_many_items() -> None:
+    """A shape with a zero and a large dimension is invalid: its answers would take memory that no byte pays for."""
+    assert model(shape=("N", "T")).refusal(request(tensor([], (10**9, 0))))[0] == "invalid"

@@ -84,9 +84,13 @@ def test_tensor_needs_a_known_number_of_bytes(inputs: Any) -> None:
 
 @pytest.mark.parametrize("name", ["tensor", "npy"])
 def test_one_array_feeds_one_input(name: str) -> None:
-    """A model with two inputs is refused at start."""
+    """A model with two inputs, or with none, is refused at start."""
     with pytest.raises(ConfigError, match=r"^input\.format"):
         Decoding(name, {"a": ("float", ("N", 2)), "b": ("float", ("N", 2))})
+    with pytest.raises(
+        ConfigError, match=rf"^input\.format: {name} feeds one model input, the model has none"
+    ):
+        Decoding(name, {})
 
 
 # -- npy

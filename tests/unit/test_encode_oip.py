@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from encode_support import batch_of, encode, make_encoder, request_item
+from encode_support import batch_of, encode, make_encoder, make_envelope, request_item
 
 from worker.batch import Outcomes
 
@@ -161,3 +162,19 @@ def test_own_headers_appear_once(rule: Any) -> None:
     found = headers_of(answer(batch, {"y": OUTPUTS["y"][:1]}, {"y": MODEL["y"]}, headers=rule), 0)
     assert found.pop("content-type") == b"application/json"
     assert found == ({} if rule == "none" else {"a": b"1"})
+
+
+def test_an_expired_record_is_answered_as_a_refused_one() -> None:
+    """An expired record of an output in the protocol's form is its id and an error, which every client understands."""
+    envelope = make_envelope(input_format="oip", format="oip")
+    columns = batch_of(1, values=[b'{"id": "seven"}']).columns
+    servable = SimpleNamespace(model_name="digits", model_version="3f9c2a71")
+    body = json.loads(envelope.expired_body(columns, 0, "5200 ms late", servable))
+    assert body == {"id": "seven", "error": "expired: 5200 ms late"}
+
+
+def test_what_the_request_says_of_its_own_body_is_not_copied() -> None:
+    """`headers: all` does not copy the encoding of the request's body, which the result's body does not have."""
+    envelope = make_envelope(format="json", headers="all")
+    columns = batch_of(1, headers=[[("Content-Encoding", b"gzip"), ("a", b"1")]]).columns
+    assert envelope.headers(columns, 0) == [("a", b"1")]

@@ -153,3 +153,11 @@ def test_outputs_without_scores_are_refused_at_start(output: Any, said: str) -> 
     """Strings and matrices are no class scores."""
     with pytest.raises(ConfigError, match=said):
         postprocess(pipeline("classification").postprocess, signature({"y": output}), None)
+
+
+def test_scores_below_zero_have_a_best_class() -> None:
+    """Without a threshold every score counts, also those of a model that gives raw scores below zero."""
+    [prediction] = classify(np.float32([[-5, -1, -9]]))
+    assert (prediction["label"], prediction["score"]) == ("1", -1.0)
+    [prediction] = classify(np.int64([[-5, -1, -9]]), top_k=3)
+    assert [best["label"] for best in prediction["top"]] == ["1", "0", "2"]

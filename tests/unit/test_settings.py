@@ -159,7 +159,7 @@ def test_image_and_classification_defaults() -> None:
     assert (image.mean, image.std, image.pad_value, image.orientation) == ([0.0], [1.0], 114, "exif")
     assert image is not None
     assert isinstance(best, ClassificationSettings)
-    assert (best.labels, best.top_k, best.activation, best.threshold) == (None, 1, "none", 0.0)
+    assert (best.labels, best.top_k, best.activation, best.threshold) == (None, 1, "none", None)
 
 
 def test_the_full_example_loads(written: Any) -> None:

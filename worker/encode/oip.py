@@ -41,6 +41,7 @@ class OipEncoder:
 
     predicts = False
     reserved = frozenset({CONTENT_LENGTH, _CONTENT_TYPE})
+    expires_as_error = True
     names_source = False
 
     def __init__(

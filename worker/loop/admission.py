@@ -192,13 +192,13 @@ class Admission:
 
 
 def matches(when: tuple[str, bytes] | None, headers: Headers | None) -> bool:
-    """Whether the last header of that name has exactly these bytes."""
+    """Whether the last header of that name, matched without case, has exactly these bytes."""
     if when is None:
         return True
     if not headers:
         return False
-    name, wanted = when
-    return next((value for key, value in reversed(headers) if key == name), None) == wanted
+    name, wanted = when[0].lower(), when[1]
+    return next((value for key, value in reversed(headers) if key.lower() == name), None) == wanted
 
 
 def _unroutable(columns: Columns, row: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -34,8 +35,8 @@ class ClassificationSettings(Section):
     """How many classes to give."""
     activation: Literal["none", "softmax", "sigmoid"] = "none"
     """Applied to the scores first."""
-    threshold: float = 0.0
-    """A class that scores less is left out."""
+    threshold: float | None = None
+    """A class that scores less is left out; default: none is."""
 
 
 class Classification:
@@ -53,7 +54,7 @@ class Classification:
         self._output, classes = vector_output(signature, _FIELD)
         self._top_k = settings.top_k
         self._activation = settings.activation
-        self._threshold = settings.threshold
+        self._threshold = -math.inf if settings.threshold is None else settings.threshold
         self._labelled = labels is not None
         self._labels = [orjson.dumps(label) for label in labels or ()]
         if labels is not None and classes is not None and classes != len(labels):

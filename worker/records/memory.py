@@ -22,6 +22,8 @@ NEVER = 1 << 62
 CODE_FACTOR = 16
 """What custom code is taken to need, in lengths of the record: as much as parsing JSON numbers takes."""
 
+WORST_FACTOR = 32
+"""What parsing JSON takes at most, in lengths of its text, where the text cannot be looked at yet."""
 _ELEMENT, _NUMBER, _NUMBER_PER_BYTE, _STRING, _BRACKET, _KEY = 28, 32, 8, 66, 100, 150
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from worker.batch import Array, Columns, Feed, Item
-from worker.errors import ConfigError, Reject
+from worker.errors import Reject
 from worker.model.signature import Signature
 from worker.records.memory import check_empty, check_room, further_items_bytes
-from worker.records.rows import decode_each, full_rank
+from worker.records.rows import check_one_input, decode_each, full_rank
 from worker.settings import LimitsSettings, PipelineSettings
 
 _MAX_HEADER_BYTES = 10_000  # the limit numpy itself has: a longer one is an attack on the parser
@@ -37,12 +37,7 @@ class NpyDecoder:
     free_bytes = 0
 
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
-        if len(signature.inputs) != 1:
-            names = ", ".join(s.name for s in signature.inputs)
-            raise ConfigError(
-                f"input.format: npy feeds one model input, the model has {len(signature.inputs)} ({names}); "
-                "expected oip, or json"
-            )
+        check_one_input("npy", signature)
         self.spec = signature.inputs[0]
         self.signature = signature
         self.limits = limits

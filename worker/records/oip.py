@@ -13,12 +13,17 @@ from worker.batch import CONTENT_LENGTH, Array, Columns, Feed, Headers, Item, Re
 from worker.errors import Reject
 from worker.features.values import TYPE_NAMES, missing_for, stack
 from worker.model.signature import Signature, TensorSpec
+from worker.records import gzip_body
 from worker.records.fields import check_missing
 from worker.records.json_text import parsed
-from worker.records.memory import check_empty, check_room, further_items_bytes, json_bytes
+from worker.records.memory import WORST_FACTOR, check_empty, check_room, further_items_bytes, json_bytes
 from worker.records.rows import decode_each
 from worker.settings import LimitsSettings, PipelineSettings
 
+UNPACKED_FACTOR = 4
+"""A gzip body may unpack to so many times ``input.max_bytes``."""
+_ID_BYTES_MAX = 1 << 20
+"""Of a gzip body, for the id of a record that is refused."""
 _STRING_FACTOR = 14
 """A BYTES element of two characters takes 6 bytes in the record, and about 80 as a string with its pointer."""
 
@@ -45,10 +50,16 @@ class OipDecoder:
             (4 if s.dtype == object else s.dtype.itemsize for s in signature.inputs), default=1
         )
         self.strings = any(spec.dtype == object for spec in signature.inputs)
+        self.unpacked_bytes_max = UNPACKED_FACTOR * settings.input.max_bytes
         self.outputs = frozenset(spec.name for spec in signature.outputs)
 
     def cost(self, value: bytes) -> int:
-        """What parsing JSON or strings takes, and the tensors of all items but one."""
+        """What unpacking, and parsing JSON or strings takes, and the tensors of all items but one."""
+        packed = gzip_body.stated_bytes(value)
+        if packed is not None:
+            length = min(packed, self.unpacked_bytes_max)
+            scratch = (1 + WORST_FACTOR) * length + further_items_bytes(length // 2, self.signature)
+            return check_room(value, scratch, self.signature, self.limits)
         elements = max(value.count(b",") + 1, len(value) // self.itemsize)
         scratch = max(json_bytes(value), _STRING_FACTOR * len(value) if self.strings else 0)
         scratch += 2 * len(value) + further_items_bytes(elements, self.signature)
@@ -65,6 +76,10 @@ class OipDecoder:
     @staticmethod
     def request_id(value: bytes, headers: Headers | None) -> str | None:
         """The id of a request that was refused or never decoded, as far as it can be read."""
+        try:
+            value = gzip_body.unpacked(value, _ID_BYTES_MAX) if gzip_body.is_packed(headers) else value
+        except Reject:
+            return None
         length = next((text for name, text in headers or () if name.lower() == CONTENT_LENGTH), None)
         try:
             request = orjson.loads(value[: int(length) if length else None])
@@ -74,7 +89,12 @@ class OipDecoder:
         return found if isinstance(found, str) else None
 
     def _item(self, value: bytes, headers: Headers) -> Item:
+        if gzip_body.is_packed(headers):
+            value = gzip_body.unpacked(value, self.unpacked_bytes_max)
         json_length = _json_length(value, headers)
+        if json_length == 0:
+            arrays = self._raw(value)
+            return Item(arrays, self._count(arrays), single=False, request=Request(binary=True))
         body = parsed(value if json_length is None else value[:json_length], self.takes_nan)
         request = self._request(body)
         arrays = self._arrays(_list_of(body, "inputs"), value, json_length)
@@ -96,7 +116,12 @@ class OipDecoder:
             if name in (request.outputs or ()):
                 raise Reject(f'outputs: "{name}" is there twice')
             request.outputs = [*(request.outputs or ()), name]
-            own = _flag(_parameters(output, f'output "{name}"'), "binary_data", f'output "{name}"')
+            parameters = _parameters(output, f'output "{name}"')
+            if parameters.get("classification"):
+                raise Reject(
+                    f'output "{name}": parameters.classification is not supported; expected the tensor'
+                )
+            own = _flag(parameters, "binary_data", f'output "{name}"')
             if own is not None:
                 request.binary_outputs[name] = own
         return request
@@ -128,6 +153,20 @@ class OipDecoder:
         if position != len(value):
             raise Reject(f"the binary tensors end at byte {position}, the record at {len(value)}")
         return {spec.name: found[spec.name] for spec in self.signature.inputs}
+
+    def _raw(self, value: bytes) -> dict[str, Array]:
+        """The whole value as the model's only input; its shape follows from the number of bytes."""
+        inputs = self.signature.inputs
+        if len(inputs) != 1:
+            raise Reject(f"a record without JSON feeds one model input, the model has {len(inputs)}")
+        spec = inputs[0]
+        if spec.dtype == object:
+            return {spec.name: _one_string(value).reshape(_raw_shape(spec, 1, self.signature.batchable))}
+        count, rest = divmod(len(value), spec.dtype.itemsize)
+        if rest:
+            raise Reject(f"the record has {len(value)} bytes, which are no whole {spec.datatype} elements")
+        shape = _raw_shape(spec, count, self.signature.batchable)
+        return {spec.name: _elements(value, spec).reshape(shape)}
 
     def _count(self, arrays: dict[str, Array]) -> int:
         """Items in the request: the first dimension where the model takes several together, else 1."""
@@ -168,13 +207,48 @@ def _from_bytes(data: bytes, size: int, tensor: dict[str, Any], spec: TensorSpec
             f"parameters.binary_data_size is {size}, expected {count * spec.dtype.itemsize} "
             f"for {spec.datatype} {list(shape)}"
         )
+    return _elements(data, spec).reshape(shape)
+
+
+def _elements(data: bytes, spec: TensorSpec) -> Array:
+    """The elements of a numeric tensor in its binary form."""
     if spec.dtype == bool:
         levels = np.frombuffer(data, np.uint8)
         if (levels > 1).any():
             raise Reject("a BOOL is a byte of 0 or 1")
-        return levels.astype(bool).reshape(shape)
-    array = np.frombuffer(data, spec.dtype.newbyteorder("<")).reshape(shape)
+        return levels.astype(bool)
+    array = np.frombuffer(data, spec.dtype.newbyteorder("<"))
     return np.require(array, spec.dtype, ("C", "A"))
+
+
+def _one_string(data: bytes) -> Array:
+    """A record that is one BYTES element, without a length in front of it."""
+    array = np.empty(1, object)
+    try:
+        array[0] = data.decode()
+    except UnicodeDecodeError:
+        raise Reject("the BYTES element is not UTF-8") from None
+    return array
+
+
+def _raw_shape(spec: TensorSpec, count: int, batchable: bool) -> tuple[int, ...]:
+    """The only shape that so many elements can have; items of a known shape may be several.
+
+    Raises:
+        Reject: ``invalid``: there is none, or more than one.
+    """
+    free = [place for place, d in enumerate(spec.shape) if d is None]
+    shape = [1 if d is None else d for d in spec.shape]
+    inner = [place for place in free if place]
+    if len(inner) > 1 or (free and not batchable and len(free) > 1):
+        raise Reject("a record without JSON needs a model input with at most one dimension of any length")
+    if free:
+        known = math.prod(shape)
+        shape[(inner or free)[0]] = count // known if known else 0
+    if math.prod(shape) != count or not count:
+        expected = str(list(spec.shape)).replace("None", "any")
+        raise Reject(f"the record has {count} {spec.datatype} elements, which fit no shape {expected}")
+    return tuple(shape)
 
 
 def _strings(data: bytes, count: int) -> Array:

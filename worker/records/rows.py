@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from worker.batch import Array, Feed, Item
-from worker.errors import Postponed, Reject, Rejection, Retry
-from worker.model.signature import TensorSpec
+from worker.errors import ConfigError, Postponed, Reject, Rejection, Retry
+from worker.model.signature import Signature, TensorSpec
 
 
 def decode_each(step: object, feed: Feed, rows: Iterable[int], decode_row: Callable[[int], None]) -> None:
@@ -25,6 +25,21 @@ def decode_each(step: object, feed: Feed, rows: Iterable[int], decode_row: Calla
             feed.postponed[row] = Postponed.of(error, "decode", step)
         except Exception as error:
             feed.rejected[row] = Rejection.of(error, "decode", step, "undecodable")
+
+
+def check_one_input(name: str, signature: Signature) -> None:
+    """Refuse an input format that feeds one model input for a model with another number of them.
+
+    Raises:
+        ConfigError: naming the model's inputs.
+    """
+    inputs = signature.inputs
+    if len(inputs) != 1:
+        found = f"{len(inputs)} ({', '.join(spec.name for spec in inputs)})" if inputs else "none"
+        others = "oip, or json" if inputs else "oip"
+        raise ConfigError(
+            f"input.format: {name} feeds one model input, the model has {found}; expected {others}"
+        )
 
 
 def full_rank(spec: TensorSpec, item: Array) -> Array:

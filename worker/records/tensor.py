@@ -11,7 +11,7 @@ from worker.batch import Columns, Feed
 from worker.errors import ConfigError, Reject
 from worker.model.signature import Signature
 from worker.records.memory import NEVER
-from worker.records.rows import decode_each
+from worker.records.rows import check_one_input, decode_each
 from worker.settings import LimitsSettings, PipelineSettings
 
 _JOIN_BYTES = 16 << 10
@@ -33,13 +33,8 @@ class TensorDecoder:
     free_bytes = NEVER
 
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
+        check_one_input("tensor", signature)
         spec = signature.inputs[0]
-        if len(signature.inputs) != 1:
-            names = ", ".join(s.name for s in signature.inputs)
-            raise ConfigError(
-                f"input.format: tensor feeds one model input, the model has {len(signature.inputs)} ({names}); "
-                "expected oip, or json"
-            )
         if not spec.fixed or spec.dtype == object:
             what = "strings" if spec.dtype == object else "dimensions of any length"
             raise ConfigError(

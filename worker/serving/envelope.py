@@ -11,6 +11,7 @@ from worker.batch import Batch, Columns, Headers, Servable, pick
 from worker.encode.rows import header_column, request_of, source_of
 from worker.errors import Rejection
 from worker.records import ReadId
+from worker.records.gzip_body import CONTENT_ENCODING
 
 SOURCE = "streaminfer.source"
 """Header ``topic/partition/offset`` of an output whose body has no place for it."""
@@ -26,6 +27,7 @@ class Envelope:
             are never copied from a record.
         names_source: every output gets the header :data:`SOURCE`, unless ``copied`` is ``none``.
         read_id: reads the id inside a record's value, where the input format has such a thing.
+        expires_as_error: an expired record's body is that of a refused one.
     """
 
     def __init__(
@@ -34,10 +36,12 @@ class Envelope:
         reserved: frozenset[str],
         names_source: bool = False,
         read_id: ReadId | None = None,
+        expires_as_error: bool = False,
     ) -> None:
+        self._expires_as_error = expires_as_error
         self._copies_all = copied == "all"
         self._copied = frozenset(copied if isinstance(copied, list) else _TRACE if copied == "trace" else ())
-        self._reserved = reserved
+        self._reserved = reserved | {CONTENT_ENCODING}
         self._names_source = names_source and copied != "none"
         self._read_id = read_id
 
@@ -89,6 +93,8 @@ class Envelope:
 
     def expired_body(self, columns: Columns, row: int, message: str, servable: Servable) -> bytes:
         """The result of a record past its deadline, where ``limits.expired`` is ``publish``."""
+        if self._expires_as_error:
+            return orjson.dumps({"id": self._id(columns, row), "error": f"expired: {message}"})
         topic, number = columns.partitions[row]
         source = {
             "topic": topic,

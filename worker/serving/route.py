@@ -44,5 +44,11 @@ def route_of(name: str, settings: PipelineSettings) -> Route:
         tombstone=wanted.tombstone,
         max_wait_s=settings.batching.max_wait_ms / 1000,
         destination=Destination(output.topic, output.partition, output.errors),
-        envelope=Envelope(output.headers, written.reserved, written.names_source, id_reader(wanted.format)),
+        envelope=Envelope(
+            output.headers,
+            written.reserved,
+            written.names_source,
+            id_reader(wanted.format),
+            written.expires_as_error,
+        ),
     )

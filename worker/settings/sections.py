@@ -77,7 +77,7 @@ class WhenSettings(Section):
     """Which records of a shared topic a pipeline takes."""
 
     header: Text
-    """Name of the record header to look at; the last one of that name counts."""
+    """Name of the record header to look at, matched without case; the last one of that name counts."""
     equals: str
     """The header's value, compared as UTF-8 bytes."""
 
