@@ -115,6 +115,7 @@ class App:
         report_up: Callable[[], None],
     ) -> None:
         self._settings = settings
+        self._rollouts = rollouts
         self._meters = meters
         self._vitals = vitals
         self._info = info
@@ -299,6 +300,9 @@ class App:
         self._sink.close(2.0)
         if self._http is not None:
             self._http.close()
+        if not self._pool.outstanding:  # a run in progress would keep its model, and this process, waiting
+            for rollout in self._rollouts:
+                rollout.close()
 
     # -- small parts -------------------------------------------------------------------------------------------
 

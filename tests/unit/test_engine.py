@@ -83,11 +83,13 @@ class Model:
             raise RuntimeError("poisoned")
         return {"y": self.answer(x)}
 
-    def canary(self) -> bool:
+    def sickness(self) -> str | None:
         self.canaries += 1
         self.on_canary()
         self.failing_canaries -= 1
-        return self.healthy and self.failing_canaries < 0
+        return None if self.healthy and self.failing_canaries < 0 else "output y is not finite"
+
+    def close(self) -> None: ...
 
     def interrupt(self) -> None: ...
 
@@ -234,7 +236,7 @@ def test_a_sick_model_blames_nobody() -> None:
     model.poison, model.healthy = 1.0, False
     batch = process(servable(model), "1", "2")
     assert batch.sick is not None
-    assert "first error: poisoned" in batch.sick
+    assert "output y is not finite (first error: poisoned)" in batch.sick
     assert rejections(batch) == {}
     assert bodies(batch) == [None, None]
 

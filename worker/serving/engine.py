@@ -107,8 +107,8 @@ class Engine:
     def _check(self, batch: Batch, servable: Servable) -> None:
         """Run the canary although nothing failed. A second try rules out a run that was interrupted or out of memory."""
         started_ns = self._clock_ns()
-        if not (servable.model.canary() or servable.model.canary()):
-            batch.sick, batch.runs = f"{NO_KNOWN_OUTPUT} (no run has failed)", []
+        if servable.model.sickness() is not None and (why := servable.model.sickness()) is not None:
+            batch.sick, batch.runs = f"{NO_KNOWN_OUTPUT}: {why}", []
         servable.checkup.end(started_ns, self._clock_ns())
 
     # -- running, and finding the guilty record ----------------------------------------------------------
@@ -121,8 +121,8 @@ class Engine:
             return self._isolate(batch, servable, group, error)
 
     def _isolate(self, batch: Batch, servable: Servable, group: Group, error: Exception) -> list[Run]:
-        if not servable.model.canary():
-            raise _SickError(f"{NO_KNOWN_OUTPUT} (first error: {_one_line(error)})") from error
+        if (why := servable.model.sickness()) is not None:
+            raise _SickError(f"{NO_KNOWN_OUTPUT}: {why} (first error: {_one_line(error)})") from error
         if len(group.rows) == 1:
             _reject(batch, servable.model, group.rows[0], error)
             return []

@@ -25,6 +25,10 @@ class Rollout:
         """Who answers the records of the slab that is being closed. Asked once for each slab."""
         return self._stable
 
+    def close(self) -> None:
+        """Close every servable of the route. No batch may be in the pool any more."""
+        self._stable.close()
+
     def sick(self, servable: AnyServable, why: str) -> NoReturn:
         """Decide what a sick servable means. No other one can answer, so the process must end.
 

@@ -46,13 +46,16 @@ class Model(Protocol):
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]: ...
 
-    def canary(self) -> bool:
-        """Whether the item with the known answer still gives it. Never raises."""
+    def sickness(self) -> str | None:
+        """Run the item with the known answer; what is wrong with its answer, or None. Never raises."""
 
     def interrupt(self) -> None:
         """Make the runs in progress fail soon."""
 
     def adopt_canary(self, feeds: dict[str, Array], outputs: dict[str, Array]) -> None: ...
+
+    def close(self) -> None:
+        """Give back sessions and device memory, after the runs in progress."""
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An array for feeds; where a GPU runs the model, in page-locked memory."""
@@ -119,3 +122,10 @@ class Servable:
 
     def interrupt(self) -> None:
         self.model.interrupt()
+
+    def close(self) -> None:
+        """Give everything back: sessions, streams, events, device and page-locked memory. Later runs fail.
+
+        No batch may be pinned to it any more. A second call does nothing.
+        """
+        self.model.close()
