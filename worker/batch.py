@@ -7,7 +7,7 @@ outcomes. The protocols say what travels with a batch and is made elsewhere: its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -238,6 +238,24 @@ class Route(Protocol):
     def envelope(self) -> Envelope: ...
 
 
+class Deadlines(Protocol):
+    """The deadlines of a batch's rows: see :mod:`worker.deadlines`."""
+
+    @property
+    def passed(self) -> Collection[int]:
+        """Rows found to be past their deadline."""
+
+    def look(self, now_ms: float, doing: str) -> None:
+        """Find the rows whose deadline has passed.
+
+        Args:
+            now_ms: Unix milliseconds. doing: what would be done with the row now, for the message.
+        """
+
+    def decide(self, batch: Batch) -> None:
+        """Give every row that is past its deadline its outcome."""
+
+
 class SlabRef(Protocol):
     """The slab of a batch, as far as anyone outside the loop may know it."""
 
@@ -367,6 +385,8 @@ class Batch:
     """Set when the batch is finished but for some rows that must be tried again."""
     origin: Origin | None = None
     """Of a batch that holds rows of another one, to try them again."""
+    deadlines: Deadlines | None = None
+    """When its rows expire; None when none of them does."""
     items: int = 0
     cost_bytes: int = 0
     """Tensors and decode scratch, held against the budget from admission until the batch is back."""

@@ -16,7 +16,18 @@ import worker
 PACKAGE = Path(worker.__file__).parent
 LOOP = ("loop", "dead_letters.compose")
 ENGINE = ("serving", "records", "features", "encode", "model", "postprocess")
-SHARED = ("batch", "errors", "registry", "sending", "sizes", "text", "settings", "model.signature", "native")
+SHARED = (
+    "batch",
+    "deadlines",
+    "errors",
+    "registry",
+    "sending",
+    "sizes",
+    "text",
+    "settings",
+    "model.signature",
+    "native",
+)
 """Values, settings and the compiled path, which every side may know."""
 
 

@@ -1,17 +1,18 @@
-"""What becomes of a record before any model sees it: routed, or settled at once. Pure functions over columns.
+"""What is decided about a record before any model sees it: which route takes it, or that it needs no model. Pure.
 
-A record that needs no model (tombstone, too large, expired, unroutable, a header that already says the image
-is a bomb) is a finished outcome inside its slab, never left out, so that order and commits stay simple.
+A record that needs no model (tombstone, too large, expired, unroutable, an image whose header asks for too much memory)
+is a finished outcome inside its slab. It is never left out, so that order and commits stay simple.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
 from worker.batch import RENAMED_HEADERS, Columns, Headers, Outcomes, Route, Servable, largest_bytes
+from worker.deadlines import Deadlines, carry_headers, expire
 from worker.errors import Reject, Rejection
 
 EXPIRY_HEADER = "ce_expirytime"
@@ -47,10 +48,21 @@ class Admitted:
     decided: set[int]
     """Rows that need no model; their outcomes are below."""
     outcomes: Outcomes
+    deadlines_ms: dict[int, float] = field(default_factory=dict)
+    """Unix milliseconds of the rows that have a deadline ahead of them."""
+    expired: str = ""
+    """``limits.expired``."""
+
+    def deadlines_of(self, rows: Sequence[int]) -> Deadlines | None:
+        """The deadlines of a batch of these rows; None when no row has one."""
+        at_ms = {
+            index: ms for index, row in enumerate(rows) if (ms := self.deadlines_ms.get(row)) is not None
+        }
+        return Deadlines(self.expired, at_ms) if at_ms else None
 
 
 class Admission:
-    """Routes records in file order and settles those that need no model.
+    """Routes records in file order and decides about those that need no model.
 
     Args:
         rollouts: in the order of the configuration; the first route that matches takes the record.
@@ -85,7 +97,9 @@ class Admission:
         admitted = Admitted(routes, chosen, costs, set(), Outcomes.empty(rows))
         for row, deadline_ms in self._deadlines(columns):
             route = routes[row]
-            if deadline_ms < now_ms and route is not None:
+            if deadline_ms >= now_ms:
+                admitted.deadlines_ms[row], admitted.expired = deadline_ms, self.expired
+            elif route is not None:
                 self._expire(admitted, columns, row, route, now_ms - deadline_ms)
         for row, route in enumerate(routes):
             if route is None:
@@ -157,30 +171,13 @@ class Admission:
         if route.tombstone == "drop":
             admitted.outcomes.dropped.add(row)
         else:
-            self._carry_headers(admitted, columns, row, route)
+            carry_headers(admitted.outcomes, columns, row, route)
         self._decide(admitted, row)
 
     def _expire(self, admitted: Admitted, columns: Columns, row: int, route: Route, late_ms: float) -> None:
         message = f"the record's deadline passed {late_ms:.0f} ms before it was looked at"
-        if self.expired == "dead_letter":
-            self._reject(admitted, row, Reject(message, "expired"))
-            return
-        if self.expired == "drop":
-            admitted.outcomes.dropped.add(row)
-        else:
-            admitted.outcomes.bodies[row] = route.envelope.expired_body(
-                columns, row, message, admitted.servables[route]
-            )
-            self._carry_headers(admitted, columns, row, route)
+        expire(admitted.outcomes, columns, row, route, admitted.servables[route], self.expired, message)
         self._decide(admitted, row)
-
-    def _carry_headers(self, admitted: Admitted, columns: Columns, row: int, route: Route) -> None:
-        """An output made here carries what a result would have: a trace must not end at a tombstone."""
-        kept = route.envelope.headers(columns, row)
-        if kept:
-            outcomes = admitted.outcomes
-            outcomes.headers = outcomes.headers or [None] * len(outcomes.bodies)
-            outcomes.headers[row] = kept
 
     def _reject(self, admitted: Admitted, row: int, error: Reject) -> None:
         admitted.outcomes.rejected[row] = Rejection.of(error, "decode", self)

@@ -229,7 +229,10 @@ def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
             columns = slab.columns.select(part)
             late_us = _picked(slab.late_us, part)
             taken = slab.taken_ns, slab.taken_ms, late_us
-            batches.append(Batch(slab, part, columns, route, servable, *taken, cost_bytes=cost))
+            batch = Batch(slab, part, columns, route, servable, *taken, cost_bytes=cost)
+            if admitted.deadlines_ms:
+                batch.deadlines = admitted.deadlines_of(part)
+            batches.append(batch)
     return batches
 
 

@@ -9,7 +9,7 @@ Otherwise the engine bisects the batch until the guilty record stands alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import cast
 
 import numpy as np
@@ -20,6 +20,8 @@ from worker.serving.retrial import merge, postpone
 from worker.serving.runs import Group, feeds, groups, merged, take_rows
 from worker.serving.servable import Model, Servable
 
+EXPIRED = Rejection("expired", "decode", "the record's deadline has passed")
+"""Keeps a row out of the runs; :mod:`worker.deadlines` says what becomes of it."""
 NO_KNOWN_OUTPUT = "its warm-up input no longer gives its known output"
 
 OUT_OF_MEMORY = (
@@ -56,7 +58,12 @@ class Engine:
         items: list[Item | None] = [] if servable.decoder.fixed else [None] * rows
         batch.feed = Feed(arrays, items, [None] * rows)
         step = servable.decoder.shard_rows or rows
-        return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+        late = _past_deadline(batch, batch.decode_started_ns, "decoded")
+        return [
+            (start, min(start + step, stop))
+            for first, stop in _others(rows, late)
+            for start in range(first, stop, step)
+        ]
 
     def decode(self, batch: Batch, start: int, stop: int) -> None:
         """Decode rows ``start..stop``; what is wrong with a row is in ``batch.feed.rejected`` afterwards."""
@@ -67,6 +74,7 @@ class Engine:
     def infer(self, batch: Batch) -> None:
         """Run the model over the decoded rows. Afterwards the batch has its runs, or says why its servable is sick."""
         servable = _servable(batch)
+        self._leave_out_expired(batch)
         try:
             for group in groups(batch, servable):
                 batch.runs.extend(self._answer(batch, servable, group))
@@ -95,6 +103,8 @@ class Engine:
             batch.items += sum(run.counts) if run.counts is not None else len(run.rows)
             run.outputs = {}
         batch.outcomes.rejected.update(batch.feed.rejected)
+        if batch.deadlines is not None:
+            batch.deadlines.decide(batch)
         if batch.feed.postponed and batch.sick is None:
             postpone(batch, self._retry_s, self._clock_ns())
         batch.feed.arrays = None
@@ -110,6 +120,12 @@ class Engine:
         if servable.model.sickness() is not None and (why := servable.model.sickness()) is not None:
             batch.sick, batch.runs = f"{NO_KNOWN_OUTPUT}: {why}", []
         servable.checkup.end(started_ns, self._clock_ns())
+
+    def _leave_out_expired(self, batch: Batch) -> None:
+        """Rows whose deadline has passed since they were decoded are not run."""
+        assert batch.feed is not None
+        for row in _past_deadline(batch, self._clock_ns(), "run"):
+            batch.feed.rejected[row] = EXPIRED
 
     # -- running, and finding the guilty record ----------------------------------------------------------
 
@@ -172,6 +188,25 @@ def _check_lengths(outputs: dict[str, Array], items: int) -> None:
                 f"output {name} has shape {list(output.shape)} for {items} items: "
                 "its first dimension does not follow the batch"
             )
+
+
+def _past_deadline(batch: Batch, now_ns: int, doing: str) -> Collection[int]:
+    """Rows that are past their deadline at this moment of the monotonic clock."""
+    if batch.deadlines is None:
+        return ()
+    batch.deadlines.look(batch.taken_ms + (now_ns - batch.taken_ns) / 1e6, doing)
+    return batch.deadlines.passed
+
+
+def _others(rows: int, without: Collection[int]) -> Iterator[tuple[int, int]]:
+    """The stretches of ``rows`` rows between those that are left out."""
+    start = 0
+    for row in sorted(without):
+        if start < row:
+            yield start, row
+        start = row + 1
+    if start < rows:
+        yield start, rows
 
 
 def _reject(batch: Batch, model: Model, row: int, error: Exception) -> None:

@@ -1,0 +1,80 @@
+"""Records past their deadline: what becomes of one, wherever it is found.
+
+A deadline is looked at when a record is admitted, again before it is decoded, and again before the model runs: a record
+may wait for seconds between these moments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from worker.batch import Batch, Columns, Outcomes, Route, Servable
+from worker.errors import Reject, Rejection
+
+
+@dataclass(slots=True)
+class Deadlines:
+    """The deadlines of one batch.
+
+    Args:
+        policy: ``limits.expired``: ``dead_letter``, ``drop`` or ``publish``.
+        at_ms: Unix milliseconds of each row that has a deadline.
+    """
+
+    policy: str
+    at_ms: dict[int, float]
+    passed: dict[int, str] = field(default_factory=dict)
+    """Rows whose deadline has passed -> the message that says so. They are not decoded or run."""
+    _next_ms: float = 0.0
+
+    def look(self, now_ms: float, doing: str) -> None:
+        """Find the rows whose deadline has passed by now.
+
+        Args:
+            now_ms: Unix milliseconds. doing: what would be done with the row now, for the message.
+        """
+        if now_ms <= self._next_ms:
+            return
+        for row in [row for row, deadline_ms in self.at_ms.items() if deadline_ms < now_ms]:
+            late_ms = now_ms - self.at_ms.pop(row)
+            self.passed[row] = f"the record's deadline passed {late_ms:.0f} ms before it was {doing}"
+        self._next_ms = min(self.at_ms.values(), default=float("inf"))
+
+    def decide(self, batch: Batch) -> None:
+        """Give every row that is past its deadline its outcome, in the place of any other."""
+        outcomes = batch.outcomes
+        assert outcomes is not None
+        for row, message in self.passed.items():
+            outcomes.rejected.pop(row, None)
+            expire(outcomes, batch.columns, row, batch.route, batch.servable, self.policy, message)
+
+
+def expire(
+    outcomes: Outcomes,
+    columns: Columns,
+    row: int,
+    route: Route,
+    servable: Servable,
+    policy: str,
+    message: str,
+) -> None:
+    """The outcome of one record that is past its deadline.
+
+    Args:
+        policy: ``limits.expired``: ``dead_letter``, ``drop`` or ``publish``.
+    """
+    if policy == "dead_letter":
+        outcomes.rejected[row] = Rejection.of(Reject(message, "expired"), "decode", expire)
+    elif policy == "drop":
+        outcomes.dropped.add(row)
+    else:
+        outcomes.bodies[row] = route.envelope.expired_body(columns, row, message, servable)
+        carry_headers(outcomes, columns, row, route)
+
+
+def carry_headers(outcomes: Outcomes, columns: Columns, row: int, route: Route) -> None:
+    """Give an output for which no model ran the headers that a result would have: a trace must not end there."""
+    kept = route.envelope.headers(columns, row)
+    if kept:
+        outcomes.headers = outcomes.headers or [None] * len(outcomes.bodies)
+        outcomes.headers[row] = kept
