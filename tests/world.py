@@ -14,7 +14,8 @@ from worker.loop.budget import Budget
 from worker.loop.caution import Caution
 from worker.loop.conductor import Conductor
 from worker.loop.delivery import Delivery
-from worker.loop.intake import Intake, groups
+from worker.loop.intake import Intake
+from worker.loop.intakes import Intakes, groups
 from worker.loop.isolation import Isolation
 from worker.loop.limit import DeadLetterRate
 from worker.loop.membership import Parts
@@ -94,7 +95,19 @@ def make_loop(
     else:
         delivery = make_delivery(caution)
     isolation, accounts = Isolation(caution, source, window), Accounts([meters], figures.name, clock)
-    parts = Parts(source, intakes, budget, window, outbox, sink, delivery, isolation, accounts, log, clock)
+    parts = Parts(
+        source,
+        Intakes(intakes, source),
+        budget,
+        window,
+        outbox,
+        sink,
+        delivery,
+        isolation,
+        accounts,
+        log,
+        clock,
+    )
     conductor = Conductor(
         parts,
         pool,

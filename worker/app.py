@@ -21,7 +21,8 @@ from worker.loop.caution import Caution
 from worker.loop.conductor import Conductor
 from worker.loop.delivery import Delivery
 from worker.loop.exactly_once import ExactlyOnce
-from worker.loop.intake import Intake, groups
+from worker.loop.intake import Intake
+from worker.loop.intakes import Intakes, groups
 from worker.loop.isolation import Isolation
 from worker.loop.limit import DeadLetterRate
 from worker.loop.membership import Parts
@@ -170,7 +171,7 @@ class App:
         caution = Caution(reach, settings.dead_letter.max_crashes)
         parts = Parts(
             self._source,
-            intakes,
+            Intakes(intakes, self._source),
             budget,
             window,
             self._outbox(),

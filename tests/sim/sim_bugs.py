@@ -17,7 +17,7 @@ import world
 from fakes import DEAD_LETTERS, FakeSink, FakeSource, FakeTransactions
 
 from worker.batch import Batch, Partition, Span
-from worker.loop import conductor, laying
+from worker.loop import intakes, laying
 from worker.loop.accounts import Accounts
 from worker.loop.admission import Admission
 from worker.loop.at_least_once import AtLeastOnce
@@ -423,10 +423,10 @@ def pause_without_an_end(self: Intake) -> bool:
     return False
 
 
-@replaces(conductor, "distribute", "DeadLettersAccountedFor", "NoBug")
-def take_given_to_one_intake(columns: Any, spans: list[Span], intakes: Any) -> Any:
+@replaces(intakes, "distribute", "DeadLettersAccountedFor", "NoBug")
+def take_given_to_one_intake(columns: Any, spans: list[Span], by_topic: Any) -> Any:
     """Records of a topic come to the pipelines of another one."""
-    yield next(iter(intakes.values())), columns, spans
+    yield next(iter(by_topic.values())), columns, spans
 
 
 _starves = Intake.starves

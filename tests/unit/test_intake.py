@@ -10,7 +10,8 @@ from fakes import FakeRollout, columns_of
 from worker.batch import Columns, Partition, Span
 from worker.loop.admission import Admission, Rollout
 from worker.loop.budget import Budget
-from worker.loop.intake import SPARE_RECORDS, SPARE_SLABS, Intake, distribute, groups
+from worker.loop.intake import SPARE_RECORDS, SPARE_SLABS, Intake
+from worker.loop.intakes import distribute, groups
 
 MS = 1_000_000
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from worker.batch import Batch, Lane
 from worker.errors import ClientFatal, DeadLetterLimit, DeliveryFailed
-from worker.loop.intake import Intake, distribute
+from worker.loop.intake import Intake
 from worker.loop.membership import Membership, Parts
 from worker.loop.pool import Returned
 from worker.loop.slab import Slab
@@ -70,8 +70,7 @@ class Conductor:
         """Monotonic clock at the end of the last turn."""
         self._ordered = ordered
         self._source = parts.source
-        self._intakes = list(parts.intakes)
-        self._by_topic = {topic: intake for intake in parts.intakes for topic in intake.topics}
+        self._intakes = parts.intakes
         self._outbox = parts.outbox
         self._sink = parts.sink
         self._delivery = parts.delivery
@@ -98,7 +97,7 @@ class Conductor:
     @property
     def paused(self) -> frozenset[str]:
         """Topics that are not fetched because their intake is full."""
-        return frozenset().union(*(intake.topics for intake in self._intakes if intake.paused))
+        return self._intakes.paused
 
     # -- the loop ----------------------------------------------------------------------------------------
 
@@ -136,11 +135,11 @@ class Conductor:
     def take(self) -> None:
         """Wait for what this turn needs, and read what there is into the open slabs."""
         now_ns = self._clock_ns()
-        claimant = self._claimant()
-        views = [self._look(intake, claimant, now_ns) for intake in self._intakes]
+        claimant = self._intakes.claimant(self._isolation.caution)
+        views = {intake: self._look(intake, claimant, now_ns) for intake in self._intakes}
         action = what_now(
             View(
-                views,
+                [*views.values()],
                 self._pool.outstanding > 0,
                 self._delivery.ready,
                 len(self._outbox) > 0 or self._delivery.waiting,
@@ -151,8 +150,8 @@ class Conductor:
         if action.wait_for != "nothing":
             with self._accounts.timed("wait"):
                 self._wait_for(action.wait_for, action.wait_s)
-        for intake, view in zip(self._intakes, views, strict=True):
-            self._steer(intake, view)
+        for intake, view in views.items():
+            self._intakes.steer(intake, view)
         if action.serve and self._clock_ns() - self._asked_ns < SERVE_S * 1e9:
             return
         if action.read_s is not None:
@@ -160,8 +159,9 @@ class Conductor:
 
     def submit(self) -> None:
         """Close the open slabs that are due, and send their batches to the pool."""
-        for intake in self._intakes[:]:
-            while self._due(intake, self._claimant(), self._clock_ns()):
+        caution = self._isolation.caution
+        for intake in self._intakes:
+            while self._due(intake, self._intakes.claimant(caution), self._clock_ns()):
                 with self._accounts.timed("submit"):
                     slab = self._close(intake)
                     if slab is None:
@@ -233,16 +233,6 @@ class Conductor:
 
     # -- deciding ----------------------------------------------------------------------------------------
 
-    def _claimant(self) -> Intake | None:
-        """The intake for which the others hold back: its next record must be alone, or needs bytes they hold."""
-        if len(self._intakes) == 1:
-            return None
-        caution = self._isolation.caution
-        for intake in self._intakes:
-            if intake.hungry() or (caution and len(intake.open) and caution.covers(*intake.open.first)):
-                return intake
-        return None
-
     def _may_submit(self, intake: Intake, claimant: Intake | None) -> bool:
         """Whether a slab of this intake could go now."""
         if self._outbox or self.membership.rewinding or (claimant is not None and claimant is not intake):
@@ -270,20 +260,6 @@ class Conductor:
             intake.pace_left_s(now_ns),
         )
 
-    def _steer(self, intake: Intake, view: IntakeView) -> None:
-        """Pause the topics of an intake that is full, resume them when it has room again.
-
-        A pause is put off for as long as possible: the client throws away what it has fetched, and with a model slower
-        than the fetching it would fetch everything many times.
-        """
-        if intake.paused:
-            if view.may_submit and view.room and intake.relaxed():
-                self._source.resume(intake.topics)
-                intake.paused = False
-        elif not view.due and intake.full():
-            self._source.pause(intake.topics)
-            intake.paused = True
-
     # -- doing -------------------------------------------------------------------------------------------
 
     def _wait_for(self, what: str, seconds: float) -> None:
@@ -295,21 +271,14 @@ class Conductor:
             self._sleep(seconds)
 
     def _read(self, timeout_s: float, one: bool) -> None:
-        """Take records and divide them among the intakes.
-
-        Any unpaused topic may fill the whole take: the intake with the fewest free bytes bounds it.
-        """
+        """Take records, and divide them among the intakes."""
         with self._accounts.timed("poll"):
-            open_ones = [intake for intake in self._intakes if not intake.paused]
-            most = 1 if one else max((intake.room() for intake in open_ones), default=1)
-            free = min((intake.free_for_payloads for intake in open_ones), default=1)
-            columns, spans = self._source.take(timeout_s, max(most, 1), max(free, 1))
+            most, wanted_bytes = self._intakes.wanted()
+            columns, spans = self._source.take(timeout_s, 1 if one else most, wanted_bytes)
             if columns.values:
                 self.membership.first_records(span.partition for span in spans)
                 self.window.note(spans, columns.offsets)
-                now_ns, now_ms = self._clock_ns(), self._wall_ms()
-                for intake, part, ours in distribute(columns, spans, self._by_topic):
-                    intake.append(part, ours, now_ns, now_ms)
+                self._intakes.append(columns, spans, self._clock_ns(), self._wall_ms())
         self._asked_ns = self._clock_ns()
 
     def _close(self, intake: Intake) -> Slab | None:
@@ -325,9 +294,7 @@ class Conductor:
             return None  # nothing is begun, so that it is no attempt either
         self._isolation.passed_over(passed)
         self._isolation.begin(slab, first, refused is not None)
-        if len(self._intakes) > 1:  # whoever went last is asked last
-            self._intakes.remove(intake)
-            self._intakes.append(intake)
+        self._intakes.went(intake)
         return slab
 
     def _of_a_kind(self, intake: Intake) -> int:
@@ -345,9 +312,8 @@ class Conductor:
                 raise back.error
             batch = back.batch
             if batch.sick is not None:
-                self._by_topic[batch.columns.partitions[0].topic].admission.rollouts[batch.route].sick(
-                    batch.servable, batch.sick
-                )
+                admission = self._intakes[batch.columns.partitions[0].topic].admission
+                admission.rollouts[batch.route].sick(batch.servable, batch.sick)
             self._accounts.returned(batch)
             if not self._ordered:
                 self._accounts.sent(self._outbox.add_batch(batch, self.window.epochs))

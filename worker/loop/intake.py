@@ -7,14 +7,14 @@ budget. So a pipeline on a topic of its own never waits for another one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import chain
 
 from worker.batch import Columns, Lane, Route, Servable, Span, largest_bytes
 from worker.errors import Rejection
-from worker.loop.admission import Admission, Rollout
+from worker.loop.admission import Admission
 from worker.loop.budget import Share
-from worker.loop.openslab import OpenSlab, rebased
+from worker.loop.openslab import OpenSlab
 from worker.loop.pace import Pace
 from worker.loop.slab import Slab
 from worker.sizes import HELD_RECORD_BYTES
@@ -172,37 +172,3 @@ class Intake:
         first record would go beyond the budget."""
         most = (self.share.guaranteed or self.share.limit_bytes) // 2
         self._reserve_bytes = max(self._reserve_bytes, min(nbytes, most))
-
-
-def groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
-    """Rollouts whose routes share topics, directly or through others; members and groups are in file order."""
-    parts: list[list[int]] = []
-    for index, rollout in enumerate(rollouts):
-        topics = rollout.route.topics
-        touching = [part for part in parts if any(topics & rollouts[i].route.topics for i in part)]
-        parts = [part for part in parts if part not in touching]
-        parts.append(sorted(chain([index], *touching)))
-    return [[rollouts[index] for index in part] for part in sorted(parts)]
-
-
-def distribute(
-    columns: Columns, spans: list[Span], intakes: Mapping[str, Intake]
-) -> Iterator[tuple[Intake, Columns, list[Span]]]:
-    """A take, divided among the intakes of its topics; work is per span.
-
-    Args:
-        intakes: by topic.
-    """
-    parts: dict[Intake, list[Span]] = {}
-    for span in spans:
-        parts.setdefault(intakes[span.partition.topic], []).append(span)
-    if len(parts) == 1:
-        yield next(iter(parts)), columns, spans
-        return
-    for intake, ours in parts.items():
-        start, stop = ours[0].start, ours[-1].stop
-        together = stop - start == sum(span.stop - span.start for span in ours)
-        rows: Sequence[int] = (
-            range(start, stop) if together else [row for s in ours for row in range(s.start, s.stop)]
-        )
-        yield intake, columns.select(rows), rebased(ours)

@@ -6,7 +6,7 @@ again from the last acknowledged positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from worker.errors import ClientFatal, DeliveryFailed, Stalled
 from worker.loop.accounts import Accounts
 from worker.loop.budget import Budget
 from worker.loop.delivery import Delivery
-from worker.loop.intake import Intake
+from worker.loop.intakes import Fetching, Intakes
 from worker.loop.isolation import Isolation
 from worker.loop.outbox import Outbox, Sink
 from worker.loop.slab import Slab
@@ -38,18 +38,13 @@ class Listener(Protocol):
     def on_lost(self, partitions: list[Partition]) -> None: ...
 
 
-class Source(Protocol):
+class Source(Fetching, Protocol):
     """Where records come from."""
 
     def subscribe(self, listener: Listener) -> None: ...
 
     def take(self, timeout_s: float, most: int, wanted_bytes: int) -> tuple[Columns, list[Span]]:
         """Records of the assignment in force when it returns; serves rebalances."""
-
-    def pause(self, topics: Iterable[str]) -> None:
-        """Stop fetching these topics, partitions assigned later included. Throws away what was fetched of them."""
-
-    def resume(self, topics: Iterable[str]) -> None: ...
 
     def seek(self, positions: dict[Partition, int]) -> None: ...
 
@@ -116,7 +111,7 @@ class Parts:
     """What the conductor and its membership share: one replica's loop, taken apart."""
 
     source: Source
-    intakes: Sequence[Intake]
+    intakes: Intakes
     budget: Budget
     window: Window
     outbox: Outbox
@@ -181,8 +176,7 @@ class Membership:
         self._accounts.rebalance()
         started_ns = self._clock_ns()
         # The next owner reads a record that was not started. A record in flight is finished here.
-        for intake in self._intakes:
-            intake.open.drop(partitions)
+        self._intakes.drop(partitions)
         failed: DeliveryFailed | None = None
         try:
             # What is being undone is not finished here: the next owner reads it again.
@@ -207,7 +201,7 @@ class Membership:
         self._caution.dropped(partitions)
         self._window.revoke(partitions)
         self._delivery.lost(partitions)
-        self._discard_open()
+        self._intakes.discard(self._window.epochs)
         self._log.warning("lost", partitions=_names(partitions))
 
     # -- recovery ------------------------------------------------------------------------------------------
@@ -240,7 +234,7 @@ class Membership:
         if targets is None:
             return
         self.rewinding = False
-        self._discard_open()
+        self._intakes.discard(self._window.epochs)
         self._caution.resumed(targets)
         self._source.seek(targets)
 
@@ -261,9 +255,7 @@ class Membership:
         self._log.info("drain", in_flight=self._window.records, budget_s=self._drain_s)
         self._verbs.turned()  # the last metrics show the partitions' ends of this moment
         deadline = Deadline(self._clock_ns, self._drain_s)
-        for intake in self._intakes:
-            intake.open.clear()
-            self._source.pause(intake.topics)
+        self._intakes.close()
         try:
             done = self._finish(deadline, self._window.busy)
             self._commit_until(deadline)
@@ -346,10 +338,6 @@ class Membership:
         while self._window.committable() and not deadline.over:
             self._source.take(TICK_S, 1, 1)
             self._verbs.commit(wait=True)
-
-    def _discard_open(self) -> None:
-        for intake in self._intakes:
-            intake.open.discard(self._window.epochs)
 
     # -- notes beside positions: see worker.loop.caution -----------------------------------------------------
 

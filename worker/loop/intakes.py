@@ -1,0 +1,149 @@
+"""All intakes of a replica: which topics belong to which, who holds back for whom, which topics are fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Protocol
+
+from worker.batch import Columns, Partition, Span
+from worker.loop.admission import Rollout
+from worker.loop.caution import Caution
+from worker.loop.epochs import Epochs
+from worker.loop.intake import Intake
+from worker.loop.openslab import rebased
+from worker.loop.what_now import IntakeView
+
+
+class Fetching(Protocol):
+    """The part of a source that decides what is fetched."""
+
+    def pause(self, topics: Iterable[str]) -> None:
+        """Stop fetching these topics, partitions assigned later included. Throws away what was fetched of them."""
+
+    def resume(self, topics: Iterable[str]) -> None: ...
+
+
+class Intakes:
+    """See the module. The loop's thread alone uses it."""
+
+    def __init__(self, intakes: Sequence[Intake], source: Fetching) -> None:
+        self._by_topic = {topic: intake for intake in intakes for topic in intake.topics}
+        self._in_turn = list(intakes)
+        """Whoever went last comes last."""
+        self._source = source
+
+    def __iter__(self) -> Iterator[Intake]:
+        """All of them; whoever has not gone for longest comes first."""
+        return iter(self._in_turn[:])
+
+    def __len__(self) -> int:
+        return len(self._in_turn)
+
+    def __getitem__(self, topic: str) -> Intake:
+        return self._by_topic[topic]
+
+    # -- records on their way in ---------------------------------------------------------------------------
+
+    def append(self, columns: Columns, spans: list[Span], now_ns: int, now_ms: float) -> None:
+        """Divide a take among the open slabs; see :meth:`Intake.append`."""
+        for intake, part, ours in distribute(columns, spans, self._by_topic):
+            intake.append(part, ours, now_ns, now_ms)
+
+    def discard(self, epochs: Epochs) -> None:
+        """Forget the records of open slabs that are not ours any more."""
+        for intake in self._in_turn:
+            intake.open.discard(epochs)
+
+    def drop(self, partitions: Collection[Partition]) -> None:
+        """Forget these partitions' records in open slabs."""
+        for intake in self._in_turn:
+            intake.open.drop(partitions)
+
+    def close(self) -> None:
+        """Take nothing more, and forget what is not submitted."""
+        for intake in self._in_turn:
+            intake.open.clear()
+            self._source.pause(intake.topics)
+
+    # -- whose turn it is ----------------------------------------------------------------------------------
+
+    def claimant(self, caution: Caution) -> Intake | None:
+        """The intake for which the others hold back: its next record must be alone, or needs bytes they hold."""
+        if len(self._in_turn) == 1:
+            return None
+        for intake in self._in_turn:
+            if intake.hungry() or (caution and len(intake.open) and caution.covers(*intake.open.first)):
+                return intake
+        return None
+
+    def went(self, intake: Intake) -> None:
+        """A slab of this intake was closed: the others come first now."""
+        if len(self._in_turn) > 1:
+            self._in_turn.remove(intake)
+            self._in_turn.append(intake)
+
+    # -- what is fetched -----------------------------------------------------------------------------------
+
+    @property
+    def paused(self) -> frozenset[str]:
+        """Topics that are not fetched because their intake is full; for any thread."""
+        return frozenset().union(*(intake.topics for intake in self._in_turn if intake.paused))
+
+    def steer(self, intake: Intake, view: IntakeView) -> None:
+        """Pause the topics of an intake that is full, resume them when it has room again.
+
+        A pause is put off for as long as possible: the client throws away what it has fetched, and with a model slower
+        than the fetching it would fetch everything many times.
+        """
+        if intake.paused:
+            if view.may_submit and view.room and intake.relaxed():
+                self._source.resume(intake.topics)
+                intake.paused = False
+        elif not view.due and intake.full():
+            self._source.pause(intake.topics)
+            intake.paused = True
+
+    def wanted(self) -> tuple[int, int]:
+        """How many records and bytes a take may bring.
+
+        Any topic that is fetched may fill the whole take. So the intake with the fewest free bytes bounds it.
+        """
+        fetched = [intake for intake in self._in_turn if not intake.paused]
+        most = max((intake.room() for intake in fetched), default=1)
+        free = min((intake.free_for_payloads for intake in fetched), default=1)
+        return max(most, 1), max(free, 1)
+
+
+def groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
+    """Rollouts whose routes share topics, directly or through others; members and groups are in file order."""
+    parts: list[list[int]] = []
+    for index, rollout in enumerate(rollouts):
+        topics = rollout.route.topics
+        touching = [part for part in parts if any(topics & rollouts[i].route.topics for i in part)]
+        parts = [part for part in parts if part not in touching]
+        parts.append(sorted(chain([index], *touching)))
+    return [[rollouts[index] for index in part] for part in sorted(parts)]
+
+
+def distribute(
+    columns: Columns, spans: list[Span], intakes: Mapping[str, Intake]
+) -> Iterator[tuple[Intake, Columns, list[Span]]]:
+    """A take, divided among the intakes of its topics; work is per span.
+
+    Args:
+        intakes: by topic.
+    """
+    parts: dict[Intake, list[Span]] = {}
+    for span in spans:
+        parts.setdefault(intakes[span.partition.topic], []).append(span)
+    if len(parts) == 1:
+        yield next(iter(parts)), columns, spans
+        return
+    for intake, ours in parts.items():
+        start, stop = ours[0].start, ours[-1].stop
+        together = stop - start == sum(span.stop - span.start for span in ours)
+        rows: Sequence[int] = (
+            range(start, stop) if together else [row for s in ours for row in range(s.start, s.stop)]
+        )
+        yield intake, columns.select(rows), rebased(ours)
