@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import orjson
 
+sys.path.append(str(Path(__file__).parent.parent))
 sys.path.append(str(Path(__file__).parent.parent / "unit"))
 
 from decode_support import Decoding

@@ -237,7 +237,7 @@ def test_run_names_the_mistake_that_check_names(folder: Path, capfd: pytest.Capt
         ("- a\n", "mapping list"),
         ("", "mapping nothing"),
         ("name: a\nname: b\n", "line 2 name twice"),
-        ("pipelines: [a]\n", "pipelines: ['a'] names"),
+        ("pipelines: [a]\n", "pipelines: [a] names"),
         ("password: *correct-horse\n", "YAML line 1"),
         ("a: !!python/object/apply:os.system [true]\n", "YAML line 1"),
     ],
