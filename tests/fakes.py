@@ -187,9 +187,7 @@ class FakeKafka:
 
     def place(self, topic: str, source: Partition, key: bytes | None, mode: PartitionMode) -> int:
         """The partition an output goes to."""
-        if mode == "input":
-            return source.number
-        hashed = source.number if key is None else zlib.crc32(key)
+        hashed = source.number if key is None or mode == "input" else zlib.crc32(key)
         return hashed % self._outputs.get(topic, 3)
 
     # -- the group ---------------------------------------------------------------------------------------
@@ -433,12 +431,19 @@ class FakeSink:
 
     Args:
         capacity: messages queued or not reported yet.
+        by_count: report several rows in one call, as the compiled producer does; else row by row.
     """
 
     def __init__(
-        self, kafka: FakeKafka, who: Any = None, rng: Random | None = None, capacity: int = 1_000
+        self,
+        kafka: FakeKafka,
+        who: Any = None,
+        rng: Random | None = None,
+        capacity: int = 1_000,
+        by_count: bool = False,
     ) -> None:
         self.capacity = capacity
+        self.by_count = by_count
         self.refuse = 0
         """So many of the next messages the broker refuses for good."""
         self.stalled = False
@@ -494,8 +499,19 @@ class FakeSink:
         if timeout_s and not self._reports:
             self._kafka.clock.advance(timeout_s)
             self._deliver()
-        for _ in range(self._some(len(self._reports))):
-            self._report(*self._reports.popleft())
+        due = [self._reports.popleft() for _ in range(self._some(len(self._reports)))]
+        for message, error in due:
+            if self.transaction is None:
+                self._kafka.witness.reported(self.who, message, error)
+        if not self.by_count:
+            for message, error in due:
+                if message.on_delivery is not None:
+                    message.on_delivery(error, message)
+            return
+        # one call for rows of one `send` with one fate, in whatever order they were answered
+        for (on_delivery, error), rows in Counter((m.on_delivery, error) for m, error in due).items():
+            if on_delivery is not None:
+                on_delivery(error, None, rows)
 
     def max_bytes(self, topic: str) -> int:
         return self.limits.get(topic, 1_048_588)
@@ -546,12 +562,6 @@ class FakeSink:
             self.transaction.append(message)
         self._reports.append((message, error))
 
-    def _report(self, message: Message, error: str | None) -> None:
-        if self.transaction is None:
-            self._kafka.witness.reported(self.who, message, error)
-        if message.on_delivery is not None:
-            message.on_delivery(error, message)
-
     def _some(self, most: int) -> int:
         return self._rng.randint(0, most) if self._rng and most > 0 else most
 
@@ -560,11 +570,20 @@ class FakeTransactions:
     """The transactional side of a sink, with the offsets of its source in the same transaction.
 
     Readers see what is committed and nothing else (``read_committed``).
+
+    Args:
+        moods: makes the broker not answer now and then when it is asked for committed positions.
     """
 
     def __init__(
-        self, kafka: FakeKafka, source: FakeSource, sink: FakeSink, rng: Random | None = None
+        self,
+        kafka: FakeKafka,
+        source: FakeSource,
+        sink: FakeSink,
+        rng: Random | None = None,
+        moods: Random | None = None,
     ) -> None:
+        self._moods = moods
         self._kafka = kafka
         self._source = source
         self._sink = sink
@@ -596,8 +615,11 @@ class FakeTransactions:
         self._sink.purge()
         self._sink.flush()
         self._sink.transaction, self._sink.doomed, self._open = [], False, False
+        self.hung = False  # a new producer has no call under way
 
-    def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int | None]:
+    def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int | None] | None:
+        if self._moods is not None and self._moods.random() < 0.1:
+            return None  # the broker does not answer now
         return {partition: self._kafka.committed.get(partition) for partition in partitions}
 
     def _may_commit(self, positions: dict[Partition, int], group: Any) -> bool:

@@ -41,6 +41,20 @@ def largest_wire_bytes(
     )
 
 
+def unbounded_bytes(keys: Sequence[bytes | None], headers: Sequence[Headers | None] | None) -> int:
+    """Keys and headers of outputs that a producer holds: its queue limit counts values only."""
+    return total_bytes(keys) + sum(map(wire_headers_bytes, filter(None, headers or ())))
+
+
+def largest_record_bytes(columns: Columns) -> int:
+    """An upper bound of the largest key, value and headers of one record, without a look at each."""
+    return (
+        largest_bytes(columns.keys)
+        + largest_bytes(columns.values)
+        + max(map(_held_headers_bytes, filter(None, columns.headers)), default=0)
+    )
+
+
 def held_bytes(columns: Columns) -> int:
     """What records hold in memory while they are in flight: values, keys, headers and the objects around them."""
     return (

@@ -1,4 +1,4 @@
-"""The sink against the embedded broker and a real Kafka: order, placement, back-pressure, refusals."""
+"""One contract for sinks: the fake, both real ones on the embedded broker, and both on a real Kafka."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message
+from fakes import FakeClock, FakeKafka, FakeSink
+from fakes import Message as Landed
 from kafka_support import PATIENCE_S, Cluster
 from stream import read_all
 
@@ -70,7 +73,8 @@ class Outlet:
         mode: PartitionMode = "key",
     ) -> int:
         sending = Sending(self.topic, Partition("in", source), keys, values, headers, mode)
-        return self.sink.send(sending, None if self.sink.transactional_id else self.on_delivery)
+        transactional = getattr(self.sink, "transactional_id", None)
+        return self.sink.send(sending, None if transactional else self.on_delivery)
 
     def on_delivery(self, error: KafkaError | None, message: Message | None, rows: int = 1) -> None:
         if error is None:
@@ -89,21 +93,93 @@ class Outlet:
         return read_all(self.cluster.bootstrap, self.topic)
 
 
-@pytest.fixture(params=[KafkaSink, BatchSink])
-def kind(request: pytest.FixtureRequest) -> type[KafkaSink | BatchSink]:
-    """Both sinks do the same; one of them only where it is compiled."""
-    if request.param is BatchSink and native.producer is None:
+class FakeMessage:
+    """What landed on the fake broker, as the client's message shows it."""
+
+    def __init__(self, landed: Landed) -> None:
+        self._landed = landed
+
+    def key(self) -> bytes | None:
+        return self._landed.key
+
+    def value(self) -> bytes | None:
+        return self._landed.value
+
+    def headers(self) -> Headers | None:
+        return self._landed.headers
+
+    def partition(self) -> int:
+        return self._landed.partition
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, self._landed.timestamp_ms
+
+
+class FakeOutlet(Outlet):
+    """The sink of the loop's tests in place of a real one. Its queue holds 20 rows."""
+
+    def __init__(
+        self, by_count: bool, partitions: int, limit: int = 1_048_588, limits: Any = None, kafka: Any = None
+    ) -> None:
+        self.topic = "out"
+        self._kafka = FakeKafka(FakeClock(), {"in": 12}, {self.topic: partitions})
+        capacity = 20 if limits else 10_000
+        self.sink: Any = FakeSink(self._kafka, capacity=capacity, by_count=by_count)
+        self.sink.limits[self.topic] = limit
+        self.acknowledged = 0
+        self.refused = []
+
+    def read(self) -> list[Any]:
+        return [FakeMessage(message) for message in self._kafka.outputs(self.topic)]
+
+
+FAKE_CANNOT = {
+    "test_keyed_records_go_where_java_puts_them": "the fake places keys by CRC-32, not by murmur2",
+    "test_a_row_refused_for_good_is_reported_and_the_others_arrive": "the fake's errors have no codes",
+    "test_a_renewed_producer_sends": "the fake has no producer to renew: FakeTransactions stands for that",
+}
+"""What is outside the fake, each seen to fail."""
+
+
+def available(kind: type[KafkaSink | BatchSink]) -> type[KafkaSink | BatchSink]:
+    """The sink, where it is compiled."""
+    if kind is BatchSink and native.producer is None:
         if os.environ.get("REQUIRE_NATIVE") == "1":
             pytest.fail(f"REQUIRE_NATIVE=1, but the producer is {native.producer_path}")
         pytest.skip(f"the producer is {native.producer_path}")
-    return request.param
+    return kind
 
 
-@pytest.fixture
-def outlet(
-    cluster: Cluster, kind: type[KafkaSink | BatchSink], request: pytest.FixtureRequest
-) -> Callable[..., Outlet]:
+@pytest.fixture(params=[KafkaSink, BatchSink])
+def kind(request: pytest.FixtureRequest) -> type[KafkaSink | BatchSink]:
+    """Both sinks do the same; one of them only where it is compiled."""
+    return available(request.param)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("fake", False), id="fake-by-row"),
+        pytest.param(("fake", True), id="fake-by-count"),
+        pytest.param(("embedded", KafkaSink), id="embedded-KafkaSink"),
+        pytest.param(("embedded", BatchSink), id="embedded-BatchSink"),
+        pytest.param(("kafka", KafkaSink), id="kafka-KafkaSink", marks=pytest.mark.kafka),
+        pytest.param(("kafka", BatchSink), id="kafka-BatchSink", marks=pytest.mark.kafka),
+    ]
+)
+def outlet(request: pytest.FixtureRequest) -> Callable[..., Outlet]:
     """Make a sink for a new topic; it is closed when the test is over."""
+    where, how = request.param
+    if where == "fake":
+        reason = FAKE_CANNOT.get(request.function.__name__)
+        if reason is not None:
+            request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+        return partial(FakeOutlet, how)
+    kind = available(how)
+    if where == "kafka":
+        cluster = Cluster(request.getfixturevalue("kafka"))
+    else:
+        broker: EmbeddedBroker = request.getfixturevalue("embedded_broker")
+        cluster = Cluster(broker.bootstrap, broker)
 
     def start(partitions: int, **more: Any) -> Outlet:
         made = Outlet(cluster, partitions, kind=kind, **more)
@@ -334,3 +410,14 @@ def test_closing_does_not_wait_for_a_dead_broker(
     started = time.monotonic()
     out.sink.close(0.5)
     assert time.monotonic() - started < 10
+
+
+def test_rows_with_a_timestamp_arrive_with_it(outlet: Callable[..., Outlet]) -> None:
+    """A dead letter keeps the time of its record."""
+    out = outlet(1)
+    sending = Sending(
+        out.topic, Partition("in", 0), [None], [b"v"], [[("h", b"1")]], "key", 1_763_676_000_123
+    )
+    assert out.sink.send(sending, out.on_delivery) == 1
+    out.wait(1)
+    assert [message.timestamp()[1] for message in out.read()] == [1_763_676_000_123]

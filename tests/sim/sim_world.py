@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
-from functools import partial
 from random import Random
 from typing import Any
 
@@ -42,6 +41,7 @@ from worker.loop.delivery import Delivery
 from worker.loop.exactly_once import ExactlyOnce
 from worker.loop.outbox import Outbox
 from worker.loop.pool import Returned
+from worker.loop.tasks import Task
 from worker.loop.window import Window
 
 TURNS_TO_QUIET = 30_000
@@ -85,6 +85,15 @@ class LazyTask:
     def _perhaps(self) -> None:
         if self._rng.random() < 0.3:
             self.wait(0.0)
+
+
+class StuckTask:
+    """A call that never returns, whatever became of what it asked for."""
+
+    done = False
+
+    def wait(self, timeout_s: float) -> bool:
+        return False
 
 
 class SlowPool(FakePool):
@@ -249,6 +258,8 @@ class Schedule:
         self.seed = seed
         self.cases = cases if cases is not None else Counter()
         self.rng = rng = Random(seed)
+        self._client_rng = Random(seed + 1_000_000)
+        """For what the client does of itself: how it reports, and calls that never return."""
         self.clock = FakeClock()
         self.court = Court(judges)
         self.fates: dict[tuple[Partition, int], str] = {}
@@ -354,7 +365,9 @@ class Schedule:
 
     def _build(self, name: str) -> Replica:
         source = FakeSource(self.kafka, rng=self.rng)
-        sink = FakeSink(self.kafka, rng=self.rng, capacity=self.capacity)
+        sink = FakeSink(
+            self.kafka, rng=self.rng, capacity=self.capacity, by_count=self._client_rng.random() < 0.5
+        )
         sink.limits = {RESULTS: 1_000, DEAD_LETTERS: 2_500}
         pool = SlowPool(self.clock, self.rng, self._slowest_s, self.rng.randint(1, 3))
         world = make_loop(
@@ -383,8 +396,17 @@ class Schedule:
     def _delivery(self, source: FakeSource, sink: FakeSink, caution: Caution) -> Delivery:
         if not self.exactly_once:
             return AtLeastOnce(source, sink, 0.05, self.clock, caution.metadata)
-        transactions = FakeTransactions(self.kafka, source, sink, self.rng)
-        spawn = partial(LazyTask, self.rng)
+        transactions = FakeTransactions(self.kafka, source, sink, self.rng, self._client_rng)
+
+        def spawn(name: str, call: Callable[[], None]) -> Task:
+            if name != "commit" or self._calmed or sink.fuse is not never or self._client_rng.random() > 0.03:
+                return LazyTask(self.rng, name, call)
+            if self._client_rng.random() < 0.5:
+                call()  # the broker took it, or refused it; nobody hears of it
+            transactions.hung = True
+            self.cases["commit that never returns"] += 1
+            return StuckTask()
+
         return ExactlyOnce(
             transactions, 0.05, 20, 1.0, self.clock, self._count_transaction, spawn, caution.metadata
         )

@@ -26,6 +26,7 @@ HARD_CASES = (
     "crash in send",
     "crash in take",
     "crash with unacknowledged outputs",
+    "commit that never returns",
     "crashed",
     "drain in flight",
     "drained",

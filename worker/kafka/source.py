@@ -22,11 +22,12 @@ from worker.kafka.assignment import Assignment, Listener, partitions_of
 from worker.kafka.columns import Gatherer
 from worker.kafka.commits import Commits
 from worker.kafka.ends import Ends, Reach
+from worker.kafka.headers import header_column
 from worker.kafka.health import ClientHealth
 from worker.kafka.properties import admin_properties, build, consumer_properties
 from worker.kafka.starts import Starts
 from worker.kafka.watch import is_same_topic, made_anew
-from worker.sizes import HELD_RECORD_BYTES
+from worker.sizes import HELD_RECORD_BYTES, largest_record_bytes, wire_headers_bytes
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -98,7 +99,7 @@ class KafkaSource:
         self._unplaced: dict[Partition, float] = {}
         """Partitions whose position is gone while the broker has not told the first one -> when to ask again."""
         self._peak_bytes = 1
-        """Decaying size of the largest values seen: bounds a take in bytes."""
+        """Decaying size of the largest records seen, keys and headers included: bounds a take in bytes."""
         self._closed = False
         self._commits = Commits()
         callbacks = {
@@ -170,7 +171,8 @@ class KafkaSource:
         if first is None:
             return Columns(), []
         messages = [first]
-        more = min(most, wanted_bytes // (max(self._peak_bytes, len(first)) + HELD_RECORD_BYTES)) - 1
+        largest = max(self._peak_bytes, _record_bytes(first)) + HELD_RECORD_BYTES
+        more = min(most, wanted_bytes // largest) - 1
         if more > 0:
             # consume(n, 0) drains; with a timeout it would wait for all n of them
             self._assignment.moved.clear()
@@ -204,7 +206,7 @@ class KafkaSource:
     def _columns(self, messages: list[Any]) -> tuple[Columns, list[Span]]:
         columns, spans = self._gatherer.gather(messages)
         if spans:
-            self._peak_bytes = max(max(map(len, messages)), self._peak_bytes * 7 // 8, 1)
+            self._peak_bytes = max(largest_record_bytes(columns), self._peak_bytes * 7 // 8, 1)
         positions = self._assignment.positions
         for span in spans:
             first = columns.offsets[span.start]
@@ -430,3 +432,11 @@ class KafkaSource:
         for place in [place for place, due_s in self._unplaced.items() if due_s <= now]:
             del self._unplaced[place]
             self._reset(place)
+
+
+def _record_bytes(message: Any) -> int:
+    """Key, value and headers of one record; the text of an event."""
+    if message.error() is not None:
+        return len(message)
+    [headers] = header_column([message])
+    return len(message) + len(message.key() or b"") + wire_headers_bytes(headers)

@@ -19,7 +19,7 @@ from worker.loop.laying import Sheet, sheet_of_batch, sheet_of_slab
 from worker.loop.limit import DeadLetterRate
 from worker.loop.slab import Slab
 from worker.sending import PartitionMode, Sending
-from worker.sizes import largest_wire_bytes, wire_bytes
+from worker.sizes import largest_wire_bytes, unbounded_bytes, wire_bytes
 from worker.text import one_line
 
 EVIDENCE_POLL_S = 0.01
@@ -177,6 +177,7 @@ class Outbox:
         nbytes = 0
         for sending in self._plan(sheet):
             slab.receipt.expect(len(sending))
+            slab.receipt.kept_bytes += unbounded_bytes(sending.keys, sending.headers)
             nbytes += total_bytes(sending.values)
             self._queue.append((slab, sending))
         return nbytes

@@ -23,6 +23,9 @@ class Receipt:
     """Outputs the producer has taken."""
     answered: int = 0
     """Outputs for which the producer has reported delivery or failure. A report may come before ``took`` does."""
+    kept_bytes: int = 0
+    """Keys and headers of the outputs. The producer holds them until they are acknowledged, and the limit of its own
+    queue does not count them."""
     closed: bool = False
     """The delivery guarantee knows that every output is handed over."""
     committed: list[Span] | None = None

@@ -143,15 +143,19 @@ class Window:
         return slab
 
     def sent(self, slab: Slab) -> None:
-        """Every output of the slab has been handed to the producer: its records are not needed any more."""
+        """Every output of the slab has been handed to the producer: its records are not needed any more.
+
+        The producer's queue bounds the values that it holds. Keys and headers stay in the slab's claim.
+        """
         slab.columns = Columns()
-        slab.claim.free()
+        slab.claim.adjust(slab.receipt.kept_bytes - slab.claim.nbytes)
 
     def acknowledged(self, slab: Slab) -> None:
         """Every output of the slab is acknowledged (or it had none): move the positions that this frees."""
         assert slab.receipt.closed, "a slab is acknowledged only after all its outputs were handed over"
         assert not slab.receipt.unanswered, "a slab is acknowledged only after all its outputs were"
         self._slabs.discard(slab)
+        slab.claim.free()
         for partition in slab.turn.ends:
             line = self._unacknowledged[partition]
             while line and line[0] not in self._slabs:
