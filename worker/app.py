@@ -33,6 +33,7 @@ from worker.loop.window import Window
 from worker.process import runtime
 from worker.process.leaving import leave
 from worker.process.progress import Progress
+from worker.process.replica import Orders
 from worker.process.rounds import Chore, Rounds, every
 from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Outage, Standstill, Watchdog
 from worker.serving.engine import Engine
@@ -48,9 +49,6 @@ from worker.telemetry.vitals import LOOK_EVERY_S, Vitals
 COMMIT_INTERVAL_S = 0.5
 TOPICS_EVERY_S = 0.25
 """How often the answers about topics are looked for; the watch itself decides when it asks."""
-UP_EVERY_S = 0.1
-"""How often it is looked whether the group has let us in."""
-
 RETRY_SHARE = 0.75
 """Most of limits.stall_s for which custom code may hold a record: the watchdog must not take that for a stall."""
 
@@ -72,12 +70,12 @@ def check_broker(settings: Settings) -> list[tuple[str, str]]:
 # -- the worker ----------------------------------------------------------------------------------------
 
 
-def build(settings: Settings, index: int, report_up: Callable[[], None]) -> App:
+def build(settings: Settings, index: int, orders: Orders | None) -> App:
     """Load the models, connect to Kafka and start the watchers. HTTP answers from the start: alive, warming up.
 
     Args:
         index: which replica this is; its HTTP port is the configured one plus this.
-        report_up: called once, when the consumer group has let this process in.
+        orders: of the supervisor; None without one.
 
     Raises:
         WorkerError: a model, a topic, a right or a port is missing.
@@ -99,7 +97,7 @@ def build(settings: Settings, index: int, report_up: Callable[[], None]) -> App:
     for name, rollout in rollouts.items():
         servable = rollout.choose()
         meters.model(name, ModelLabel(servable.model_name, servable.model_version, servable.model.provider))
-    return App(settings, [*rollouts.values()], meters, vitals, info, http, report_up)
+    return App(settings, [*rollouts.values()], meters, vitals, info, http, orders)
 
 
 class App:
@@ -113,7 +111,7 @@ class App:
         vitals: Vitals,
         info: WorkerInfo,
         http: HttpServer | None,
-        report_up: Callable[[], None],
+        orders: Orders | None,
     ) -> None:
         self._settings = settings
         self._rollouts = rollouts
@@ -121,7 +119,7 @@ class App:
         self._vitals = vitals
         self._info = info
         self._http = http
-        self._report_up = report_up
+        self._orders = orders
         self._connect()
         self._build_loop(rollouts)
         vitals.attach(
@@ -225,7 +223,7 @@ class App:
         """What the loop does between two turns besides records."""
         vitals = self._vitals
         self._look = every(LOOK_EVERY_S, vitals.look)
-        chores = [self._look, every(0.0, vitals.answer), Chore(0.0, self._once_up)]
+        chores = [self._look, every(0.0, vitals.answer)]
         if not self._topics.embedded:
             from worker.kafka.watch import TopicWatch
 
@@ -270,6 +268,12 @@ class App:
             batch_path=native.batch_path,
             producer="compiled" if isinstance(self._sink, BatchSink) else "python",
         )
+        if self._orders is not None:
+            self._source.on_member = self._orders.report_up
+            if self._orders.predecessor is not None:
+                from worker.kafka.leave import leave_for
+
+                leave_for(self._settings, self._orders.predecessor)
         self._conductor.run()
 
     def ask_to_stop(self) -> None:
@@ -322,13 +326,6 @@ class App:
             lambda key, value: producer.send(topic, key, value),
             self._vitals.take_snapshot(),
         )
-
-    def _once_up(self, now_s: float) -> float:
-        """Tell whoever started this process that it is in the group; then never again."""
-        if not self._conductor.joined:
-            return now_s + UP_EVERY_S
-        self._report_up()
-        return float("inf")
 
     def _report(self, _now_s: float) -> float:
         assert self._reporter is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def decode(value, headers):
 def worker(kafka: str, tmp_path: Path) -> Iterator[Any]:
     started: list[Worker] = []
 
-    def start(poison: bytes, delivery: str, replicas: int) -> tuple[list[Any], list[Any], Worker]:
+    def start(
+        poison: bytes, delivery: str, replicas: int, session_ms: int = 6000, **kafka_properties: str
+    ) -> tuple[list[Any], list[Any], Worker]:
         source, output, letters = unique("in"), unique("out"), unique("dead")
         create_topics(kafka, {source: 2, output: 2, letters: 1})
         models.write(tmp_path, models.identity())
@@ -56,7 +59,8 @@ def worker(kafka: str, tmp_path: Path) -> Iterator[Any]:
                 "kafka": {
                     "bootstrap.servers": kafka,
                     "group.id": unique("group"),
-                    "session.timeout.ms": 6000,
+                    **({"session.timeout.ms": session_ms} if session_ms else {}),
+                    **kafka_properties,
                 },
             },
         )
@@ -95,3 +99,20 @@ def test_the_topic_gets_past_poison(worker: Any, poison: bytes, delivery: str, r
     assert dict(letters[0].headers())["streaminfer.error.attempts"] == b"3"
     if delivery == "exactly_once":
         assert verdict.clean
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_successor_does_not_wait_for_the_session_of_the_process_that_died(
+    worker: Any, protocol: str
+) -> None:
+    """A record that kills the process three times holds its partition up for far less than one session of 45 s."""
+    session_ms = (
+        45_000 if protocol == "classic" else 0
+    )  # with the consumer protocol the broker has 45 s by itself
+    began = time.monotonic()
+    _sent, outputs, running = worker(b"kill", "at_least_once", 1, session_ms, **{"group.protocol": protocol})
+    took_s = time.monotonic() - began
+    assert [header for message in outputs for header in message.headers() or () if header[1] == b"crashed"]
+    assert running.text().count("left the group for the process that died") >= 2
+    assert took_s < 45, running.text()
+    print(f"{protocol}: {took_s:.1f} s from the start to the last answer, three deaths among them")

@@ -26,7 +26,8 @@ class FakeProcess:
         self.code: int | None = None
         self.signals: list[int] = []
         self.on_term = on_term
-        self.up = False
+        self.member: str | None = None
+        self.predecessor: str | None = None
         self.closed = 0
 
     def close(self) -> None:
@@ -70,11 +71,12 @@ class World:
     def starts(self, index: int) -> list[float]:
         return [round(time_s, 1) for time_s, process in self.started if process.index == index]
 
-    def _start(self, index: int) -> FakeProcess:
+    def _start(self, index: int, predecessor: str | None) -> FakeProcess:
         if self.refused_starts:
             self.refused_starts -= 1
             raise OSError("no more processes")
         process = FakeProcess(index, self.on_term)
+        process.predecessor = predecessor
         self.started.append((self.now_s, process))
         return process
 
@@ -127,7 +129,7 @@ def test_an_end_that_all_would_share_drains_the_others(code: int) -> None:
 def test_what_worked_once_is_tried_again(code: int) -> None:
     """A replica that dies in a broker outage, or beside a half-saved file, comes back; the healthy ones stay."""
     world = World(2)
-    world.at(1, lambda: setattr(world.current(1), "up", True))
+    world.at(1, lambda: setattr(world.current(1), "member", "m-1"))
     world.ends(2, 0, -KILL)
     for restart in range(12):  # the outage lasts two minutes
         world.ends(3 + 10 * restart, 0, code)
@@ -137,6 +139,17 @@ def test_what_worked_once_is_tried_again(code: int) -> None:
     assert len(world.starts(0)) > 5
     assert world.current(0).signals == [TERM]
     assert all(process.closed == 1 for _time, process in world.started)
+
+
+def test_a_successor_is_told_who_died_before_it() -> None:
+    """It can then take the dead member out of the group; one that never joined leaves nothing to take out."""
+    world = World(1)
+    world.at(1, lambda: setattr(world.current(0), "member", "m-1"))
+    world.ends(2, 0, -KILL)
+    world.ends(4, 0, 3)  # the second never joined: the first is still in the group
+    world.signal(9, TERM)
+    assert world.supervisor.run() == 0
+    assert [process.predecessor for _time, process in world.started] == [None, "m-1", "m-1"]
 
 
 @pytest.mark.parametrize("code", [1, 5, 6, -KILL, -signal.SIGSEGV])
@@ -159,8 +172,8 @@ def test_the_delay_doubles_up_to_ten_seconds_and_starts_over_after_a_long_life()
     deaths: list[float] = []
     real_start = world.supervisor._start
 
-    def start(index: int) -> FakeProcess:
-        process = real_start(index)
+    def start(index: int, predecessor: str | None) -> FakeProcess:
+        process = real_start(index, predecessor)
         life_s = next(lives, None)
         if life_s is None:
             world.signal(world.now_s + 1, TERM)
@@ -233,7 +246,7 @@ CHILD = """
     orders = take_orders()
     assert "hunter2" not in " ".join(sys.argv)
     assert orders.overrides == ["kafka.sasl.password=hunter2"]
-    orders.report_up()
+    orders.report_up("member-1")
     os.write(1, b"up\\n")
     while True:
         time.sleep(10)
@@ -248,7 +261,7 @@ PARENT = """
     logs.configure()
     with listening() as stop:
         supervisor = Supervisor(
-            lambda index: Replica([sys.executable, sys.argv[1]], ["kafka.sasl.password=hunter2"]), 2
+            lambda index, died: Replica([sys.executable, sys.argv[1]], ["kafka.sasl.password=hunter2"], died), 2
         )
         stop.give_to(supervisor.on_signal)
         sys.exit(supervisor.run())

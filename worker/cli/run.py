@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from worker.cli.main import add_set_option
 from worker.errors import ConfigError
 
 if TYPE_CHECKING:
+    from worker.process.replica import Orders
     from worker.process.signals import Stop
     from worker.settings import Settings
 
@@ -49,15 +49,15 @@ def run(args: argparse.Namespace) -> int:
 
     with listening() as stop:
         if args.replica_index is None:
-            return _run(args, stop)
+            return _run(args, stop, None)
         from worker.process.replica import take_orders
 
         orders = take_orders()
         args.overrides = orders.overrides
-        return _run(args, stop, orders.report_up)
+        return _run(args, stop, orders)
 
 
-def _run(args: argparse.Namespace, stop: Stop, report_up: Callable[[], None] = lambda: None) -> int:
+def _run(args: argparse.Namespace, stop: Stop, orders: Orders | None) -> int:
     # imported here, because importing takes most of the time before the worker listens to signals
     from worker.settings import check_replicas, load
     from worker.telemetry import logs
@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace, stop: Stop, report_up: Callable[[], None] = l
     from worker.process.run import run as run_worker
 
     return run_worker(
-        settings, args.replica_index, lambda settings, index: app.build(settings, index, report_up), stop
+        settings, args.replica_index, lambda settings, index: app.build(settings, index, orders), stop
     )
 
 
@@ -84,7 +84,9 @@ def _supervise(args: argparse.Namespace, stop: Stop) -> int:
     from worker.process.supervisor import Supervisor
 
     command = [*_ENTRY, str(Path(__file__).parents[2]), "run", str(args.config), "--replica-index"]
-    supervisor = Supervisor(lambda index: Replica([*command, str(index)], args.overrides), args.replicas)
+    supervisor = Supervisor(
+        lambda index, died: Replica([*command, str(index)], args.overrides, died), args.replicas
+    )
     stop.give_to(supervisor.on_signal)
     return supervisor.run()
 

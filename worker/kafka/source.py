@@ -91,6 +91,8 @@ class KafkaSource:
         self.out_of_range: Counter[Partition] = Counter()
         """Times a position was no longer on the broker and reading went on from the earliest record."""
         self.health = ClientHealth()
+        self.on_member: Callable[[str], object] | None = None
+        """Called at every assignment, before records are read, with the id that the group gave to this process."""
         self._on_out_of_range = on_out_of_range
         self._topics = list(begin)
         self._topic_ids = topic_ids
@@ -322,6 +324,8 @@ class KafkaSource:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         places = [Partition(tp.topic, tp.partition) for tp in partitions]
         self.health.joined()
+        if self.on_member is not None:
+            self.on_member(str(consumer.memberid() or ""))
         try:
             self._starts.resolve(partitions)
         except KafkaException as error:

@@ -1,4 +1,4 @@
-"""The line between the supervisor and one replica: orders down, one word up, and the end of either noticed.
+"""The line between the supervisor and one replica: orders down, a name up, and the end of either noticed.
 
 Orders come as one JSON line on the replica's standard input, which stays open for as long as the supervisor lives.
 Settings with passwords in them travel this way, because any user of the machine can read a command line.
@@ -24,12 +24,17 @@ class Orders:
     """The ``--set`` options."""
     report_fd: int
     """Where the replica says that it is up."""
+    predecessor: str | None = None
+    """The id in the consumer group of the process that died in this replica's place."""
 
-    def report_up(self) -> None:
-        """Tell the supervisor that configuration, model and broker are good: the group let this replica in."""
+    def report_up(self, member: str) -> None:
+        """Tell the supervisor that configuration, model and broker are good: the group let this replica in.
+
+        Args:
+            member: the id that the group gave to this process. Told at every assignment: it may change.
+        """
         with suppress(OSError):
-            os.write(self.report_fd, b"u")
-            os.close(self.report_fd)
+            os.write(self.report_fd, member.encode() + b"\n")
 
 
 def take_orders() -> Orders:
@@ -52,8 +57,10 @@ def take_orders() -> Orders:
 class Replica:
     """A replica's process, seen by the supervisor."""
 
-    def __init__(self, command: Sequence[str], overrides: Sequence[str]) -> None:
-        """Start it.
+    def __init__(
+        self, command: Sequence[str], overrides: Sequence[str], predecessor: str | None = None
+    ) -> None:
+        """Start it. ``predecessor``: see :class:`Orders`.
 
         It gets a process group of its own: a Ctrl-C in the terminal reaches the supervisor alone, which passes it on
         once. A replica takes a second signal for "stop now".
@@ -73,9 +80,9 @@ class Replica:
         finally:
             os.close(writer)
         self._reports = reader
-        self._up = False
+        self._reported = b""
         assert self._process.stdin is not None
-        orders = {"overrides": [*overrides], "report_fd": writer}
+        orders = {"overrides": [*overrides], "report_fd": writer, "predecessor": predecessor}
         with suppress(BrokenPipeError):  # it died at once; `poll` tells
             self._process.stdin.write(json.dumps(orders).encode() + b"\n")
             self._process.stdin.flush()
@@ -85,11 +92,16 @@ class Replica:
         return self._process.pid
 
     @property
-    def up(self) -> bool:
-        """Whether it has ever said that it is up."""
+    def member(self) -> str | None:
+        """Its id in the consumer group, as last reported; None: it was never up."""
         with suppress(BlockingIOError):
-            self._up = self._up or bool(os.read(self._reports, 1))
-        return self._up
+            while data := os.read(self._reports, 4096):
+                self._reported += data
+        *whole, part = self._reported.split(b"\n")
+        if not whole:
+            return None
+        self._reported = whole[-1] + b"\n" + part
+        return whole[-1].decode()
 
     def poll(self) -> int | None:
         """None while it runs, else its exit code, or minus the signal that killed it."""

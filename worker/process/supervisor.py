@@ -36,8 +36,8 @@ class Process(Protocol):
     def pid(self) -> int: ...
 
     @property
-    def up(self) -> bool:
-        """Whether the child has ever joined its consumer group."""
+    def member(self) -> str | None:
+        """The child's id in its consumer group, as last reported; None: it was never in."""
 
     def poll(self) -> int | None:
         """None while it runs, else its exit code, or minus the signal that killed it."""
@@ -58,6 +58,8 @@ class _Replica:
     start_at_s: float | None = 0.0
     """None while it runs and when it is done for good."""
     delay_s: float = FIRST_DELAY_S
+    member: str | None = None
+    """The id that its last process had in the consumer group."""
 
 
 class Supervisor:
@@ -70,13 +72,14 @@ class Supervisor:
     (`START_CODES`) does not count there: it is tried for as long as it takes, and the healthy ones stay.
 
     Args:
-        start: starts the child with this index.
+        start: starts the child with this index. The second argument is the member id of the child that died before it,
+            so that the new one can take it out of the group; None when there was none.
         clock, sleep: monotonic seconds.
     """
 
     def __init__(
         self,
-        start: Callable[[int], Process],
+        start: Callable[[int, str | None], Process],
         replicas: int,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -117,7 +120,7 @@ class Supervisor:
             return
         replica.started_s, replica.start_at_s = now, None
         try:
-            replica.process = self._start(replica.index)
+            replica.process = self._start(replica.index, replica.member)
         except OSError as error:
             log.error("cannot start a replica", replica=replica.index, error=str(error))
             self._died(replica, 1)
@@ -128,10 +131,12 @@ class Supervisor:
         """Look whether the replica's process has ended, and decide what that means."""
         if replica.process is None:
             return
-        self._was_up = self._was_up or replica.process.up
         code = replica.process.poll()
+        member = replica.process.member
+        self._was_up = self._was_up or member is not None
         if code is None:
             return
+        replica.member = member or replica.member
         replica.process.close()
         replica.process = None
         if code == 0 or (self._draining and code == -signal.SIGTERM):  # not yet far enough to drain
