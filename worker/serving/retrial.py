@@ -30,9 +30,12 @@ def postpone(batch: Batch, retry_s: float, now_ns: int) -> None:
     pause_s = max(asked_s, min(asked_s * 2.0**origin.tries, LONGEST_PAUSE_S))
     waited_s = (now_ns - origin.since_ns) / 1e9
     if waited_s + pause_s > retry_s:
+        told = f" (tried {tries} times in {waited_s:.1f} s)" if tries > 1 else ""
         for row, why in postponed.items():
-            message = f"{why.rejection.message} (tried {tries} times in {waited_s:.1f} s)"
-            batch.outcomes.rejected[row] = replace(why.rejection, message=message, attempts=tries)
+            rejection = why.rejection
+            batch.outcomes.rejected[row] = replace(
+                rejection, message=rejection.message + told, attempts=tries
+            )
         return
     rows = sorted(postponed)
     if tries == 1:
