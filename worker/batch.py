@@ -253,6 +253,9 @@ class Deadlines(Protocol):
             now_ms: Unix milliseconds. doing: what would be done with the row now, for the message.
         """
 
+    def part(self, rows: Sequence[int]) -> Deadlines | None:
+        """Those of some rows, as the rows of a batch of their own; None when none of them has one."""
+
     def decide(self, batch: Batch) -> None:
         """Give every row that is past its deadline its outcome."""
 

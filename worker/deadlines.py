@@ -6,6 +6,7 @@ may wait for seconds between these moments.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from worker.batch import Batch, Columns, Outcomes, Route, Servable
@@ -39,6 +40,11 @@ class Deadlines:
             late_ms = now_ms - self.at_ms.pop(row)
             self.passed[row] = f"the record's deadline passed {late_ms:.0f} ms before it was {doing}"
         self._next_ms = min(self.at_ms.values(), default=float("inf"))
+
+    def part(self, rows: Sequence[int]) -> Deadlines | None:
+        """Those of some rows, as the rows of a batch of their own; None when no one of them has a deadline ahead."""
+        at_ms = {index: ms for index, row in enumerate(rows) if (ms := self.at_ms.get(row)) is not None}
+        return Deadlines(self.policy, at_ms) if at_ms else None
 
     def decide(self, batch: Batch) -> None:
         """Give every row that is past its deadline its outcome, in the place of any other."""

@@ -16,6 +16,7 @@ from fakes import FakeClock, columns_of
 
 from worker import Reject, Retry, batched
 from worker.batch import Batch, Partition
+from worker.deadlines import Deadlines
 from worker.serving.engine import Engine
 from worker.serving.load import load
 from worker.serving.rollout import Rollout
@@ -79,12 +80,15 @@ class Run:
         self.engine = Engine(self.clock, retry_s)
         self.pauses_s: list[float] = []
 
-    def __call__(self, *values: bytes, names: tuple[bytes, ...] = ()) -> Batch:
+    def __call__(
+        self, *values: bytes, names: tuple[bytes, ...] = (), deadlines: Deadlines | None = None
+    ) -> Batch:
         columns = columns_of(A, range(len(values)), values)
         columns.headers = [[("name", name)] for name in names] or [None] * len(values)
         batch = Batch(
             None, range(len(values)), columns, self.rollout.route, self.rollout.choose(), self.clock(), 0.0
         )
+        batch.deadlines = deadlines
         self._process(batch)
         while batch.again is not None:
             again, batch.again = batch.again, None
@@ -196,3 +200,20 @@ def test_a_further_try_may_refuse_the_record(service: Service, rollout: Callable
     batch = run(b"a", b"bb")
     assert found(batch)[1] == ("invalid", "decode", 1)
     assert found(batch)[0]["outputs"]["y"][0] == 1
+
+
+@pytest.mark.parametrize("policy", ["dead_letter", "drop"])
+def test_a_record_that_expires_while_it_waits_is_not_tried_again(
+    policy: str, service: Service, rollout: Callable[..., Rollout]
+) -> None:
+    """A record whose deadline passes between two tries is expired, and its neighbour is still tried."""
+    run = Run(rollout(decode=True))
+    service.away = 4
+    batch = run(b"a", b"bb", deadlines=Deadlines(policy, {0: 1_500.0}))
+    assert batch.outcomes is not None
+    assert service.asked == ["a", "bb", "a", "bb", "bb"]
+    assert json.loads(batch.outcomes.bodies[1] or b"")["prediction"]["outputs"]["y"][0] == 2
+    assert {row: why.reason for row, why in batch.outcomes.rejected.items()} == (
+        {0: "expired"} if policy == "dead_letter" else {}
+    )
+    assert batch.outcomes.dropped == ({0} if policy == "drop" else set())

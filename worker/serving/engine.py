@@ -105,6 +105,8 @@ class Engine:
         batch.outcomes.rejected.update(batch.feed.rejected)
         if batch.deadlines is not None:
             batch.deadlines.decide(batch)
+            for row in batch.deadlines.passed:
+                batch.feed.postponed.pop(row, None)
         if batch.feed.postponed and batch.sick is None:
             postpone(batch, self._retry_s, self._clock_ns())
         batch.feed.arrays = None

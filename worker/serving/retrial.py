@@ -56,6 +56,7 @@ def postpone(batch: Batch, retry_s: float, now_ns: int) -> None:
         batch.taken_ms,
         batch.late_us[rows] if batch.late_us is not None else None,
         pick(batch.payloads, rows),
+        deadlines=batch.deadlines.part(rows) if batch.deadlines is not None else None,
         origin=Origin(origin.batch, pick([*origin.rows], rows), tries, origin.since_ns),
     )
     batch.again = Again(again, now_ns + round(pause_s * 1e9))
@@ -72,6 +73,8 @@ def merge(batch: Batch) -> None:
         whole.outcomes.bodies[its] = found.bodies[row]
         if row in found.rejected:
             whole.outcomes.rejected[its] = found.rejected[row]
+        if row in found.dropped:
+            whole.outcomes.dropped.add(its)
         if found.headers is not None:
             whole.outcomes.headers = whole.outcomes.headers or [None] * len(whole)
             whole.outcomes.headers[its] = found.headers[row]
