@@ -250,6 +250,7 @@ class Session:
         self.seen: list[dict[str, np.ndarray]] = []
         self._real = onnxruntime.InferenceSession(path, options, providers=[CPU])
         self.get_inputs, self.get_outputs = self._real.get_inputs, self._real.get_outputs
+        self.get_modelmeta = self._real.get_modelmeta
 
     def _check_tensorrt(self, options: dict[str, str]) -> None:
         """In the words of onnxruntime-gpu 1.31.1 with TensorRT 10."""

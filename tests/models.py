@@ -258,6 +258,95 @@ def recurrent(batch: str = "batch") -> bytes:
     )
 
 
+def linear_classifier(
+    classes: Sequence[str] | Sequence[int] = ("a", "b", "c"), names_in_the_operator: bool = True
+) -> bytes:
+    """``label`` and ``scores`` of float32 (N, 3), as converters of scikit-learn write them; score i is x[i].
+
+    Without names in the operator they are a constant that the best class is looked up in.
+    """
+    texts = isinstance(classes[0], str)
+    outputs = [
+        tensor("label", str if texts else np.int64, ["N"]),
+        tensor("scores", np.float32, ["N", len(classes)]),
+    ]
+    if not names_in_the_operator:
+        return build(
+            [
+                helper.make_node("Identity", ["x"], ["scores"]),
+                helper.make_node("ArgMax", ["x"], ["best"], axis=1, keepdims=0),
+                helper.make_node("Gather", ["classes", "best"], ["label"]),
+            ],
+            [tensor("x", np.float32, ["N", 3])],
+            outputs,
+            {"classes": np.array(classes, object if texts else np.int64)},
+        )
+    named = {"classlabels_strings" if texts else "classlabels_ints": list(classes)}
+    return build(
+        [
+            helper.make_node(
+                "LinearClassifier",
+                ["x"],
+                ["label", "scores"],
+                domain="ai.onnx.ml",
+                coefficients=np.eye(3, dtype=np.float32).reshape(-1).tolist(),
+                intercepts=[0.0, 0.0, 0.0],
+                multi_class=1,
+                post_transform="NONE",
+                **named,
+            )
+        ],
+        [tensor("x", np.float32, ["N", 3])],
+        outputs,
+    )
+
+
+def probability() -> bytes:
+    """y = one probability for each item: sigmoid of the sum of float32 (N, 2)."""
+    return build(
+        [
+            helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=1),
+            helper.make_node("Sigmoid", ["sum"], ["y"]),
+        ],
+        [tensor("x", np.float32, ["N", 2])],
+        [tensor("y", np.float32, ["N", "any"])],
+        {"axes": np.array([1])},
+    )
+
+
+def detector(
+    head: np.ndarray, metadata: dict[str, str] | None = None, masks: bool = False, little: float = 1e-4
+) -> bytes:
+    """uint8 pictures (N, 32, 32, 3) -> ``head`` + the picture's mean, of which 255 counts as ``little``."""
+    size = list(head.shape)
+    outputs = [tensor("boxes", np.float32, ["N", *size])]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "little"], ["trace"]),
+        helper.make_node("Reshape", ["trace", "column"], ["columns"]),
+        helper.make_node("Add", ["columns", "head"], ["boxes"]),
+    ]
+    if masks:
+        nodes.append(helper.make_node("Identity", ["floats"], ["masks"]))
+        outputs.append(tensor("masks", np.float32, ["N", 32, 32, 3]))
+    model = onnx.load_from_string(
+        build(
+            nodes,
+            [tensor("x", np.uint8, ["N", 32, 32, 3])],
+            outputs,
+            {
+                "axes": np.array([1, 2, 3]),
+                "little": np.float32(little / 255),
+                "column": np.array([-1, 1, 1]),
+                "head": head[np.newaxis].astype(np.float32),
+            },
+        )
+    )
+    helper.set_model_props(model, metadata or {})
+    return bytes(model.SerializeToString())
+
+
 # Models that keep items apart, although it does not look like it
 
 

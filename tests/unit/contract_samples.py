@@ -180,6 +180,11 @@ class PostprocessSample:
     """Whether a NaN anywhere in an item's output is in its prediction."""
 
 
+def _candidates(items: int) -> dict[str, Any]:
+    """Boxes of layout yolov8: four sides and the scores of two classes, within 0 and 1."""
+    return {"y": np.random.default_rng(1).random((items, 6, 20), np.float32)}
+
+
 def _random(*item: int) -> Callable[[int], dict[str, Array]]:
     return lambda count: {"y": np.random.default_rng(7).random((count, *item), np.float32) * 9}
 
@@ -192,7 +197,7 @@ def custom_postprocess(outputs: dict[str, Array]) -> Any:
 POSTPROCESSES: dict[str, PostprocessSample] = {
     "classification": PostprocessSample(_random(5), {"classification": {"top_k": 3}}),
     "detection": PostprocessSample(
-        _random(6, 20), {"detection": {"layout": "yolov8", "score": 0.5, "iou": 0.5}}
+        _candidates, {"detection": {"layout": "yolov8", "score": 0.5, "iou": 0.5}}
     ),
     "regression": PostprocessSample(_random(3)),
     "embedding": PostprocessSample(_random(8), {"embedding": {"normalize": True}}),

@@ -11,7 +11,7 @@ from fakes import FakeRollout
 
 from worker.batch import STAGES, Array, Batch, Columns, Feed, Headers, Item, Outcomes, Partition, Request, Run
 from worker.encode import Encoder, encoder
-from worker.model.signature import Signature, TensorSpec
+from worker.model.signature import Shown, Signature, TensorSpec
 from worker.serving.envelope import Envelope
 from worker.serving.route import route_of
 from worker.settings import PipelineSettings, validate
@@ -33,11 +33,13 @@ def pipeline(postprocess: Any = "raw", input_format: str = "json", **output: Any
     return validate(document, Path.cwd()).pipelines["digits"]
 
 
-def signature(outputs: dict[str, tuple[str, Sequence[Any]]], batchable: bool = True) -> Signature:
-    """Outputs by name as (ONNX element type, shape); a string dimension is free."""
+def signature(
+    outputs: dict[str, tuple[str, Sequence[Any]]], batchable: bool = True, **shown: Any
+) -> Signature:
+    """Outputs by name as (ONNX element type, shape); a string dimension is free. ``shown``: fields of Shown."""
     given = TensorSpec.of("x", "tensor(float)", ["N", 4])
     specs = tuple(TensorSpec.of(name, f"tensor({kind})", shape) for name, (kind, shape) in outputs.items())
-    return Signature((given,), specs, batchable)
+    return Signature((given,), specs, batchable, Shown(**shown))
 
 
 def make_encoder(

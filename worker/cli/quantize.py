@@ -138,8 +138,8 @@ def _wanted(args: argparse.Namespace) -> Wanted:
     image = pipeline.preprocess.options(ImageSettings)
     if image is None and len(pipeline.preprocess.inputs) == 1:
         image = next(iter(pipeline.preprocess.inputs.values())).options(ImageSettings)
-    if labels is None and pipeline.label_file is not None:
-        labels = labels_of(pipeline.label_file)
+    if labels is None:
+        labels = pipeline.labels
     return Wanted(image or ImageSettings(), labels)
 
 

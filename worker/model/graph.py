@@ -1,11 +1,12 @@
-"""What the nodes of a model file say about batches, read without the ``onnx`` package."""
+"""What the nodes of a model file say about batches and classes, read without the ``onnx`` package."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from worker.model.protobuf import Content, content_of, entries, fields
+from worker.model.protobuf import Content, content_of, entries, fields, packed
 
 _OVER_THE_WHOLE_TENSOR = {
     "DynamicQuantizeLinear",
@@ -16,54 +17,99 @@ _OVER_THE_WHOLE_TENSOR = {
 _MODEL_GRAPH, _MODEL_FUNCTION = 7, 25
 _GRAPH_NODE, _FUNCTION_NODE = 1, 7
 _NODE_OUTPUT, _NODE_OPERATOR, _NODE_ATTRIBUTE = 2, 4, 5
-_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER, _ATTRIBUTE_GRAPH = 1, 3, 6
+_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER, _ATTRIBUTE_GRAPH, _ATTRIBUTE_INTEGERS, _ATTRIBUTE_TEXTS = 1, 3, 6, 8, 9
+_CLASS_NAMES = {"classlabels_strings", "classlabels_int64s", "classlabels_ints"}
 
 
-def batch_mixing_operator(path: Path) -> str | None:
-    """A clause on the first operator whose result for an item depends on the other items; None if none is known to.
+@dataclass(slots=True)
+class Graph:
+    """What is found in a model file."""
+
+    mixes: str = ""
+    """A clause on the first operator whose result for an item depends on the other items; empty if none is known to.
 
     Other such operators, for instance a maximum over the first dimension, can as well be harmless: only running shows it.
+    """
+    class_names: tuple[str, ...] = ()
+    """What a classifier of the ai.onnx.ml operators calls its classes, in the order of its scores; empty if there is
+    none, or several that differ."""
+
+
+def read_graph(path: Path) -> Graph:
+    """Walk over the nodes of a model file. What is no model file shows nothing: loading it says what is wrong.
 
     Raises:
         OSError: the file cannot be read.
     """
-    with content_of(path) as content:
-        try:
-            return next(_clauses(content), None)
-        except (ValueError, IndexError):
-            return None  # no protobuf: loading it says so
+    walk = _Walk()
+    with content_of(path) as content, suppress(ValueError, IndexError):
+        walk.model(content)
+    names = set(walk.class_names)
+    return Graph(walk.mixes, names.pop() if len(names) == 1 else ())
 
 
-def _clauses(content: Content) -> Iterator[str]:
-    for number, start, stop in fields(content, 0, len(content)):
-        if number == _MODEL_GRAPH:
-            yield from _of_nodes(content, start, stop, _GRAPH_NODE)
-        elif number == _MODEL_FUNCTION:
-            yield from _of_nodes(content, start, stop, _FUNCTION_NODE)
+class _Walk:
+    def __init__(self) -> None:
+        self.mixes = ""
+        self.class_names: list[tuple[str, ...]] = []
+
+    def model(self, content: Content) -> None:
+        for number, start, stop in fields(content, 0, len(content)):
+            if number == _MODEL_GRAPH:
+                self._nodes(content, start, stop, _GRAPH_NODE)
+            elif number == _MODEL_FUNCTION:
+                self._nodes(content, start, stop, _FUNCTION_NODE)
+
+    def _nodes(self, content: Content, start: int, stop: int, node: int) -> None:
+        for number, begin, end in fields(content, start, stop):
+            if number == node:
+                self._node(content, begin, end)
+
+    def _node(self, content: Content, start: int, stop: int) -> None:
+        operator, outputs, training = "", 0, False
+        for number, begin, end in fields(content, start, stop):
+            if number == _NODE_OPERATOR:
+                operator = _text(content, begin, end)
+            elif number == _NODE_OUTPUT:
+                outputs += end > begin
+            elif number == _NODE_ATTRIBUTE:
+                training |= self._is_training(content, begin, end)
+        if operator in _OVER_THE_WHOLE_TENSOR:
+            self._mixing(f"its operator {operator} takes the range of its numbers from the whole batch")
+        if operator == "BatchNormalization" and (training or outputs > 1):
+            self._mixing(
+                "its BatchNormalization is in training mode and takes mean and variance from the whole batch"
+            )
+
+    def _mixing(self, clause: str) -> None:
+        self.mixes = self.mixes or clause
+
+    def _is_training(self, content: Content, start: int, stop: int) -> bool:
+        """Look at an attribute, and into the graph that it may hold; whether it is a training mode that is on."""
+        name, integer, texts, integers = "", 0, [], []
+        for number, value in entries(content, start, stop):
+            if isinstance(value, int):
+                if number == _ATTRIBUTE_INTEGER:
+                    integer = value
+                elif number == _ATTRIBUTE_INTEGERS:
+                    integers.append(value)
+            elif number == _ATTRIBUTE_NAME:
+                name = _text(content, value.start, value.stop)
+            elif number == _ATTRIBUTE_GRAPH:
+                self._nodes(content, value.start, value.stop, _GRAPH_NODE)
+            elif name in _CLASS_NAMES and number == _ATTRIBUTE_TEXTS:
+                texts.append(_text(content, value.start, value.stop))
+            elif name in _CLASS_NAMES and number == _ATTRIBUTE_INTEGERS:
+                integers += packed(content, value.start, value.stop)
+        if name in _CLASS_NAMES and (texts or integers):
+            self.class_names.append(tuple(texts or map(str, map(_signed, integers))))
+        return name == "training_mode" and integer == 1
 
 
-def _of_nodes(content: Content, start: int, stop: int, node: int) -> Iterator[str]:
-    for number, begin, end in fields(content, start, stop):
-        if number == node:
-            yield from _of_node(content, begin, end)
+def _text(content: Content, start: int, stop: int) -> str:
+    return bytes(content[start:stop]).decode(errors="replace")
 
 
-def _of_node(content: Content, start: int, stop: int) -> Iterator[str]:
-    operator, outputs, training = "", 0, False
-    for number, begin, end in fields(content, start, stop):
-        if number == _NODE_OPERATOR:
-            operator = bytes(content[begin:end]).decode(errors="replace")
-        elif number == _NODE_OUTPUT:
-            outputs += end > begin
-        elif number == _NODE_ATTRIBUTE:
-            attribute = dict(entries(content, begin, end))
-            name = attribute.get(_ATTRIBUTE_NAME)
-            if isinstance(name, range) and bytes(content[name.start : name.stop]) == b"training_mode":
-                training = attribute.get(_ATTRIBUTE_INTEGER) == 1
-            graph = attribute.get(_ATTRIBUTE_GRAPH)
-            if isinstance(graph, range):
-                yield from _of_nodes(content, graph.start, graph.stop, _GRAPH_NODE)
-    if operator in _OVER_THE_WHOLE_TENSOR:
-        yield f"its operator {operator} takes the range of its numbers from the whole batch"
-    if operator == "BatchNormalization" and (training or outputs > 1):
-        yield "its BatchNormalization is in training mode and takes mean and variance from the whole batch"
+def _signed(value: int) -> int:
+    """A negative number is written as its two's complement in 64 bits."""
+    return value - (1 << 64) if value >> 63 else value

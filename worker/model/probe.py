@@ -42,6 +42,8 @@ class Probe:
     """Why the first made-up item was refused, if all were."""
     reason: str = ""
     """Why items may not share a run; empty if they may."""
+    answers: tuple[Tensors, ...] = ()
+    """To each item that the model took, alone; the first one is ``outputs``."""
     largest_difference: float = 0.0
     """The largest difference of two floats between an item's answer alone and in a batch, absolute."""
 
@@ -93,12 +95,10 @@ def probe(
                 continue
             if not same(answer, again, tolerance):
                 return Probe(item, answer, reason=mixes or "it answers one item differently each time")
-            first = _Sample(item, answer, 1.0)
-            reason = mixes or _fixed_first(inputs) or _not_one_row(answer) or _two_batches(run, inputs, first)
-            if reason:
-                return Probe(item, answer, repeatable=True, reason=reason)
-            reason, largest = _Trial(run, tolerance, max_size, clock).apart(first, inputs, size)
-            return Probe(item, answer, repeatable=True, reason=reason, largest_difference=largest)
+            trial = _Trial(run, tolerance, max_size, clock, _Sample(item, answer, 1.0))
+            reason = mixes or _fixed_first(inputs) or _not_one_row(answer) or _two_batches(run, inputs, item)
+            reason = trial.alone(inputs, size, reason) if reason else trial.together(inputs, size)
+            return Probe(item, answer, True, "", reason, trial.answers, trial.largest)
     return Probe(None, refusal=refusal, reason="it refuses the made-up items")
 
 
@@ -122,7 +122,7 @@ def _not_one_row(answer: Tensors) -> str:
     return ""
 
 
-def _two_batches(run: Run, inputs: Sequence[TensorSpec], first: _Sample) -> str:
+def _two_batches(run: Run, inputs: Sequence[TensorSpec], item: Tensors) -> str:
     """Why the inputs' first dimensions are not one batch; empty if they may be.
 
     The file calls them differently, as some converters do for one batch too. So the model is run with more rows in
@@ -134,7 +134,7 @@ def _two_batches(run: Run, inputs: Sequence[TensorSpec], first: _Sample) -> str:
     for more in dict.fromkeys(called.values()):
         uneven = {
             name: np.repeat(array, 2, axis=0) if called.get(name) == more else array
-            for name, array in first.item.items()
+            for name, array in item.items()
         }
         try:
             answer = run(uneven)
@@ -149,7 +149,9 @@ def _two_batches(run: Run, inputs: Sequence[TensorSpec], first: _Sample) -> str:
 class _Trial:
     """Items of different scales, alone and together."""
 
-    def __init__(self, run: Run, tolerance: float, max_size: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, run: Run, tolerance: float, max_size: int, clock: Callable[[], float], first: _Sample
+    ) -> None:
         self._run = run
         self._tolerance = tolerance
         self._max_size = max_size
@@ -157,30 +159,42 @@ class _Trial:
         self._ends = clock() + BUDGET_S
         self._run_s = 0.0
         """What a run of one item took last."""
-        self._largest = 0.0
+        self._samples = [first]
+        self.largest = 0.0
+        """The largest difference seen."""
 
-    def apart(self, first: _Sample, inputs: Sequence[TensorSpec], size: int) -> tuple[str, float]:
-        """Why items may not share a run, empty if they may; and the largest difference seen."""
-        samples = [first]
-        for sample in self._others(first, inputs, size):
+    @property
+    def answers(self) -> tuple[Tensors, ...]:
+        return tuple(sample.answer for sample in self._samples)
+
+    def alone(self, inputs: Sequence[TensorSpec], size: int, reason: str) -> str:
+        """One more item alone, for what answers show besides; the reason, which is known already."""
+        self._samples += islice(self._others(inputs, size), 1)
+        return reason
+
+    def together(self, inputs: Sequence[TensorSpec], size: int) -> str:
+        """Why items may not share a run, empty if they may."""
+        samples = self._samples
+        first = samples[0]
+        for sample in self._others(inputs, size):
             samples.append(sample)
             # In both orders, because one may hide it: to sort zeros before ones leaves them where they were.
             for pair in ([samples[-2], sample], [sample, samples[-2]]):
                 if reason := self._together(pair):
-                    return reason, self._largest
+                    return reason
         if len(samples) == 1:
-            return "it took no two different made-up items", self._largest
+            return "it took no two different made-up items"
         most = self._affordable(first)
         for count in dict.fromkeys((3, most)):
             if 2 < count <= most and (reason := self._together([*islice(cycle(samples), count)])):
-                return reason, self._largest
+                return reason
         if all(same(sample.answer, first.answer, self._tolerance) for sample in samples):
-            return "it gives all made-up items the same answer, which shows nothing", self._largest
-        return "", self._largest
+            return "it gives all made-up items the same answer, which shows nothing"
+        return ""
 
-    def _others(self, first: _Sample, inputs: Sequence[TensorSpec], size: int) -> Iterator[_Sample]:
+    def _others(self, inputs: Sequence[TensorSpec], size: int) -> Iterator[_Sample]:
         """Further items with the model's answers, as long as there is time; those that it refuses are left out."""
-        taken = [first.item]
+        taken = [self._samples[0].item]
         for recipe, ways in second_items(inputs, size):
             if len(taken) > 1 and self._clock() + 3 * self._run_s > self._ends:
                 return
@@ -212,7 +226,7 @@ class _Trial:
             ours = {name: array[place : place + 1] for name, array in answer.items()}
             absolute = ABSOLUTE_TOLERANCE * max(1.0, sample.scale)
             largest, reason = difference(ours, sample.answer, self._tolerance, absolute)
-            self._largest = max(self._largest, largest)
+            self.largest = max(self.largest, largest)
             if reason is not None:
                 return f"{reason} for item {place + 1} of {count}"
         return ""

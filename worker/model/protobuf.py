@@ -69,6 +69,15 @@ def entries(content: Content, start: int, stop: int) -> Iterator[tuple[int, int 
             raise ValueError(f"wire type {wire_type}")
 
 
+def packed(content: Content, start: int, stop: int) -> list[int]:
+    """The numbers of a packed field, unsigned."""
+    values = []
+    while start < stop:
+        value, start = _varint(content, start)
+        values.append(value)
+    return values
+
+
 def _varint(content: Content, start: int) -> tuple[int, int]:
     """One base-128 number and where it ends."""
     value = shift = 0

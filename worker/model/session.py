@@ -17,12 +17,12 @@ from worker.model.compare import difference, same
 from worker.model.cpu import Cpu
 from worker.model.fingerprint import model_sha256
 from worker.model.gpu import Cuda
-from worker.model.graph import batch_mixing_operator
+from worker.model.graph import read_graph
 from worker.model.made_up import batch_of
 from worker.model.opening import import_runtime, one_line, specs_of
 from worker.model.probe import Probe, probe
 from worker.model.providers import check_providers, preload_libraries, provider_in_use
-from worker.model.signature import Signature, TensorSpec, with_wholes
+from worker.model.signature import Shown, Signature, TensorSpec, with_wholes
 from worker.model.tensorrt import TensorRt
 
 log = structlog.get_logger()
@@ -62,7 +62,9 @@ class Model:
         self.backend = backend
         self.provider = backend.name
         """What runs it: cpu, cuda or tensorrt."""
-        self.signature = signature
+        self.signature = replace(signature, shown=replace(signature.shown, answers=()))
+        self.described: Signature | None = signature
+        """The signature with the answers to made-up items, until :meth:`forget`."""
         self.fixed_batch = _fixed_batch(signature.inputs)
         """The first dimension B > 1 that every input is fixed to, else None. Such a model is not batchable."""
         self.needs_canary = found.item is None
@@ -70,7 +72,7 @@ class Model:
         self._canary = (
             (found.item, found.outputs) if found.item and found.outputs and found.repeatable else None
         )
-        self._found = found
+        self._found = replace(found, answers=())
         self.why_alone = found.reason
         """Why each record runs alone; empty if items may share a run."""
         self.largest_difference = found.largest_difference
@@ -81,12 +83,17 @@ class Model:
         self.ahead = sessions.ahead
         """Batches worth decoding beyond those."""
 
+    def forget(self) -> None:
+        """Let the answers to made-up items go: only the making of an encoder needs them."""
+        self.described = None
+
     def close(self) -> None:
         """Give everything back: sessions, streams, events, device and page-locked memory.
 
         Waits for the runs in progress. A second call does nothing. A later run raises
         :class:`worker.model.backend.Closed`; arrays made by :meth:`empty` stay valid.
         """
+        self.forget()
         self._canary, self._found = None, Probe(None)  # their tensors may lie in page-locked memory
         self._sessions.close()
 
@@ -263,6 +270,7 @@ def _probed(
     if not inputs:
         raise StartError(f"model.path: {path} has no input, so that nothing of a record would reach it")
     sessions = opened.bind(inputs, outputs)
+    graph = read_graph(path)
     try:
         found = probe(
             sessions.run,
@@ -270,7 +278,7 @@ def _probed(
             tolerance=backend.tolerance,
             max_size=opening.max_size,
             sizes=sizes,
-            mixes=batch_mixing_operator(path),
+            mixes=graph.mixes,
         )
         if found.item is None and backend.refuses_the_model(found.refusal):
             raise StartError(f"model.path: {path} cannot be run on {backend.name}: {one_line(found.refusal)}")
@@ -278,7 +286,8 @@ def _probed(
         sessions.close()
         raise
     _warn(name, found)
-    signature = Signature(inputs, _as_observed(outputs, found), found.batchable)
+    shown = Shown(found.answers, described.get_modelmeta().custom_metadata_map, graph.class_names)
+    signature = Signature(inputs, _as_observed(outputs, found), found.batchable, shown)
     return Model(sessions, backend, signature, found, name=name, version=version, sha256=opening.sha256)
 
 

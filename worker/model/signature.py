@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 # ONNX Runtime's type string -> (numpy dtype, Open Inference Protocol datatype)
 _TYPES: dict[str, tuple[Any, str]] = {
@@ -77,6 +79,19 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """What a model file and made-up items have shown, for those that check at start whether settings fit the model."""
+
+    answers: tuple[dict[str, NDArray[Any]], ...] = ()
+    """Output name -> array with its batch dimension, for each made-up item alone; the first item is of scale 1.
+    Empty once the model's encoder is made."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """The file's own key-value pairs."""
+    class_names: tuple[str, ...] = ()
+    """What the file calls the classes of a classifier's scores, in their order; empty if it does not say."""
+
+
+@dataclass(frozen=True, slots=True)
 class Signature:
     """A model's inputs and outputs in the model's own order, and whether items may be run together."""
 
@@ -84,6 +99,9 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
     batchable: bool = False
     """Every input's first dimension is free, and made-up items together gave what each gave alone."""
+
+    shown: Shown = field(default_factory=lambda: Shown(), compare=False, repr=False)
+    """What else is known of the model."""
 
     def input(self, name: str) -> TensorSpec | None:
         return next((spec for spec in self.inputs if spec.name == name), None)

@@ -14,8 +14,9 @@ from worker.batch import Array
 from worker.errors import ConfigError, Rejection
 from worker.model.signature import Signature
 from worker.postprocess import rendering
+from worker.postprocess.labels import Labels, LabelsFrom, check_label_output, check_order, default_names
 from worker.postprocess.selection import vector_output, vectors
-from worker.settings.kinds import File, Positive
+from worker.settings.kinds import Positive
 from worker.settings.section import Section
 
 _FIELD = "postprocess.classification"
@@ -26,11 +27,15 @@ _COMPILED_UP_TO = 64
 """The compiled path inserts into a sorted list, which takes the square of ``top_k`` at worst."""
 
 
+_NOTHING = b'{"label":null,"score":null,"top":[]}'
+_LABELLED = b'{"label":%b,"score":%b,"top":[{"label":%b,"score":%b}]}'
+
+
 class ClassificationSettings(Section):
     """The best classes with their scores."""
 
-    labels: File | None = None
-    """Text file with one label per line; relative to the configuration file. Default: class indices."""
+    labels: Labels | None = None
+    """Text file with one label per line, relative to the configuration file; a list of labels; or `{from: <output>}`, an output of the model that holds the label. Default: the names in the model file, else class indices."""
     top_k: Positive = 1
     """How many classes to give."""
     activation: Literal["none", "softmax", "sigmoid"] = "none"
@@ -51,21 +56,41 @@ class Classification:
     def __init__(
         self, settings: ClassificationSettings, signature: Signature, labels: Sequence[str] | None
     ) -> None:
-        self._output, classes = vector_output(signature, _FIELD)
+        self._output, classes = scores_output(signature)
         self._top_k = settings.top_k
         self._activation = settings.activation
         self._threshold = -math.inf if settings.threshold is None else settings.threshold
+        self._label_output = self._said_by(settings, signature)
+        if labels is None and self._label_output is None:
+            labels = default_names(signature, classes)
+        elif labels is not None:
+            if classes is not None and classes != len(labels):
+                raise ConfigError(
+                    f"{_FIELD}.labels names {len(labels)} classes, but the model's output {self._output!r} "
+                    f"has {classes}"
+                )
+            check_order(labels, signature, self._output, f"{_FIELD}.labels")
         self._labelled = labels is not None
         self._labels = [orjson.dumps(label) for label in labels or ()]
-        if labels is not None and classes is not None and classes != len(labels):
+
+    def _said_by(self, settings: ClassificationSettings, signature: Signature) -> str | None:
+        """The output that holds the label, if the settings name one."""
+        if not isinstance(settings.labels, LabelsFrom):
+            return None
+        check_label_output(settings.labels.from_, signature, f"{_FIELD}.labels")
+        if settings.top_k != 1:
             raise ConfigError(
-                f"{_FIELD}.labels names {len(labels)} classes, but the model's output {self._output!r} has {classes}"
+                f"{_FIELD}.top_k: got {settings.top_k}, expected 1, because the output "
+                f"{settings.labels.from_!r} names the best class only"
             )
+        return settings.labels.from_
 
     def predictions(
         self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
     ) -> list[bytes | Rejection]:
         scores = activate(vectors(outputs[self._output], count), self._activation)
+        if self._label_output is not None:
+            return self._as_said(scores, outputs[self._label_output])
         labels = self._labels_for(scores.shape[1])
         k = min(self._top_k, scores.shape[1])
         found: list[bytes | Rejection]
@@ -73,6 +98,25 @@ class Classification:
             found = native.records.top(np.ascontiguousarray(scores), labels, k, self._threshold)
         else:
             found = self._best(scores, k, labels)
+        for item in rendering.non_finite_items(scores):
+            found[item] = rendering.non_finite(self._output, self)
+        return found
+
+    def _as_said(self, scores: Array, labels: Array) -> list[bytes | Rejection]:
+        """One fragment per row with the label that the model gives, and the best score."""
+        best = scores.max(axis=1)
+        names = labels.reshape(len(scores), -1)
+        if names.shape[1] != 1:
+            raise ValueError(f"expected one label per item in {self._label_output}, got {names.shape[1]}")
+        found: list[bytes | Rejection] = [
+            _LABELLED % (name, score, name, score) if above else _NOTHING
+            for name, score, above in zip(
+                map(_label_text, names[:, 0].tolist()),
+                rendering.scalars(best),
+                (best >= self._threshold).tolist(),
+                strict=True,
+            )
+        ]
         for item in rendering.non_finite_items(scores):
             found[item] = rendering.non_finite(self._output, self)
         return found
@@ -103,6 +147,27 @@ class Classification:
                 )
             self._labels = [b'"%d"' % i for i in range(classes)]
         return self._labels
+
+
+def scores_output(signature: Signature) -> tuple[str, int | None]:
+    """Name of the output with the scores, and how many classes it has; None if neither file nor answer says that.
+
+    Raises:
+        ConfigError: it holds strings, is no vector for each item, or one number for each item.
+    """
+    output, classes = vector_output(signature, _FIELD)
+    counts = {vectors(answer[output], 1).shape[1] for answer in signature.shown.answers[:1]}
+    classes = classes if classes is not None else next(iter(counts), None)
+    if classes == 1:
+        raise ConfigError(
+            f"{_FIELD} needs a score for each class, but the model's output {output!r} is one number per item; "
+            "expected regression, or custom code that makes classes of it"
+        )
+    return output, classes
+
+
+def _label_text(label: object) -> bytes:
+    return orjson.dumps(label if isinstance(label, str) else str(label))
 
 
 def activate(scores: Array, activation: str) -> Array:
@@ -151,7 +216,7 @@ def _render(classes: Array, scores: Array, labels: list[bytes]) -> list[bytes]:
     """One fragment per row of (rows, k) class numbers and scores."""
     rows, k = classes.shape
     if k == 0:
-        return [b'{"label":null,"score":null,"top":[]}'] * rows
+        return [_NOTHING] * rows
     names = np.array(labels, object)[classes.T].tolist()
     texts = rendering.scalars(scores.T)
     top = b",".join([b'{"label":%b,"score":%b}'] * k)

@@ -15,11 +15,13 @@ import numpy as np
 import orjson
 
 from worker.batch import Array
-from worker.errors import ConfigError, Reject, Rejection
-from worker.model.signature import Signature, TensorSpec
+from worker.errors import Reject, Rejection
+from worker.model.signature import Signature
 from worker.postprocess import rendering
+from worker.postprocess.labels import own_names
+from worker.postprocess.layouts import HIGHEST_SCORE, check_layout
 from worker.postprocess.selection import numeric_output
-from worker.settings.kinds import File, Fraction, Positive
+from worker.settings.kinds import File, Fraction, Label, Positive
 from worker.settings.section import Section
 
 _FIELD = "postprocess.detection"
@@ -54,8 +56,8 @@ class Boxes(NamedTuple):
 class DetectionSettings(Section):
     """Boxes in pixels of the original image."""
 
-    labels: File | None = None
-    """Text file with one label per line; relative to the configuration file. Default: class indices."""
+    labels: File | list[Label] | None = None
+    """Text file with one label per line, relative to the configuration file; or a list of labels. Default: the names in the model file, else class indices."""
     layout: Literal["yolov8", "xyxy"] = "yolov8"
     """yolov8: [4 + classes, boxes] of centre, size and scores; xyxy: [boxes, 6] of corners, score and class."""
     score: Fraction = 0.25
@@ -69,7 +71,8 @@ class DetectionSettings(Section):
 class Detection:
     """Boxes at or above ``score`` that no better box of their class overlaps by more than ``iou``; at most ``max``.
 
-    A box of no area, also one that lies beside the picture, is left out. Reads the first floating output. Without an image (another input format) the coordinates stay the model's.
+    A box of no area, also one that lies beside the picture, is left out. Reads the first floating output. Without an
+    image (another input format) the coordinates stay the model's.
     """
 
     settings: ClassVar[type[Section]] = DetectionSettings
@@ -78,11 +81,11 @@ class Detection:
         self, settings: DetectionSettings, signature: Signature, labels: Sequence[str] | None
     ) -> None:
         output = numeric_output(signature, _FIELD)
-        _check_shape(output, signature.batchable, settings.layout, labels)
+        check_layout(signature, output, settings.layout, labels)
         self._output = output.name
         self._read = yolov8_boxes if settings.layout == "yolov8" else xyxy_boxes
         self._score, self._iou, self._max = settings.score, settings.iou, settings.max
-        self._labels = labels
+        self._labels = labels if labels is not None else own_names(signature)
 
     def predictions(
         self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
@@ -143,6 +146,8 @@ def yolov8_boxes(item: Array, least: float) -> Boxes:
             f"expected 4 + classes rows of candidates, the model gave shape {list(item.shape)}", "model_error"
         )
     scores = item[4:].max(axis=0)
+    if scores.max(initial=0.0) > HIGHEST_SCORE:
+        raise Reject(f"a score of {scores.max():.4g}: the output is not of layout yolov8", "model_error")
     columns = np.flatnonzero(scores >= least)
     x, y, width, height = item[:4, columns]
     xyxy = np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], axis=1)
@@ -156,6 +161,8 @@ def xyxy_boxes(item: Array, least: float) -> Boxes:
             f"expected candidates of 6 numbers, the model gave shape {list(item.shape)}", "model_error"
         )
     chosen = item[item[:, 4] >= least]
+    if chosen[:, 4].max(initial=0.0) > HIGHEST_SCORE:
+        raise Reject(f"a score of {chosen[:, 4].max():.4g}: the output is not of layout xyxy", "model_error")
     classes = np.rint(chosen[:, 5])
     if (np.abs(classes) > CLASSES_MAX).any():
         raise Reject("the model gave a class number beyond any number of classes", "model_error")
@@ -229,29 +236,3 @@ def _matrix(item: Array) -> Array:
         )
     # Half precision would overflow in areas.
     return item if item.dtype.kind == "f" and item.dtype.itemsize >= 4 else item.astype(np.float32)
-
-
-def _check_shape(output: TensorSpec, batchable: bool, layout: str, labels: Sequence[str] | None) -> None:
-    """Refuse at start what the model's output shape already rules out.
-
-    Raises:
-        ConfigError: no matrix per item, not six columns (``xyxy``), or another number of classes than labels.
-    """
-    shape = list(output.shape)
-    if len(shape) < 2 + batchable:
-        raise ConfigError(
-            f"{_FIELD} needs a matrix per item, but the model's output {output.name!r} has shape {shape}"
-        )
-    rows, columns = shape[-2:]
-    if layout == "xyxy" and columns not in (None, 6):
-        raise ConfigError(
-            f"{_FIELD}.layout xyxy needs 6 columns, but the model's output {output.name!r} has shape {shape}"
-        )
-    if layout == "yolov8" and rows is not None and rows < 5:
-        raise ConfigError(
-            f"{_FIELD}.layout yolov8 needs 4 + classes rows, but the model's output {output.name!r} has shape {shape}"
-        )
-    if layout == "yolov8" and rows is not None and labels is not None and rows - 4 != len(labels):
-        raise ConfigError(
-            f"{_FIELD}.labels names {len(labels)} classes, but the model's output {output.name!r} has {rows - 4}"
-        )

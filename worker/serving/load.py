@@ -17,7 +17,7 @@ from worker.records import decoder as make_decoder
 from worker.serving.rollout import Rollout
 from worker.serving.route import Route, route_of
 from worker.serving.servable import Servable
-from worker.settings import PipelineSettings, Settings, check_budget, check_model_file, labels_of
+from worker.settings import Settings, check_budget, check_model_file, labels_of
 
 TUNING_S = 5.0
 """Most time that all ``auto`` measurements of a process take together."""
@@ -72,8 +72,11 @@ def load_servable(settings: Settings, route: Route, deadline: float) -> Servable
         sizes=[len(wanted.input.fields)] if wanted.input.fields else (),
     )
     decoder = make_decoder(wanted, model.signature, settings.limits)
-    labels = _labels(wanted)
-    encoder = make_encoder(wanted, model.signature, model.name, model.version, labels, route.envelope)
+    labels = wanted.labels
+    encoder = make_encoder(
+        wanted, model.described or model.signature, model.name, model.version, labels, route.envelope
+    )
+    model.forget()
     signature = model.signature
     check_budget(settings, route.name, sum(s.item_nbytes for s in (*signature.inputs, *signature.outputs)))
     share = min(WARM_BYTES, settings.limits.in_flight_bytes // 2)
@@ -125,10 +128,6 @@ def _log_ready(route: Route, servable: Servable, tuning: Tuning) -> None:
 def _or(figure: int | Literal["auto"], unknown: int) -> int:
     """A figure as configured; ``unknown`` where it is still to be measured."""
     return unknown if figure == "auto" else figure
-
-
-def _labels(settings: PipelineSettings) -> list[str] | None:
-    return labels_of(settings.label_file) if settings.label_file else None
 
 
 def _slab_records(model: Model, decoder: Decoder, max_size: int) -> int:

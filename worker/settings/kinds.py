@@ -74,6 +74,7 @@ def _distinct(values: list[str]) -> list[str]:
 
 
 Text = Annotated[str, Field(min_length=1)]
+Label = Annotated[str, Field(min_length=1), AfterValidator(str.strip)]
 Topic = Annotated[str, AfterValidator(_topic_name)]
 File = Annotated[Path, AfterValidator(from_file)]
 Positive = Annotated[int, Field(ge=1)]

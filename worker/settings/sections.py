@@ -40,6 +40,7 @@ from worker.settings.kinds import (
     Wait,
     from_file,
 )
+from worker.settings.references import labels_of
 from worker.settings.section import ContentSettings, Section
 from worker.settings.source import dotted
 
@@ -217,6 +218,18 @@ class PipelineSettings(Section):
         """The file of the postprocess's labels, where it has one."""
         found = getattr(self.postprocess.options, "labels", None)
         return found if isinstance(found, Path) else None
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The labels that the postprocess is given: of its file, or the list itself; None if it is given none.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        found = getattr(self.postprocess.options, "labels", None)
+        if isinstance(found, Path):
+            return labels_of(found)
+        return found if isinstance(found, list) else None
 
     @property
     def custom_code(self) -> bool:
