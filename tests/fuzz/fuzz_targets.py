@@ -26,6 +26,7 @@ import orjson
 
 sys.path.append(str(Path(__file__).parent.parent))
 sys.path.append(str(Path(__file__).parent.parent / "unit"))
+sys.path.append(str(Path(__file__).parent.parent))
 
 from decode_support import Decoding
 from encode_support import batch_of, encode, make_encoder
