@@ -103,6 +103,8 @@ class FileFeature(ABC):
         Raises:
             Reject: the field is missing, or holds something else.
         """
+        if isinstance(record, bytes):
+            return record
         found = self.place.of(record)
         if isinstance(found, bytes):
             return found

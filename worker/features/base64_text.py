@@ -28,8 +28,11 @@ def beginning(text: bytes) -> bytes:
     Raises:
         ValueError: it is not base64.
     """
-    plain = _plain(text).rstrip(b"=")
-    return b64decode(plain[: len(plain) // 4 * 4], validate=True)
+    try:
+        return b64decode(text[: len(text) // 4 * 4], validate=True)
+    except ValueError:
+        plain = _plain(text).rstrip(b"=")
+        return b64decode(plain[: len(plain) // 4 * 4], validate=True)
 
 
 def _plain(text: bytes) -> bytes:

@@ -53,6 +53,10 @@ class PictureFeature(FileFeature):
         super().__init__(spec, place)
         self.target = ImagePreprocess(settings, spec, key)
         self.flags = self.target.flags
+        self._shared = place.field, self.flags
+        """Features that agree in this take the very same pixels."""
+        self._unturned = self.flags | cv2.IMREAD_IGNORE_ORIENTATION
+        self._turns = self.flags != self._unturned
         self.max_pixels = limits.image_pixels
         self.max_bytes = limits.in_flight_bytes
 
@@ -82,10 +86,9 @@ class PictureFeature(FileFeature):
 
     def write(self, record: Record, feed: Feed, row: int, items: dict[str, Array], opened: Opened) -> bool:
         """See :class:`worker.features.Feature`."""
-        shared = self.place, self.flags
-        if shared not in opened:
-            opened[shared] = self._pixels(record)
-        pixels: Array = opened[shared]
+        pixels: Array | None = opened.get(self._shared)
+        if pixels is None:
+            pixels = opened[self._shared] = self._pixels(record)
         if feed.arrays is not None:
             slot = feed.arrays[self.spec.name][row]
         else:
@@ -108,12 +111,10 @@ class PictureFeature(FileFeature):
         value = self.file(record)
         header = peek(value)
         self._scratch(header)
-        ours = header.kind in ("png", "webp", "animation") and not self.flags & cv2.IMREAD_IGNORE_ORIENTATION
+        ours = self._turns and header.kind not in ("jpeg", "progressive_jpeg")
         file = np.frombuffer(decodable(value, header), np.uint8)
         try:
-            pixels: Array | None = cv2.imdecode(
-                file, self.flags | (cv2.IMREAD_IGNORE_ORIENTATION if ours else 0)
-            )
+            pixels: Array | None = cv2.imdecode(file, self._unturned if ours else self.flags)
         except cv2.error:
             pixels = None
         if pixels is None:

@@ -20,12 +20,15 @@ _JPEG_SCAN = 0xDA
 # Encoders write about 10. One of 60 bytes costs as much time as the whole picture.
 _JPEG_SCANS_MAX = 100
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]")
+# What ends a scan's data: a marker other than a restart.
+_JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 # What a decoder gets to see of a PNG is its still picture. libpng unpacks text, up to 8 MB of each of 1,000 chunks;
 # OpenCV's reader of animations can end the process (opencv/opencv issue 27744).
 _PNG_LEFT_OUT = frozenset((b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT"))
 # Start-of-frame markers of the JPEG processes (C4, C8 and CC in between are something else).
 _BASELINE_FRAMES = frozenset((0xC0, 0xC1))
 _PROGRESSIVE_FRAMES = frozenset((0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
+_FRAMES = _BASELINE_FRAMES | _PROGRESSIVE_FRAMES
 _LOSSLESS_FRAMES = frozenset((0xC3, 0xC7, 0xCB, 0xCF))
 # Markers without a length: TEM, RST0-7 and SOI.
 _BARE_MARKERS = frozenset((0x01, *range(0xD0, 0xD9)))
@@ -63,7 +66,7 @@ class ImageHeader(NamedTuple):
     width: int
     height: int
     position: int = 0
-    """JPEG: where its start of frame is, or a place before it."""
+    """JPEG: where its start of frame is."""
     unusual: str = ""
     """What a decoder may not be made for, in words."""
 
@@ -121,18 +124,13 @@ def decodable(value: bytes, header: ImageHeader) -> bytes:
     return value
 
 
-def _next_marker(value: bytes, position: int) -> tuple[int, int]:
-    """The next marker at or behind a position, and where what belongs to it begins; marker 0 = there is none.
+def _next_marker(value: bytes, position: int, marker: re.Pattern[bytes] = _JPEG_MARKER) -> int:
+    """Where the next marker is, at or behind a position; the file's end where there is none.
 
     As libjpeg does it: bytes between segments are passed over, fill bytes too, and ``FF 00`` is no marker.
     """
-    found = _JPEG_MARKER.search(value, position)
-    return (value[found.end() - 1], found.end()) if found else (0, len(value))
-
-
-def _behind_segment(value: bytes, position: int) -> int:
-    """Where the segment ends whose length stands at a position; a length below its own two bytes counts as two."""
-    return position + max(2, int.from_bytes(value[position : position + 2], "big"))
+    found = marker.search(value, position)
+    return found.start() if found else len(value)
 
 
 def _jpeg_ends(value: bytes, position: int) -> bool:
@@ -140,42 +138,50 @@ def _jpeg_ends(value: bytes, position: int) -> bool:
 
     Two bytes that look like the end turn up in any noise: only an end that the walk arrives at counts.
     """
-    scans = 0
-    while True:
-        marker, position = _next_marker(value, position)
+    end, scans = len(value) - 1, 0
+    while position < end:
+        marker = value[position + 1]
+        if value[position] != 0xFF or marker in (0, 0xFF):
+            position = _next_marker(value, position)
+            continue
         if marker == _JPEG_END:
             return True
-        if not marker:
-            return False
         if marker in _BARE_MARKERS:
+            position += 2
             continue
-        position = _behind_segment(value, position)
+        # a length below its own two bytes counts as two
+        position += 2 + max(2, int.from_bytes(value[position + 2 : position + 4], "big"))
         if marker == _JPEG_SCAN:
             scans += 1
             if scans > _JPEG_SCANS_MAX:
                 raise Reject(f"a JPEG image of more than {_JPEG_SCANS_MAX} scans", "undecodable")
+            position = _next_marker(value, position, _JPEG_SCAN_END)
+    return False
 
 
 def _jpeg(value: bytes) -> ImageHeader:
     """Walk the segments to the start of frame: marker, length, precision, height, width."""
-    position = 2
-    while True:
-        start = position
-        marker, position = _next_marker(value, position)
-        if marker in _BASELINE_FRAMES or marker in _PROGRESSIVE_FRAMES:
-            if position + 7 > len(value):
-                break
-            bits = value[position + 2]
-            height, width = (int.from_bytes(value[position + at : position + at + 2], "big") for at in (3, 5))
+    position, end = 2, len(value) - 8
+    while position < end:
+        marker = value[position + 1]
+        if value[position] != 0xFF or marker in (0, 0xFF):
+            position = _next_marker(value, position)
+            continue
+        if marker in _FRAMES:
+            bits = value[position + 4]
+            height = value[position + 5] << 8 | value[position + 6]
+            width = value[position + 7] << 8 | value[position + 8]
             kind: Kind = "jpeg" if marker in _BASELINE_FRAMES else "progressive_jpeg"
-            unusual = (
-                f"{bits} bits per sample" if bits != 8 else "lossless" if marker in _LOSSLESS_FRAMES else ""
+            lossless = "lossless" if marker in _LOSSLESS_FRAMES else ""
+            return ImageHeader(
+                kind, width, height, position, f"{bits} bits per sample" if bits != 8 else lossless
             )
-            return ImageHeader(kind, width, height, start, unusual)
-        if marker in (0, _JPEG_END, _JPEG_SCAN):
+        if marker in _BARE_MARKERS:
+            position += 2
+        elif marker in (_JPEG_END, _JPEG_SCAN):
             break
-        if marker not in _BARE_MARKERS:
-            position = _behind_segment(value, position)
+        else:
+            position += 2 + max(2, value[position + 2] << 8 | value[position + 3])
     raise Reject("a JPEG image whose header is broken or ends early", "undecodable")
 
 

@@ -89,22 +89,25 @@ class FieldsDecoder:
             Reject: a header says that the file cannot be decoded.
         """
         record = self.open(value)
-        return sum(feature.scratch(feature.file(record)) for feature in self.files)
+        scratch = 0
+        for feature in self.files:
+            scratch += feature.scratch(feature.file(record))
+        return scratch
 
     def decode(
         self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
     ) -> None:
-        decode_each(
-            self,
-            feed,
-            range(start, stop),
-            lambda row: self.decode_row(self.open(payloads[row] or b""), feed, row),
-        )
+        def decode_row(row: int) -> None:
+            self.decode_row(self.open(payloads[row] or b""), feed, row)
+
+        decode_each(self, feed, range(start, stop), decode_row)
 
     def decode_row(self, record: Record, feed: Feed, row: int) -> None:
         """Fill one row from an opened record."""
         items: dict[str, Array] = {}
         opened: Opened = {}
-        written = all(feature.write(record, feed, row, items, opened) for feature in self.features)
-        if written and feed.arrays is None:
+        for feature in self.features:
+            if not feature.write(record, feed, row, items, opened):
+                return
+        if feed.arrays is None:
             put(feed, row, self.specs, items)

@@ -26,8 +26,9 @@ from worker.settings import LimitsSettings, PipelineSettings
 from worker.settings.sections import TensorInput
 
 _OPENING = re.compile(rb'\s*:\s*"')
-_HEADER_LENGTHS = (6 << 10, 96 << 10, 1 << 40)
+_HEADER_LENGTHS = (1 << 10, 96 << 10, 1 << 40)
 """How much base64 text is looked at for a file's header, one after the other."""
+_FEW_QUOTES = 200
 _ESCAPES = ((b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b""))
 
 
@@ -69,7 +70,8 @@ class JsonDecoder(FieldsDecoder):
         parsing = check_room(value, json_bytes(value), self.signature, self.limits)
         if not self.files:
             return parsing
-        if any(not _plain_name(feature.place.field) for feature in self.files) or b"\\u00" in value:
+        hidden = b"\\" in value and b"\\u00" in value  # one byte is found 50 times faster than four
+        if hidden or any(not _plain_name(feature.place.field) for feature in self.files):
             return parsing + super().cost(value)
         return parsing + sum(max(_scratches(value, feature), default=0) for feature in self.files)
 
@@ -150,20 +152,29 @@ def _plain_name(field: str | None) -> bool:
 def _scratches(value: bytes, feature: FileFeature) -> Iterator[int]:
     """What decoding takes, for every text in a JSON record that stands under the field's name."""
     name = f'"{feature.place.field}"'.encode()
-    position = value.find(name)
-    while position >= 0:
+    for position in _places(value, name):
         found = _OPENING.match(value, position + len(name))
         if found:
             yield _scratch(value, found.end(), feature)
-        position = value.find(name, position + len(name))
+
+
+def _places(value: bytes, name: bytes) -> Iterator[int]:
+    """Where a name in quotes stands; looked for at the first quotes one by one, because that finds it much faster."""
+    position, quotes = value.find(b'"'), 0
+    while position >= 0:
+        if value.startswith(name, position):
+            yield position
+        quotes += 1
+        position = value.find(b'"' if quotes < _FEW_QUOTES else name, position + 1)
 
 
 def _scratch(value: bytes, start: int, feature: FileFeature) -> int:
     """What decoding the base64 text takes that begins at ``start``; 0 where it is no such file."""
     for length in _HEADER_LENGTHS:
         text = value[start : start + length].partition(b'"')[0]
-        for escape, plain in _ESCAPES:
-            text = text.replace(escape, plain)
+        if b"\\" in text:
+            for escape, plain in _ESCAPES:
+                text = text.replace(escape, plain)
         try:
             return feature.scratch(base64_text.beginning(text))
         except (Reject, ValueError):
