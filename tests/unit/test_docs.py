@@ -194,6 +194,8 @@ def test_every_path_named_exists() -> None:
         if not page.startswith("docs/"):
             named |= {target for target in re.findall(r"\]\(([^)#]+)[)#]", text) if "://" not in target}
         missing += [(page, name) for name in sorted(named) if not (ROOT / name).exists()]
+        tests = set(re.findall(r"`(test_\w+\.py)`", text))
+        missing += [(page, name) for name in sorted(tests) if not list((ROOT / "tests").rglob(name))]
     assert missing == []
 
 

@@ -60,7 +60,7 @@ class Letterhead:
     worker_name: str
     """Stands for the pipeline where no pipeline took the record."""
     redact: Callable[[str], str] = str
-    """Takes secrets out of a message: own code may say anything."""
+    """Takes secrets out of a message: custom code may say anything."""
     keeps_time: Callable[[int], bool] = lambda _timestamp_ms: True
     """Whether the topic takes a record of this timestamp now, and keeps it."""
     transactional: bool = False

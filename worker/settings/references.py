@@ -58,7 +58,7 @@ def import_attribute(name: str, key: str) -> Any:
     except (
         Exception,
         SystemExit,
-    ) as error:  # importing runs the user's own code: whatever it raises is the user's to read
+    ) as error:  # importing runs custom code: what it raises is for the user to read
         raise ConfigError(
             f"{key}: custom code {name}: the module cannot be imported: {type(error).__name__}: {error}"
         ) from error

@@ -32,14 +32,14 @@ RECORDS = Metric(
     "records_total",
     "counter",
     "records",
-    "Records settled: ok (result acknowledged), dead_letter, or dropped (no output: configured, or given back to Kafka by a revoke or rewind).",
+    "Records that have an outcome: ok (result acknowledged), dead_letter, or dropped (no output: configured, or given back to Kafka by a revoke or rewind).",
     ("pipeline", "outcome"),
 )
 RECORDS_IN_FLIGHT = Metric(
     "records_in_flight",
     "gauge",
     "records",
-    "Records taken and not yet settled; records_in_total is always this plus records_total.",
+    "Records taken that have no outcome yet; records_in_total is always this plus records_total.",
     ("pipeline",),
 )
 ERRORS = Metric(
