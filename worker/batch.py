@@ -3,7 +3,8 @@
 A *slab* is what one take from Kafka produced: per partition a contiguous run of records. It is split into
 *batches* (one route, one servable, at most ``batch_records`` records each); the engine fills a batch's feed, runs and
 outcomes. The protocols say what travels with a batch and is made elsewhere: its route, its servable, its slab.
-The file is longer than others because values that refer to one another are explained in one place.
+
+This file is long because values that refer to one another are explained in one place.
 """
 
 from __future__ import annotations

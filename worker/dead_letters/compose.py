@@ -71,21 +71,7 @@ def compose(
         needs_key: whether the dead-letter topic takes records with a key only, as a compacted one does. A letter
             without a key then gets one made of its source, ``topic/partition/offset``, and a header that says so.
     """
-    partition = columns.partitions[row]
-    added = {
-        CONNECT + "topic": partition.topic,
-        CONNECT + "partition": str(partition.number),
-        CONNECT + "offset": str(columns.offsets[row]),
-        CONNECT + "connector.name": pipeline,
-        CONNECT + "task.id": task_id,
-        CONNECT + "stage": rejection.stage,
-        CONNECT + "class.name": rejection.class_name,
-        CONNECT + "exception.class.name": rejection.exception_class_name,
-        CONNECT + "exception.message": one_line(_without_payload(rejection, columns.values[row])),
-        "streaminfer.error.reason": rejection.reason,
-        "streaminfer.error.attempts": str(rejection.attempts),
-        "streaminfer.model": model or "",
-    }
+    added = _reasons(columns, row, rejection, pipeline, task_id, model)
     timestamp_ms = max(0, columns.timestamps_ms[row])
     if timestamp_ms and not keeps_time(timestamp_ms):
         added[TIMESTAMP], timestamp_ms = str(timestamp_ms), 0
@@ -98,7 +84,7 @@ def compose(
     ]
     ours: Headers = [(name, text.encode()) for name, text in added.items()]
     key, value = columns.keys[row], columns.values[row]
-    made = f"{partition.topic}/{partition.number}/{columns.offsets[row]}".encode() if needs_key else None
+    made = _source(columns, row).encode() if needs_key else None
     key_added = key is None and needs_key
     if key_added:
         key = made
@@ -113,6 +99,33 @@ def compose(
     if key_added:
         ours.append((KEY_ADDED, b"true"))
     return DeadLetter(key, value, theirs + ours, timestamp_ms, key_added)
+
+
+def _reasons(
+    columns: Columns, row: int, rejection: Rejection, pipeline: str, task_id: str, model: str | None
+) -> dict[str, str]:
+    """The headers that say where a record came from and why it is here; see :func:`compose`."""
+    partition = columns.partitions[row]
+    return {
+        CONNECT + "topic": partition.topic,
+        CONNECT + "partition": str(partition.number),
+        CONNECT + "offset": str(columns.offsets[row]),
+        CONNECT + "connector.name": pipeline,
+        CONNECT + "task.id": task_id,
+        CONNECT + "stage": rejection.stage,
+        CONNECT + "class.name": rejection.class_name,
+        CONNECT + "exception.class.name": rejection.exception_class_name,
+        CONNECT + "exception.message": one_line(_without_payload(rejection, columns.values[row])),
+        "streaminfer.error.reason": rejection.reason,
+        "streaminfer.error.attempts": str(rejection.attempts),
+        "streaminfer.model": model or "",
+    }
+
+
+def _source(columns: Columns, row: int) -> str:
+    """``topic/partition/offset`` of a record."""
+    partition = columns.partitions[row]
+    return f"{partition.topic}/{partition.number}/{columns.offsets[row]}"
 
 
 def _without_payload(rejection: Rejection, value: bytes | None) -> str:

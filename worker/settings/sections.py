@@ -1,4 +1,8 @@
-"""What a user may set, section by section, declared once: names, kinds, defaults and what they mean."""
+"""What a user may set, section by section, declared once: names, kinds, defaults and what they mean.
+
+This file is long because it is a table: each setting that no component owns, with its description, in the order of a
+configuration file.
+"""
 
 from __future__ import annotations
 
