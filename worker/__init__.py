@@ -2,13 +2,14 @@
 
 Records come in on a topic, a model answers, predictions go out on another. The map of the package::
 
-    Kafka --poll--> conductor --Slab--> batches --> pool: engine ----> mailbox --> conductor --produce--> Kafka
-                    admit, bound,                   decode, infer,     outcomes   release in order,
-                    pause                           finish                        acknowledge, commit
+    Kafka --poll--> intake --slab--> batches --> lanes: decode, infer, finish --> mailbox --> window --produce--> Kafka
+                    route, bound,                by the servable that             outcomes   release in order,
+                    pause, pace                  a batch pins                                acknowledge, commit
 
 ``loop/conductor.py`` is the main loop: one thread owns every Kafka handle. ``serving/engine.py`` knows nothing of Kafka.
-A configuration names custom code by ``module:attribute``. Custom code refuses a record with :class:`Reject`, or has it tried again with :class:`Retry`; a postprocess
-marked :func:`batched` takes many items at once.
+
+A configuration names custom code by ``module:attribute``. Custom code refuses a record with :class:`Reject`, or has it
+tried again with :class:`Retry`. A postprocess marked :func:`batched` takes many items at once.
 """
 
 import os
