@@ -2,6 +2,9 @@
 
 :meth:`KafkaSource.take` also serves rebalances and the answers to commits. The records it returns belong to
 partitions that are still ours when it returns.
+
+This file is long because the consumer's calls and the callbacks inside them share one client and one thread. What can
+stand alone has a file of its own: assignment, commits, starts, ends and health.
 """
 
 from __future__ import annotations
