@@ -136,10 +136,11 @@ class Conductor:
         """Wait for what this turn needs, and read what there is into the open slabs."""
         now_ns = self._clock_ns()
         claimant = self._intakes.claimant(self._isolation.caution)
-        views = {intake: self._look(intake, claimant, now_ns) for intake in self._intakes}
+        intakes = [*self._intakes]
+        views = [self._look(intake, claimant, now_ns) for intake in intakes]
         action = what_now(
             View(
-                [*views.values()],
+                views,
                 self._pool.outstanding > 0,
                 self._delivery.ready,
                 len(self._outbox) > 0 or self._delivery.waiting,
@@ -150,7 +151,7 @@ class Conductor:
         if action.wait_for != "nothing":
             with self._accounts.timed("wait"):
                 self._wait_for(action.wait_for, action.wait_s)
-        for intake, view in views.items():
+        for intake, view in zip(intakes, views, strict=True):
             self._intakes.steer(intake, view)
         if action.serve and self._clock_ns() - self._asked_ns < SERVE_S * 1e9:
             return
@@ -243,22 +244,23 @@ class Conductor:
 
     def _due(self, intake: Intake, claimant: Intake | None, now_ns: int) -> bool:
         """Whether the open slab should go now. Its deadline counts only while a slot is free."""
-        if not len(intake.open) or not self._may_submit(intake, claimant):
-            return False
+        return (
+            len(intake.open) > 0 and self._may_submit(intake, claimant) and self._is_complete(intake, now_ns)
+        )
+
+    def _is_complete(self, intake: Intake, now_ns: int) -> bool:
+        """Whether an open slab that may go should go now."""
         if self._isolation.holds_back(intake.open.first, self._pool.outstanding, self._delivery.ready):
             return False
         return intake.complete(now_ns, self.window.slabs > 0)
 
     def _look(self, intake: Intake, claimant: Intake | None, now_ns: int) -> IntakeView:
-        filled = len(intake.open) > 0
-        return IntakeView(
-            self._may_submit(intake, claimant),
-            intake.room() > 0,
-            filled,
-            filled and self._due(intake, claimant, now_ns),
-            intake.left_s(now_ns) if filled else 0.0,
-            intake.pace_left_s(now_ns),
-        )
+        may_submit, room = self._may_submit(intake, claimant), intake.room() > 0
+        pace_left_s = intake.pace_left_s(now_ns)
+        if not len(intake.open):
+            return IntakeView(may_submit, room, False, False, 0.0, pace_left_s)
+        due = may_submit and self._is_complete(intake, now_ns)
+        return IntakeView(may_submit, room, True, due, intake.left_s(now_ns), pace_left_s)
 
     # -- doing -------------------------------------------------------------------------------------------
 
@@ -284,17 +286,20 @@ class Conductor:
     def _close(self, intake: Intake) -> Slab | None:
         """The open slab, as much of it as may go; None when its first record does not fit the budget now."""
         caution, opened = self._isolation.caution, intake.open
-        first = opened.first
-        refused = self._isolation.refusal(first)
-        most = min(opened.stretch(caution.covers), intake.slab_records)
-        most = min(most, self._of_a_kind(intake))
-        passed = [*opened.begins(most)] if caution and not caution.covers(*first) else []
-        slab = intake.close(self._wall_ms(), most, self.window.slabs > 0, refused)
-        if slab is None:
-            return None  # nothing is begun, so that it is no attempt either
-        self._isolation.passed_over(passed)
-        self._isolation.begin(slab, first, refused is not None)
-        self._intakes.went(intake)
+        most = min(intake.slab_records, self._of_a_kind(intake))
+        if not caution:
+            slab = intake.close(self._wall_ms(), most, self.window.slabs > 0)
+        else:
+            first = opened.first
+            refused = self._isolation.refusal(first)
+            most = min(most, opened.stretch(caution.covers))
+            passed = [] if caution.covers(*first) else [*opened.begins(most)]
+            slab = intake.close(self._wall_ms(), most, self.window.slabs > 0, refused)
+            if slab is not None:  # otherwise nothing is begun, so that it is no attempt either
+                self._isolation.passed_over(passed)
+                self._isolation.begin(slab, first, refused is not None)
+        if slab is not None:
+            self._intakes.went(intake)
         return slab
 
     def _of_a_kind(self, intake: Intake) -> int:

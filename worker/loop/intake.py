@@ -60,11 +60,12 @@ class Intake:
         self._pace = Pace(self._max_wait_ns / 1e9, clock_ns, cpu_ns)
         self._starved_at: int | None = None
         """What the share had freed when the first record of the open slab was found too large for what is free."""
-        self._reserve_bytes = 0
-        self._largest_bytes = 0
-        """The largest record so far; counted only beside other intakes."""
+        self._servables: Mapping[Route, Servable] = {}
+        self._largest_cost = self._largest_record = 0
+        self._kept_bytes = 0
+        """What payloads leave free."""
         self._follow({route: rollout.choose() for route, rollout in admission.rollouts.items()})
-        self._reserve(max(rollout.choose().item_nbytes for rollout in admission.rollouts.values()))
+        self._keep_free(max(rollout.choose().item_nbytes for rollout in admission.rollouts.values()), 0)
 
     def __repr__(self) -> str:
         return f"<Intake of {', '.join(sorted(self.topics))}: {len(self.open)} records open, {self.share.held} bytes>"
@@ -77,32 +78,23 @@ class Intake:
         """
         self.open.append(columns, spans, now_ns, now_ms)
         if self.share.guaranteed:
-            self._largest_bytes = max(self._largest_bytes, largest_bytes(columns.values) + HELD_RECORD_BYTES)
+            self._keep_free(0, largest_bytes(columns.values) + HELD_RECORD_BYTES)
 
     # -- what it has room for ----------------------------------------------------------------------------
 
     def room(self) -> int:
         """Records the open slab may still take; none when the share of the byte budget is used up."""
-        return self.slab_records - len(self.open) if self.has_bytes else 0
-
-    @property
-    def has_bytes(self) -> bool:
-        """Whether payloads leave enough bytes free for one record to be worked on."""
-        return self.free_for_payloads > 0
+        return self.slab_records - len(self.open) if self.share.free > self._kept_bytes else 0
 
     @property
     def free_for_payloads(self) -> int:
-        """Bytes that records may still take.
-
-        Beside other intakes one record more stays free: a take may end with one beyond what was asked for, and the
-        bytes it takes then must not be those of another intake, which may be stuck.
-        """
-        return self.share.free - self._reserve_bytes - min(self._largest_bytes, self.share.guaranteed // 4)
+        """Bytes that records may still take."""
+        return self.share.free - self._kept_bytes
 
     def full(self) -> bool:
         """Whether nothing more may come, not even what is fetched already."""
         spare = SPARE_RECORDS + self._spare_slabs * self.slab_records
-        return not self.has_bytes or len(self.open) >= self.slab_records + spare
+        return self.share.free <= self._kept_bytes or len(self.open) >= self.slab_records + spare
 
     def relaxed(self) -> bool:
         """Whether half of what it may hold is free."""
@@ -159,16 +151,29 @@ class Intake:
         if slab is not None:
             self._follow(slab.servables)
             for batch in slab.batches:
-                self._reserve(batch.cost_bytes // len(batch))
+                self._keep_free(batch.cost_bytes // len(batch), 0)
         return slab
 
     def _follow(self, servables: Mapping[Route, Servable]) -> None:
         """Take over the figures of those who answer now."""
+        if servables == self._servables:
+            return
+        self._servables = dict(servables)
         self.slab_records = max(servable.slab_records for servable in servables.values())
         self.lanes = tuple(dict.fromkeys(servable.lane for servable in servables.values()))
 
-    def _reserve(self, nbytes: int) -> None:
-        """Keep so many bytes free of payloads: what one record needs to be worked on. Otherwise a full open slab's
-        first record would go beyond the budget."""
-        most = (self.share.guaranteed or self.share.limit_bytes) // 2
-        self._reserve_bytes = max(self._reserve_bytes, min(nbytes, most))
+    def _keep_free(self, cost_bytes: int, record_bytes: int) -> None:
+        """Keep so many bytes free of payloads.
+
+        Args:
+            cost_bytes: what a record needs to be worked on. Otherwise the first record of a full open slab would go
+                beyond the budget.
+            record_bytes: the size of a record, beside other intakes. A take may end with one record beyond what was
+                asked for. It must not take bytes of another intake, which may be stuck.
+        """
+        guaranteed = self.share.guaranteed
+        self._largest_cost = max(
+            self._largest_cost, min(cost_bytes, (guaranteed or self.share.limit_bytes) // 2)
+        )
+        self._largest_record = max(self._largest_record, min(record_bytes, guaranteed // 4))
+        self._kept_bytes = self._largest_cost + self._largest_record

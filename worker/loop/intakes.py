@@ -109,6 +109,9 @@ class Intakes:
 
         Any topic that is fetched may fill the whole take. So the intake with the fewest free bytes bounds it.
         """
+        if len(self._in_turn) == 1:
+            (only,) = self._in_turn
+            return max(only.room(), 1), max(only.free_for_payloads, 1)
         fetched = [intake for intake in self._in_turn if not intake.paused]
         most = max((intake.room() for intake in fetched), default=1)
         free = min((intake.free_for_payloads for intake in fetched), default=1)

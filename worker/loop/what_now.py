@@ -65,8 +65,12 @@ def what_now(view: View) -> Action:
     Gather while an open slab waits for company: a turn for every record would cost more. Read when a slab goes now
     or an intake is empty. When nothing can be submitted, wait for what is in flight.
     """
-    able = [intake for intake in view.intakes if intake.may_submit and intake.room]
-    if any(intake.due for intake in view.intakes):
+    able, due = [], False
+    for intake in view.intakes:
+        due = due or intake.due
+        if intake.may_submit and intake.room:
+            able.append(intake)
+    if due:
         return Action("nothing", 0.0, 0.0 if able else None)
     gathering = [intake.left_s for intake in able if intake.filled]
     if gathering:
