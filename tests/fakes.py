@@ -255,6 +255,11 @@ class FakeSource:
         """How many records of the partition's log lie before the reader."""
         return self._next[partition]
 
+    def position(self, partition: Partition) -> int:
+        """Behind the last record that was returned."""
+        log, index = self.kafka.logs[partition], self._next[partition]
+        return log[index - 1].offset + 1 if index else 0
+
     def subscribe(self, listener: Any) -> None:
         self._listener = listener
         self.kafka.members.append(self)
@@ -448,6 +453,8 @@ class FakeSink:
         """So many of the next messages the broker refuses for good."""
         self.stalled = False
         """Nothing is delivered for now."""
+        self.dead: set[tuple[str, int]] = set()
+        """Topic partitions without a leader: nothing is delivered there."""
         self.limits: dict[str, int] = {}
         """``max.message.bytes`` by topic; 1,048,588 where not given."""
         self.compacted: set[str] = set()
@@ -544,8 +551,8 @@ class FakeSink:
     def _deliver(self) -> None:
         if self.stalled or not self._kafka.up:
             return
-        for queue in self._queues.values():
-            for _ in range(self._some(len(queue))):
+        for place, queue in self._queues.items():
+            for _ in range(self._some(0 if place in self.dead else len(queue))):
                 self._queued -= 1
                 self._deliver_one(queue.popleft())
 

@@ -1,13 +1,15 @@
-"""Poison that kills the process: Kafka counts no deliveries, so the count is kept beside the committed position.
+"""Records that kill the process. Kafka counts no deliveries, so the count is kept beside the committed position.
 
-Before the first record of a partition is worked on, the unchanged position is committed with a note
-``streaminfer;attempts=1;until=<offset>``. The first progress and every clean hand-over write the position without
-one. Whoever finds the note knows that a process died with no progress since: the partition is then read
-*cautiously* until that offset, one record at a time and nothing beside it in the whole process; before each such
-record the position is committed with a note that names it (``at=<offset>``) and its count. Answers go out and
-positions move at their usual intervals meanwhile: a record under caution costs one round trip, not three. So only
-the record that kills collects attempts; neighbours that merely died with it do not, and those before it, which were
-survived one at a time, are not noted again. At ``max_crashes`` attempts the record becomes a dead letter, undecoded.
+Before a process works on the first record of a partition, it commits the unchanged position with a note
+``streaminfer;attempts=1;until=<offset>``. The first progress and every clean hand-over commit the position without a
+note. So a process that finds the note knows that another one died and had made no progress. It then reads the partition
+*cautiously* until that offset: one record at a time, and nothing beside it in the whole process. Before each such record
+it commits the position with a note that names the record (``at=<offset>``) and counts the attempt.
+
+Meanwhile answers go out and positions move at their usual intervals, so that a record under caution costs one round
+trip and not three. Only the record that kills collects attempts. Records that were in flight beside it do not, and
+records before it, which were survived one at a time, are not noted again. At ``max_crashes`` attempts the record becomes
+a dead letter and is not decoded.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ _NOTE = re.compile(r"streaminfer;attempts=(\d+);until=(\d+)(?:;at=(\d+))?")
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What the metadata of a committed position says of the first records behind it."""
+    """What the metadata of a committed position says about the first records behind it."""
 
     attempts: int
-    """Times a process began to work on the first record from ``at`` on (this one included, once it has begun)."""
+    """How often a process began to work on the first record from ``at`` on. This process counts once it has begun."""
     until: int
     """Offset from which on the partition is read as usual again."""
     at: int = 0
@@ -34,7 +36,7 @@ class Note:
 
     @classmethod
     def parse(cls, metadata: str) -> Note | None:
-        """The note in a commit's metadata; None where there is none (or somebody else's text)."""
+        """The note in a commit's metadata; None when there is none, or when the text is somebody else's."""
         found = _NOTE.fullmatch(metadata)
         return cls(int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
 
@@ -45,7 +47,7 @@ class Note:
 
 
 class Caution:
-    """Which records are worked on alone, and what every commit says of that.
+    """Which records are worked on alone, and what every commit says about that.
 
     Args:
         reach: per topic how many offsets beyond the position a dead process may have had in flight: twice the
@@ -59,14 +61,16 @@ class Caution:
         self._notes: dict[Partition, Note] = {}
         """Partitions under caution."""
         self._begun: dict[Partition, int] = {}
-        """Offset of the last record of each that this process began with: one life is one attempt. Kept also while the
-        partition is another's: a hand-over whose commit failed leaves our attempt noted, and we live."""
+        """Per partition the offset of the last record that this process began under caution: one process makes one attempt.
+        It is kept while another process has the partition: when the commit of a hand-over failed, our attempt stays
+        noted although we live."""
         self._left: dict[Partition, Note] = {}
-        """Partitions under caution no more -> what the broker should have of them until the position is there."""
+        """Partitions that are not under caution any more -> the note that the broker should keep until their position
+        reaches it."""
         self._outdated: set[Partition] = set()
-        """Partitions of which the broker's note is not ours: a record was survived since, or begun."""
+        """Partitions whose note at the broker is out of date: a record was survived or begun since."""
         self._fresh: set[Partition] = set()
-        """Partitions whose committed position carries this process' first note: no progress yet."""
+        """Partitions whose committed position carries this process's first note: no progress yet."""
 
     def __bool__(self) -> bool:
         return bool(self._notes or self._outdated)
@@ -80,7 +84,7 @@ class Caution:
         return note is not None and offset < note.until
 
     def assigned(self, found: Mapping[Partition, tuple[int, str]]) -> dict[Partition, str]:
-        """Partitions that became ours, each with its position and the metadata found there.
+        """These partitions are ours now, each with its committed position and the metadata found there.
 
         Returns:
             The notes to commit now, with the positions unchanged: one per partition without an earlier one.
@@ -96,7 +100,7 @@ class Caution:
         return notes
 
     def dropped(self, partitions: Iterable[Partition]) -> None:
-        """These are not ours any more."""
+        """These partitions are not ours any more."""
         for partition in partitions:
             self._notes.pop(partition, None)
             self._left.pop(partition, None)
@@ -104,9 +108,9 @@ class Caution:
             self._fresh.discard(partition)
 
     def attempts(self, partition: Partition, offset: int) -> int:
-        """Which attempt it would be to work on this record, which is under caution; 0 = it was survived before.
+        """The number of the attempt that working on this record under caution would be; 0 = it was survived before.
 
-        At ``max_crashes`` the record has had its chances.
+        At ``max_crashes`` the record is given up.
         """
         note = self._notes[partition]
         if offset < note.at:
@@ -114,7 +118,7 @@ class Caution:
         return max(1, note.attempts + (self._begun.get(partition) != offset))
 
     def begin(self, partition: Partition, offset: int) -> None:
-        """This record is about to be worked on; the broker is to be told first (:meth:`notes`)."""
+        """This record is about to be worked on. The notes must be committed first (:meth:`notes`)."""
         attempts = self.attempts(partition, offset)
         if attempts:
             self._begun[partition] = offset
@@ -123,35 +127,35 @@ class Caution:
 
     @property
     def outdated(self) -> bool:
-        """Whether the broker has to hear something before anything is worked on.
+        """Whether notes must be committed before anything is worked on.
 
-        That a record is begun; or that others were survived, which would else be charged with a death they had no
-        part in.
+        A record is about to begin; or other records were survived, and would otherwise be charged with a death that they
+        had no part in.
         """
         return bool(self._outdated)
 
     def notes(self) -> dict[Partition, str]:
-        """What the broker must hear before anything is worked on."""
+        """The notes to commit before anything is worked on."""
         told, self._outdated = self._outdated, set()
         return {p: str(self._notes.get(p) or self._left.get(p) or "") for p in told}
 
     def survived(self, partition: Partition, next_offset: int) -> None:
-        """The record before this offset was worked on alone, and we live."""
+        """The record before this offset was worked on alone, and the process lives."""
         note = self._notes.get(partition)
         if note is None or next_offset <= note.at:
             return
         self._outdated.add(partition)
         if next_offset >= note.until:
             del self._notes[partition]
-            # as for a partition that has just become ours there
+            # The same note as for a partition that has just become ours at this offset.
             self._left[partition] = Note(1, next_offset + self._reach[partition.topic], next_offset)
         else:
             self._notes[partition] = Note(0, note.until, next_offset)
 
     def resumed(self, positions: Mapping[Partition, int]) -> None:
-        """Reading goes on from these positions after a rewind: what lies before them counts no attempts any more.
+        """Reading goes on from these positions after a rewind: records before them count no attempts any more.
 
-        A transaction of unknown outcome may have moved them, and its answer never came to :meth:`metadata`.
+        A transaction of unknown outcome may have moved the positions without a call of :meth:`metadata`.
         """
         for partition, position in positions.items():
             note = self._notes.get(partition)
@@ -163,7 +167,7 @@ class Caution:
                 self._notes[partition] = Note(0, note.until, position)
 
     def metadata(self, positions: Mapping[Partition, int]) -> dict[Partition, str]:
-        """What goes with a commit of these positions: progress takes the note away, or on to the next record."""
+        """The metadata for a commit of these positions: progress removes the note, or moves it to the next record."""
         kept: dict[Partition, str] = {}
         for partition, position in positions.items():
             self._fresh.discard(partition)
@@ -181,5 +185,5 @@ class Caution:
         return kept
 
     def unmoved(self, partitions: Iterable[Partition]) -> set[Partition]:
-        """Those of these partitions that carry our first note still: a clean hand-over takes it away."""
+        """The partitions among these that still carry our first note, which a clean hand-over removes."""
         return self._fresh.intersection(partitions)

@@ -1,9 +1,9 @@
-"""How soon a slab may follow the one before it: as soon as that costs little.
+"""How soon a slab may follow the one before it.
 
-A slab costs about the same whether it holds one record or fifty. So a record that comes alone goes at once, and
-when records come closer together than that is worth, slabs are kept so far apart that all of them together take
-at most ``WORK_SHARE`` of a core, but never further than ``batching.max_wait_ms``. What a slab costs is what the
-process's CPU clock says, which counts the client's threads and the pool's too and does not run while others do.
+A slab costs about the same whether it holds one record or fifty. A record that comes alone goes at once. When records
+come closer together, slabs are kept so far apart that all of them together take at most ``WORK_SHARE`` of a core, but
+never further apart than ``batching.max_wait_ms``. The cost of a slab is read from the process's CPU clock: it includes
+the client's threads and the pool's, and it does not run while other processes do.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import time
 from collections.abc import Callable
 
 WORK_SHARE = 0.1
-"""Of one core: what answering sooner may cost while there is nothing to be gained from waiting but batches."""
+"""Share of one core that quick answers may cost, as long as the only gain from waiting would be larger batches."""
 MEMORY = 8
-"""About over how many slabs the cost is averaged."""
+"""Over about so many slabs the cost is averaged."""
 
 
 class Pace:
     """See the module.
 
     Args:
-        longest_s: the furthest apart that two slabs are kept.
+        longest_s: the longest time by which two slabs are kept apart.
         clock_ns: monotonic nanoseconds. cpu_ns: CPU time of the process.
     """
 
@@ -40,9 +40,9 @@ class Pace:
         """When the next slab may go, by ``clock_ns``."""
 
     def closed(self, full: bool) -> None:
-        """A slab goes now; ``full``: records wait behind it, and the next one need not."""
+        """A slab goes now. ``full``: records wait behind it, so the next slab need not wait."""
         used_ns = self._cpu_ns()
-        if self._used_ns is not None:  # what came before the first one was the start of the process
+        if self._used_ns is not None:  # the time before the first slab was the start of the process
             self._cost_ns += (used_ns - self._used_ns - self._cost_ns) / MEMORY
         self._used_ns = used_ns
         apart_ns = 0 if full else min(self._longest_ns, int(self._cost_ns / WORK_SHARE))
