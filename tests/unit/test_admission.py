@@ -45,7 +45,7 @@ def fates(admitted: Admitted) -> list[str]:
 
 
 def test_ordinary_records_all_go_to_the_only_pipeline() -> None:
-    """Each at the price of its slot in the batch."""
+    """Ordinary records go to the only pipeline, each charged with its slot in the batch."""
     admitted = admit(records(b"x", b"y"))
     assert fates(admitted) == ["digits", "digits"]
     assert admitted.costs == [100, 100]
@@ -84,14 +84,14 @@ def test_a_pipeline_takes_only_its_own_topics() -> None:
 
 @pytest.mark.parametrize(("how", "fate"), [("pass", "None"), ("drop", "dropped"), ("reject", "invalid")])
 def test_a_tombstone_passes_is_dropped_or_rejected(how: str, fate: str) -> None:
-    """Without costing a slot; its neighbours go their way."""
+    """A tombstone is passed on, dropped or rejected as configured, and costs no slot."""
     admitted = admit(records(b"x", None), FakeRollout(tombstone=how))
     assert fates(admitted) == ["digits", fate]
     assert admitted.costs == [100, 0]
 
 
 def test_a_record_over_the_limit_is_too_large() -> None:
-    """One byte more is; the limit itself is not."""
+    """A record one byte over the limit is too large; one at the limit is not."""
     admitted = admit(records(b"x" * 10, b"x" * 11), FakeRollout(max_bytes=10))
     assert fates(admitted) == ["digits", "too_large"]
     assert "11 bytes" in admitted.outcomes.rejected[1].message
@@ -101,14 +101,14 @@ def test_a_record_over_the_limit_is_too_large() -> None:
     ("expired", "fate"), [("dead_letter", "expired"), ("drop", "dropped"), ("publish", "b'0 expired'")]
 )
 def test_an_expired_record_is_decided_as_configured(expired: str, fate: str) -> None:
-    """By its CloudEvents header, before decode."""
+    """A record past its `ce_expirytime` is decided before decode, as `limits.expired` says."""
     columns = records(b"x", b"x", headers=[[("ce_expirytime", PAST)], [("ce_expirytime", FUTURE)]])
     assert fates(admit(columns, expired=expired)) == [fate, "digits"]
 
 
 @pytest.mark.parametrize("unreadable", [b"soon", b"\xff", b"", None, b"2020-01-01T00:00:00"])
 def test_an_expiry_that_cannot_be_read_does_not_count(unreadable: bytes | None) -> None:
-    """Nor one without an offset from UTC: nobody knows when that is."""
+    """An expiry that cannot be read, or that has no offset from UTC, does not count."""
     assert fates(admit(records(b"x", headers=[[("ce_expirytime", unreadable)]]))) == ["digits"]
 
 
@@ -148,7 +148,7 @@ def test_costly_decodes_are_weighed_before_they_begin() -> None:
 
 
 def test_rejections_before_decode_say_so() -> None:
-    """Their stage is `decode`, and the sentence names the limit."""
+    """A rejection before decode has stage `decode`, and its sentence names the limit."""
     admitted = admit(records(b"xx"), FakeRollout(max_bytes=1))
     why = admitted.outcomes.rejected[0]
     assert why.stage == "decode"

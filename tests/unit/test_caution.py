@@ -107,7 +107,7 @@ def test_partitions_left_without_progress_are_named() -> None:
 
 
 def test_a_record_that_was_survived_alone_is_not_noted_again() -> None:
-    """Not in this life, and not in the next: a death after it is not its fault."""
+    """A record that was survived alone collects no further attempt, in this process or the next one."""
     caution = Caution(reach={"in": 10}, max_crashes=3)
     caution.assigned({A: (5, str(Note(1, 20)))})
     assert attempt(caution, A, 5) == 2
@@ -132,7 +132,7 @@ def test_only_what_is_begun_counts_as_an_attempt() -> None:
 
 
 def test_a_rewind_is_no_further_attempt() -> None:
-    """One life is one attempt at a record, however often it is read."""
+    """One process makes one attempt at a record, however often it reads it."""
     caution = Caution(reach={"in": 10}, max_crashes=3)
     caution.assigned({A: (5, str(Note(1, 20)))})
     assert attempt(caution, A, 5) == 2
@@ -155,7 +155,7 @@ def test_a_process_that_gets_its_partition_back_has_not_died_meanwhile() -> None
 
 
 def test_an_attempt_is_noted_where_somebody_else_took_ours_back() -> None:
-    """They survived what was before it, and their note counts from there."""
+    """An attempt is noted anew where another process has survived the records before it."""
     ours = Caution(reach={"in": 10}, max_crashes=3)
     ours.assigned({A: (5, str(Note(1, 12)))})
     attempt(ours, A, 5)
@@ -166,7 +166,7 @@ def test_an_attempt_is_noted_where_somebody_else_took_ours_back() -> None:
 
 
 def test_what_another_record_survived_is_told_before_the_next_is_tried() -> None:
-    """Else its note would be charged with a death it had no part in."""
+    """Records that were survived are noted before the next one is tried; otherwise they would be charged with its death."""
     caution = Caution(reach={"in": 10}, max_crashes=3)
     caution.assigned({A: (5, str(Note(1, 20))), B: (0, str(Note(1, 2)))})
     attempt(caution, B, 1)

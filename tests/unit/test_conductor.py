@@ -92,7 +92,7 @@ class Loop:
 
 
 def test_records_become_results_and_their_positions_are_committed() -> None:
-    """Both partitions, offsets with gaps; the counters agree and nothing is held afterwards."""
+    """Records of both partitions, with gaps in the offsets, are answered and committed; the counters agree and no byte stays held."""
     loop = Loop()
     loop.feed(b"x", b"x")
     loop.kafka.append(A, b"x", gap=5)
@@ -105,7 +105,7 @@ def test_records_become_results_and_their_positions_are_committed() -> None:
 
 
 def test_a_slab_waits_for_company_no_longer_than_it_must() -> None:
-    """Where slabs are dear: until it is full, or its first record has waited long enough."""
+    """When slabs cost much, a slab goes when it is full or when its first record has waited for `max_wait_ms`."""
     loop = Loop(finishes=False, slab_cpu_ms=100)
     loop.pool.capacity = 9
     for _ in range(2):  # the first one cannot know yet what it costs
@@ -124,7 +124,7 @@ def test_a_slab_waits_for_company_no_longer_than_it_must() -> None:
 
 
 def test_a_record_that_comes_alone_goes_at_once() -> None:
-    """There is no company worth waiting for; whatever a slab costs, it costs it rarely."""
+    """A record that comes alone is submitted in the same turn, whatever a slab costs."""
     loop = Loop(finishes=False, slab_cpu_ms=100)
     loop.pool.capacity = 9
     for number in range(4):
@@ -135,7 +135,7 @@ def test_a_record_that_comes_alone_goes_at_once() -> None:
 
 
 def test_records_that_come_close_together_are_left_to_gather() -> None:
-    """Slabs are as far apart as what they cost asks for; the client keeps the records meanwhile."""
+    """The dearer a slab is, the further apart slabs are kept; the client keeps the records meanwhile."""
     apart = {}
     for slab_cpu_ms in (0.0, 0.2, 100.0):
         loop = Loop(slab_cpu_ms=slab_cpu_ms)
@@ -149,7 +149,7 @@ def test_records_that_come_close_together_are_left_to_gather() -> None:
 
 
 def test_records_behind_a_full_slab_do_not_wait() -> None:
-    """However much a slab costs: there is nothing to gather for."""
+    """With a backlog no slab waits, however much a slab costs."""
     loop = Loop(slab_records=4, slab_cpu_ms=100)
     loop.feed(*[b"x"] * 400)
     began = loop.clock()
@@ -159,7 +159,7 @@ def test_records_behind_a_full_slab_do_not_wait() -> None:
 
 
 def test_nothing_is_committed_before_it_is_acknowledged() -> None:
-    """However long the producer takes."""
+    """While the producer acknowledges nothing, no position is committed, however long it takes."""
     loop = Loop()
     loop.sink.stalled = True
     loop.feed(b"x")
@@ -172,7 +172,7 @@ def test_nothing_is_committed_before_it_is_acknowledged() -> None:
 
 
 def test_results_keep_the_order_of_the_input_whatever_the_pool_does() -> None:
-    """The second slab is finished first."""
+    """A slab that is finished before an earlier one is published after it."""
     loop = Loop(slab_records=1, finishes=False)
     loop.feed(b"x", b"x")
     loop.turn(3)
@@ -186,7 +186,7 @@ def test_results_keep_the_order_of_the_input_whatever_the_pool_does() -> None:
 
 
 def test_without_order_a_batch_is_published_as_it_returns() -> None:
-    """Positions still move in order only."""
+    """With `order: none` a batch is published as it returns, and positions still move in order."""
     loop = Loop(slab_records=1, finishes=False, ordered=False)
     loop.feed(b"x", b"x")
     loop.turn(3)
@@ -201,7 +201,7 @@ def test_without_order_a_batch_is_published_as_it_returns() -> None:
 
 
 def test_a_full_window_pauses_the_assignment_and_keeps_its_place_in_the_group() -> None:
-    """The open slab fills slowly, one record at a time, then nothing is fetched; rebalances are still served."""
+    """In a full window the open slab fills one record at a time, then the topics are paused; rebalances are still served."""
     loop = Loop(slab_records=2, finishes=False)
     loop.feed(*[b"x"] * 100)
     loop.turn(20)
@@ -222,7 +222,7 @@ def test_a_full_window_pauses_the_assignment_and_keeps_its_place_in_the_group() 
 
 
 def test_the_byte_budget_bounds_what_is_taken() -> None:
-    """Payloads and tensors together, with slots still free."""
+    """Payloads and tensors together keep within the byte budget while the pool still has free slots."""
     limit = 3 * RECORD_BYTES + 350
     loop = Loop(slab_records=1, limit_bytes=limit, finishes=False, item_nbytes=100)
     loop.pool.capacity = 100
@@ -236,7 +236,7 @@ def test_the_byte_budget_bounds_what_is_taken() -> None:
 
 
 def test_a_full_open_slab_leaves_room_for_the_tensors_of_its_first_record() -> None:
-    """Payloads alone never use the budget up: one record could then only go beyond it."""
+    """Payloads of an open slab leave room for the tensors of its first record."""
     limit, payload = 50_000, 5_000
     loop = Loop(slab_records=100, limit_bytes=limit, finishes=False, item_nbytes=20_000)
     loop.feed(*[b"x" * payload] * 40)
@@ -250,7 +250,7 @@ def test_a_full_open_slab_leaves_room_for_the_tensors_of_its_first_record() -> N
 
 
 def test_a_record_larger_than_what_is_left_goes_when_nothing_else_is_in_flight() -> None:
-    """Also when the last thing awaited was an acknowledgement, not a batch."""
+    """A record that does not fit goes once nothing is in flight, also when the last thing awaited was an acknowledgement."""
     loop = Loop(slab_records=8, limit_bytes=2_000, item_nbytes=1_200)
     loop.sink.stalled = True
     loop.feed(*[b"x"] * 3)
@@ -263,7 +263,7 @@ def test_a_record_larger_than_what_is_left_goes_when_nothing_else_is_in_flight()
 
 
 def test_a_full_producer_queue_stops_taking_and_loses_nothing() -> None:
-    """Outputs that do not fit wait; what is behind them waits too."""
+    """Outputs that the producer's queue has no room for wait, later ones wait behind them, and none is lost."""
     loop = Loop(capacity=3)
     loop.sink.stalled = True
     loop.feed(*[b"x"] * 50)
@@ -276,7 +276,7 @@ def test_a_full_producer_queue_stops_taking_and_loses_nothing() -> None:
 
 
 def test_a_revoke_finishes_what_is_in_flight_and_commits_it() -> None:
-    """Records that were not started are left to the new owner."""
+    """A revoke finishes and commits what is in flight and leaves records that were not started to the new owner."""
     loop = Loop(slab_records=2, finishes=False)
     loop.pool.capacity = 1
     loop.feed(b"x", b"x", b"x")
@@ -294,7 +294,7 @@ def test_a_revoke_finishes_what_is_in_flight_and_commits_it() -> None:
 
 
 def test_a_revoke_that_cannot_finish_lets_go_in_time() -> None:
-    """After `revoke_s`; what comes back later is neither published nor committed."""
+    """A revoke ends after `revoke_s`; a batch that comes back later is neither published nor committed."""
     loop = Loop(finishes=False)
     loop.feed(*[b"x"] * 4)
     loop.turn()
@@ -311,7 +311,7 @@ def test_a_revoke_that_cannot_finish_lets_go_in_time() -> None:
 
 
 def test_a_partition_handed_over_without_progress_keeps_its_position() -> None:
-    """Records that were only read are the next owner's, from where this one began."""
+    """A partition of which records were only read is handed over at the position where reading began."""
     loop = Loop(slab_records=8, finishes=False)
     loop.kafka.committed[A] = 1
     loop.feed(b"x", b"x", b"x")
@@ -323,7 +323,7 @@ def test_a_partition_handed_over_without_progress_keeps_its_position() -> None:
 
 
 def test_lost_partitions_are_neither_published_nor_committed() -> None:
-    """Not even what is finished already: somebody else may have answered it."""
+    """Results of lost partitions are not published or committed, finished or not: another process may have answered them."""
     loop = Loop(finishes=False)
     loop.feed(*[b"x"] * 4)
     loop.turn()
@@ -339,7 +339,7 @@ def test_lost_partitions_are_neither_published_nor_committed() -> None:
 
 
 def test_a_refused_output_rewinds_to_the_settled_position() -> None:
-    """Everything from there is read and published again, in order."""
+    """After a refused output, everything from the acknowledged position on is read and published again, in order."""
     loop = Loop(slab_records=1)
     loop.feed(*[b"x"] * 6)
     loop.sink.refuse = 1
@@ -351,7 +351,7 @@ def test_a_refused_output_rewinds_to_the_settled_position() -> None:
 
 
 def test_three_rewinds_without_a_commit_are_enough() -> None:
-    """The fourth failure ends the process: a client that cannot publish is fatal."""
+    """The fourth rewind in a row without a commit ends the process."""
     loop = Loop()
     loop.feed(b"x")
     loop.sink.refuse = 1_000
@@ -360,7 +360,7 @@ def test_three_rewinds_without_a_commit_are_enough() -> None:
 
 
 def test_a_refusal_during_a_revoke_rewinds_what_stays() -> None:
-    """The refused output of a partition that stays is not forgotten with the one that goes."""
+    """An output refused during a revoke rewinds the partitions that stay."""
     loop = Loop(slab_records=2)
     loop.turn()
     loop.sink.stalled = True
@@ -376,7 +376,7 @@ def test_a_refusal_during_a_revoke_rewinds_what_stays() -> None:
 
 
 def test_a_drain_finishes_commits_and_leaves() -> None:
-    """What was read and not started is not committed: the next owner reads it."""
+    """A drain finishes and commits what is in flight; records that were read and not started are left to the next owner."""
     loop = Loop(slab_records=2)
     loop.feed(b"x", b"x", b"x")
     loop.turn(2)
@@ -390,7 +390,7 @@ def test_a_drain_finishes_commits_and_leaves() -> None:
 
 
 def test_whoever_asks_how_it_goes_is_answered_while_draining() -> None:
-    """A drain may take its whole budget: metrics and probes are served all the time."""
+    """Metrics and probes are served during a drain."""
     loop = Loop(slab_records=1, finishes=False)
     loop.feed(b"x")
     loop.turn(3)
@@ -407,7 +407,7 @@ def test_whoever_asks_how_it_goes_is_answered_while_draining() -> None:
 
 
 def test_a_drain_over_its_budget_says_so() -> None:
-    """What was settled by then is committed, the rest is read again."""
+    """A drain over its budget raises, with what was acknowledged by then committed."""
     loop = Loop(slab_records=1, finishes=False)
     loop.feed(b"x", b"x")
     loop.turn(3)
@@ -419,7 +419,7 @@ def test_a_drain_over_its_budget_says_so() -> None:
 
 
 def test_a_drain_that_gives_back_counts_what_it_gives_back() -> None:
-    """An output refused on the way out: nothing is in flight for ever, in = ok + dropped."""
+    """When an output is refused during a drain, its records count as dropped: in = ok + dropped."""
     loop = Loop(slab_records=1)
     loop.sink.stalled = True
     loop.feed(*[b"x"] * 4)
@@ -433,7 +433,7 @@ def test_a_drain_that_gives_back_counts_what_it_gives_back() -> None:
 
 
 def test_a_drain_that_gives_back_commits_what_was_settled_before() -> None:
-    """The next owner reads from the refused record, not from the last commit; nobody counts it as a crash."""
+    """When an output is refused during a drain, the next owner reads from the refused record on, and counts no crash."""
     loop = Loop(slab_records=1)
     loop.turn()
     assert loop.kafka.notes[A].startswith("streaminfer;attempts=1"), "as long as it has not got anywhere"
@@ -455,7 +455,7 @@ def test_a_drain_that_gives_back_commits_what_was_settled_before() -> None:
 
 
 def test_stopping_ends_the_loop_by_a_drain() -> None:
-    """What a signal handler sets is seen at the next turn."""
+    """The loop drains and ends at the first turn after it was asked to stop."""
     loop = Loop()
     loop.kafka.members.clear()
     loop.conductor.stop_requested = True
@@ -502,7 +502,7 @@ def test_a_limit_reached_while_draining_leaves_its_evidence_too() -> None:
 
 
 def test_the_limit_ends_the_process_also_when_an_output_is_refused_meanwhile() -> None:
-    """With its own reason, and nothing committed beyond what was acknowledged."""
+    """The dead-letter limit ends the process also when an output is refused meanwhile; no position beyond the acknowledged ones is committed."""
     loop = Loop(slab_records=50, ratio=0.5)
     loop.kafka.members.clear()
     loop.sink.stalled, loop.sink.refuse = True, 1
@@ -519,7 +519,7 @@ def test_the_limit_ends_the_process_also_when_an_output_is_refused_meanwhile() -
 
 
 def test_a_sick_model_commits_nothing_more() -> None:
-    """The exception of a batch ends the loop as it is."""
+    """After a batch that says its model is sick, nothing more is committed."""
     loop = Loop(finishes=False)
     loop.feed(*[b"x"] * 4)
     loop.turn()
@@ -530,7 +530,7 @@ def test_a_sick_model_commits_nothing_more() -> None:
 
 
 def test_a_client_that_cannot_go_on_ends_the_process() -> None:
-    """With the client's own reason."""
+    """A fatal Kafka client ends the process with the client's reason."""
     loop = Loop()
     loop.source.fatal = "fenced"
     with pytest.raises(ClientFatal, match="fenced"):
@@ -538,7 +538,7 @@ def test_a_client_that_cannot_go_on_ends_the_process() -> None:
 
 
 def test_poison_that_killed_often_enough_is_a_dead_letter_undecoded() -> None:
-    """The note beside the position says so; the records behind it are answered."""
+    """A record whose note shows enough attempts becomes a dead letter without being decoded; the records behind it are answered."""
     loop = Loop(finishes=True, max_crashes=3)
     loop.feed(b"kill", b"x", b"x")
     loop.kafka.notes[A] = str(Note(attempts=2, until=2))
@@ -552,7 +552,7 @@ def test_poison_that_killed_often_enough_is_a_dead_letter_undecoded() -> None:
 
 
 def test_under_caution_one_record_is_worked_on_and_its_attempt_is_noted_first() -> None:
-    """Where the settled position is, also behind a gap: so the next commit does not erase it."""
+    """An attempt is noted beside the acknowledged position, also behind a gap, so that the next commit does not erase it."""
     loop = Loop(finishes=False)
     loop.kafka.append(A, b"x")
     loop.kafka.append(A, b"x", gap=3)
@@ -567,7 +567,7 @@ def test_under_caution_one_record_is_worked_on_and_its_attempt_is_noted_first() 
 
 
 def test_a_record_under_caution_that_the_budget_keeps_waiting_is_no_attempt() -> None:
-    """Nothing of it was begun: handed over and taken back, it must not come closer to its dead letter."""
+    """A record under caution that waits for bytes is no attempt: handed over and taken back, it comes no closer to its dead letter."""
     loop = Loop(limit_bytes=10_000, costly=True, scratch=lambda value: len(value) // 2)
     noted = loop.kafka.notes[A] = str(Note(1, 8))
     loop.sink.stalled = True
@@ -584,7 +584,7 @@ def test_a_record_under_caution_that_the_budget_keeps_waiting_is_no_attempt() ->
 
 
 def test_the_loop_knows_what_it_spends_its_time_on() -> None:
-    """Per turn it calls back, and its age is the clock's."""
+    """The moment of the last turn is the clock's."""
     loop = Loop()
     loop.feed(b"x")
     loop.turn()

@@ -44,7 +44,7 @@ def slab() -> OpenSlab:
 
 
 def test_everything_leaves_when_it_fits(slab: OpenSlab) -> None:
-    """One slab with the takes in order, its bytes those the takes reported, its time that of the first."""
+    """A slab has the takes in order, all their bytes, and the time of the first one."""
     slab.append(Columns(), [], 99, 99.0)
     closed = close(slab)
     assert places(closed) == [(A, [0, 4], 5), (B, [2], 3), (A, [9], 10)]
@@ -55,7 +55,7 @@ def test_everything_leaves_when_it_fits(slab: OpenSlab) -> None:
 
 
 def test_a_slab_is_cut_where_the_budget_ends(slab: OpenSlab) -> None:
-    """Also within a span: what is committed behind the cut is the offset behind its last record, gaps or not."""
+    """A slab may end within a span; its position is then behind its last record, gaps or not."""
     total = held_bytes(columns_of(A, [0, 4, 9])) + held_bytes(columns_of(B, [2]))
     first = close(slab, free_bytes=150)
     assert places(first) == [(A, [0], 1)]
@@ -67,14 +67,14 @@ def test_a_slab_is_cut_where_the_budget_ends(slab: OpenSlab) -> None:
 
 
 def test_nothing_leaves_when_not_one_record_fits(slab: OpenSlab) -> None:
-    """Unless nothing else is in flight: then one goes, or nothing ever would."""
+    """When no record fits, nothing leaves, except one record when nothing else is in flight."""
     assert close(slab, free_bytes=99) is None
     assert len(slab) == 4
     assert places(close(slab, free_bytes=99, force=True)) == [(A, [0], 1)]
 
 
 def test_at_most_so_many_records_leave(slab: OpenSlab) -> None:
-    """Under caution records go one by one."""
+    """A slab holds no more records than are asked for."""
     assert places(close(slab, most=1)) == [(A, [0], 1)]
     assert len(slab) == 3
 
@@ -90,14 +90,14 @@ def test_a_refused_record_is_not_given_to_any_model(slab: OpenSlab) -> None:
 
 
 def test_records_go_together_up_to_the_first_of_a_partition_under_caution(slab: OpenSlab) -> None:
-    """And those of that partition alone."""
+    """Records go together up to the first of a partition under caution; such a record goes alone."""
     assert slab.stretch(lambda partition, _offset: partition == B) == 2
     assert slab.stretch(lambda partition, _offset: partition == A) == 1
     assert slab.stretch(lambda _partition, _offset: False) == 4
 
 
 def test_dropped_partitions_free_their_bytes(slab: OpenSlab) -> None:
-    """What is left keeps its order and its rows."""
+    """Dropped partitions free their bytes, and the rest keeps its order."""
     slab.drop([A])
     assert slab.claim.nbytes == held_bytes(columns_of(B, [2]))
     assert places(close(slab)) == [(B, [2], 3)]
@@ -106,7 +106,7 @@ def test_dropped_partitions_free_their_bytes(slab: OpenSlab) -> None:
 
 
 def test_records_of_a_dead_epoch_are_discarded() -> None:
-    """Only those: the partition's records of the present stay."""
+    """Records of an earlier epoch are discarded; those of the current epoch stay."""
     slab, epochs = OpenSlab(Budget(1 << 20).shares[0]), Epochs()
     append(slab, A, [0])
     append(slab, B, [0])
@@ -118,7 +118,7 @@ def test_records_of_a_dead_epoch_are_discarded() -> None:
 
 
 def test_clearing_frees_all_bytes(slab: OpenSlab) -> None:
-    """And the slab can be filled again."""
+    """A cleared slab holds no bytes and can be filled again."""
     assert slab.claim.nbytes > 0
     slab.clear()
     assert slab.claim.nbytes == 0
@@ -131,7 +131,7 @@ def test_clearing_frees_all_bytes(slab: OpenSlab) -> None:
 
 
 def test_batches_hold_at_most_max_size_records(slab: OpenSlab) -> None:
-    """Each with its rows, its records and the bytes of its tensors."""
+    """A batch holds at most `max_size` records, with their rows and the bytes of their tensors."""
     closed = close(slab, max_size=3)
     assert closed is not None
     assert [list(batch.rows) for batch in closed.batches] == [[0, 1, 2], [3]]
@@ -140,7 +140,7 @@ def test_batches_hold_at_most_max_size_records(slab: OpenSlab) -> None:
 
 
 def test_every_row_knows_how_long_after_the_first_it_was_taken() -> None:
-    """Through cuts and drops; with one take there is nothing to know."""
+    """A row's delay after the first take survives cuts and drops; rows of one take have none."""
     slab = OpenSlab(Budget(1 << 20).shares[0])
     append(slab, A, [0, 1], now_ns=1_000_000)
     append(slab, B, [0, 1], now_ns=3_000_000)

@@ -59,7 +59,7 @@ def test_a_batch_is_published_before_the_ones_in_front_of_it() -> None:
 
 
 def test_with_order_partition_it_waits_for_its_turn() -> None:
-    """The same return order publishes nothing before the first batch is back."""
+    """With `order: partition` nothing is published before the first batch is back."""
     kafka, pool, conductor = world(ordered=True)
     pool.finish(*pool.held[1:])
     for _ in range(3):
@@ -74,7 +74,7 @@ def test_with_order_partition_it_waits_for_its_turn() -> None:
 
 
 def test_any_schedule_ends_with_every_record_out_once() -> None:
-    """Batches in any order, a sink that is full now and then: each record once, all committed."""
+    """Whatever order batches return in, each record is published once and all are committed."""
     for seed in range(50):
         rng = Random(seed)
         kafka, pool, conductor = world(ordered=False)

@@ -114,7 +114,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_every_row_is_decoded_once_and_every_batch_comes_back(pools: Callable[..., ThreadPool]) -> None:
-    """Whatever the number of shards: none for an empty batch, one, or several."""
+    """Every row is decoded once and every batch comes back, with no shard, one, or several."""
     steps, lane = Steps(), Lane("two at once", runs=2)
     pool = pools(steps, 3, lane)
     batches = [batch_of(rows, lane) for rows in (0, 1, 2, 7, 4)]
@@ -127,7 +127,7 @@ def test_every_row_is_decoded_once_and_every_batch_comes_back(pools: Callable[..
 
 
 def test_all_threads_decode_shards_of_one_batch(pools: Callable[..., ThreadPool]) -> None:
-    """Two shards meet at a barrier: neither could pass it alone."""
+    """Shards of one batch are decoded on several threads at once."""
     steps = Steps()
     steps.at_decode = threading.Barrier(2, timeout=DEADLINE_S).wait
     pool = pools(steps)
@@ -154,7 +154,7 @@ def test_runs_and_decoded_batches_are_bounded(pools: Callable[..., ThreadPool], 
 
 
 def test_a_slot_is_free_until_batches_would_only_queue_up(pools: Callable[..., ThreadPool]) -> None:
-    """Running, decoded, and one to open when a run ends."""
+    """A lane has a free slot while a batch would run, be decoded, or be opened when a run ends."""
     steps, gate = Steps(), threading.Event()
     steps.at_infer = lambda: gate.wait(DEADLINE_S)
     other = Lane("other")
@@ -232,7 +232,7 @@ def test_each_lane_keeps_its_own_runs(pools: Callable[..., ThreadPool]) -> None:
 
 @pytest.mark.parametrize("step", ["at_decode", "at_infer"])
 def test_an_exception_comes_back_with_its_batch(pools: Callable[..., ThreadPool], step: str) -> None:
-    """Never a thread that dies quietly."""
+    """An exception in a step comes back with its batch."""
 
     def fail() -> None:
         raise SystemError("boom")
@@ -248,7 +248,7 @@ def test_an_exception_comes_back_with_its_batch(pools: Callable[..., ThreadPool]
 
 
 def test_the_batch_that_takes_longest_can_be_asked_for(pools: Callable[..., ThreadPool]) -> None:
-    """The oldest one being worked on; none when all are back."""
+    """The pool names the batch that has been worked on for longest, and none when all are back."""
     steps, gate = Steps(), threading.Event()
     steps.at_infer = lambda: gate.wait(DEADLINE_S)
     pool = pools(steps)
@@ -263,7 +263,7 @@ def test_the_batch_that_takes_longest_can_be_asked_for(pools: Callable[..., Thre
 
 
 def test_no_finished_batch_is_kept_alive(pools: Callable[..., ThreadPool]) -> None:
-    """Not by a thread that waits for the next one: at a slow trickle that would be memory beyond the budget."""
+    """A thread that waits for work keeps no finished batch alive."""
     steps = Steps(shard_rows=1)
     steps.at_decode = lambda: threading.Event().wait(0.001)  # long enough for others to look for work in vain
     pool = pools(steps, 3)
@@ -274,7 +274,7 @@ def test_no_finished_batch_is_kept_alive(pools: Callable[..., ThreadPool]) -> No
 
 
 def test_closing_waits_for_what_is_held_and_says_when_it_does_not_end() -> None:
-    """False while a thread is stuck in the model; True once it is done."""
+    """`close` is False while a thread is stuck in the model, and True once it is done."""
     steps, gate = Steps(), threading.Event()
     steps.at_infer = lambda: gate.wait(DEADLINE_S)
     pool = ThreadPool(steps, 2, [LANE], Mailbox())
@@ -334,7 +334,7 @@ def test_the_inline_pool_tries_again_when_it_is_asked_for_results() -> None:
 
 
 def test_the_inline_pool_works_where_it_is_called() -> None:
-    """Same steps, same mailbox, no threads; an exception comes back the same way."""
+    """The inline pool takes a batch through the same steps on the caller's thread, and returns exceptions the same way."""
     steps = Steps()
     pool = InlinePool(steps, Mailbox())
     pool.submit(batch_of())

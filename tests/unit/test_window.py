@@ -66,7 +66,7 @@ def window() -> Held:
 
 
 def test_slabs_of_one_partition_are_released_in_the_order_they_were_taken(window: Held) -> None:
-    """A later slab that is finished earlier waits."""
+    """A slab waits for an earlier one of its partition, also when it is finished first."""
     first, second = take(window, {A: [0, 1]}), take(window, {A: [2]})
     give_back(window, second)
     assert release(window) == []
@@ -75,7 +75,7 @@ def test_slabs_of_one_partition_are_released_in_the_order_they_were_taken(window
 
 
 def test_bodies_count_until_the_producer_has_them(window: Held) -> None:
-    """Tensors are free when the batch is back; what was made of them takes their place."""
+    """When a batch is back its tensors are free, and its bodies count until the producer has them."""
     slab = take(window, {A: [0, 1]}, cost=400)
     assert window.budget.held == 500
     slab.batches[0].outcomes = Outcomes([b"x" * 70, None])
@@ -86,7 +86,7 @@ def test_bodies_count_until_the_producer_has_them(window: Held) -> None:
 
 
 def test_slabs_without_a_common_partition_do_not_wait_for_each_other(window: Held) -> None:
-    """Order is per partition: a slow slab holds up only its own."""
+    """A slow slab holds up only slabs with records of its partitions."""
     slow, free = take(window, {A: [0]}), take(window, {B: [0]})
     give_back(window, free)
     assert release(window) == [free]
@@ -109,7 +109,7 @@ def test_a_position_moves_over_acknowledged_slabs_only_from_the_first_on(window:
 
 
 def test_a_revoked_partition_leaves_its_slab_and_nothing_else_does(window: Held) -> None:
-    """The slab goes on for the partition that stays, and never speaks for the other again."""
+    """A slab goes on for the partition that stays and never moves the position of a revoked one."""
     slab = take(window, {A: [0], B: [0]})
     window.revoke([A])
     assert [span.partition for span in slab.live_spans(window.epochs)] == [B]
@@ -144,7 +144,7 @@ def test_a_confirmation_for_a_partition_that_is_gone_is_ignored(window: Held) ->
 
 
 def test_a_rewind_goes_to_the_acknowledged_position_or_to_where_reading_began(window: Held) -> None:
-    """And leaves out a partition of which nothing was taken: its reader has not moved."""
+    """A rewind leaves out a partition from which nothing was taken, because its reader has not moved."""
     done = take(window, {A: [0, 1]})
     give_back(window, done)
     release(window)
@@ -165,7 +165,7 @@ def test_a_rewind_believes_the_broker_where_only_it_can_know(window: Held) -> No
 
 
 def test_records_are_let_go_when_they_are_sent(window: Held) -> None:
-    """From there on neither the budget nor the memory holds them; only the acknowledgement is awaited."""
+    """When the producer has the outputs, neither the budget nor the memory holds the records any more."""
     slab = take(window, {A: [0]})
     assert window.budget.held == 110
     give_back(window, slab)
@@ -300,7 +300,7 @@ EVENTS = st.sampled_from([*USUAL, *USUAL, Twins.revoke, Twins.assign, Twins.rewi
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(EVENTS, st.integers(0, 7), st.integers(0, 5)), max_size=40))
 def test_the_window_agrees_with_its_oracle(events: list[tuple[object, int, int]]) -> None:
-    """Whatever is taken, finished, acknowledged, revoked and rewound in whatever order, with gaps between offsets."""
+    """The window agrees with a naive oracle over any sequence of events, with gaps between offsets."""
     twins = Twins()
     for event, which, how in events:
         event(twins, which, how)  # type: ignore[operator]
