@@ -186,3 +186,17 @@ def test_nothing_is_settled_or_handed_over_while_a_transaction_is_undone() -> No
     assert desk.targets() == {A: 0, B: 0}
     assert desk.delivery.ready
     assert desk.delivery.acknowledged() == [desk.slab]
+
+
+def test_a_position_of_another_process_does_not_count_as_ours_after_an_abort() -> None:
+    """After a clear refusal no record of the transaction counts as answered here, also when the broker's position is beyond
+    it: another process has the partitions and answered them."""
+    desk = Desk()
+    del desk.kafka.owner[A], desk.kafka.owner[B]
+    with pytest.raises(DeliveryFailed):
+        desk.delivery.commit(desk.window, wait=True)
+    desk.kafka.committed.update({A: 1, B: 1})
+    desk.delivery.abandon()
+    desk.targets()
+    assert desk.delivery.acknowledged() == [desk.slab]
+    assert desk.slab.receipt.committed == []

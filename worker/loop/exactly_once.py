@@ -100,6 +100,8 @@ class ExactlyOnce:
         self._done: list[Slab] = []
         """Slabs committed or given up, and not returned by :meth:`acknowledged` yet."""
         self._lost: list[Partition] = []
+        self._in_doubt = False
+        """A commit got no clear answer: its outputs may be visible."""
 
     @property
     def waiting(self) -> bool:
@@ -167,6 +169,7 @@ class ExactlyOnce:
         self._done += self._slabs + (committing.slabs if committing is not None else [])
         self._committing, self._slabs, self._records, self._lost = None, [], 0, []
         self._partial, self._begun = None, False
+        self._in_doubt = self._in_doubt or committing is not None
         self._undoing = _Undoing(self._transactions, committing, begun, self._spawn)
 
     def recovered(self, window: Window) -> dict[Partition, int] | None:
@@ -179,11 +182,14 @@ class ExactlyOnce:
         for result in ended:
             self._count(result)
         self._undoing = None
-        for slab in self._done:  # a commit that got no answer may have worked
-            spans = slab.live_spans(window.epochs)
+        for slab in self._done:
+            # A commit that got no clear answer may have worked. After a clear refusal a position beyond the slab is that
+            # of another process, which has answered its records.
+            spans = slab.live_spans(window.epochs) if self._in_doubt else []
             slab.receipt.committed = [
                 span for span in spans if span.next_offset <= (truth.get(span.partition) or 0)
             ]
+        self._in_doubt = False
         return window.rewind(truth)
 
     def _refuse_lost(self) -> None:
@@ -241,6 +247,7 @@ class ExactlyOnce:
             self._begun = True
             self._done += committing.slabs
             if failure.result != "aborted":
+                self._in_doubt = True
                 self._count(failure.result)
             raise DeliveryFailed("transaction", str(failure))
         self._count("committed")
