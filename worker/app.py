@@ -17,7 +17,7 @@ from worker.loop.accounts import Accounts
 from worker.loop.admission import Admission
 from worker.loop.at_least_once import AtLeastOnce
 from worker.loop.budget import Budget
-from worker.loop.caution import Caution
+from worker.loop.caution import Caution, Note
 from worker.loop.conductor import Conductor
 from worker.loop.delivery import Delivery
 from worker.loop.exactly_once import ExactlyOnce
@@ -137,7 +137,11 @@ class App:
         self._topics = open_topics(settings)
         self._metrics = MetricsProducer(settings) if settings.metrics.topic else None
         self._source = open_source(
-            settings, self._topics.embedded, self._topics.ids, lambda: meters.rewind("out_of_range")
+            settings,
+            self._topics.embedded,
+            self._topics.ids,
+            lambda: meters.rewind("out_of_range"),
+            lambda metadata: Note.parse(metadata) is not None,
         )
         exactly_once = settings.delivery == "exactly_once"
         if exactly_once and self._topics.embedded:

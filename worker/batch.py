@@ -30,6 +30,10 @@ RENAMED_HEADERS = "streaminfer.headers.renamed"
 """Name of a header that the source puts before those of a record whose header names are not all UTF-8. It counts only
 as this very object (compare with ``is``): anyone can send a header of the same name."""
 
+UNREAD_RECORD = "streaminfer.record.unread"
+"""Name of the only header of a record that cannot be taken: fetching it ends the process. It has no key and no value.
+Like the one above it counts only as this very object."""
+
 STAGES = ("broker", "queue", "decode", "wait", "infer", "encode")
 """Stages of one result in order; their sum is ``total`` (contract section 3)."""
 

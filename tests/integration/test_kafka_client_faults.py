@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -12,11 +13,11 @@ from pathlib import Path
 
 import orjson
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from fault_stage import Stage
 from kafka_support import produce_raw_headers
-from stream import Sent, create_topics, produce, read_all, wait_for
+from stream import Sent, Worker, create_topics, judge, place_of, produce, read_all, wait_for
 from test_process_rules import get, port_of, samples
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
@@ -175,3 +176,69 @@ def test_lag_is_the_brokers_while_a_slow_model_holds_fetching_back(stage: Stage)
     finally:
         asking.close()
     assert not re.search(r"Traceback", worker.text())
+
+
+BOMB_BYTES = 400_000_000
+LIMIT_BYTES = 700_000_000
+"""Of the memory of a worker: its 150 MB and the bomb once, but not twice."""
+
+
+def start_limited(stage: Stage) -> Worker:
+    """A worker with a limit on its memory, as in a container."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_BYTES, before[1]))
+    try:
+        return stage.start(
+            "at_least_once",
+            {"session.timeout.ms": 6000},
+            limits={"in_flight_bytes": 67108864, "prefetch_bytes": 4194304},
+            input={"topics": [stage.input], "format": "json", "max_bytes": 1000000},
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+@pytest.mark.timeout(240)
+def test_a_record_whose_fetch_kills_is_one_dead_letter(stage: Stage) -> None:
+    """40 KB of zstd that hold 400 MB end at most two workers; the next one answers everything else."""
+    stage.sent += produce(stage.kafka, stage.input, [{"value": GOOD, "partition": n % 4} for n in range(40)])
+    producer = Producer(
+        {
+            "bootstrap.servers": stage.kafka,
+            "compression.type": "zstd",
+            "message.max.bytes": 1_000_000_000,
+            "queue.buffering.max.kbytes": 1_000_000,
+        }
+    )
+    producer.produce(stage.input, bytes(BOMB_BYTES), partition=0)
+    assert producer.flush(60) == 0
+    del producer
+    bomb = (0, 10)
+    stage.sent.append(Sent(*bomb, None, None, []))
+    stage.sent += produce(stage.kafka, stage.input, [{"value": GOOD, "partition": n % 4} for n in range(40)])
+
+    def answered() -> bool:
+        return not judge(stage.sent, stage.outputs()).lost
+
+    deaths = 0
+    worker = start_limited(stage)
+    while not answered():
+        if worker.process.poll() is not None:
+            deaths += 1
+            assert deaths <= 2, stage.logs()
+            worker = start_limited(stage)
+        time.sleep(0.5)
+    assert deaths, "the bomb was not one: nobody died of it"
+    (letter,) = read_all(stage.kafka, stage.letters)
+    headers = dict(letter.headers())
+    assert place_of(letter) == bomb
+    assert (letter.key(), letter.value()) == (None, None)
+    assert headers["streaminfer.error.reason"] == b"crashed"
+    assert "streaminfer.record.unread" in headers
+    assert worker.stop()[0] == 0
+    replayed = command("dlq", "replay", stage.config("at_least_once"), "--json")
+    assert orjson.loads(replayed.stdout) == {
+        "replayed": 0,
+        "skipped": {"trimmed": 1, "foreign": 0},
+        "dry_run": False,
+    }

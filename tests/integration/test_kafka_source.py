@@ -382,7 +382,7 @@ def test_records_taken_back_while_they_are_taken_are_dropped(
     monkeypatch.setattr(source_module, "Consumer", Fake)
     source = open_source(Cluster("localhost:1").settings(topic))
     source.subscribe(Recorder())
-    columns, spans = source.take(0.1, 10, 1000)
+    columns, spans = source.take(0.1, 10, 100_000)
     assert columns.values == [b"kept"]
     assert [span.partition for span in spans] == [kept]
 
@@ -420,8 +420,8 @@ def test_a_log_that_ends_before_what_was_read_is_read_anew(monkeypatch: pytest.M
     source = open_source(Cluster("localhost:1").settings(topic))
     listener = Recorder()
     source.subscribe(listener)
-    assert source.take(0.1, 10, 1000)[0].values == [b"old", b"kept"]
-    columns, spans = source.take(0.1, 10, 1000)
+    assert source.take(0.1, 10, 100_000)[0].values == [b"old", b"kept"]
+    columns, spans = source.take(0.1, 10, 100_000)
     assert columns.values == [b"new", b"kept too"]
     assert [(span.partition, span.next_offset) for span in spans] == [(cut, 1), (whole, 5)]
     assert listener.events == [("assign", [cut, whole]), ("lost", [cut]), ("assign", [cut])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fakes import FakeRollout, columns_of
 
-from worker.batch import RENAMED_HEADERS, Columns, Headers, Partition
+from worker.batch import RENAMED_HEADERS, UNREAD_RECORD, Columns, Headers, Partition
 from worker.errors import Reject
 from worker.loop.admission import Admission, Admitted
 
@@ -131,6 +131,18 @@ def test_header_names_that_are_not_utf_8_make_a_record_invalid() -> None:
         rejection = admitted.outcomes.rejected[0]
         assert rejection.stage == "decode"
         assert rejection.message == "expected header names in UTF-8, other bytes in header 1,3"
+
+
+def test_a_record_that_could_not_be_taken_is_crashed_whatever_its_route() -> None:
+    """It has no headers to be routed by, and no value that could be a tombstone."""
+    unread: Headers = [(UNREAD_RECORD, b"")]
+    routed = FakeRollout(when=("x-model", b"a"))
+    for admitted in (
+        admit(records(None, b"y", headers=[unread, None])),
+        admit(records(None, headers=[unread]), routed),
+    ):
+        assert fates(admitted)[0] == "crashed"
+        assert "it is still in its topic" in admitted.outcomes.rejected[0].message
 
 
 def test_costly_decodes_are_weighed_before_they_begin() -> None:

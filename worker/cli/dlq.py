@@ -197,7 +197,7 @@ def _in_full(letter: Letter) -> str:
         (f"header {name}", "none" if value is None else _preview(value)) for name, value in letter.headers
     ]
     if letter.trimmed:
-        lines.append(("value", "cut off, because it did not fit the dead-letter topic"))
+        lines.append(("value", "not here: it did not fit the dead-letter topic, or could not be read"))
     elif letter.value is None:
         lines.append(("value", "none"))
     else:
@@ -366,7 +366,9 @@ def _report(args: argparse.Namespace, replay: Replay) -> None:
         return
     print(f"{'would replay' if args.dry_run else 'replayed'} {replay.sent} record{'s' * (replay.sent != 1)}")
     if replay.trimmed:
-        print(f"cannot replay {replay.trimmed}: the value did not fit the dead-letter topic and was cut off")
+        print(
+            f"cannot replay {replay.trimmed}: the value did not fit the dead-letter topic, or could not be read"
+        )
     if replay.foreign:
         print(f"left out {replay.foreign}: not from one of input.topics")
     if args.where and replay.sent and not args.dry_run:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from worker.batch import RENAMED_HEADERS, Headers, Partition
+from worker.batch import RENAMED_HEADERS, UNREAD_RECORD, Headers, Partition
 from worker.dead_letters.compose import CONNECT, KEY_ADDED, OURS, TIMESTAMP, TRIMMED
 from worker.errors import ConfigError
 
@@ -77,8 +77,8 @@ class Letter:
 
     @property
     def trimmed(self) -> bool:
-        """Whether the value did not fit the dead-letter topic, so that only its size and hash are here."""
-        return bool(self.text(TRIMMED[1]))
+        """Whether the record is not here: its value did not fit the dead-letter topic, or it could not be read."""
+        return bool(self.text(TRIMMED[1])) or any(name == UNREAD_RECORD for name, _ in self.headers)
 
 
 def original(letter: Letter, source: Source) -> Letter:

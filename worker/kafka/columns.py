@@ -13,6 +13,7 @@ from confluent_kafka import Message
 
 from worker.batch import Columns, Partition, Span
 from worker.kafka.headers import header_column
+from worker.sizes import wire_headers_bytes
 
 # One class stands for records and for events, so every field may be None to a type checker; a record's never is.
 _topic: Any = Message.topic
@@ -30,7 +31,7 @@ class Gatherer:
 
     def __init__(self, topics: Sequence[str]) -> None:
         self._sole = topics[0] if len(topics) == 1 else None
-        self._interned: dict[tuple[str, int], Partition] = {}
+        self._interned: dict[Partition, Partition] = {}
 
     def gather(self, messages: list[Any]) -> tuple[Columns, list[Span]]:
         """Columns in which each partition's records are consecutive and in order; one span per partition (epoch 0).
@@ -65,15 +66,23 @@ class Gatherer:
             ordered = sorted(numbers)
             if ordered != numbers:
                 messages.sort(key=_number)
-            return [(self._place(self._sole, number), count) for number, count in _runs(ordered)]
+            return [(self.intern(Partition(self._sole, number)), count) for number, count in _runs(ordered)]
         messages.sort(key=_number)
         messages.sort(key=_topic)
         pairs = Counter(zip(map(_topic, messages), map(_number, messages), strict=True))
-        return [(self._place(*pair), count) for pair, count in pairs.items()]
+        return [(self.intern(Partition(*pair)), count) for pair, count in pairs.items()]
 
-    def _place(self, topic: str, number: int) -> Partition:
+    def intern(self, partition: Partition) -> Partition:
         """One object per partition, however many records."""
-        return self._interned.setdefault((topic, number), Partition(topic, number))
+        return self._interned.setdefault(partition, partition)
+
+
+def record_bytes(message: Any) -> int:
+    """Key, value and headers of one record; the text of an event."""
+    if message.error() is not None:
+        return len(message)
+    [headers] = header_column([message])
+    return len(message) + len(message.key() or b"") + wire_headers_bytes(headers)
 
 
 def _runs(ordered: list[int]) -> Iterator[tuple[int, int]]:

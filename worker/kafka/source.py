@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,21 +21,21 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from worker.batch import Columns, Partition, Span
 from worker.errors import ClientFatal
 from worker.kafka.assignment import Assignment, Listener, partitions_of
-from worker.kafka.columns import Gatherer
+from worker.kafka.careful import CarefulReader, columns_of
+from worker.kafka.columns import Gatherer, record_bytes
 from worker.kafka.commits import Commits
 from worker.kafka.ends import Ends, Reach
-from worker.kafka.headers import header_column
 from worker.kafka.health import ClientHealth
+from worker.kafka.lost_positions import LostPositions
 from worker.kafka.properties import admin_properties, build, consumer_properties
 from worker.kafka.starts import Starts
-from worker.kafka.watch import is_same_topic, made_anew
-from worker.sizes import HELD_RECORD_BYTES, largest_record_bytes, wire_headers_bytes
+from worker.sizes import HELD_RECORD_BYTES, largest_record_bytes
 
 if TYPE_CHECKING:
     from worker.settings import Settings
 
-RETRY_S = 1.0
-"""Between two attempts to find where a partition whose position is gone can be read."""
+CAREFUL_S = 0.01
+"""Longest wait for the own client while records may come from the careful reader."""
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +45,7 @@ def open_source(
     embedded: bool = False,
     topic_ids: Mapping[str, str] | None = None,
     on_out_of_range: Callable[[], None] = lambda: None,
+    is_suspect: Callable[[str], bool] = lambda metadata: False,
 ) -> KafkaSource:
     """The consumer of the worker's input topics, not subscribed yet.
 
@@ -53,6 +53,7 @@ def open_source(
         embedded: the broker is librdkafka's own (see :mod:`worker.kafka.broker`).
         topic_ids: input topic -> its id at start, where the broker told it.
         on_out_of_range: called when a position was no longer on the broker, for the counter of such returns.
+        is_suspect: whether the metadata committed beside a position tells of a process that died behind it.
 
     Raises:
         ConfigError: librdkafka refuses the properties.
@@ -61,12 +62,15 @@ def open_source(
     for pipeline in settings.pipelines.values():
         for topic in pipeline.input.topics:
             begin.setdefault(topic, pipeline.input.start)
+    properties, limits = consumer_properties(settings, embedded), settings.limits
     return KafkaSource(
-        consumer_properties(settings, embedded),
+        properties,
         admin_properties(settings),
         begin,
         topic_ids or {},
+        CarefulReader(properties, limits.in_flight_bytes + limits.prefetch_bytes),
         on_out_of_range,
+        is_suspect,
     )
 
 
@@ -77,7 +81,9 @@ class KafkaSource:
         properties: of the consumer. admin_properties: of clients that ask the broker.
         begin: input topic -> where a group that has committed nothing of it begins, ``earliest`` or ``latest``.
         topic_ids: input topic -> its id at start, where the broker has told it.
+        careful: reads the first records of partitions whose last owner died.
         on_out_of_range: called when a position was no longer on the broker.
+        is_suspect: whether the metadata committed beside a position tells of a process that died behind it.
 
     Raises:
         ConfigError: librdkafka refuses the properties.
@@ -89,20 +95,17 @@ class KafkaSource:
         admin_properties: Mapping[str, Any],
         begin: Mapping[str, str],
         topic_ids: Mapping[str, str],
+        careful: CarefulReader,
         on_out_of_range: Callable[[], None] = lambda: None,
+        is_suspect: Callable[[str], bool] = lambda metadata: False,
     ) -> None:
-        self.out_of_range: Counter[Partition] = Counter()
-        """Times a position was no longer on the broker and reading went on from the earliest record."""
         self.health = ClientHealth()
         self.on_member: Callable[[str], object] | None = None
         """Called at every assignment, before records are read, with the id that the group gave to this process."""
-        self._on_out_of_range = on_out_of_range
+        self._is_suspect = is_suspect
+        self._careful = careful
         self._topics = list(begin)
-        self._topic_ids = topic_ids
-        self._admin_properties = admin_properties
         self._listener: Listener | None = None
-        self._unplaced: dict[Partition, float] = {}
-        """Partitions whose position is gone while the broker has not told the first one -> when to ask again."""
         self._peak_bytes = 1
         """Decaying size of the largest records seen, keys and headers included: bounds a take in bytes."""
         self._closed = False
@@ -118,6 +121,9 @@ class KafkaSource:
         self._gatherer = Gatherer(self._topics)
         self._starts = Starts(self._consumer, self._commits, begin, admin_properties)
         self._ends = Ends(self._consumer, admin_properties)
+        self._lost = LostPositions(
+            self._assignment, self._starts, self._begin_anew, topic_ids, admin_properties, on_out_of_range
+        )
 
     @property
     def fatal(self) -> str | None:
@@ -135,6 +141,11 @@ class KafkaSource:
         return self.health.errors
 
     @property
+    def out_of_range(self) -> Counter[Partition]:
+        """Times a position was no longer on the broker and reading went on from the earliest record."""
+        return self._lost.counts
+
+    @property
     def commit_failures(self) -> int:
         """Positions whose commit failed."""
         return self._commits.failures
@@ -145,10 +156,7 @@ class KafkaSource:
         """Join the group; ``listener`` hears of the partitions inside later calls of :meth:`take`."""
         self._listener = listener
         self._consumer.subscribe(
-            self._topics,
-            on_assign=self._on_assign,
-            on_revoke=self._on_revoke,
-            on_lost=self._on_lost,
+            self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
 
     def take(self, timeout_s: float, most: int, wanted_bytes: int) -> tuple[Columns, list[Span]]:
@@ -169,14 +177,21 @@ class KafkaSource:
             ClientFatal: the client can never work again.
             Exception: whatever the listener raised.
         """
+        if not self._careful:
+            return self._fetch(timeout_s, most, wanted_bytes)
+        columns, spans = self._fetch(min(timeout_s, CAREFUL_S), max(1, most // 2), wanted_bytes)
+        self._add_careful(columns, spans, most - len(columns), wanted_bytes)
+        return columns, spans
+
+    def _fetch(self, timeout_s: float, most: int, wanted_bytes: int) -> tuple[Columns, list[Span]]:
+        """What the worker's own client has."""
         first = self._consumer.poll(timeout_s)
         self.health.raise_failure()
-        if self._unplaced:
-            self._place_again()
+        self._lost.try_again()
         if first is None:
             return Columns(), []
         messages = [first]
-        largest = max(self._peak_bytes, _record_bytes(first)) + HELD_RECORD_BYTES
+        largest = max(self._peak_bytes, record_bytes(first)) + HELD_RECORD_BYTES
         more = min(most, wanted_bytes // largest) - 1
         if more > 0:
             # consume(n, 0) drains; with a timeout it would wait for all n of them
@@ -184,10 +199,24 @@ class KafkaSource:
             messages += self._consumer.consume(more, 0)
             self.health.raise_failure()
             if self._assignment.moved:
-                messages = self._still_ours(messages)
+                messages = self._assignment.still_ours(messages)
         if any(map(Message.error, messages)):
             return self._columns_beside_events(messages)
         return self._columns(messages)
+
+    def _add_careful(self, columns: Columns, spans: list[Span], most: int, wanted_bytes: int) -> None:
+        """Add to a take what the careful reader has; the own client goes on where that one ends."""
+        taken = self._careful.take(most, wanted_bytes, self._assignment.paused)
+        if taken.place is None:
+            return
+        if taken.rows:
+            theirs, [span] = columns_of(self._gatherer.intern(taken.place), taken.rows)
+            span.start, span.stop = len(columns), len(columns) + len(theirs)
+            columns.extend(theirs)
+            spans.append(span)
+            self._assignment.positions[taken.place] = span.next_offset
+        if taken.over:
+            self._assignment.release(taken.place)
 
     def _columns_beside_events(self, messages: list[Any]) -> tuple[Columns, list[Span]]:
         """Some messages are events and no records: count the records first, then act on the events."""
@@ -199,7 +228,7 @@ class KafkaSource:
             error = event.error()
             if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 place = Partition(event.topic(), event.partition())
-                if self._reset(place):
+                if self._lost.reset(place):
                     began_anew.add(place)
             elif error.code() != KafkaError._PARTITION_EOF:
                 self.health.on_error(error)
@@ -216,22 +245,9 @@ class KafkaSource:
         for span in spans:
             first = columns.offsets[span.start]
             if first < positions.get(span.partition, 0) or span.next_offset <= first:
-                self._went_back(span.partition, first)
+                self._lost.went_back(span.partition, first)
             positions[span.partition] = span.next_offset
         return columns, spans
-
-    def _still_ours(self, messages: list[Any]) -> list[Any]:
-        """Drop what a rebalance between poll and consume took away or rewound.
-
-        librdkafka itself drops older records of such a partition; only the one polled before is in our hands.
-        """
-        owned, moved = self._assignment.positions, self._assignment.moved
-        places = [Partition(message.topic(), message.partition()) for message in messages]
-        return [
-            message
-            for row, (message, place) in enumerate(zip(messages, places, strict=True))
-            if message.error() is not None or (place in owned and not (row == 0 and place in moved))
-        ]
 
     # -- positions ---------------------------------------------------------------------------------------
 
@@ -243,8 +259,7 @@ class KafkaSource:
     ) -> dict[Partition, int]:
         """Commit next offsets (last done + 1), at once or in the background.
 
-        A failure is logged and counted, never raised: the next commit of the partition makes up for it, and in a
-        rebalance the new owner starts from the last one that worked.
+        A failure is logged and counted, never raised: the next commit makes up for it.
 
         Args:
             positions: partition -> next offset.
@@ -277,6 +292,8 @@ class KafkaSource:
         for place, offset in positions.items():
             if place in self._assignment.positions:
                 self._assignment.jump(place, offset)
+            if place in self._careful:
+                self._careful.seek(place, offset)
 
     def starts(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, str]]:
         """Where reading of these partitions started, with the metadata committed there, where that is known."""
@@ -289,8 +306,7 @@ class KafkaSource:
         """
         if self._closed:
             return {}
-        connected = self.health.brokers_up > 0
-        return self._ends.look(self._assignment, self._starts.start, connected)
+        return self._ends.look(self._assignment, self._starts.start, self.health.brokers_up > 0)
 
     # -- flow and membership -----------------------------------------------------------------------------
 
@@ -316,6 +332,7 @@ class KafkaSource:
         On a thread of its own, because leaving can hang for ever on a broker that is half dead.
         """
         self._listener, self._closed = None, True
+        self._careful.close()
         closing = threading.Thread(target=self._consumer.close, name="consumer-close", daemon=True)
         closing.start()
         closing.join(timeout_s)
@@ -332,9 +349,13 @@ class KafkaSource:
         try:
             self._starts.resolve(partitions)
         except KafkaException as error:
-            # the offsets stay at "stored": librdkafka asks for them itself, and reports where there is none (_reset)
+            # the offsets stay at "stored": librdkafka asks for them itself, and reports where there is none
             log.warning("committed offsets are not known yet: %s", error.args[0].str())
         try:
+            for place, tp in zip(places, partitions, strict=True):
+                if tp.offset >= 0 and self._is_suspect(self._starts.note(place)):
+                    self._careful.add(place, tp.offset)
+                    self._assignment.held.add(place)
             self._assignment.add(partitions)
             self._tell(lambda listener: listener.on_assign(places))
         except KafkaException as error:
@@ -353,10 +374,11 @@ class KafkaSource:
         places = [Partition(tp.topic, tp.partition) for tp in partitions]
         self._tell(lambda listener: tell(listener, places))
         self._assignment.remove(partitions)
+        self._careful.drop(places)
         self._starts.forget(places)
         self._ends.forget(places)
         for place in places:
-            self._unplaced.pop(place, None)
+            self._lost.forget(place)
 
     def _tell(self, call: Callable[[Listener], None]) -> None:
         if self._listener is None:
@@ -371,79 +393,11 @@ class KafkaSource:
         self.health.on_statistics(statistics.get("brokers", {}))
         self._ends.on_statistics(statistics.get("topics", {}), self._assignment.positions)
 
-    # -- positions that are not on the broker --------------------------------------------------------------
-
-    def _reset(self, place: Partition) -> bool:
-        """The position is not on the broker: go on at the first record that is there.
-
-        Nothing was committed yet, or retention removed the records, or the log ends before the position: it was cut
-        off, or the topic is another one of the same name.
-
-        Returns:
-            Whether reading of the partition began anew, at records before those that were returned.
-
-        Raises:
-            ClientFatal: the topic was deleted and made anew.
-        """
-        position = self._assignment.positions.get(place)
-        if position is None:
-            return False
-        returned = position != self._starts.start(place)
-        if returned:
-            self._check_topic(place.topic)  # first: with a topic, its committed offsets are deleted
-        try:
-            committed = self._starts.is_committed(place)
-            first = self._starts.first(place) if committed else self._starts.resolve_one(place)
-        except KafkaException as error:
-            log.warning("%s/%d: the first offset is not known yet: %s", *place, error.args[0].str())
-            self._unplaced[place] = time.monotonic() + RETRY_S
-            return False
-        if committed:
-            self._count_out_of_range(place)
-        self._assignment.jump(place, first)
-        if first < position and returned:
-            self._begin_anew(place, first)
-            return True
-        return False
-
-    def _count_out_of_range(self, place: Partition) -> None:
-        if not self.out_of_range[place]:
-            log.warning(
-                "%s/%d: the position is no longer on the broker, reading goes on from the earliest", *place
-            )
-        self.out_of_range[place] += 1
-        self._on_out_of_range()
-
-    def _went_back(self, place: Partition, first: int) -> None:
-        """The client itself goes on at records before those that were returned: it saw that the log is another one."""
-        self._check_topic(place.topic)
-        self._count_out_of_range(place)
-        self._begin_anew(place, first)
-
-    def _check_topic(self, topic: str) -> None:
-        if not is_same_topic(self._admin_properties, topic, self._topic_ids.get(topic)):
-            raise made_anew("input.topics", topic)
-
     def _begin_anew(self, place: Partition, first: int) -> None:
-        """The log ends before records that were returned: they do not exist any more, and none of them counts."""
+        """The log of a partition ends before records that were returned."""
         log.warning("%s/%d: its log ends before the position, reading goes on at offset %d", *place, first)
         self._tell(lambda listener: listener.on_lost([place]))
-        self._starts.set(place, max(first, 0))
+        self._starts.set(place, first)
         self._ends.forget([place])
         self._tell(lambda listener: listener.on_assign([place]))
         self.health.raise_failure()
-
-    def _place_again(self) -> None:
-        """Ask again for the first offsets that the broker did not tell."""
-        now = time.monotonic()
-        for place in [place for place, due_s in self._unplaced.items() if due_s <= now]:
-            del self._unplaced[place]
-            self._reset(place)
-
-
-def _record_bytes(message: Any) -> int:
-    """Key, value and headers of one record; the text of an event."""
-    if message.error() is not None:
-        return len(message)
-    [headers] = header_column([message])
-    return len(message) + len(message.key() or b"") + wire_headers_bytes(headers)

@@ -60,6 +60,10 @@ class Starts:
         found = self._found.get(place)
         return found[0] if found else None
 
+    def note(self, place: Partition) -> str:
+        """What was committed beside the start of the partition, where that is known already."""
+        return self._found.get(place, (0, ""))[1]
+
     def set(self, place: Partition, offset: int, metadata: str = "") -> None:
         """Reading of the partition starts here."""
         self._found[place] = (offset, metadata)

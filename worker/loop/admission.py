@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from worker.batch import RENAMED_HEADERS, Columns, Headers, Outcomes, Route, Servable, largest_bytes
+from worker.batch import (
+    RENAMED_HEADERS,
+    UNREAD_RECORD,
+    Columns,
+    Headers,
+    Outcomes,
+    Route,
+    Servable,
+    largest_bytes,
+)
 from worker.deadlines import Deadlines, carry_headers, expire
 from worker.errors import Reject, Rejection
 
@@ -102,9 +111,14 @@ class Admission:
             elif route is not None:
                 self._expire(admitted, columns, row, route, now_ms - deadline_ms)
         for row, route in enumerate(routes):
-            if route is None:
+            headers = columns.headers[row]
+            if row in admitted.decided:
+                continue
+            if headers and (headers[0][0] is RENAMED_HEADERS or headers[0][0] is UNREAD_RECORD):
+                self._reject(admitted, row, _unfit(*headers[0]))
+            elif route is None:
                 self._reject(admitted, row, Reject(_unroutable(columns, row), "unroutable"))
-            elif row not in admitted.decided:
+            else:
                 self._inspect(admitted, columns, row, route)
         return admitted
 
@@ -138,13 +152,7 @@ class Admission:
         return list(deadlines.items())
 
     def _inspect(self, admitted: Admitted, columns: Columns, row: int, route: Route) -> None:
-        value, headers = columns.values[row], columns.headers[row]
-        if headers and headers[0][0] is RENAMED_HEADERS:
-            numbers = (headers[0][1] or b"").decode()
-            self._reject(
-                admitted, row, Reject(f"expected header names in UTF-8, other bytes in header {numbers}")
-            )
-            return
+        value = columns.values[row]
         if value is None:
             self._bury(admitted, columns, row, route)
         elif len(value) > route.max_bytes:
@@ -196,6 +204,15 @@ def matches(when: tuple[str, bytes] | None, headers: Headers | None) -> bool:
         return False
     name, wanted = when[0].lower(), when[1]
     return next((value for key, value in reversed(headers) if key.lower() == name), None) == wanted
+
+
+def _unfit(mark: str, detail: bytes | None) -> Reject:
+    """Why the source marked a record."""
+    if mark is UNREAD_RECORD:
+        return Reject(
+            "fetching this record ended a process, so it is not here; it is still in its topic", "crashed"
+        )
+    return Reject(f"expected header names in UTF-8, other bytes in header {(detail or b'').decode()}")
 
 
 def _unroutable(columns: Columns, row: int) -> str:
