@@ -6,7 +6,7 @@ from pathlib import Path
 
 import models
 import pytest
-from stream import Worker, produce, read_all, unique, wait_for, write_config
+from stream import Worker, create_topics, produce, read_all, unique, wait_for, write_config
 
 from worker.kafka.broker import EmbeddedBroker
 
@@ -29,12 +29,25 @@ def decode(value, headers):
 @pytest.mark.timeout(100)
 def test_a_service_that_is_away_costs_no_record(embedded_broker: EmbeddedBroker, tmp_path: Path) -> None:
     """A record whose custom code asks for a retry holds its partition; the other partition goes on; order is kept."""
-    source, output, letters = unique("in"), unique("out"), unique("dead")
-    for topic in (source, output, letters):
+    names = unique("in"), unique("out"), unique("dead")
+    for topic in names:
         embedded_broker.create_topic(topic, 2)
+    check_away(embedded_broker.bootstrap, tmp_path, *names)
+
+
+@pytest.mark.timeout(100)
+def test_a_service_that_is_away_costs_no_record_in_transactions(kafka: str, tmp_path: Path) -> None:
+    """With `delivery: exactly_once` a held record keeps no transaction open: the other partition's results are committed."""
+    names = unique("in"), unique("out"), unique("dead")
+    create_topics(kafka, dict.fromkeys(names, 2))
+    check_away(kafka, tmp_path, *names, delivery="exactly_once")
+
+
+def check_away(
+    bootstrap: str, tmp_path: Path, source: str, output: str, letters: str, delivery: str = "at_least_once"
+) -> None:
     models.write(tmp_path, models.identity())
     (tmp_path / "away.py").write_text(CUSTOM_CODE)
-    bootstrap = embedded_broker.bootstrap
     config = write_config(
         tmp_path,
         {
@@ -42,6 +55,7 @@ def test_a_service_that_is_away_costs_no_record(embedded_broker: EmbeddedBroker,
             "model": {"path": "model.onnx", "threads": 1},
             "output": {"topic": output, "partition": "input"},
             "dead_letter": {"topic": letters},
+            "delivery": delivery,
             "kafka": {"bootstrap.servers": bootstrap, "group.id": unique("group")},
         },
     )
