@@ -347,6 +347,20 @@ def detector(
     return bytes(model.SerializeToString())
 
 
+def coupled_above(limit: float) -> bytes:
+    """y = x / the batch's largest x, or / ``limit`` if that is larger: items mix only beyond the limit."""
+    return build(
+        [
+            helper.make_node("ReduceMax", ["x", "axes"], ["most"], keepdims=1),
+            helper.make_node("Max", ["most", "limit"], ["divisor"]),
+            helper.make_node("Div", ["x", "divisor"], ["y"]),
+        ],
+        [tensor("x", np.float32, ["N", 4])],
+        [tensor("y", np.float32, ["N", 4])],
+        {"axes": np.array([0, 1]), "limit": np.float32(limit)},
+    )
+
+
 # Models that keep items apart, although it does not look like it
 
 

@@ -17,6 +17,7 @@ from onnx import helper
 
 from worker import settings
 from worker.cli.sample import answer
+from worker.errors import ConfigError
 from worker.model.backend import Tensors
 from worker.model.compare import same
 from worker.model.probe import probe
@@ -159,6 +160,19 @@ def test_rounding_of_large_numbers_is_no_difference() -> None:
 
     assert off_by(1e-5)
     assert not off_by(1e-2)
+
+
+def test_a_sample_joins_the_probe(tmp_path: Path) -> None:
+    """A record whose answer differs beside others is told, if made-up items have not shown that: here the model looks
+    at its neighbours for values beyond any that is made up."""
+    models.write(tmp_path, models.coupled_above(5000.0))
+    config = tmp_path / "worker.yaml"
+    config.write_text(CONFIG)
+    rollout = load_pipelines(settings.load(config))["model"]
+    assert rollout.choose().model.signature.batchable
+    assert answer(rollout, b'{"features": [1, 2, 3, 4]}')
+    with pytest.raises(ConfigError, match=r"--sample: output y differs by .* expected batching\.max_size: 1"):
+        answer(rollout, b'{"features": [100, 200, 300, 400]}')
 
 
 # Inputs that one item gives whole

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -102,6 +102,31 @@ def probe(
     return Probe(None, refusal=refusal, reason="it refuses the made-up items")
 
 
+def beside_variants(run: Run, item: Tensors, tolerance: float = 0.0) -> str:
+    """Why a real item may not share a run with variants of itself at other scales; empty if it may.
+
+    Args:
+        run: one run of the model.
+        item: with its batch dimension of 1.
+        tolerance: as for :func:`probe`.
+    """
+    first = _Sample(item, run(item), 1.0)
+    trial = _Trial(run, tolerance, 2, time.perf_counter, first)
+    return trial.beside(_scaled(item, factor) for factor in (0.01, 100.0, -1.0, 0.0))
+
+
+def _scaled(item: Tensors, factor: float) -> Tensors:
+    """The item with its floats times ``factor``; its integers and strings stay, except that zeros take their place for 0."""
+    return {
+        name: np.asarray(array * factor, array.dtype)
+        if array.dtype.kind == "f"
+        else np.zeros_like(array)
+        if factor == 0 and array.dtype != object
+        else array
+        for name, array in item.items()
+    }
+
+
 def _fixed_first(inputs: Sequence[TensorSpec]) -> str:
     """Why an input's first dimension cannot count the items of any batch; empty if every one can."""
     for spec in inputs:
@@ -190,6 +215,19 @@ class _Trial:
                 return reason
         if all(same(sample.answer, first.answer, self._tolerance) for sample in samples):
             return "it gives all made-up items the same answer, which shows nothing"
+        return ""
+
+    def beside(self, variants: Iterable[Tensors]) -> str:
+        """Why the first item may not share a run with any of these, empty if it may; refused ones are left out."""
+        for item in variants:
+            try:
+                other = _Sample(item, self._run(item), math.inf)  # what is rounded in these does not matter
+            except Exception:
+                continue
+            self._samples.append(other)
+            for pair in ([self._samples[0], other], [other, self._samples[0]]):
+                if reason := self._together(pair):
+                    return reason
         return ""
 
     def _others(self, inputs: Sequence[TensorSpec], size: int) -> Iterator[_Sample]:

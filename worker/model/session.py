@@ -20,7 +20,7 @@ from worker.model.gpu import Cuda
 from worker.model.graph import read_graph
 from worker.model.made_up import batch_of
 from worker.model.opening import import_runtime, one_line, specs_of
-from worker.model.probe import Probe, probe
+from worker.model.probe import Probe, beside_variants, probe
 from worker.model.providers import check_providers, preload_libraries, provider_in_use
 from worker.model.signature import Shown, Signature, TensorSpec, with_wholes
 from worker.model.tensorrt import TensorRt
@@ -152,6 +152,17 @@ class Model:
             return
         if same(repeated, outputs, self.backend.tolerance):
             self._canary = feeds, outputs
+
+    def beside_others(self, feeds: Tensors) -> str:
+        """Why a real item may not share a run, although made-up ones may: what differs beside others. Empty if nothing.
+
+        Args:
+            feeds: one item, or several of which the first is looked at.
+        """
+        if not self.signature.batchable:
+            return ""
+        item = {name: array[:1] for name, array in feeds.items()}
+        return beside_variants(self.run, item, self.backend.tolerance)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """A C-order array of undefined content, for feeds; in page-locked memory if a GPU runs the model."""

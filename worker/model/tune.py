@@ -1,7 +1,7 @@
 """What ``auto`` means: batch size, threads and instances, measured on made-up batches of the model itself.
 
-On a CPU batching is worth fifty times for a small network and nothing, or less than nothing, for a large one,
-and no constant is right for both.
+On a CPU, batches make a small network fifty times faster and a large one no faster, or even slower. No constant is
+right for both.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Clock = Callable[[], float]
 LARGEST_AUTO_SIZE = 1024
 SIZE_WITHOUT_MEASUREMENT = 64
 HANDOVER_US = 300.0
-"""What one batch costs around the model, whatever its size: taken, handed over, accounted, and published with a request for
-each partition. Records of 1 KB on 12 partitions cost 400 at full load, 20 features on one thread 100."""
+"""What one batch costs around the model, in microseconds, whatever its size: to take it, hand it over, count it, and publish
+it with a request for each partition. Records of 1 KB on 12 partitions cost 400 at full load, 20 features on one thread 100."""
 RECORD_US = 2.0
-"""What one record costs around the model, whatever the batch: so that a gain too small to notice buys no larger batch."""
+"""What one record costs around the model, in microseconds. Without it, gains too small to notice would make batches larger."""
 GOOD_ENOUGH = 1.05
 """The smallest batch within this factor of the cheapest is chosen: a smaller one waits less."""
 INLINE_BELOW_US = 1000.0
-"""A batch of less work than this is not worth a thread: threads that are busy in Python stall each other longer."""
+"""A batch of less work than this is not worth a thread: threads that run Python delay each other by more than that."""
 _ROUNDS = 11
 
 
@@ -38,10 +38,10 @@ class Tuning:
 
     max_size: int
     threads: int
-    """0 = on the conductor's own thread."""
+    """0 = batches run on the loop's own thread."""
     instances: int
     figures: dict[str, Any] = field(default_factory=dict)
-    """What was measured, for one log line; empty where nothing was."""
+    """What was measured, for one log line; empty if nothing was."""
 
 
 def tune(
@@ -56,7 +56,7 @@ def tune(
     decode_us: float = 0.0,
     clock: Clock = time.perf_counter,
 ) -> Tuning:
-    """Replaces each ``auto`` by what the model's own cost on this machine makes of it.
+    """Replace each ``auto`` by a figure that follows from what the model costs on this machine.
 
     Args:
         model: measured alone, so nothing else should be busy.
@@ -64,7 +64,7 @@ def tune(
         cores: how many this process may use, see :func:`usable_cores`.
         max_bytes: no batch whose tensors take more is tried.
         deadline: reading of ``clock`` at which measuring ends.
-        decode_us: what decoding one record costs outside the interpreter lock, where threads help.
+        decode_us: what decoding one record costs outside the interpreter lock, in microseconds: there threads help.
         clock: seconds.
     """
     affordable = max(1, max_bytes // max(1, model.sample_nbytes))
@@ -88,7 +88,7 @@ def cheapest_size(costs: dict[int, float]) -> int:
     """The smallest batch size that is as good as the cheapest per record.
 
     Args:
-        costs: size -> microseconds of the model for one batch of it; empty where the model could not be measured.
+        costs: size -> microseconds of the model for one batch of it; empty if the model could not be measured.
     """
     if not costs:
         return SIZE_WITHOUT_MEASUREMENT
@@ -100,7 +100,7 @@ def cheapest_size(costs: dict[int, float]) -> int:
 def worthwhile_threads(batch_us: float, cores: int) -> int:
     """Pool threads for batches of ``batch_us`` microseconds of work outside the interpreter lock.
 
-    At least one where a batch takes long, even on one core: the conductor must go on polling meanwhile.
+    At least one if a batch takes long, even on one core: the loop must go on polling meanwhile.
     """
     return 0 if batch_us < INLINE_BELOW_US else max(1, cores)
 
@@ -108,9 +108,9 @@ def worthwhile_threads(batch_us: float, cores: int) -> int:
 def batch_costs(
     model: Model, sizes: list[int], deadline: float, clock: Clock = time.perf_counter
 ) -> dict[int, float]:
-    """Size -> median microseconds of the model for a batch of it; empty where it refuses made-up items.
+    """Size -> median microseconds of the model for a batch of it; empty if it refuses made-up items.
 
-    Where the model is not batchable a batch is that many single runs.
+    If the model is not batchable, a batch is that many single runs.
     """
     together = model.signature.batchable
     batch = model.sample(max(sizes) if together else 1)
@@ -194,7 +194,7 @@ def usable_cores(
     cgroups: Path = Path("/sys/fs/cgroup"),
     membership: Path = Path("/proc/self/cgroup"),
 ) -> int:
-    """Cores this process may use: its CPU affinity, less where a container's CPU quota is lower.
+    """Cores this process may use: its CPU affinity, or a container's CPU quota if that is lower.
 
     A quota of 1.5 cores is one: the second thread would mostly be throttled.
     """
@@ -218,7 +218,7 @@ def _contenders(medians: dict[int, float]) -> list[int]:
 
 
 def _costs_for_threads(model: Model, max_size: int, deadline: float, clock: Clock) -> dict[int, float]:
-    """As :func:`batch_costs`; the full batch only where one item does not settle it: slow models start sooner."""
+    """As :func:`batch_costs`; the full batch is measured only if one item does not decide it, so that slow models start sooner."""
     costs = batch_costs(model, [1], deadline, clock)
     if costs and costs[1] < INLINE_BELOW_US:
         costs |= batch_costs(model, [max_size], deadline, clock)

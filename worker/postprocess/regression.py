@@ -18,7 +18,7 @@ class RegressionSettings(Section):
 
 
 class Regression:
-    """The first floating output (else the first): ``value`` where an item is one number, else ``values``."""
+    """The first floating output (else the first): ``value`` if an item is one number, else ``values``."""
 
     settings: ClassVar[type[Section]] = RegressionSettings
 

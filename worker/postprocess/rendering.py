@@ -1,4 +1,4 @@
-"""Arrays -> JSON text, a whole batch in one C call; what every postprocess and encoder renders with.
+"""Arrays -> JSON text, a whole batch in one C call; every postprocess and encoder renders with it.
 
 Floats are the shortest decimal that reads back as the same float32 or float64; float16 is rendered as float32.
 NaN and infinity have no JSON text: find them with :func:`non_finite_items` and refuse those items.
@@ -20,7 +20,7 @@ def scalars(values: Array) -> list[bytes]:
 
 
 def items(values: Array, before: bytes = b"", after: bytes = b"") -> list[bytes]:
-    """``before``, JSON text and ``after`` of ``values[i]`` for every i: a nested list, or a scalar where the rank is 1."""
+    """``before``, JSON text and ``after`` of ``values[i]`` for every i: a nested list, or a scalar if the rank is 1."""
     if values.dtype == object or values.size == 0:
         return [before + orjson.dumps(item) + after for item in values.tolist()]
     if native.records is not None and (plain := _plain(values)) is not None:
@@ -35,7 +35,7 @@ def items(values: Array, before: bytes = b"", after: bytes = b"") -> list[bytes]
 
 
 def _plain(values: Array) -> Array | None:
-    """The same numbers as the compiled path takes them; None where it does not."""
+    """The same numbers as the compiled path takes them; None if it does not take them."""
     if values.dtype.char == "e":
         return values.astype(np.float32, order="C")
     known = values.dtype.isnative and values.dtype.kind in "fiub" and values.dtype.char != "g"

@@ -24,7 +24,7 @@ def numeric_output(signature: Signature, field: str) -> TensorSpec:
 
 
 def vector_output(signature: Signature, field: str) -> tuple[str, int | None]:
-    """Name of the numeric output and how many numbers one item of it has; None where the model leaves that free.
+    """Name of the numeric output and how many numbers one item of it has; None if the model leaves that free.
 
     Raises:
         ConfigError: the output holds strings, or its items are known to be more than vectors.

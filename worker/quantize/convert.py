@@ -62,7 +62,7 @@ def static_int8_from_bytes(
         prepared: pixel value -> one picture of nothing else as the model's input, (1, *item).
 
     Returns:
-        A sentence on what is not exactly as before; None where everything is.
+        A sentence on what is not exactly as before; None if everything is.
 
     Raises:
         ConfigError: why the model cannot be folded.

@@ -23,7 +23,7 @@ PLAIN = {"scale": 1.0, "mean": [0.0], "std": [1.0]}
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Pictures fitted to a model's input, and what they show where that is known."""
+    """Pictures fitted to a model's input, and what they show if that is known."""
 
     pixels: NDArray[np.uint8]
     """(n, *item): in the model's own layout, not yet scaled."""
@@ -137,7 +137,7 @@ def load(folder: Path, preparation: Preparation, names: Sequence[str] | None, mo
 
 
 def _class_indices(folder: Path, files: Sequence[Path], names: Sequence[str] | None) -> dict[str, int]:
-    """Class folder -> class index; empty where pictures lie in ``folder`` itself."""
+    """Class folder -> class index; empty if the pictures lie in ``folder`` itself."""
     if any(file.parent == folder for file in files):
         return {}
     classes = sorted({file.relative_to(folder).parts[0] for file in files})

@@ -48,7 +48,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One line of the table; None where there is no such figure."""
+    """One line of the table; None if there is no such figure."""
 
     kind: str
     path: str
@@ -103,7 +103,7 @@ def _figures(candidate: Candidate, pictures: Pictures, answer: Array, reference:
 
 
 def _best_class(answer: Array) -> Array | None:
-    """(n,) class indices where an answer is one score per class, else None."""
+    """(n,) class indices if an answer is one score per class, else None."""
     items = answer.reshape(len(answer), -1)
     return items.argmax(axis=1) if max(answer.shape[1:], default=0) == items.shape[1] > 1 else None
 
@@ -120,7 +120,7 @@ def _prepare_us(preparation: Preparation, pixels: Array) -> float:
 
 
 def _run_us(candidate: Candidate, pixels: Array, size: int) -> float | None:
-    """Per picture; None where the model does not take that many at once."""
+    """Per picture; None if the model does not take that many at once."""
     model = candidate.model
     if size != (model.fixed_batch or size) or (size > 1 and run_size(model) == 1):
         return None

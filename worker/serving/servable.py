@@ -52,6 +52,9 @@ class Model(Protocol):
     def interrupt(self) -> None:
         """Make the runs in progress fail soon."""
 
+    def beside_others(self, feeds: dict[str, Array]) -> str:
+        """Why this item may not share a run with others, although made-up ones may; empty if it may."""
+
     def adopt_canary(self, feeds: dict[str, Array], outputs: dict[str, Array]) -> None: ...
 
     def close(self) -> None:
