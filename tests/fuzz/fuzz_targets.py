@@ -669,7 +669,7 @@ ENCODERS = [
       for a, t in (("none", 0), ("softmax", 0.3), ("sigmoid", 0.9))),
     _encoder("float16", (40,), postprocess={"classification": {"top_k": 20}}),
     _encoder("int64", (5,), postprocess={"classification": {"top_k": 5}}),
-    _encoder("float", (7, 4), postprocess={"detection": {"layout": "yolov8"}}),
+    _encoder("float", (7, 9), postprocess={"detection": {"layout": "yolov8"}}),
     _encoder("float16", (4, 6), postprocess={"detection": {"layout": "xyxy", "score": 0}}),
     _encoder("double", (4, 6), postprocess={"detection": {"layout": "xyxy"}}, labels=["a", "b"]),
     _encoder("float", (1,), postprocess="regression"),
