@@ -46,6 +46,8 @@ from worker.telemetry.meters import Meters, ModelLabel
 from worker.telemetry.topic import MetricsReporter, WorkerInfo
 from worker.telemetry.vitals import LOOK_EVERY_S, Vitals
 
+LAST_NOTE_S = 0.5
+"""Longest wait for the loop's last note when a second signal ends the process."""
 COMMIT_INTERVAL_S = 0.5
 TOPICS_EVERY_S = 0.25
 """How often the answers about topics are looked for; the watch itself decides when it asks."""
@@ -250,7 +252,7 @@ class App:
             DrainDeadline(
                 limits.drain_s, lambda: conductor.stop_requested and not conductor.draining, awake
             ).stuck,
-            BatchDeadline(limits.batch_timeout_s, self._pool.oldest, _interrupt, awake).stuck,
+            BatchDeadline(limits.batch_timeout_s, self._pool.oldest, self._interrupt, awake).stuck,
             Standstill(limits.stall_s, lambda: conductor.turned_ns, awake).stuck,
             Outage(limits.outage_s, self._vitals.brokers_away, awake).stuck,
             progress.stuck,
@@ -284,6 +286,19 @@ class App:
         """Drain soon; for a signal handler or another thread."""
         self._conductor.stop_requested = True
         self._look.due_s = 0.0  # the last look at the ends, for the last metrics
+
+    def _interrupt(self, batch: Batch) -> None:
+        """Stop the model runs of a batch that is past its time; its records are then tried one by one."""
+        log.warning("batch past its time", pipeline=batch.route.name, records=len(batch))
+        self._conductor.batch_overdue = True
+        batch.servable.interrupt()
+
+    def end_now(self) -> None:
+        """Let the loop note that no record is to blame for the end that follows; wait for it a moment at most."""
+        self._conductor.ending = True
+        deadline_s = time.monotonic() + LAST_NOTE_S
+        while not self._conductor.ended and time.monotonic() < deadline_s:
+            time.sleep(0.01)
 
     def give_up(self) -> None:
         """Leave the consumer group without a drain."""
@@ -335,9 +350,3 @@ class App:
         assert self._reporter is not None
         self._reporter.report(self._vitals.take_snapshot())
         return self._reporter.due_s
-
-
-def _interrupt(batch: Batch) -> None:
-    """Stop the model runs of a batch that is past its time; its records are then tried one by one."""
-    log.warning("batch past its time", pipeline=batch.route.name, records=len(batch))
-    batch.servable.interrupt()

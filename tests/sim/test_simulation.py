@@ -73,6 +73,7 @@ def test_every_promise_holds_in_every_schedule(seeds: range) -> None:
         assert [case for case in HARD_CASES if cases[case] < 3] == []
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS.keys())
 def test_a_planted_bug_is_caught(bug: Bug) -> None:
     """Within some hundred schedules the judge of the broken promise speaks up."""

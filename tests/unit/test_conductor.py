@@ -566,6 +566,81 @@ def test_under_caution_one_record_is_worked_on_and_its_attempt_is_noted_first() 
     assert (loop.kafka.committed[A], loop.kafka.notes[A]) == (1, str(Note(1, 8, at=4)))
 
 
+def test_an_end_of_our_own_choice_is_no_attempt() -> None:
+    """A drain over its budget takes the attempt at the record under caution back: nobody died of it."""
+    loop = Loop(finishes=False)
+    loop.kafka.append(A, b"slow")
+    loop.kafka.notes[A] = str(Note(attempts=1, until=8))
+    loop.turn(30)
+    assert loop.kafka.notes[A] == str(Note(2, 8))
+    with pytest.raises(Stalled):
+        loop.conductor.membership.drain()
+    assert (loop.kafka.committed[A], loop.kafka.notes[A]) == (0, str(Note(1, 8)))
+
+
+def test_an_end_of_our_own_choice_before_any_progress_leaves_no_note() -> None:
+    """The next owner of a partition whose first records were slow reads it as usual."""
+    loop = Loop(finishes=False)
+    loop.feed(b"slow")
+    loop.turn(3)
+    assert loop.kafka.notes[A] == str(Note(1, 8))
+    with pytest.raises(Stalled):
+        loop.conductor.membership.drain()
+    assert loop.kafka.notes[A] == ""
+
+
+def test_a_second_signal_is_no_attempt() -> None:
+    """An operator who does not wait for the drain makes no record suspect: the loop notes it inside the drain."""
+    loop = Loop(finishes=False)
+    loop.kafka.append(A, b"slow")
+    loop.kafka.notes[A] = str(Note(attempts=1, until=8))
+    loop.turn(30)
+    noted = []
+
+    def second_signal(_step: str) -> None:
+        loop.conductor.ending = True
+        if loop.conductor.ended:
+            noted.append(loop.kafka.notes[A])
+
+    loop.pool.fuse = second_signal
+    with pytest.raises(Stalled):
+        loop.conductor.membership.drain()
+    assert noted[0] == str(Note(1, 8))
+
+
+def test_a_sick_model_makes_no_record_an_attempt() -> None:
+    """The records of the batch that found the model sick are not suspected of killing."""
+    loop = Loop(finishes=False)
+    loop.feed(b"x")
+    loop.turn(3)
+    (batch,) = loop.pool.held
+    batch.sick = "it differs"
+    loop.pool.finish()
+    with pytest.raises(SickModel):
+        loop.conductor.run()
+    assert (loop.kafka.committed[A], loop.kafka.notes[A]) == (0, "")
+
+
+def test_a_batch_past_its_time_is_noted_as_such() -> None:
+    """If the process ends by the batch time-out, the attempt counts and the dead letter tells the cause."""
+    loop = Loop(finishes=False)
+    loop.feed(b"slow")
+    loop.turn(3)
+    loop.conductor.batch_overdue = True
+    loop.turn()
+    note = Note.parse(loop.kafka.notes[A])
+    assert note is not None
+    assert (note.attempts, note.timed_out) == (1, True)
+    after = Loop(finishes=True, max_crashes=2)
+    after.feed(b"slow")
+    after.kafka.notes[A] = loop.kafka.notes[A]
+    after.until_quiet()
+    (letter,) = after.kafka.outputs(DEAD_LETTERS)
+    headers = dict(letter.headers or ())
+    assert headers["streaminfer.error.reason"] == b"crashed"
+    assert b"limits.batch_timeout_s" in (headers["__connect.errors.exception.message"] or b"")
+
+
 def test_a_record_under_caution_that_the_budget_keeps_waiting_is_no_attempt() -> None:
     """A record under caution that waits for bytes is no attempt: handed over and taken back, it comes no closer to its dead letter."""
     loop = Loop(limit_bytes=10_000, costly=True, scratch=lambda value: len(value) // 2)

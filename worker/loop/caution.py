@@ -10,6 +10,9 @@ Meanwhile answers go out and positions move at their usual intervals, so that a 
 trip and not three. Only the record that kills collects attempts. Records that were in flight beside it do not, and
 records before it, which were survived one at a time, are not noted again. At ``max_crashes`` attempts the record becomes
 a dead letter and is not decoded.
+
+An end that this process or its operator chose is no death: a drain over its budget, a second signal, exit 4 and exit 7
+take the attempt back. A batch time-out counts as an attempt, and the note says so (``why=timeout``).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from dataclasses import dataclass, replace
 
 from worker.batch import Partition
 
-_NOTE = re.compile(r"streaminfer;attempts=(\d+);until=(\d+)(?:;at=(\d+))?")
+_NOTE = re.compile(r"streaminfer;attempts=(\d+);until=(\d+)(?:;at=(\d+))?(;why=timeout)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +36,18 @@ class Note:
     """Offset from which on the partition is read as usual again."""
     at: int = 0
     """Records before this offset were survived one at a time; 0 = those before the position."""
+    timed_out: bool = False
+    """The last attempt ended because a batch took longer than ``limits.batch_timeout_s``."""
 
     @classmethod
     def parse(cls, metadata: str) -> Note | None:
         """The note in a commit's metadata; None when there is none, or when the text is somebody else's."""
         found = _NOTE.fullmatch(metadata)
-        return cls(int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
+        return cls(int(found[1]), int(found[2]), int(found[3] or 0), bool(found[4])) if found else None
 
     def __str__(self) -> str:
-        return f"streaminfer;attempts={self.attempts};until={self.until}" + (
-            f";at={self.at}" if self.at else ""
-        )
+        at, why = f";at={self.at}" * (self.at > 0), ";why=timeout" * self.timed_out
+        return f"streaminfer;attempts={self.attempts};until={self.until}{at}{why}"
 
 
 class Caution:
@@ -122,7 +126,8 @@ class Caution:
         attempts = self.attempts(partition, offset)
         if attempts:
             self._begun[partition] = offset
-            self._notes[partition] = replace(self._notes[partition], attempts=attempts, at=offset)
+            note = self._notes[partition]
+            self._notes[partition] = replace(note, attempts=attempts, at=offset, timed_out=False)
             self._outdated.add(partition)
 
     @property
@@ -183,6 +188,39 @@ class Caution:
             if position < note.until:
                 kept[partition] = str(note)
         return kept
+
+    def timed_out(self, partition: Partition, offset: int) -> bool:
+        """Whether the last attempt at this record, which is under caution, ended by the batch time-out."""
+        return self._notes[partition].timed_out
+
+    def forgiven(self, partitions: Iterable[Partition]) -> dict[Partition, str]:
+        """What to commit beside the positions of partitions under caution when this process ends by choice.
+
+        Only an unexplained death counts: the attempt that this process began and did not survive is taken back.
+        """
+        notes = {}
+        for partition in partitions:
+            note = self._notes.get(partition)
+            if note is not None and note.attempts and self._begun.get(partition) == note.at:
+                self._notes[partition] = replace(note, attempts=note.attempts - 1)
+                notes[partition] = str(self._notes[partition])
+        return notes
+
+    def overdue(self, positions: Mapping[Partition, int]) -> dict[Partition, str]:
+        """What to commit when a batch is past its time-out and may end the process: the attempt counts, with why.
+
+        Args:
+            positions: where the next owner of each owned partition would go on reading.
+        """
+        notes = {}
+        for partition, position in positions.items():
+            note = self._notes.get(partition)
+            if note is not None and self._begun.get(partition) == note.at:
+                notes[partition] = str(replace(note, timed_out=True))
+            elif note is None and partition in self._fresh:
+                until = position + self._reach[partition.topic]
+                notes[partition] = str(Note(1, until, timed_out=True))
+        return notes
 
     def unmoved(self, partitions: Iterable[Partition]) -> set[Partition]:
         """The partitions among these that still carry our first note, which a clean hand-over removes."""

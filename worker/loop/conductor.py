@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from worker.batch import Batch, Lane
-from worker.errors import ClientFatal, DeadLetterLimit, DeliveryFailed
+from worker.errors import ClientFatal, DeadLetterLimit, DeliveryFailed, SickModel
 from worker.loop.intake import Intake
 from worker.loop.membership import Membership, Parts
 from worker.loop.pool import Returned
@@ -61,6 +61,12 @@ class Conductor:
         sleep: Callable[[float], None] = time.sleep,
         on_turn: Callable[[], None] = lambda: None,
     ) -> None:
+        self.ending = False
+        """Set by another thread: the process ends in a moment, whatever is in flight."""
+        self.ended = False
+        """The loop has noted that no record is to blame for that."""
+        self.batch_overdue = False
+        """Set by the watchdog: a batch is past its time-out, and the process ends soon unless it stops."""
         self.stop_requested = False
         """Set from a signal handler: finish what is in flight and leave."""
         self.window = parts.window
@@ -114,10 +120,14 @@ class Conductor:
             self.membership.drain()
         except DeadLetterLimit as limit:
             raise DeadLetterLimit(f"{limit}; {self.membership.leave_at_the_limit()}") from None
+        except SickModel:
+            self.membership.leave_by_choice()
+            raise
 
     def turn(self) -> None:
         """One turn of the loop."""
         try:
+            self._note_ends()
             if self.membership.rewinding:
                 self.membership.go_back()
             self.take()
@@ -226,8 +236,18 @@ class Conductor:
         self.window.sent(slab)
         self._delivery.handed_over(slab)
 
+    def _note_ends(self) -> None:
+        """Tell the next owner of the partitions of an end that is coming and that no record caused by itself."""
+        if self.batch_overdue:
+            self.batch_overdue = False
+            self.membership.note_timeout()
+        if self.ending and not self.ended:
+            self.membership.leave_by_choice()
+            self.ended = True
+
     def turned(self) -> None:
         """Say that the loop is alive, inside a call that lasts longer than a turn."""
+        self._note_ends()
         self.turned_ns = self._clock_ns()
         if self.draining:
             self._on_turn()

@@ -64,6 +64,8 @@ class Isolation:
         if attempts < self.caution.max_crashes:
             return None
         message = f"the process died {attempts - 1} times while it worked on this record"
+        if self.caution.timed_out(partition, offset):
+            message += ", the last time because the run took longer than limits.batch_timeout_s"
         return Rejection("crashed", "decode", message, class_path(self), "", attempts)
 
     def passed_over(self, begins: Iterable[Place]) -> None:

@@ -292,7 +292,19 @@ class Membership:
         except DeliveryFailed as failure:
             # The limit is why the process ends. What is not committed is read again.
             self._give_back(failure, deadline)
+        self.leave_by_choice()
         return self._outbox.leave_evidence(lambda: deadline.over)
+
+    def note_timeout(self) -> None:
+        """A batch is past its time-out and may end the process: tell the next owner what it died of."""
+        started = {p: at for p in self._window.owned if (at := self._window.read_from(p)) is not None}
+        notes = self._caution.overdue(started)
+        if notes:
+            self._source.commit({p: started[p] for p in notes}, True, notes)
+
+    def leave_by_choice(self) -> None:
+        """The process ends, and no record is to blame: what was begun counts no attempt."""
+        self._release_notes(self._window.owned)
 
     def _give_back(self, failure: DeliveryFailed, deadline: Deadline) -> None:
         """Undo what is open, commit what was acknowledged before it, and end there.
@@ -358,11 +370,13 @@ class Membership:
             self._log.warning("read_cautiously", partitions=_names(slow), notes=list(slow.values()))
 
     def _release_notes(self, partitions: Iterable[Partition]) -> None:
-        """Tell the next owner, after a clean hand-over, that nobody died here."""
-        unmoved = self._caution.unmoved(partitions)
-        starts = {p: start for p, (start, _) in self._source.starts(unmoved).items()}
-        if starts:
-            self._source.commit(starts, True, {})
+        """Tell the next owner, after a hand-over or an end of our own choice, that nobody died here."""
+        notes = self._caution.forgiven(partitions)
+        concerned = self._caution.unmoved(partitions) | notes.keys()
+        positions = {p: start for p, (start, _) in self._source.starts(concerned).items()}
+        positions |= {p: at for p in notes if (at := self._window.read_from(p)) is not None}
+        if positions:
+            self._source.commit(positions, True, notes)
         self._caution.dropped(partitions)
 
 

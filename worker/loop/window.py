@@ -200,6 +200,10 @@ class Window:
         """Where the next owner of this partition goes on reading, as of now. Something was taken from it."""
         return self._positions.get(partition, self._started[partition])
 
+    def read_from(self, partition: Partition) -> int | None:
+        """As :meth:`resume_at`; None where nothing was taken."""
+        return self._positions.get(partition, self._started.get(partition))
+
     def committed_position(self, partition: Partition) -> int | None:
         return self._committed.get(partition)
 

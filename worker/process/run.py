@@ -27,6 +27,9 @@ class Worker(Protocol):
     def ask_to_stop(self) -> None:
         """Drain soon; called on another thread."""
 
+    def end_now(self) -> None:
+        """The process ends after this call, in the middle of a drain; called on another thread."""
+
     def give_up(self) -> None:
         """Leave the consumer group without a drain."""
 
@@ -53,7 +56,7 @@ def run(settings: Settings, index: int | None, build: Build, stop: Stop) -> int:
     """
     runtime.prepare()
     worker = build(_of_replica(settings, index), index or 0)
-    stop.drain_then_leave(worker.ask_to_stop)
+    stop.drain_then_leave(worker.ask_to_stop, worker.end_now)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # building a client blocks all signals for a moment
     try:
         worker.run()

@@ -31,8 +31,11 @@ class Stop:
         with self._lock:
             self._receive = receive
 
-    def drain_then_leave(self, drain: Callable[[], object]) -> None:
-        """From now on the first signal calls ``drain``; the second ends the process with 128 + its number."""
+    def drain_then_leave(
+        self, drain: Callable[[], object], last: Callable[[], object] = lambda: None
+    ) -> None:
+        """From now on the first signal calls ``drain``; the second calls ``last``, which must be short, and ends the
+        process with 128 + its number."""
         asked: list[int] = []
 
         def receive(number: int) -> None:
@@ -40,6 +43,7 @@ class Stop:
             if len(asked) == 1:
                 drain()
             else:
+                last()
                 self._leave(128 + number)
 
         self.give_to(receive)
