@@ -142,3 +142,11 @@ def test_an_unknown_choice_is_one_sentence(environ: dict[str, str]) -> None:
     (name, value) = next(iter(environ.items()))
     with pytest.raises(ConfigError, match=f"^{name}: got '{value}', expected one of "):
         configured(**environ)
+
+
+def test_a_sentence_for_the_user_cannot_steer_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    """Escape sequences, C1 controls and text that runs backwards are shown as escapes, whatever they came from."""
+    logs.configure()
+    logs.say("streaminfer: \x1b[2J and \x9b and \u202etxt")
+    logs.flush()
+    assert capfd.readouterr().err == "streaminfer: \\x1b[2J and \\x9b and \\u202etxt\n"

@@ -21,6 +21,7 @@ import structlog
 
 from worker.errors import ConfigError
 from worker.telemetry.lines import LineWriter
+from worker.text import printable
 
 HIDDEN = "***"
 
@@ -85,8 +86,11 @@ def ensure_configured() -> None:
 
 
 def say(sentence: str) -> None:
-    """One line for the user on standard error, in order with the log; secrets hidden. Never waits, never raises."""
-    _Out(sys.stderr).msg(redact(sentence))
+    """One line for the user on standard error, in order with the log; secrets hidden. Never waits, never raises.
+
+    What a terminal would obey is written as an escape: the sentence may quote a record.
+    """
+    _Out(sys.stderr).msg(printable(redact(sentence)))
 
 
 def flush(within_s: float = 1.0) -> None:
