@@ -1,8 +1,9 @@
-"""The embedded development broker: the one librdkafka carries for its own tests.
+"""The embedded development broker: the mock cluster that librdkafka contains for its own tests.
 
 It is a real broker to librdkafka clients: topics, groups, commits and transactions work, without Java or Docker.
 It is *not* Apache Kafka: it keeps at most 5 MB per partition in memory, has no administration calls, neither fences
-zombies nor hides aborted transactions, and forgets the offsets sent to one: exactly once is not to be had on it.
+zombies nor hides aborted transactions, and it forgets offsets that were sent to a transaction: exactly once does not
+work on it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BROKER_ID = 1
 PRODUCER = 0  # enum rd_kafka_type_t
 CHUNK_BYTES = 65536
 JOIN_DELAY_MS = 100
-"""How long a new group waits for more members; librdkafka's 3 s only make a demo slow."""
+"""How long a new group waits for more members. librdkafka's 3 s would only slow a demo down."""
 
 
 class EmbeddedBroker:
@@ -35,13 +36,13 @@ class EmbeddedBroker:
             which it tells to clients that ask for the brokers' addresses.
 
     Raises:
-        StartError: the port is taken, or the library is not where it is known to be.
+        StartError: the port is in use, or librdkafka's shared library cannot be found.
     """
 
     def __init__(self, topics: Mapping[str, int] | None = None, port: int | None = None) -> None:
         self._lib = _declared_library()
         reason = ctypes.create_string_buffer(512)
-        # the cluster borrows the threads and the log of a client that is never connected to anything
+        # the cluster uses the threads and the log of a client that never connects to a broker
         properties = self._lib.rd_kafka_conf_new()
         self._lib.rd_kafka_conf_set(properties, b"log_level", b"3", reason, 512)  # it warns of just that
         self._client = self._lib.rd_kafka_new(PRODUCER, properties, reason, 512)

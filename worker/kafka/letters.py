@@ -1,4 +1,4 @@
-"""The dead-letter topic read from its beginning to its end, and records sent back to where they came from."""
+"""Reads the dead-letter topic from beginning to end, and sends records back to the topics they came from."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 ANSWER_S = 30.0
-"""How long the broker may leave a question unanswered."""
+"""Longest wait for an answer of the broker."""
 TICK_S = 0.1
 ANY_PARTITION = -1
 
@@ -38,8 +38,7 @@ log = logging.getLogger(__name__)
 class LetterReader:
     """Reads the dead-letter topic without joining a group; a context manager.
 
-    How far replaying has come is kept as the committed offsets of the group ``<group.id>.dlq-replay``, which nobody
-    ever joins.
+    The progress of replays is kept as committed offsets of the group ``<group.id>.dlq-replay``. No consumer joins it.
 
     Raises:
         ConfigError: a client property is wrong.
@@ -64,7 +63,7 @@ class LetterReader:
         properties.pop("group.instance.id", None)
         properties |= {
             "group.id": self._group,
-            "auto.offset.reset": "earliest",  # retention may overtake us
+            "auto.offset.reset": "earliest",  # retention may remove records while we read
             "enable.partition.eof": True,
         }
         self._consumer = build(Consumer, properties)
@@ -92,10 +91,10 @@ class LetterReader:
                 check_rights(admin, uses, self._group)
 
     def read(self, starts: Mapping[int, int]) -> Iterator[Letter]:
-        """The letters that are there now, in order within a partition; those that come meanwhile are left out.
+        """The letters that exist now, in order within a partition; letters that arrive meanwhile are left out.
 
         Args:
-            starts: partition -> first offset wanted; where not given, the earliest.
+            starts: partition -> first offset wanted; a partition that is not named is read from its earliest.
 
         Raises:
             StartError: the broker refuses us or no longer answers.
@@ -125,12 +124,12 @@ class LetterReader:
             if error is not None and error.code() != KafkaError._PARTITION_EOF:
                 self._raise_if_final(error)
                 continue
-            heard = time.monotonic()  # what was yielded may have taken its time
+            heard = time.monotonic()  # the caller may have needed time for the letter
             if error is not None or message.offset() + 1 >= ends.get(number, 0):
-                ends.pop(number, None)  # behind the last record there may be marks of transactions
+                ends.pop(number, None)  # transaction markers may follow the last record
 
     def progress(self) -> dict[int, int]:
-        """Partition -> first offset that was not replayed yet; only partitions of which some was."""
+        """Partition -> first offset that was not replayed yet, for partitions with replayed letters."""
         places = [TopicPartition(self.topic, number) for number in range(self.partitions[self.topic])]
         try:
             committed = self._consumer.committed(places, timeout=ANSWER_S)
@@ -153,7 +152,7 @@ class LetterReader:
             ) from None
 
     def _range(self, place: TopicPartition) -> tuple[int, int]:
-        """First offset and the one behind the last."""
+        """First offset, and the offset behind the last record."""
         try:
             return range_of(self._consumer, place, ANSWER_S)
         except KafkaException as error:
@@ -178,7 +177,7 @@ class Returns:
         properties = producer_properties(settings)
         properties |= {
             "message.timeout.ms": int(ANSWER_S * 1000),
-            "message.max.bytes": LARGEST_CLIENT_LIMIT,  # a record that once was there fits
+            "message.max.bytes": LARGEST_CLIENT_LIMIT,  # the topic had the record before, so it fits
         }
         self._partitions = partitions
         self._producer = build(Producer, properties)

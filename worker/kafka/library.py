@@ -1,7 +1,7 @@
 """librdkafka's own C functions, from the shared library inside the confluent-kafka package.
 
 The Python binding shows clients only. The library also knows every property's name and scope, checks a value
-without a client, and carries a whole broker for tests (:mod:`worker.kafka.broker`).
+without a client, and contains a whole broker for tests (:mod:`worker.kafka.broker`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import confluent_kafka
 
 PATTERNS = ("../confluent_kafka.libs/librdkafka*.so*", ".dylibs/librdkafka*.dylib", "librdkafka*.so*")
-"""Where wheels keep it, relative to the package: repaired Linux and macOS wheels, then anything beside it."""
+"""Where wheels keep the library, relative to the package: repaired Linux and macOS wheels, then files beside it."""
 
 
 @cache
 def library() -> Any | None:
-    """The loaded library (a ``ctypes.CDLL``), or None where the package was built in a way we do not know."""
+    """The loaded library (a ``ctypes.CDLL``), or None if it cannot be found."""
     package = Path(confluent_kafka.__file__).parent
     found = [str(path) for pattern in PATTERNS for path in sorted(package.glob(pattern))]
     for path in found:
@@ -35,17 +35,17 @@ def library() -> Any | None:
 
 
 class Property(NamedTuple):
-    """What the library says of one client property."""
+    """Scope and accepted values of one client property."""
 
     scope: str
     """``C`` (consumer only), ``P`` (producer only) or ``*`` (both)."""
     expected: str
-    """The range or the values it takes, as text; empty for free text."""
+    """The range or the values that it accepts, as text; empty for free text."""
 
 
 @cache
 def known_properties() -> dict[str, Property]:
-    """Every property by name, read from the table the library prints of itself.
+    """Every property by name, read from the table that the library can print.
 
     Empty where the library cannot be found.
     """
@@ -73,7 +73,7 @@ def _property_table() -> str:
 
 
 def property_fault(name: str, value: str) -> str | None:
-    """What the library says against this value of this property; None when it takes it."""
+    """Why the library refuses this value of this property; None if it accepts it."""
     rdkafka = library()
     if rdkafka is None:
         return None

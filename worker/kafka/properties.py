@@ -1,6 +1,6 @@
 """Client properties: what the worker needs, what the user adds, and which client each is for.
 
-A user's own property wins over ours; those that would break a promise are refused by the settings.
+A property of the user overrides ours. The settings refuse properties that would break a promise.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ DEFAULT_TOPIC_LIMIT = 1_048_588
 SMALLEST_CLIENT_LIMIT, LARGEST_CLIENT_LIMIT = 1_000_000, 1_000_000_000
 """Range of the producer's ``message.max.bytes`` here; the upper end is librdkafka's own."""
 LARGEST_RESPONSE = 1_000_000_000
-"""A record larger than the prefetch arrives whole and must be let in to be refused. Still below what the bytes
-``HTTP`` mean as a length, so that a wrong port is noticed."""
+"""A record larger than the prefetch arrives whole, and the client must accept it before the worker can refuse it. The
+value is below the number that the bytes ``HTTP`` are as a length, so that the port of an HTTP server is noticed."""
 LARGEST_INT = 2_147_483_647
 """librdkafka's own bound of a queue of outputs, in KiB."""
 LARGEST_FETCH = 900_000_000
 """In bytes; a response holds a little more."""
 BATCH_BYTES = 1_000_000
 SOCKET_TIMEOUT_MS = 10_000
-"""librdkafka's own minute is how long a question for a topic's leader, put to a broker that is leaving, keeps it from
-asking the next one. With transactions it takes about this by itself (``transaction.timeout.ms`` less a little)."""
+"""With librdkafka's default of one minute, a request for a topic's leader that was sent to a broker which is shutting
+down blocks the next request for so long. With transactions the client itself uses about this value
+(a little less than ``transaction.timeout.ms``)."""
 STATISTICS_MS = 1_000
-"""How often the consumer says where transactions are open. A few milliseconds of CPU for a hundred partitions."""
+"""Interval of the consumer's statistics, which tell where transactions are open. They cost a few milliseconds of CPU
+for a hundred partitions."""
 MEMBERSHIP = (
     "group.id",
     "group.instance.id",
@@ -57,7 +59,7 @@ _Client = TypeVar("_Client")
 
 
 class Client(Protocol):
-    """What names a client and connects it: the worker's settings, or the few options of a tool."""
+    """Name and connection of a client: the worker's settings, or the options of a command."""
 
     @property
     def name(self) -> str: ...
@@ -68,7 +70,7 @@ class Client(Protocol):
 
 @dataclass(frozen=True)
 class Connection:
-    """A tool's own client, made of its command line."""
+    """The client of a command, from its command line."""
 
     name: str
     kafka: dict[str, str]
@@ -80,8 +82,8 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
 
     Args:
         embedded: the broker is librdkafka's own. It answers an empty fetch only after the whole
-            ``fetch.wait.max.ms``, where a real one answers as soon as there are data, and it lets every rebalance
-            last for almost a session timeout.
+            ``fetch.wait.max.ms``, while a real broker answers as soon as there are data, and with it every rebalance
+            lasts almost a session timeout.
     """
     # A fetch is started while the queue is below its limit and then adds up to one response:
     # half the budget each keeps the two together within it.
@@ -90,7 +92,7 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "isolation.level": "read_committed",
-        "auto.offset.reset": "error",  # the source decides; librdkafka's own default skips to the end
+        "auto.offset.reset": "error",  # the source decides; librdkafka's default would skip to the end
         "allow.auto.create.topics": False,
         "max.poll.interval.ms": 300_000,
         "socket.timeout.ms": SOCKET_TIMEOUT_MS,  # bounds a synchronous commit while the broker is away
@@ -109,7 +111,7 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
         # with the consumer protocol these belong to the broker, and setting one fails construction
         ours["partition.assignment.strategy"] = "cooperative-sticky"
         ours["session.timeout.ms"] = 3_000 if embedded else 10_000
-        # members hear of a rebalance this soon, and it waits for the last of them
+        # members learn of a rebalance with a heartbeat, and the rebalance waits for the last member
         ours["heartbeat.interval.ms"] = 500 if embedded else 1_000
     return {**_common(settings), **ours, **_users(settings, "C")}
 
@@ -134,8 +136,8 @@ def producer_properties(
     ours: dict[str, Any] = {
         "enable.idempotence": True,
         "acks": "all",
-        "partitioner": "murmur2_random",  # as Java clients place keys; librdkafka's default does not
-        # a slab is handed over within this time; 1 adds 0.4 ms to every answer, 0 a sixth to the CPU of full load
+        "partitioner": "murmur2_random",  # places keys as Java clients do, unlike librdkafka's default
+        # a slab is handed over within this time; 1 adds 0.4 ms to every result, 0 adds a sixth to the CPU at full load
         "linger.ms": 0.3,
         "compression.type": "lz4",
         "queue.buffering.max.kbytes": min(max(settings.limits.output_bytes // 1024, 1), LARGEST_INT),
@@ -145,7 +147,9 @@ def producer_properties(
         "batch.size": min(*limits, BATCH_BYTES),
     }
     if transactional_id is None:
-        ours["message.timeout.ms"] = 0  # an outage is waited out; the stall limit ends a hopeless one
+        ours["message.timeout.ms"] = (
+            0  # the worker waits for the end of an outage; limits.stall_s ends a hopeless wait
+        )
         ours["socket.timeout.ms"] = SOCKET_TIMEOUT_MS
     else:
         ours["transactional.id"] = transactional_id
@@ -166,7 +170,7 @@ def metrics_properties(settings: Settings) -> dict[str, Any]:
     for name in ("transaction.timeout.ms", "message.timeout.ms"):
         users.pop(name, None)
     theirs: dict[str, Any] = {
-        "enable.idempotence": True,  # a record told twice would be counted twice
+        "enable.idempotence": True,  # a record that arrived twice would be counted twice
         "socket.timeout.ms": SOCKET_TIMEOUT_MS,
         **users,
     }
@@ -175,7 +179,7 @@ def metrics_properties(settings: Settings) -> dict[str, Any]:
 
 
 def writer_properties(client: Client) -> dict[str, Any]:
-    """Properties of a tool's producer: everything acknowledged, or an error within half a minute."""
+    """Properties of a command's producer: every record is acknowledged, or fails within half a minute."""
     ours = {
         "partitioner": "murmur2_random",
         "enable.idempotence": True,
@@ -189,7 +193,7 @@ def writer_properties(client: Client) -> dict[str, Any]:
 
 
 def reader_properties(client: Client, embedded: bool = False) -> dict[str, Any]:
-    """Properties of a tool's consumer, which is given its partitions and never joins a group or commits."""
+    """Properties of a command's consumer, which is given its partitions and never joins a group or commits."""
     users = _users(client, "C")
     for name in MEMBERSHIP:
         users.pop(name, None)
@@ -203,7 +207,7 @@ def reader_properties(client: Client, embedded: bool = False) -> dict[str, Any]:
 
 
 def admin_properties(client: Client) -> dict[str, Any]:
-    """Properties of the short-lived client that looks at topics; its errors become one sentence, not log lines."""
+    """Properties of the short-lived client that looks at topics; its errors become one sentence instead of log lines."""
     return {**_common(client), "log_level": 2, **_users(client, "*")}
 
 
@@ -255,7 +259,7 @@ def check_clients(settings: Settings) -> str:
 
 
 def build(client: Callable[[dict[str, Any]], _Client], properties: dict[str, Any]) -> _Client:
-    """Construct a client; what librdkafka has against its properties becomes one sentence.
+    """Construct a client; an objection of librdkafka to its properties becomes one sentence.
 
     Raises:
         ConfigError: properties that contradict each other, a missing certificate file, ...
@@ -270,30 +274,30 @@ def _common(client: Client) -> dict[str, Any]:
     return {
         "client.id": client_id(client),
         "socket.keepalive.enable": True,
-        # as Java clients have it: librdkafka's own 10 s let a client sleep that long beside a broker that is back
+        # as in Java clients: with librdkafka's 10 s a client may sleep that long after the broker is back
         "reconnect.backoff.max.ms": max(1_000, _number(client.kafka.get("reconnect.backoff.ms"))),
         "topic.metadata.refresh.interval.ms": 60_000,  # new partitions are seen within a minute
         "statistics.interval.ms": 0,
-        "log.connection.close": False,  # an outage is reported once, not at each of the reconnects
+        "log.connection.close": False,  # report an outage once, not at each reconnect
         "logger": _logger(),
     }
 
 
 def _number(text: str | None) -> int:
-    """A property's value; 0 where it is none, which librdkafka says itself."""
+    """A property's value as a number; 0 if it is none: librdkafka reports that itself."""
     return int(text) if text and text.isdecimal() else 0
 
 
 @cache
 def _logger() -> logging.Logger:
-    """Where librdkafka's own log lines go, each of them once in a while."""
+    """The logger of librdkafka's lines; each line appears at most once in ``REPEAT_S``."""
     logger = logging.getLogger("librdkafka")
     logger.addFilter(_Once())
     return logger
 
 
 class _Once(logging.Filter):
-    """Lets a line through once in ``REPEAT_S``: an outage repeats its own many times a second."""
+    """Lets a line through once in ``REPEAT_S``: in an outage librdkafka repeats its lines many times a second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -310,7 +314,7 @@ class _Once(logging.Filter):
 
 
 def _users(client: Client, scope: str) -> dict[str, str]:
-    """The user's properties for one kind of client: librdkafka warns of each that is for the other kind."""
+    """The user's properties for one kind of client: librdkafka warns about each property of the other kind."""
     known = known_properties()
     return {
         name: value

@@ -1,4 +1,4 @@
-"""Clients for tools that look at a topic or fill one: no group, no commits, every failure one sentence."""
+"""Clients for commands that read a topic or write to one: no group, no commits, one sentence for each failure."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from worker.kafka.topics import EMBEDDED_CLUSTER, Admin, Use, check_rights
 LOOKUP_TIMEOUT_S = 10.0
 FULL_QUEUE_WAIT_S = 0.1
 NO_LEADER = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
-"""What a broker says of a partition that was made or moved just now and has not reached it yet."""
+"""Errors of a broker that has not heard yet of a partition which was just created or moved."""
 NO_LEADER_WAIT_S = 0.1
 PRODUCER_ID_S = 0.55
-"""The client asks for its producer id on a timer of 500 ms; a record sent before waits for it, older than it should be."""
+"""The client asks for its producer id on a timer of 500 ms. A record that is sent earlier waits for it and ages."""
 
 
 class Record(NamedTuple):
@@ -86,7 +86,7 @@ class TopicWriter:
             raise StartError(f"topic {self.topic}: a record was not delivered: {self._failure.str()}")
 
     def finish(self) -> Iterator[int]:
-        """Wait for what is still under way; yields how many records that is, a few times a second."""
+        """Wait for the acknowledgements that are missing; yields their number a few times a second."""
         while left := self._producer.flush(0.2):
             yield left
             self.poll(0.0)
@@ -103,7 +103,7 @@ class TopicReader:
     """Reads all partitions of some topics.
 
     Args:
-        start: ``earliest``, or ``latest`` for what comes after construction.
+        start: ``earliest``, or ``latest`` for records that arrive after construction.
 
     Raises:
         ConfigError: a client property is wrong.
@@ -118,7 +118,7 @@ class TopicReader:
         places = [
             TopicPartition(topic, n, offset) for topic, count in partitions.items() for n in range(count)
         ]
-        if start != "earliest":  # resolved now: what comes from here on is wanted
+        if start != "earliest":  # look the ends up now: records from here on are wanted
             try:
                 places = self._consumer.offsets_for_times(places, timeout=LOOKUP_TIMEOUT_S)
             except KafkaException as error:
@@ -126,10 +126,10 @@ class TopicReader:
         self._consumer.assign(places)
 
     def read(self, timeout_s: float) -> list[Record]:
-        """What has come, waiting up to ``timeout_s`` for the first record.
+        """The records that have arrived; waits up to ``timeout_s`` for the first.
 
         Raises:
-            StartError: the broker refuses us. What the client recovers from by itself is passed over.
+            StartError: the broker refuses us. Errors that the client recovers from are ignored.
         """
         first = self._consumer.poll(timeout_s)
         messages: list[Any] = [] if first is None else [first, *self._consumer.consume(100, 0)]
@@ -148,10 +148,10 @@ class TopicReader:
 
 
 def range_of(consumer: Consumer, place: TopicPartition, patience_s: float) -> tuple[int, int]:
-    """First offset of a partition and the one behind its last; one whose leader is just being chosen is waited for.
+    """First offset of a partition and the offset behind its last record; waits while the partition has no leader.
 
     Raises:
-        KafkaException: the broker does not tell.
+        KafkaException: the broker does not answer.
     """
     deadline = time.monotonic() + patience_s
     while True:

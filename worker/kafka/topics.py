@@ -1,4 +1,4 @@
-"""What the broker says of the topics a worker uses: that they exist, our rights, their partitions, their size limits."""
+"""Checks of a worker's topics on the broker: existence, our rights, partitions, limits of size and timestamp."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ CONNECT_TIMEOUT_S = 8.0
 CREATE_TIMEOUT_S = 10.0
 DESCRIBE_TIMEOUT_S = 3.0
 EMBEDDED_CLUSTER = "mockCluster"
-"""How the cluster id of librdkafka's own broker begins."""
+"""First part of the cluster id of librdkafka's own broker."""
 HOPELESS = {
     KafkaError._AUTHENTICATION: "authentication failed",
     KafkaError._SSL: "TLS failed",
 }
-"""Client errors that more waiting does not mend."""
+"""Client errors that do not go away by waiting."""
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +61,11 @@ class Topics:
     """Topic written to -> largest record it takes from this client: the smaller of the topic's ``max.message.bytes`` and
     the client's ``message.max.bytes``."""
     times: Mapping[str, Times] = field(default_factory=dict)
-    """Topic written to -> the timestamps it takes; the embedded broker takes any."""
+    """Output topic -> the timestamps it accepts; the embedded broker accepts any."""
     ids: Mapping[str, str] = field(default_factory=dict)
     """Topic -> its id, where the broker told it: a topic deleted and made anew has another."""
     planned: frozenset[str] = frozenset()
-    """Topics that are not there yet and that ``run`` will make."""
+    """Topics that do not exist yet and that ``run`` will create."""
     compacted: frozenset[str] = frozenset()
     """Topics written to whose ``cleanup.policy`` includes ``compact``: they take no record without a key."""
 
@@ -101,11 +101,11 @@ class Use:
 
 
 def open_topics(settings: Settings, make: bool = True) -> Topics:
-    """Check every topic of the settings on the broker; make those that may be made.
+    """Check every topic of the settings on the broker; create missing topics that have a ``create`` section.
 
     Args:
         settings: the worker's settings.
-        make: False: change nothing, and say which topics would be made.
+        make: False: change nothing, and report which topics would be created.
 
     Raises:
         ConfigError: a client property is unknown or wrong.
@@ -157,7 +157,7 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
 
 
 def uses_of(settings: Settings) -> Iterator[Use]:
-    """Every topic the worker reads or writes, with the setting to blame if something is wrong with it."""
+    """Every topic that the worker reads or writes, with the setting that names it."""
     alone = len(settings.pipelines) == 1
     create = None
     for name, pipeline in settings.pipelines.items():
@@ -227,7 +227,7 @@ class Admin:
     def __init__(self, client: Client) -> None:
         self.bootstrap = client.kafka.get("bootstrap.servers", "")
         self._errors: dict[int, str] = {}
-        """What librdkafka said last, by code, in order."""
+        """Last message of librdkafka for each error code, oldest first."""
         self._client = build(AdminClient, {**admin_properties(client), "error_cb": self._on_error})
 
     def __enter__(self) -> Admin:
@@ -237,7 +237,7 @@ class Admin:
         self._client.poll(0)  # its last log lines
 
     def cluster(self) -> ClusterMetadata:
-        """The whole cluster's metadata. Never a named topic's: asking for one can create it.
+        """The whole cluster's metadata. A request for a named topic could create it.
 
         Raises:
             StartError: no broker answered in time, or one refused us.
@@ -260,7 +260,7 @@ class Admin:
                     ) from None
 
     def create(self, uses: list[Use]) -> None:
-        """Create the missing topics that have a ``create`` section; the others are the user's to make."""
+        """Create the missing topics that have a ``create`` section."""
         wanted: dict[str, tuple[Use, NewTopic]] = {}
         for use in uses:
             if use.create is not None and use.topic not in wanted:
@@ -275,7 +275,9 @@ class Admin:
             try:
                 answer.result()
             except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another replica was faster
+                if (
+                    error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS
+                ):  # another replica created it first
                     field = wanted[topic][0].field
                     raise StartError(
                         f"{field}: topic {topic} cannot be created: {error.args[0].str()}"
@@ -283,7 +285,7 @@ class Admin:
         self._await_topics(list(wanted))
 
     def _await_topics(self, topics: list[str]) -> None:
-        """A created topic is known to the other brokers a moment later."""
+        """Wait until the brokers know the topics: a created topic reaches them a moment later."""
         deadline = time.monotonic() + CREATE_TIMEOUT_S
         while time.monotonic() < deadline:
             known = self.cluster().topics
@@ -335,7 +337,7 @@ class Admin:
         return rights.get(group, frozenset((AclOperation.READ,)))
 
     def _on_error(self, error: Any) -> None:
-        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # follows from the others and says less
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # other errors give the reason for this one
             self._errors.pop(error.code(), None)
             self._errors[error.code()] = error.str()
 
