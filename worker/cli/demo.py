@@ -248,8 +248,8 @@ SENTENCE = "streaminfer: "
 LAUNCH = """
 import sys
 from worker.cli.main import main
-from worker.process.supervisor import die_with_parent
-die_with_parent()
+from worker.process.replica import drain_with_parent
+drain_with_parent()
 sys.exit(main())
 """
 """``streaminfer`` that stops with the demo, however that ends."""

@@ -46,12 +46,18 @@ def take_orders() -> Orders:
             os._exit(0)  # the supervisor died before it could say anything
         line += part
 
+    drain_with_parent()
+    return Orders(**json.loads(line))
+
+
+def drain_with_parent() -> None:
+    """Drain (SIGTERM to this process) when standard input ends: the parent that holds it is gone, even by SIGKILL."""
+
     def watch() -> None:
-        os.read(0, 1)  # returns when the supervisor's end is closed
+        os.read(0, 1)  # returns when the parent's end is closed
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, name="supervisor-watch", daemon=True).start()
-    return Orders(**json.loads(line))
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 class Replica:
