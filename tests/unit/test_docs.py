@@ -270,6 +270,17 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_site_loads_nothing_from_the_network(tmp_path: Path) -> None:
+    """No page of the site loads a script, a style sheet, a font or a picture from another host."""
+    assert build_site(ROOT, tmp_path).returncode == 0
+    loaded = re.compile(
+        r"""<(?:script|img|iframe)[^>]*\ssrc=["']?(?:https?:)?//|<link[^>]*\shref=["']?(?:https?:)?//"""
+    )
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 40
+    assert [page.name for page in pages if loaded.search(page.read_text(encoding="utf-8"))] == []
+
+
 def test_a_broken_link_fails_the_build(tmp_path: Path) -> None:
     """The strict build refuses a page whose link or anchor leads nowhere."""
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
