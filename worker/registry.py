@@ -79,7 +79,7 @@ class Registry(Generic[T]):
         """The entries as a Markdown table: name, and the first sentence of the class's docstring."""
         lines = [f"| `{self.setting}` | what it is |", "| --- | --- |"]
         for name in self:
-            text = " ".join((self.entry(name).__doc__ or "").split("\n\n")[0].split())
+            text = " ".join((self.entry(name).__doc__ or "").split("\n\n")[0].split()).replace("``", "`")
             lines.append(f"| `{name}` | {text} |")
         return "\n".join(lines)
 

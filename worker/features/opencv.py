@@ -17,12 +17,12 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 
 def _quiet_decoders() -> None:
-    """Send what libjpeg and libpng print of each broken picture to nowhere: the log is JSON lines, and they ask nobody.
+    """Discard the warnings that libjpeg and libpng print for each broken picture: they would break the log's JSON lines.
 
-    They write to C's ``stderr`` stream. Python, ONNX Runtime and crash dumps write to the file descriptor, or to a
-    stream of their own, and are still heard.
+    Both libraries write to C's ``stderr`` stream. Python, ONNX Runtime and crash dumps write to the file descriptor or to
+    streams of their own; their output stays visible.
     """
-    with suppress(OSError, ValueError):  # no such symbol in this C library: then they are heard
+    with suppress(OSError, ValueError):  # this C library has no such symbol: the warnings stay visible
         libc = ctypes.CDLL(None)
         libc.fopen.restype = ctypes.c_void_p
         nowhere = libc.fopen(os.devnull.encode(), b"w")

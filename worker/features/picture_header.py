@@ -1,8 +1,8 @@
-"""What a picture says about itself before it is decoded: format and size; and whether a decoder may have it.
+"""The format and size of a picture, read from its header before it is decoded, and whether it may be decoded.
 
-A few kilobytes can decode to gigabytes, so width and height are read here, without a decoder, first. Decoders are
-lenient: where data end early they fill the picture up, so the end is looked for here too, and so is what makes them
-take minutes or gigabytes for a small picture.
+A few kilobytes can decode to gigabytes, so width and height are read first, without a decoder. Decoders are lenient:
+if the data end early, they fill the rest of the picture. So this module also looks for the end of the file, and for
+whatever makes a decoder take minutes or gigabytes for a small picture.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Kind = Literal["jpeg", "progressive_jpeg", "png", "webp", "animation"]
 
 _JPEG_END = 0xD9
 _JPEG_SCAN = 0xDA
-# Encoders write about 10. One of 60 bytes costs as much time as the whole picture.
+# Encoders write about 10. A scan of 60 bytes can take as long to decode as the whole picture.
 _JPEG_SCANS_MAX = 100
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]")
 # What ends a scan's data: a marker other than a restart.
 _JPEG_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-# What a decoder gets to see of a PNG is its still picture. libpng unpacks text, up to 8 MB of each of 1,000 chunks;
-# OpenCV's reader of animations can end the process (opencv/opencv issue 27744).
+# The decoder gets only the still picture of a PNG. libpng unpacks text, up to 8 MB for each of 1,000 chunks; OpenCV's
+# reader of animations can crash the process (opencv/opencv issue 27744).
 _PNG_LEFT_OUT = frozenset((b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT"))
 # Start-of-frame markers of the JPEG processes (C4, C8 and CC in between are something else).
 _BASELINE_FRAMES = frozenset((0xC0, 0xC1))
@@ -97,14 +97,14 @@ def peek(value: bytes) -> ImageHeader:
 
 
 def _name_of(value: bytes) -> str | None:
-    """What a file is that is no picture this worker reads, as far as its first bytes tell."""
+    """The kind of a file that is no JPEG, PNG or WebP image, if its first bytes show it."""
     if value[4:8] == b"ftyp":
         return _BRANDS.get(value[8:12], "an MP4 or QuickTime file")
     return next((name for start, name in _OTHER_FILES if value.startswith(start)), None)
 
 
 def decodable(value: bytes, header: ImageHeader) -> bytes:
-    """The file as a decoder may have it: whole, and without what costs much and shows nothing.
+    """The file as the decoder gets it: complete, without chunks that are expensive to unpack and not visible.
 
     Raises:
         Reject: ``undecodable``: the file's own end is not there, or only after more scans than a picture needs.

@@ -18,9 +18,9 @@ Function = Callable[[bytes, Headers], Mapping[str, Any]]
 
 
 class CustomDecoder:
-    """A record is whatever ``function(value, headers)`` makes of it: an array of one item per model input.
+    """Custom code: ``function(value, headers)`` returns an array of one item for each model input.
 
-    What it raises is the record's fault: a :class:`Reject` as it says, anything else ``undecodable``.
+    If the function raises, the record is refused: for the reason of a :class:`Reject`, else as ``undecodable``.
     """
 
     contents = ()

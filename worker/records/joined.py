@@ -1,7 +1,7 @@
 """Many JSON records in one parse: their bodies joined to one array, each list of numbers read as a C buffer.
 
-About half the cost of parsing each record into Python lists. It gives the records' lists or gives up; it never
-says what is wrong, because that takes a look at each record on its own.
+This costs about half as much as parsing each record into Python lists. It returns the records' lists or gives up; it
+never says what is wrong, because that requires parsing each record on its own.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class JoinedParser:
     - as many records come out as went in.
 
     Inside an object a separator would have to be followed by a key, not ``{``. So each body is one object.
-    Of a name that is there twice this parser takes the first and the other one the last. So each record has to have
-    our names and no other field, or the names are counted.
+    If a name occurs twice, simdjson takes the first value and orjson the last. So each record must have our names and no
+    other field, or the names are counted.
     """
 
     def __init__(self, names: Sequence[str], specs: Sequence[TensorSpec]) -> None:
@@ -54,7 +54,7 @@ class JoinedParser:
             return self._parse(values)
         except (
             Exception
-        ):  # the parser has no exception of its own, and whatever it is, the answer is the same
+        ):  # the parser has no exception class of its own; after any error the caller parses each record
             return None
 
     def _parse(self, values: Sequence[Any]) -> list[Array]:
@@ -72,7 +72,7 @@ class JoinedParser:
         return [_elements(records, name, spec) for name, spec in zip(self.names, self.specs, strict=True)]
 
     def _ambiguous(self, joined: bytes, rows: int) -> bool:
-        """Whether one of our names may be in a record more than once, where records have other fields too."""
+        """Whether a record that has other fields too may contain one of our names more than once."""
         if b"\\" in joined and b"\\u" in joined:  # the first of them is 50 times faster
             return True
         return any(joined.count(name) != rows for name in self._quoted)

@@ -23,7 +23,7 @@ _STRING_FACTOR = 24
 
 
 class NpyDecoder:
-    """A record is one array: an item of the model's only input, or several with their batch dimension.
+    """One array as a NumPy file: an item of the model's only input, or several with their batch dimension.
 
     Raises:
         ConfigError: the model has several inputs.

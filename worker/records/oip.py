@@ -29,7 +29,7 @@ _STRING_FACTOR = 14
 
 
 class OipDecoder:
-    """A record is one request; its tensors must be the model's inputs, by name, datatype and shape."""
+    """One Open Inference Protocol request per record; its tensors are the model's inputs, by name, datatype and shape."""
 
     contents = ()
     has_fields = False

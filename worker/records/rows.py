@@ -1,4 +1,4 @@
-"""What every decoder does with a row: put its tensors into the batch, or say why not."""
+"""What every decoder does with a row: write its tensors into the batch, or record why it is refused."""
 
 from __future__ import annotations
 

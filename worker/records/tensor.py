@@ -19,7 +19,7 @@ _JOIN_BYTES = 16 << 10
 
 
 class TensorDecoder:
-    """A record is the bytes of one item of the model's only input.
+    """The bytes of one item of the model's only input, little-endian and in C order.
 
     Raises:
         ConfigError: the model has several inputs, a free item dimension, or strings.

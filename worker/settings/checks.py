@@ -1,4 +1,4 @@
-"""What settings ask of each other, of the machine and of the model: all that no single setting can tell."""
+"""Checks that involve several settings, the machine or the model's signature."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REFUSED = {
 
 
 def check_budget(settings: Settings, pipeline: str, item_nbytes: int = 0) -> None:
-    """Refuse a pipeline whose largest record cannot be worked on within ``limits.in_flight_bytes``.
+    """Refuse a pipeline whose largest record does not fit in ``limits.in_flight_bytes`` while it is processed.
 
     Args:
         settings: the worker's settings.
@@ -109,7 +109,7 @@ TRANSACTION_TIMEOUT_MS = 10_000
 
 
 def check_together(settings: Settings) -> None:
-    """Everything that is about more than one setting and needs no model."""
+    """Run every check that needs no model."""
     _check_kafka(settings)
     _check_names(settings)
     _check_transactions(settings)
@@ -187,7 +187,7 @@ def _check_topics(settings: Settings) -> None:
 
 
 def _check_pipeline(settings: Settings, name: str) -> None:
-    """What one pipeline's formats, preprocessing and postprocessing ask of each other."""
+    """Refuse an input format, preprocessing, postprocessing and output format that do not fit together."""
     pipeline = settings.pipelines[name]
     taken, pre = pipeline.input.format, pipeline.preprocess
     entry = INPUT_FORMATS.entry(taken)

@@ -80,7 +80,7 @@ File = Annotated[Path, AfterValidator(from_file)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Wait = Annotated[float, Field(gt=0, le=1_000_000)]
-"""Seconds that are waited for as a whole; the system's own clocks end somewhere."""
+"""Seconds of one wait; the operating system limits how long a wait can be."""
 Pixels = Annotated[int, Field(ge=1, le=1 << 62)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[list[Text], AfterValidator(_distinct)]

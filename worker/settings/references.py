@@ -1,4 +1,4 @@
-"""What settings only name: custom code and files of labels."""
+"""What settings name but do not contain: custom code and label files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every section of settings is, whoever owns it."""
+"""The base class of every section of settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Section(BaseModel):
-    """A mapping of settings: no other keys, nothing there = all defaults, read-only once made."""
+    """A mapping of settings. Unknown keys are refused; an empty section has all defaults; a section is immutable."""
 
     model_config = ConfigDict(
         frozen=True,

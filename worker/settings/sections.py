@@ -335,8 +335,8 @@ _OTHER_NAMES = {
     "request.required.acks": "acks",
     "delivery.timeout.ms": "message.timeout.ms",
 }
-"""librdkafka's second name of a property -> the one used here (its CONFIGURATION.md, "Alias for"). Of two that are
-given it takes the last one set, so that what one of them says could pass by every rule about the other."""
+"""librdkafka's alias of a property -> the name used here (see "Alias for" in its CONFIGURATION.md). If both are set,
+librdkafka uses the last one, so an alias could bypass every check of the other name."""
 
 
 def _as_properties(properties: Any, info: ValidationInfo) -> Any:
