@@ -1,1 +1,1 @@
-"""Dead letters: how one is composed, and how one is read."""
+"""Dead letters: composing one and reading one."""

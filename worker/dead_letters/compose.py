@@ -1,9 +1,9 @@
 """Dead letters: the record unchanged, with headers that say where it came from and why it is here.
 
-The ``__connect.errors.*`` names are Kafka Connect's (``DeadLetterQueueReporter``), values UTF-8 text, so that
-existing triage tools read them; ``streaminfer.*`` are ours. The timestamp stays the original's, so the topic's
-``retention.ms`` counts from there: give it ``message.timestamp.type=LogAppendTime`` to count from the failure. Such a
-topic does not keep it, and one with limits on timestamps may refuse it: then it is in a header.
+The header names ``__connect.errors.*`` are Kafka Connect's (``DeadLetterQueueReporter``), with UTF-8 text as values, so
+that existing tools can read them; ``streaminfer.*`` are ours. A dead letter keeps the record's timestamp, so the topic's
+``retention.ms`` counts from that time; with ``message.timestamp.type=LogAppendTime`` it counts from the failure. If the
+topic would replace the timestamp, or refuse it because of its limits, a header holds the timestamp instead.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ OURS = ("streaminfer.error.reason", "streaminfer.error.attempts", "streaminfer.m
 TRIMMED = ("streaminfer.value.bytes", "streaminfer.value.sha256")
 TIMESTAMP = "streaminfer.timestamp_ms"
 KEY_ADDED = "streaminfer.key.added"
-"""Says that the record had no key, and that the dead letter's was made of its source."""
+"""This header says that the record had no key and that the dead letter's key was made from its source."""
 LETTER_BYTES = 4096
-"""Room that a dead letter needs without its record's key, value and headers: names, places and the message."""
+"""Bytes that a dead letter needs besides the record's key, value and headers: for our headers and the message."""
 OWN_ERRORS = "worker."
 PAYLOAD = "[payload]"
 QUOTE_CHARS = 8
-"""From here on a whole message that is found in the record is taken for a copy of it."""
+"""If a message of at least this many characters occurs in the record, it is taken for a copy of the record's data."""
 _QUOTED = re.compile(r"""b?'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""")
 
 
@@ -41,9 +41,9 @@ class DeadLetter:
     value: bytes | None
     headers: Headers
     timestamp_ms: int
-    """The original's; 0 = the time of sending."""
+    """The record's timestamp in Unix milliseconds; 0 = the time of sending."""
     key_added: bool = False
-    """The key is not the record's own."""
+    """Whether the key was made here, because the record had none."""
 
 
 def compose(
@@ -60,22 +60,21 @@ def compose(
     """The dead letter of one record.
 
     Args:
-        columns, row: the original, bytes as they came.
-        pipeline: name of the pipeline that took it (the worker's own where none did).
+        columns, row: the record as it was read.
+        pipeline: name of the pipeline that took the record; the worker's name if none did.
         task_id: client.id of this process.
-        model: ``name@version``; None where no pipeline took the record.
-        max_bytes: ``max.message.bytes`` of the dead-letter topic. An original that does not fit loses its
-            value, which is then described by size and SHA-256; its own headers and its key only where it does not
-            fit without its value either.
-        keeps_time: whether the dead-letter topic takes a timestamp and keeps it.
-        needs_key: whether the dead-letter topic takes records with a key only, as a compacted one does. A letter
-            without a key then gets one made of its source, ``topic/partition/offset``, and a header that says so.
+        model: ``name@version``; None if no pipeline took the record.
+        max_bytes: ``max.message.bytes`` of the dead-letter topic. If the record does not fit, its value is replaced
+            by two headers with its size and SHA-256. If it still does not fit, its headers are left out, then its key.
+        keeps_time: whether the dead-letter topic accepts a timestamp (Unix ms) and keeps it.
+        needs_key: whether the dead-letter topic refuses records without a key, as a compacted topic does. A letter
+            without a key then gets ``topic/partition/offset`` as its key, and a header that says so.
     """
     added = _reasons(columns, row, rejection, pipeline, task_id, model)
     timestamp_ms = max(0, columns.timestamps_ms[row])
     if timestamp_ms and not keeps_time(timestamp_ms):
         added[TIMESTAMP], timestamp_ms = str(timestamp_ms), 0
-    # headers of an earlier failure are replaced, whoever wrote them: a replayed record says why it failed this time
+    # Drop the headers of an earlier failure, whoever wrote them: a replayed record's letter shows the latest failure.
     replaced = {*OURS, *TRIMMED, TIMESTAMP, KEY_ADDED}
     theirs: Headers = [
         pair
@@ -93,7 +92,7 @@ def compose(
         ours += [(TRIMMED[0], str(len(value)).encode()), (TRIMMED[1], digest.encode())]
         value = None
     if wire_bytes(key, value, theirs + ours) > max_bytes:
-        theirs = []  # a letter the topic refuses would come back for ever: better one that says less
+        theirs = []  # if the topic refused the letter, the record would be retried forever: rather send less
     if wire_bytes(key, value, theirs + ours) > max_bytes:
         key, key_added = made, needs_key
     if key_added:
@@ -104,7 +103,7 @@ def compose(
 def _reasons(
     columns: Columns, row: int, rejection: Rejection, pipeline: str, task_id: str, model: str | None
 ) -> dict[str, str]:
-    """The headers that say where a record came from and why it is here; see :func:`compose`."""
+    """The headers that say where a record came from and why it failed; see :func:`compose`."""
     partition = columns.partitions[row]
     return {
         CONNECT + "topic": partition.topic,
@@ -129,7 +128,7 @@ def _source(columns: Columns, row: int) -> str:
 
 
 def _without_payload(rejection: Rejection, value: bytes | None) -> str:
-    """The message without what it quotes of the record. Our own never do; other people's exceptions may."""
+    """The message without its quotations from the record. Only exceptions from outside this package may quote it."""
     if not value or rejection.exception_class_name.startswith(OWN_ERRORS):
         return rejection.message
     if len(rejection.message) >= QUOTE_CHARS and _is_in(rejection.message, value):
@@ -140,7 +139,7 @@ def _without_payload(rejection: Rejection, value: bytes | None) -> str:
 
 
 def _is_in(text: str, value: bytes) -> bool:
-    """Whether the record holds this text, or the bytes that it is the ``repr`` of."""
+    """Whether the record contains this text, or the bytes of which the text is the ``repr``."""
     if not text:
         return False
     shown = text.encode(errors="replace")

@@ -1,4 +1,4 @@
-"""Dead letters read back: why each is there, where it came from, and the record it was."""
+"""Reads dead letters: why each record failed, where it was read, and the record itself."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from worker.errors import ConfigError
 REPLAY = "streaminfer.replay"
 """Header of a replayed record: how many times it has been replayed."""
 DIGITS_MAX = 18
-"""Longest number in a header. Anyone may write to the topic, and a longer one is none of ours."""
+"""Most digits of a number in a header. A longer number is not ours: anyone may write to the topic."""
 ID_HEADERS = ("ce_id", "x-request-id")
-"""Where a result's id comes from when the record's value has none."""
+"""Headers that give a result's id if the record's value has none."""
 
 
 class Source(NamedTuple):
-    """Where the record of a dead letter was read."""
+    """The partition and offset at which the record of a dead letter was read."""
 
     partition: Partition
     offset: int
@@ -35,18 +35,18 @@ class Letter:
     partition: Partition
     offset: int
     timestamp_ms: int
-    """Unix milliseconds; the record's own, unless a header has that because the topic did not keep it."""
+    """Unix milliseconds: the failed record's, or the broker's if a header holds the failed record's."""
     key: bytes | None
     value: bytes | None
     headers: Headers
 
     def text(self, name: str) -> str:
-        """The last header of that name as text; empty where there is none."""
+        """The last header of that name as text; empty if there is none."""
         value = next((value for found, value in reversed(self.headers) if found == name), None)
         return (value or b"").decode(errors="replace")
 
     def number(self, name: str) -> int | None:
-        """The last header of that name as a number; None where it is none, or longer than any number of ours."""
+        """The last header of that name as a number; None if it is not a number or is longer than ``DIGITS_MAX``."""
         text = self.text(name)
         return int(text) if len(text) <= DIGITS_MAX and text.isascii() and text.isdecimal() else None
 
@@ -69,7 +69,7 @@ class Letter:
 
     @property
     def source(self) -> Source | None:
-        """None where the headers do not say: not a dead letter of this worker."""
+        """Where the failed record was read; None if the headers do not say, so that no worker wrote this letter."""
         partition, offset = self.number(CONNECT + "partition"), self.number(CONNECT + "offset")
         if not self.topic or partition is None or offset is None:
             return None
@@ -77,15 +77,16 @@ class Letter:
 
     @property
     def trimmed(self) -> bool:
-        """Whether the record is not here: its value did not fit the dead-letter topic, or it could not be read."""
+        """Whether the record's value is missing: it did not fit the dead-letter topic, or it could not be read."""
         return bool(self.text(TRIMMED[1])) or any(name == UNREAD_RECORD for name, _ in self.headers)
 
 
 def original(letter: Letter, source: Source) -> Letter:
-    """The record as it was before it failed, in its old place, ready to be sent once more.
+    """The record as it was before it failed, addressed to its old partition, ready to be sent again.
 
-    The headers that say why it failed are gone; ``streaminfer.replay`` counts, from 1 where its value is no number. A record with no id of its own is
-    known downstream by the place it was read at, which changes now: that id goes with it as ``x-request-id``.
+    The headers about the failure are removed. ``streaminfer.replay`` is increased by 1; a value that is no number is
+    taken for 0. A record without an id has its source as the id of its result. A replay gives it a new source, so
+    ``x-request-id`` carries the old one.
     """
     added = {*OURS, *TRIMMED, TIMESTAMP, KEY_ADDED, REPLAY, RENAMED_HEADERS}
     stamp = letter.number(TIMESTAMP)
@@ -110,14 +111,14 @@ CONDITIONS: dict[str, Callable[[Letter], str]] = {
     "pipeline": lambda letter: letter.pipeline,
     "topic": lambda letter: letter.topic,
 }
-"""What ``--where`` may ask for."""
+"""Names that ``--where`` accepts."""
 
 
 def matcher(conditions: Iterable[str]) -> Callable[[Letter], bool]:
-    """Whether a letter meets every condition ``name=value``; several values of one name are alternatives.
+    """A function that says whether a letter meets every condition ``name=value``. Values of one name are alternatives.
 
     Raises:
-        ConfigError: a condition of another form, or of another name.
+        ConfigError: a condition has another form, or another name.
     """
     wanted: dict[str, set[str]] = {}
     for condition in conditions:

@@ -1,6 +1,6 @@
-"""The compiled producer (:mod:`worker.native`) under the names that the client's own Python binding gives things.
+"""The compiled producer (:mod:`worker.native`) with the method names of confluent-kafka's Python binding.
 
-It drives the very library the consumer runs on through its public C interface.
+It uses the same copy of librdkafka as the consumer, through librdkafka's public C interface.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from worker.errors import ConfigError
 from worker.kafka.library import library
 
 LEVELS = (*[logging.CRITICAL] * 3, logging.ERROR, logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG)
-"""By syslog level, as the library counts."""
+"""Python's logging level for each syslog level that librdkafka uses."""
 
 
 def available() -> bool:
-    """Whether the compiled producer is there, and the library to run it on."""
+    """Whether the compiled producer and a matching librdkafka exist."""
     return _handle() is not None
 
 
 class BatchProducer:
-    """A producer fed and acknowledged by the batch; without receipts where it has a ``transactional.id``.
+    """A producer that takes and acknowledges rows in batches. With a ``transactional.id`` it gives no receipts.
 
     Args:
         properties: as ``confluent_kafka.Producer`` takes them, with ``logger`` and ``error_cb``.
@@ -59,12 +59,12 @@ class BatchProducer:
         """Queue rows in order until the queue is full.
 
         Args:
-            place: topic, partition, and whether rows with a key go by it instead.
-            timestamp_ms: of every row, which then needs headers; 0 = the time of sending.
+            place: topic, partition, and whether a row with a key is placed by the key instead.
+            timestamp_ms: Unix milliseconds for every row; requires headers. 0 = the time of sending.
             receipt: called by :meth:`poll` with (error or None, None, number of rows).
 
         Returns:
-            How many rows were taken, and what is wrong with those among them that are refused for good.
+            How many rows were taken, and one error for each of these that librdkafka refuses for good.
         """
         if headers is None:
             assert not timestamp_ms, "a timestamp needs headers"
@@ -74,7 +74,7 @@ class BatchProducer:
         return taken, [_error(code) for _row, code in refused]
 
     def poll(self, timeout_s: float = 0.0) -> None:
-        """Serve what has happened, waiting for the first of it up to ``timeout_s``."""
+        """Handle the events that have arrived (receipts, errors, log lines); wait up to ``timeout_s`` for the first."""
         for kind, *event in self._client.poll(int(timeout_s * 1000)):
             if kind == "rows":
                 receipt, rows, code = event
@@ -86,9 +86,9 @@ class BatchProducer:
                 self._logger.log(LEVELS[level], "%s [%s] %s", facility, self._name, text)
 
     def flush(self, timeout_s: float) -> int:
-        """Send everything now; returns how many rows are still unanswered.
+        """Send every queued row now, and return how many rows still wait for a receipt.
 
-        Receipts are for :meth:`poll`, and a row counts until it has been told there.
+        Only :meth:`poll` hands out receipts: a row counts as waiting until then.
         """
         deadline = time.monotonic() + timeout_s
         while (waiting := self._client.waiting()) and time.monotonic() < deadline:
@@ -96,18 +96,18 @@ class BatchProducer:
         return int(waiting)
 
     def purge(self) -> None:
-        """Give up what is not acknowledged."""
+        """Discard rows that are not acknowledged."""
         self._client.purge()
 
     def close(self) -> None:
-        """End the client, which waits for its threads.
+        """Close the client and wait for its threads.
 
         Raises:
-            RuntimeError: another thread is in a call.
+            RuntimeError: another thread is calling the client.
         """
         self._client.close()
 
-    # -- transactions: as confluent_kafka.Producer has them, each may raise KafkaException ----------------
+    # -- transactions: the calls of confluent_kafka.Producer; each may raise KafkaException ---------------
 
     def init_transactions(self, timeout_s: float) -> None:
         _raise(self._client.init_transactions(int(timeout_s * 1000)))
@@ -134,7 +134,7 @@ def _raise(refusal: tuple[int, str, bool, bool, bool] | None) -> None:
 
 
 def _handle() -> int | None:
-    """Of the very library the consumer runs on; None where there is no compiled producer, or it is not to be found."""
+    """Handle of the librdkafka that the consumer uses; None without a compiled producer or a matching library."""
     rdkafka = library() if native.producer is not None else None
     if rdkafka is None or rdkafka.rd_kafka_version() != libversion()[1]:
         return None

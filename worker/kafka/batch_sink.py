@@ -1,6 +1,6 @@
-"""Where outputs go when the compiled producer is there: fed and acknowledged by the batch.
+"""The sink for the compiled producer, which takes and acknowledges rows in batches.
 
-The client's Python binding takes a dict per row and calls back per row, which costs more than sending it.
+confluent-kafka's Python binding takes a dict per row and calls back per row; that costs more than the sending itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FLUSH_STEP_S = 0.01
 def open_sink(
     settings: Settings, topics: Topics, transactional_id: str | None = None
 ) -> KafkaSink | BatchSink:
-    """The sink for these settings: by the batch where the compiled producer is there and can do all they ask for.
+    """The sink for these settings: :class:`BatchSink` if the compiled producer exists and supports the settings.
 
     Raises:
         ConfigError: librdkafka refuses the properties.
@@ -45,7 +45,7 @@ class BatchSink(Outputs[BatchProducer]):
     def send(self, sending: Sending, on_delivery: OnDelivery | None) -> int:
         """Queue as many rows as fit, in order; see :meth:`KafkaSink.send`.
 
-        ``on_delivery`` is told of deliveries in numbers of rows, and at once of a row that is refused for good.
+        ``on_delivery`` is called with a number of delivered rows, and at once for a row that is refused for good.
         """
         assert on_delivery is None or self.transactional_id is None, "a commit answers for every row"
         place = sending.topic, self.partition(sending.topic, sending.source), sending.mode != "input"
@@ -63,7 +63,7 @@ class BatchSink(Outputs[BatchProducer]):
         return sent
 
     def flush(self, timeout_s: float) -> int:
-        """Send everything and wait for the acknowledgements; returns how many rows are still without one."""
+        """Send every queued row and wait for the acknowledgements; see :meth:`Outputs.flush`."""
         deadline = time.monotonic() + timeout_s
         while (waiting := self.producer.flush(0.0)) and time.monotonic() < deadline:
             self.producer.flush(FLUSH_STEP_S)

@@ -1,9 +1,9 @@
 """The embedded development broker: the mock cluster that librdkafka contains for its own tests.
 
 It is a real broker to librdkafka clients: topics, groups, commits and transactions work, without Java or Docker.
-It is *not* Apache Kafka: it keeps at most 5 MB per partition in memory, has no administration calls, neither fences
-zombies nor hides aborted transactions, and it forgets offsets that were sent to a transaction: exactly once does not
-work on it.
+It is *not* Apache Kafka. It keeps at most 5 MB per partition in memory and has no administration calls. It does not
+fence zombies, does not hide aborted transactions, and loses offsets that were sent to a transaction: ``exactly_once``
+does not work on it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class EmbeddedBroker:
 
     Args:
         topics: name -> number of partitions.
-        port: bootstrap port to answer on; None = any. The broker itself always listens on a port of its own,
-            which it tells to clients that ask for the brokers' addresses.
+        port: bootstrap port to answer on; None = any. The broker itself always listens on a random port, and
+            clients learn that port from its metadata.
 
     Raises:
         StartError: the port is in use, or librdkafka's shared library cannot be found.
@@ -42,9 +42,10 @@ class EmbeddedBroker:
     def __init__(self, topics: Mapping[str, int] | None = None, port: int | None = None) -> None:
         self._lib = _declared_library()
         reason = ctypes.create_string_buffer(512)
-        # the cluster uses the threads and the log of a client that never connects to a broker
+        # The mock cluster needs a client for its threads and its log. This client connects to no broker, and log
+        # level 3 hides librdkafka's warning about that.
         properties = self._lib.rd_kafka_conf_new()
-        self._lib.rd_kafka_conf_set(properties, b"log_level", b"3", reason, 512)  # it warns of just that
+        self._lib.rd_kafka_conf_set(properties, b"log_level", b"3", reason, 512)
         self._client = self._lib.rd_kafka_new(PRODUCER, properties, reason, 512)
         if not self._client:
             raise StartError(f"cannot start the embedded broker: {reason.value.decode()}")
@@ -70,7 +71,7 @@ class EmbeddedBroker:
         )
 
     def set_rtt(self, ms: int) -> None:
-        """Answer every request this much later."""
+        """Delay the answer to every request by ``ms`` milliseconds."""
         self._check(
             self._lib.rd_kafka_mock_broker_set_rtt(self._cluster, BROKER_ID, ms), "set the round trip"
         )
@@ -89,7 +90,7 @@ class EmbeddedBroker:
         self._check(self._lib.rd_kafka_mock_broker_set_up(self._cluster, BROKER_ID), "come up")
 
     def close(self) -> None:
-        """End the broker and forget its topics; a second call does nothing."""
+        """Stop the broker and delete its topics; a second call does nothing."""
         if self._cluster is None:
             return
         if self._forwarder is not None:
@@ -112,7 +113,7 @@ class EmbeddedBroker:
 
 
 def _declared_library() -> Any:
-    """The library with the types of the calls used here declared: ctypes would cut pointers to 32 bits."""
+    """librdkafka with the types of the calls used here declared: without them ctypes cuts pointers to 32 bits."""
     lib = library()
     if lib is None or not hasattr(lib, "rd_kafka_mock_cluster_new"):
         raise StartError(
@@ -145,7 +146,7 @@ def _declared_library() -> Any:
 
 
 class _Forwarder:
-    """Listens on a chosen port and passes each connection on, because the broker cannot choose its own."""
+    """Listens on a chosen port and forwards each connection, because the mock broker cannot choose its port."""
 
     def __init__(self, port: int, target: str) -> None:
         host, _, number = target.rpartition(":")
@@ -179,7 +180,7 @@ class _Forwarder:
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
-    """Copy bytes one way until either side ends, then end both directions of the pair."""
+    """Copy bytes in one direction until either side closes, then shut both sockets down."""
     with contextlib.suppress(OSError):
         while data := source.recv(CHUNK_BYTES):
             sink.sendall(data)

@@ -1,4 +1,4 @@
-"""Reads the dead-letter topic from beginning to end, and sends records back to the topics they came from."""
+"""Reads the dead-letter topic from beginning to end, and sends records back to their input topics."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 class LetterReader:
     """Reads the dead-letter topic without joining a group; a context manager.
 
-    The progress of replays is kept as committed offsets of the group ``<group.id>.dlq-replay``. No consumer joins it.
+    The committed offsets of the group ``<group.id>.dlq-replay`` hold the progress of replays. No consumer joins it.
 
     Raises:
         ConfigError: a client property is wrong.
@@ -75,7 +75,7 @@ class LetterReader:
         self._consumer.close()
 
     def check_replay(self, topics: Iterable[str]) -> None:
-        """Check that records can be sent back to these input topics and that progress can be kept.
+        """Check that records can be sent back to these input topics and that progress can be committed.
 
         Raises:
             StartError: a topic does not exist, or a right is missing.
@@ -91,10 +91,10 @@ class LetterReader:
                 check_rights(admin, uses, self._group)
 
     def read(self, starts: Mapping[int, int]) -> Iterator[Letter]:
-        """The letters that exist now, in order within a partition; letters that arrive meanwhile are left out.
+        """The dead letters that exist now, in order within each partition, without those that arrive meanwhile.
 
         Args:
-            starts: partition -> first offset wanted; a partition that is not named is read from its earliest.
+            starts: partition -> first offset wanted. Partitions not in it are read from their earliest offset.
 
         Raises:
             StartError: the broker refuses us or no longer answers.
@@ -124,12 +124,14 @@ class LetterReader:
             if error is not None and error.code() != KafkaError._PARTITION_EOF:
                 self._raise_if_final(error)
                 continue
-            heard = time.monotonic()  # the caller may have needed time for the letter
+            heard = time.monotonic()  # taken here, because the caller may have worked on the letter for long
             if error is not None or message.offset() + 1 >= ends.get(number, 0):
-                ends.pop(number, None)  # transaction markers may follow the last record
+                ends.pop(
+                    number, None
+                )  # an end-of-partition error counts too: markers may follow the last record
 
     def progress(self) -> dict[int, int]:
-        """Partition -> first offset that was not replayed yet, for partitions with replayed letters."""
+        """Partition -> first offset not replayed yet, for partitions with replayed letters."""
         places = [TopicPartition(self.topic, number) for number in range(self.partitions[self.topic])]
         try:
             committed = self._consumer.committed(places, timeout=ANSWER_S)
@@ -140,7 +142,7 @@ class LetterReader:
         return {place.partition: place.offset for place in committed if place.offset >= 0}
 
     def keep_progress(self, offsets: Mapping[int, int]) -> None:
-        """Remember the first offset per partition that was not replayed yet."""
+        """Commit the first offset of each partition that was not replayed yet."""
         places = [TopicPartition(self.topic, number, offset) for number, offset in offsets.items()]
         if not places:
             return
@@ -152,7 +154,7 @@ class LetterReader:
             ) from None
 
     def _range(self, place: TopicPartition) -> tuple[int, int]:
-        """First offset, and the offset behind the last record."""
+        """First offset, and the offset after the last record."""
         try:
             return range_of(self._consumer, place, ANSWER_S)
         except KafkaException as error:
@@ -167,7 +169,7 @@ class LetterReader:
 
 
 class Returns:
-    """Sends records back to the partition they came from; a context manager.
+    """Sends records back to the partitions they came from.
 
     Args:
         partitions: topic -> number of partitions.
@@ -184,11 +186,11 @@ class Returns:
         self._failure: str | None = None
 
     def send(self, record: Letter, keep_time: bool, arrived: Callable[[], None]) -> None:
-        """Send one record; :meth:`settle` tells whether it arrived.
+        """Queue one record; :meth:`settle` waits until it is acknowledged.
 
         Args:
-            keep_time: give it the timestamp it had instead of the present.
-            arrived: called inside a later call of :meth:`wait` or :meth:`settle` once the broker has the record.
+            keep_time: keep the record's timestamp instead of the time of sending.
+            arrived: called inside a later :meth:`wait` or :meth:`settle`, when the broker has acknowledged the record.
         """
         topic, number = record.partition
         arguments: dict[str, Any] = (
@@ -210,14 +212,14 @@ class Returns:
                 self._producer.poll(TICK_S)
 
     def wait(self, seconds: float) -> None:
-        """Let time pass while deliveries are reported."""
+        """Wait up to ``seconds`` for acknowledgements and handle them."""
         self._producer.poll(seconds)
 
     def settle(self) -> None:
-        """Wait until everything sent has arrived.
+        """Wait until every record sent is acknowledged.
 
         Raises:
-            StartError: something did not, and why.
+            StartError: a record was not acknowledged; the message says why.
         """
         if self._failure is None and self._producer.flush(ANSWER_S + 5):
             self._failure = self._failure or f"no acknowledgement within {ANSWER_S:.0f} s"

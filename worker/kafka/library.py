@@ -1,7 +1,7 @@
-"""librdkafka's own C functions, from the shared library inside the confluent-kafka package.
+"""librdkafka's C functions, from the shared library inside the confluent-kafka package.
 
-The Python binding shows clients only. The library also knows every property's name and scope, checks a value
-without a client, and contains a whole broker for tests (:mod:`worker.kafka.broker`).
+The Python binding exposes clients only. The library also lists every property with its scope, checks a value without
+a client, and contains a broker for tests (:mod:`worker.kafka.broker`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def library() -> Any | None:
     for path in found:
         with suppress(OSError):
             return ctypes.CDLL(path)
-    # a package built against the system's library. The search starts a compiler, which needs a temporary folder.
+    # The package was built against the system's library. find_library runs a compiler, which needs a temporary
+    # folder: hence the OSError.
     with suppress(OSError):
         path_found = ctypes.util.find_library("rdkafka")
         return ctypes.CDLL(path_found) if path_found else None
@@ -45,10 +46,7 @@ class Property(NamedTuple):
 
 @cache
 def known_properties() -> dict[str, Property]:
-    """Every property by name, read from the table that the library can print.
-
-    Empty where the library cannot be found.
-    """
+    """Every property by name, from the table that the library prints; empty if the library cannot be found."""
     known: dict[str, Property] = {}
     for line in _property_table().splitlines():
         cells = [cell.strip() for cell in line.split("|", 3)]

@@ -1,6 +1,6 @@
 """Client properties: what the worker needs, what the user adds, and which client each is for.
 
-A property of the user overrides ours. The settings refuse properties that would break a promise.
+A property that the user sets overrides the worker's. The settings refuse properties that would break a promise.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 DEFAULT_TOPIC_LIMIT = 1_048_588
-"""Kafka's own default of a topic's ``max.message.bytes``, assumed where the topic's cannot be read."""
+"""Kafka's default for a topic's ``max.message.bytes``, in bytes; assumed if the topic's value cannot be read."""
 SMALLEST_CLIENT_LIMIT, LARGEST_CLIENT_LIMIT = 1_000_000, 1_000_000_000
-"""Range of the producer's ``message.max.bytes`` here; the upper end is librdkafka's own."""
+"""Range of the producer's ``message.max.bytes`` in this worker; the upper end is librdkafka's limit."""
 LARGEST_RESPONSE = 1_000_000_000
-"""A record larger than the prefetch arrives whole, and the client must accept it before the worker can refuse it. The
-value is below the number that the bytes ``HTTP`` are as a length, so that the port of an HTTP server is noticed."""
+"""A record larger than the prefetch arrives whole, and the client must accept it before the worker can refuse it.
+The bytes ``HTTP``, read as a length, exceed this value: so the client notices if the port belongs to an HTTP server."""
 LARGEST_INT = 2_147_483_647
-"""librdkafka's own bound of a queue of outputs, in KiB."""
+"""librdkafka's limit for the producer's queue, in KiB."""
 LARGEST_FETCH = 900_000_000
 """In bytes; a response holds a little more."""
 BATCH_BYTES = 1_000_000
 SOCKET_TIMEOUT_MS = 10_000
-"""With librdkafka's default of one minute, a request for a topic's leader that was sent to a broker which is shutting
-down blocks the next request for so long. With transactions the client itself uses about this value
+"""librdkafka's default is one minute. If a request for a topic's leader reaches a broker that is shutting down, it
+blocks the next request for that time. With transactions the client itself uses about the value given here
 (a little less than ``transaction.timeout.ms``)."""
 STATISTICS_MS = 1_000
-"""Interval of the consumer's statistics, which tell where transactions are open. They cost a few milliseconds of CPU
-for a hundred partitions."""
+"""Interval of the consumer's statistics, which show in which partitions a transaction is open. They cost a few
+milliseconds of CPU for a hundred partitions."""
 MEMBERSHIP = (
     "group.id",
     "group.instance.id",
@@ -51,7 +51,7 @@ MEMBERSHIP = (
     "session.timeout.ms",
     "heartbeat.interval.ms",
 )
-"""Properties of a group's member."""
+"""Properties that only a member of a consumer group needs."""
 REPEAT_S = 30.0
 LINES_KEPT = 200
 
@@ -85,8 +85,8 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
             ``fetch.wait.max.ms``, while a real broker answers as soon as there are data, and with it every rebalance
             lasts almost a session timeout.
     """
-    # A fetch is started while the queue is below its limit and then adds up to one response:
-    # half the budget each keeps the two together within it.
+    # librdkafka starts a fetch while its queue is below the limit, and the fetch adds up to one response.
+    # With half of the budget for each, both together stay within it.
     half = min(max(settings.limits.prefetch_bytes // 2, 1024), LARGEST_FETCH)
     ours: dict[str, Any] = {
         "enable.auto.commit": False,
@@ -99,16 +99,15 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
         "queued.min.messages": 100_000,
         "queued.max.messages.kbytes": half // 1024,
         "fetch.max.bytes": half,
-        "message.max.bytes": min(
-            half, SMALLEST_CLIENT_LIMIT
-        ),  # no fetch may be smaller; else it says nothing here
+        # librdkafka refuses a fetch size below this value; a consumer uses the value for nothing else
+        "message.max.bytes": min(half, SMALLEST_CLIENT_LIMIT),
         "receive.message.max.bytes": LARGEST_RESPONSE,
         "fetch.queue.backoff.ms": 2,  # the default of 1000 stalls a fast worker with a small queue
         "fetch.wait.max.ms": 2 if embedded else 100,
         "statistics.interval.ms": STATISTICS_MS,
     }
     if settings.kafka.get("group.protocol", "classic").lower() != "consumer":
-        # with the consumer protocol these belong to the broker, and setting one fails construction
+        # with the consumer protocol the broker decides these, and a client that sets one cannot be constructed
         ours["partition.assignment.strategy"] = "cooperative-sticky"
         ours["session.timeout.ms"] = 3_000 if embedded else 10_000
         # members learn of a rebalance with a heartbeat, and the rebalance waits for the last member
@@ -117,7 +116,7 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
 
 
 def client_limit(client: Client) -> int:
-    """Largest record in bytes that the user lets the producer send; librdkafka's own bound unless given."""
+    """Largest record, in bytes, that the user lets the producer send; librdkafka's limit by default."""
     return int(_users(client, "P").get("message.max.bytes", LARGEST_CLIENT_LIMIT))
 
 
@@ -130,7 +129,7 @@ def producer_properties(
 
     Args:
         topic_limits: ``max.message.bytes`` of the topics written to.
-        transactional_id: given for exactly once.
+        transactional_id: set only with ``delivery: exactly_once``.
     """
     limits = [*(topic_limits or {}).values()] or [DEFAULT_TOPIC_LIMIT]
     ours: dict[str, Any] = {
@@ -142,7 +141,7 @@ def producer_properties(
         "compression.type": "lz4",
         "queue.buffering.max.kbytes": min(max(settings.limits.output_bytes // 1024, 1), LARGEST_INT),
         "queue.buffering.max.messages": 100_000,
-        # one record as large as the most generous topic takes, but no batch that the strictest one refuses
+        # Accept a record as large as the most generous topic allows; form no batch that the strictest topic refuses.
         "message.max.bytes": min(max(*limits, SMALLEST_CLIENT_LIMIT), LARGEST_CLIENT_LIMIT),
         "batch.size": min(*limits, BATCH_BYTES),
     }
@@ -154,9 +153,9 @@ def producer_properties(
     else:
         ours["transactional.id"] = transactional_id
         ours["transaction.timeout.ms"] = TRANSACTION_TIMEOUT_MS
-        # librdkafka (2.16) answers a moment without any broker by forgetting all of them, the coordinator too: no
-        # connection leads there any more, and the call under way never returns. A producer that is replaced begins
-        # with bootstrap.servers anyway.
+        # When no broker is reachable, librdkafka (2.16) by default forgets all brokers, the coordinator too. It then
+        # has no connection to the coordinator, and the call in progress never returns. Nothing is lost by "none": a
+        # replacement producer starts from bootstrap.servers anyway.
         ours["metadata.recovery.strategy"] = "none"
     users = _users(settings, "P")
     if transactional_id is None:
@@ -179,7 +178,7 @@ def metrics_properties(settings: Settings) -> dict[str, Any]:
 
 
 def writer_properties(client: Client) -> dict[str, Any]:
-    """Properties of a command's producer: every record is acknowledged, or fails within half a minute."""
+    """Properties of a command's producer: each record is acknowledged, or fails within half a minute."""
     ours = {
         "partitioner": "murmur2_random",
         "enable.idempotence": True,
@@ -193,7 +192,7 @@ def writer_properties(client: Client) -> dict[str, Any]:
 
 
 def reader_properties(client: Client, embedded: bool = False) -> dict[str, Any]:
-    """Properties of a command's consumer, which is given its partitions and never joins a group or commits."""
+    """Properties of a command's consumer: it assigns its partitions itself, joins no group and commits nothing."""
     users = _users(client, "C")
     for name in MEMBERSHIP:
         users.pop(name, None)
@@ -207,7 +206,7 @@ def reader_properties(client: Client, embedded: bool = False) -> dict[str, Any]:
 
 
 def admin_properties(client: Client) -> dict[str, Any]:
-    """Properties of the short-lived client that looks at topics; its errors become one sentence instead of log lines."""
+    """Properties of the short-lived client that inspects topics. It logs nothing: the caller reports its errors."""
     return {**_common(client), "log_level": 2, **_users(client, "*")}
 
 
@@ -220,7 +219,7 @@ def check_properties(properties: Mapping[str, str]) -> None:
     """Check names and values of client properties without a client or a broker.
 
     Raises:
-        ConfigError: names ``kafka.<name>`` and the nearest known name, or what librdkafka says of the value.
+        ConfigError: names ``kafka.<name>`` and the nearest known name, or quotes librdkafka's objection to the value.
     """
     known = known_properties()
     for name, value in properties.items():
@@ -230,7 +229,7 @@ def check_properties(properties: Mapping[str, str]) -> None:
             raise ConfigError(f"kafka.{name}: librdkafka knows no such property{hint}")
         fault = property_fault(name, value)
         if fault is not None:
-            from worker.settings import is_secret  # the tools that need no settings start without them
+            from worker.settings import is_secret  # imported late: commands without settings start faster
 
             said = fault.replace(value, "[redacted]") if value and is_secret(name) else fault
             expected = f" (expected {known[name].expected})" if known[name].expected else ""
@@ -238,10 +237,10 @@ def check_properties(properties: Mapping[str, str]) -> None:
 
 
 def check_clients(settings: Settings) -> str:
-    """Check the worker's client properties, each alone and all together, without reaching for the broker.
+    """Check the worker's client properties, each alone and all together, without contacting the broker.
 
     Returns:
-        What was checked, in a few words.
+        The number of properties, as a phrase for the report of ``check``.
 
     Raises:
         ConfigError: a name or value is wrong, or some contradict each other.
@@ -259,7 +258,7 @@ def check_clients(settings: Settings) -> str:
 
 
 def build(client: Callable[[dict[str, Any]], _Client], properties: dict[str, Any]) -> _Client:
-    """Construct a client; an objection of librdkafka to its properties becomes one sentence.
+    """Construct a client; report librdkafka's objection to its properties in one sentence.
 
     Raises:
         ConfigError: properties that contradict each other, a missing certificate file, ...
@@ -274,7 +273,7 @@ def _common(client: Client) -> dict[str, Any]:
     return {
         "client.id": client_id(client),
         "socket.keepalive.enable": True,
-        # as in Java clients: with librdkafka's 10 s a client may sleep that long after the broker is back
+        # the Java clients' value; with librdkafka's 10 s a client may wait that long after the broker is back
         "reconnect.backoff.max.ms": max(1_000, _number(client.kafka.get("reconnect.backoff.ms"))),
         "topic.metadata.refresh.interval.ms": 60_000,  # new partitions are seen within a minute
         "statistics.interval.ms": 0,
@@ -284,7 +283,7 @@ def _common(client: Client) -> dict[str, Any]:
 
 
 def _number(text: str | None) -> int:
-    """A property's value as a number; 0 if it is none: librdkafka reports that itself."""
+    """A property's value as a number; 0 if it is not a number, which librdkafka itself reports."""
     return int(text) if text and text.isdecimal() else 0
 
 
@@ -297,14 +296,14 @@ def _logger() -> logging.Logger:
 
 
 class _Once(logging.Filter):
-    """Lets a line through once in ``REPEAT_S``: in an outage librdkafka repeats its lines many times a second."""
+    """Passes each line once per ``REPEAT_S``: in an outage librdkafka repeats its lines many times a second."""
 
     def __init__(self) -> None:
         super().__init__()
         self._shown: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        line = record.getMessage().partition(" (after ")[0]  # behind it: how long the connection lasted
+        line = record.getMessage().partition(" (after ")[0]  # the cut part is a duration, new in every line
         if record.created - self._shown.get(line, -REPEAT_S) < REPEAT_S:
             return False
         if len(self._shown) >= LINES_KEPT:
@@ -314,7 +313,7 @@ class _Once(logging.Filter):
 
 
 def _users(client: Client, scope: str) -> dict[str, str]:
-    """The user's properties for one kind of client: librdkafka warns about each property of the other kind."""
+    """The user's properties for one kind of client. librdkafka would warn about each property of the other kind."""
     known = known_properties()
     return {
         name: value

@@ -1,4 +1,4 @@
-"""Where outputs go: one producer, fed in the order of the input."""
+"""The sink of results and dead letters: one producer, fed in the order of the input."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 CHUNK_ROWS = 1000
-"""Rows per ``produce_batch``, which holds the interpreter for as long as it runs."""
+"""Rows per ``produce_batch`` call. The call holds the interpreter lock until it returns."""
 
 OnDelivery = Callable[..., None]
 """Called per row with (error or None, message or None), or with (error or None, None, number of rows)."""
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Handle(Protocol):
-    """What every producer has, whoever wraps it."""
+    """The calls that every wrapper of a producer has."""
 
     def poll(self, timeout: float, /) -> Any: ...
 
@@ -49,69 +49,72 @@ ClientT = TypeVar("ClientT", bound=Handle)
 
 
 class Outputs(Generic[ClientT]):
-    """What every sink knows: its producer, the topics written to, and what the client said against it.
+    """The base of every sink: the producer, the topics written to, and the errors that the client reported.
 
     Args:
         settings: the worker's settings.
-        topics: what the broker said of the topics written to.
-        transactional_id: given for exactly once.
+        topics: the topics as the broker described them.
+        transactional_id: set only with ``delivery: exactly_once``.
 
     Raises:
         ConfigError: librdkafka refuses the properties.
     """
 
     client: Callable[[dict[str, Any]], ClientT]
-    """What makes a producer of properties."""
+    """Constructs a producer from its properties."""
 
     def __init__(self, settings: Settings, topics: Topics, transactional_id: str | None = None) -> None:
         self._topics = topics
         self.errors: Counter[str] = Counter()
-        """Errors of the client so far, by librdkafka's name of the code."""
+        """Name of librdkafka's error code -> number of such errors so far."""
         self._reported: int | None = None
         self.fatal: str | None = None
-        """Why the producer can never work again, once that is so; a renewed one can."""
+        """Why the producer can never work again; None while it works. :meth:`renew` clears it."""
         self.transactional_id = transactional_id
         self._properties = producer_properties(settings, topics.limits, transactional_id)
         self._properties["error_cb"] = self._on_error
         self.producer: ClientT = build(type(self).client, self._properties)
         self._swapping = threading.Lock()
-        """Held while the producer is polled or replaced: one that is polled must not be closed."""
+        """Held while the producer is polled or replaced: a producer must not be closed during a poll."""
         self._lent: set[ClientT] = set()
-        """Producers in a call of another thread: one that never returns must not be closed either."""
+        """Producers that another thread is calling. The call may never return, so these are not closed either."""
 
     def max_bytes(self, topic: str) -> int:
-        """Largest record that a topic takes from this client."""
+        """Largest record, in bytes, that a topic accepts from this client."""
         return self._topics.limits.get(topic, DEFAULT_TOPIC_LIMIT)
 
     def needs_key(self, topic: str) -> bool:
-        """Whether a topic refuses records without a key, as compacted ones do."""
+        """Whether a topic refuses records without a key, as compacted topics do."""
         return topic in self._topics.compacted
 
     def partition(self, topic: str, source: Partition) -> int:
-        """Where rows go that are not placed by their key; see :data:`worker.sending.PartitionMode`."""
+        """Partition for rows that are not placed by their key; see :data:`worker.sending.PartitionMode`."""
         return source.number % self._topics.partitions[topic]
 
     def poll(self, timeout_s: float = 0.0) -> None:
-        """Serve acknowledgements that have arrived, waiting for one up to ``timeout_s``."""
+        """Report acknowledgements that have arrived; wait up to ``timeout_s`` for the first."""
         with self._swapping:
             try:
                 self.producer.poll(timeout_s)
-            except (
-                KafkaException
-            ) as error:  # fatal; what is queued, or the transaction, fails of it by itself
+            except KafkaException as error:
+                # a fatal error. librdkafka itself fails the queued rows, or the transaction.
                 self._on_error(error.args[0])
 
     def flush(self, timeout_s: float) -> int:
-        """Send everything and wait for the acknowledgements; returns how many rows are still without one."""
+        """Send every queued row and wait for the acknowledgements.
+
+        Returns:
+            The number of rows not acknowledged when the time was up.
+        """
         return self.producer.flush(timeout_s)
 
     def purge(self) -> None:
-        """Give up what is not acknowledged: each row's ``on_delivery`` hears of it in the next :meth:`poll`."""
+        """Discard rows that are not acknowledged: the next :meth:`poll` calls ``on_delivery`` with an error for each."""
         self.producer.purge()
 
     @contextmanager
     def lend(self, producer: ClientT) -> Iterator[None]:
-        """While a thread other than the owner's is in a call of this producer."""
+        """Mark the producer as in use while a thread other than the owner's calls it."""
         self._lent.add(producer)
         try:
             yield
@@ -120,11 +123,11 @@ class Outputs(Generic[ClientT]):
 
     @property
     def lent(self) -> bool:
-        """Whether the producer is in such a call now."""
+        """Whether another thread is calling the producer now; see :meth:`lend`."""
         return self.producer in self._lent
 
     def renew(self) -> None:
-        """Replace the producer by a new one under the same properties; the old one is let go unflushed."""
+        """Replace the producer by a new one with the same properties; the old one is closed without a flush."""
         new = build(type(self).client, self._properties)
         with self._swapping:
             old, self.producer, self.fatal = self.producer, new, None
@@ -132,7 +135,10 @@ class Outputs(Generic[ClientT]):
             _let_go(old, 0.0)
 
     def close(self, budget_s: float) -> None:
-        """Flush within the budget, give up the rest, end the client; one in a call ends with the process."""
+        """Flush for at most ``budget_s``, discard the rest and close the client.
+
+        A client that another thread is calling is left to the end of the process.
+        """
         if self.lent:
             return
         with suppress(KafkaException):
@@ -142,7 +148,7 @@ class Outputs(Generic[ClientT]):
     def _refused(self, error: KafkaError, on_delivery: OnDelivery | None) -> None:
         if error.code() == KafkaError._FATAL:
             if on_delivery is None:
-                self.poll()  # that the client is dead is all a row says; what it died of is told there
+                self.poll()  # the row's error only says that the client is dead; poll() reports why
             if self.fatal is None:
                 self._on_error(error)
         if on_delivery is None:
@@ -160,7 +166,7 @@ class Outputs(Generic[ClientT]):
 
 
 class KafkaSink(Outputs[Producer]):
-    """The producer of results and dead letters, by the client's own Python binding."""
+    """The producer of results and dead letters, through confluent-kafka's Python binding."""
 
     client = Producer
 
@@ -169,11 +175,12 @@ class KafkaSink(Outputs[Producer]):
 
         Args:
             sending: its topic is one of the topics given at construction.
-            on_delivery: called once per queued row inside later calls of :meth:`poll`, or at once with an
-                error for a row that librdkafka refuses for good. None: the transaction answers for the rows.
+            on_delivery: called once per queued row inside later calls of :meth:`poll`. For a row that librdkafka
+                refuses for good it is called at once, with an error. None: the transaction acknowledges the rows.
 
         Returns:
-            How many rows were accepted; the rest did not fit and has to be given again, first of all.
+            How many rows were accepted. The others did not fit: the caller must send them again before any
+            other row.
 
         Raises:
             DeliveryFailed: a row is refused for good and there is no ``on_delivery``.
@@ -195,7 +202,7 @@ class KafkaSink(Outputs[Producer]):
     def _send_plain(
         self, sending: Sending, start: int, stop: int, partition: int, on_delivery: OnDelivery | None
     ) -> int:
-        """Rows without headers, whole chunks in one call each."""
+        """Queue rows without headers, one call per chunk."""
         options: dict[str, Any] = {} if on_delivery is None else {"on_delivery": on_delivery}
         sent = 0
         for first in range(start, stop, CHUNK_ROWS):
@@ -218,7 +225,7 @@ class KafkaSink(Outputs[Producer]):
     def _send_headed(
         self, sending: Sending, start: int, stop: int, partition: int, on_delivery: OnDelivery | None
     ) -> int:
-        """Rows with headers, one call each: ``produce_batch`` would drop the headers without a word."""
+        """Queue rows with headers, one call per row: ``produce_batch`` silently drops headers."""
         assert sending.headers is not None
         produce = self.producer.produce
         options: dict[str, Any] = {} if on_delivery is None else {"on_delivery": on_delivery}
@@ -237,7 +244,7 @@ class KafkaSink(Outputs[Producer]):
 
 
 class MetricsProducer:
-    """A small producer of its own for the metrics topic: it may lose a record and never holds anything up."""
+    """A small separate producer for the metrics topic: it may lose a record and never blocks the worker."""
 
     def __init__(self, settings: Settings) -> None:
         self._producer = build(Producer, metrics_properties(settings))
@@ -250,7 +257,7 @@ class MetricsProducer:
             log.warning("a metrics record was dropped: %s", error)
 
     def close(self, budget_s: float) -> None:
-        """Send what is queued within the budget."""
+        """Send queued records for at most ``budget_s``, then close the client."""
         if left := self._producer.flush(budget_s):
             log.warning("%d metrics records could not be sent in time", left)
         _let_go(self._producer, budget_s)
@@ -262,14 +269,14 @@ class MetricsProducer:
 
 
 def _messages(values: Sequence[bytes | None], keys: Sequence[bytes | None]) -> list[dict[str, Any]]:
-    """What ``produce_batch`` takes; without keys a dict less than half as dear."""
+    """Rows as ``produce_batch`` takes them. A dict without a key costs less than half as much to make."""
     if keys.count(None) == len(keys):
         return [{"value": value} for value in values]
     return [{"value": value, "key": key} for value, key in zip(values, keys, strict=True)]
 
 
 def _stretches(keys: Sequence[bytes | None], mode: PartitionMode) -> Iterator[tuple[int, int, bool]]:
-    """Rows ``start..stop`` to be placed in one way, in order, and whether that is by key."""
+    """Runs of neighbouring rows that are placed in the same way: (start, stop, whether by key), in order."""
     rows, keyless = len(keys), keys.count(None)
     if mode == "input" or keyless in (0, rows):
         yield 0, rows, mode != "input" and keyless == 0
@@ -285,10 +292,11 @@ def _stretches(keys: Sequence[bytes | None], mode: PartitionMode) -> Iterator[tu
 
 
 def _let_go(producer: Handle, budget_s: float) -> None:
-    """End a client on a thread of its own: its close waits for the broker without a limit."""
+    """Close a client on a separate thread, because its ``close`` waits for the broker without a limit."""
 
     def close() -> None:
-        with suppress(KafkaException, RuntimeError):  # a fatal producer says so once more; one in use stays
+        # a producer with a fatal error raises it again here; a producer in use cannot be closed
+        with suppress(KafkaException, RuntimeError):
             producer.purge()
             producer.close()
 

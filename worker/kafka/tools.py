@@ -1,4 +1,4 @@
-"""Clients for commands that read a topic or write to one: no group, no commits, one sentence for each failure."""
+"""Clients for commands that read or write a topic. They join no group, commit nothing and report a failure in one sentence."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from worker.kafka.topics import EMBEDDED_CLUSTER, Admin, Use, check_rights
 LOOKUP_TIMEOUT_S = 10.0
 FULL_QUEUE_WAIT_S = 0.1
 NO_LEADER = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
-"""Errors of a broker that has not heard yet of a partition which was just created or moved."""
+"""Errors of a broker that does not know yet that a partition was created or moved."""
 NO_LEADER_WAIT_S = 0.1
 PRODUCER_ID_S = 0.55
-"""The client asks for its producer id on a timer of 500 ms. A record that is sent earlier waits for it and ages."""
+"""The client requests its producer id on a 500 ms timer. A record sent earlier waits for the id, and its latency grows."""
 
 
 class Record(NamedTuple):
@@ -80,13 +80,17 @@ class TopicWriter:
         self.poll(0.0)
 
     def poll(self, timeout_s: float) -> None:
-        """Serve acknowledgements for up to ``timeout_s``."""
+        """Handle acknowledgements for up to ``timeout_s``.
+
+        Raises:
+            StartError: a record was not delivered.
+        """
         self._producer.poll(timeout_s)
         if self._failure is not None:
             raise StartError(f"topic {self.topic}: a record was not delivered: {self._failure.str()}")
 
     def finish(self) -> Iterator[int]:
-        """Wait for the acknowledgements that are missing; yields their number a few times a second."""
+        """Wait for the missing acknowledgements; yields how many are missing a few times a second."""
         while left := self._producer.flush(0.2):
             yield left
             self.poll(0.0)
@@ -118,7 +122,7 @@ class TopicReader:
         places = [
             TopicPartition(topic, n, offset) for topic, count in partitions.items() for n in range(count)
         ]
-        if start != "earliest":  # look the ends up now: records from here on are wanted
+        if start != "earliest":  # look the ends up now, so that no record from now on is missed
             try:
                 places = self._consumer.offsets_for_times(places, timeout=LOOKUP_TIMEOUT_S)
             except KafkaException as error:
@@ -148,7 +152,7 @@ class TopicReader:
 
 
 def range_of(consumer: Consumer, place: TopicPartition, patience_s: float) -> tuple[int, int]:
-    """First offset of a partition and the offset behind its last record; waits while the partition has no leader.
+    """First offset of a partition and the offset after its last record; waits while the partition has no leader.
 
     Raises:
         KafkaException: the broker does not answer.

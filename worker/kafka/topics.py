@@ -1,4 +1,4 @@
-"""Checks of a worker's topics on the broker: existence, our rights, partitions, limits of size and timestamp."""
+"""Checks the worker's topics on the broker: existence, rights, partitions, and limits on sizes and timestamps."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ CONNECT_TIMEOUT_S = 8.0
 CREATE_TIMEOUT_S = 10.0
 DESCRIBE_TIMEOUT_S = 3.0
 EMBEDDED_CLUSTER = "mockCluster"
-"""First part of the cluster id of librdkafka's own broker."""
+"""The prefix of the embedded broker's cluster id."""
 HOPELESS = {
     KafkaError._AUTHENTICATION: "authentication failed",
     KafkaError._SSL: "TLS failed",
 }
-"""Client errors that do not go away by waiting."""
+"""Client errors that waiting does not cure."""
 
 log = logging.getLogger(__name__)
 
@@ -54,20 +54,20 @@ class Topics:
     broker: str
     """The broker in one phrase: cluster id and number of nodes."""
     embedded: bool
-    """Whether it is librdkafka's own broker (:mod:`worker.kafka.broker`)."""
+    """Whether it is the embedded broker (:mod:`worker.kafka.broker`)."""
     partitions: dict[str, int]
     """Topic -> number of partitions, for every topic the settings name."""
     limits: dict[str, int]
-    """Topic written to -> largest record it takes from this client: the smaller of the topic's ``max.message.bytes`` and
-    the client's ``message.max.bytes``."""
+    """Topic written to -> largest record, in bytes, that it accepts from this client: the smaller of the topic's
+    ``max.message.bytes`` and the client's ``message.max.bytes``."""
     times: Mapping[str, Times] = field(default_factory=dict)
     """Output topic -> the timestamps it accepts; the embedded broker accepts any."""
     ids: Mapping[str, str] = field(default_factory=dict)
-    """Topic -> its id, where the broker told it: a topic deleted and made anew has another."""
+    """Topic -> its id, if the broker gave one. A topic that is deleted and recreated gets a new id."""
     planned: frozenset[str] = frozenset()
     """Topics that do not exist yet and that ``run`` will create."""
     compacted: frozenset[str] = frozenset()
-    """Topics written to whose ``cleanup.policy`` includes ``compact``: they take no record without a key."""
+    """Topics written to whose ``cleanup.policy`` includes ``compact``: they refuse records without a key."""
 
     def describe(self) -> str:
         return ", ".join(
@@ -90,13 +90,13 @@ class Use:
 
     topic: str
     field: str
-    """The setting that names the topic; empty: the user named it on the command line."""
+    """The setting that names the topic; empty if the command line names it."""
     written: bool
     create: CreateSettings | None = None
 
     @property
     def prefix(self) -> str:
-        """How a message about the topic begins."""
+        """The beginning of a message about the topic."""
         return f"{self.field}: " if self.field else ""
 
 
@@ -105,7 +105,7 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
 
     Args:
         settings: the worker's settings.
-        make: False: change nothing, and report which topics would be created.
+        make: create missing topics; if False, change nothing and report which topics would be created.
 
     Raises:
         ConfigError: a client property is unknown or wrong.
@@ -118,7 +118,7 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
         embedded = str(cluster.cluster_id).startswith(EMBEDDED_CLUSTER)
         missing = [use for use in uses if use.topic not in cluster.topics]
         planned: dict[str, int] = {}
-        if missing and not embedded:  # the embedded broker's topics are named on its command line
+        if missing and not embedded:  # the embedded broker creates the topics of its own command line only
             if make:
                 admin.create(missing)
                 cluster = admin.cluster()
@@ -172,15 +172,15 @@ def uses_of(settings: Settings) -> Iterator[Use]:
 
 
 def check_rights(admin: Admin, uses: Sequence[Use], group: str | None = None) -> dict[str, str]:
-    """Refuse what the broker would refuse later, when records are already in flight.
+    """Report at start a missing right that the broker would report only when records are already in flight.
 
-    If the broker does not say what we may do (before 2.3, or its answer takes too long), nothing is refused.
+    A broker may not list the client's rights (Kafka before 2.3, or a late answer). Then nothing is refused.
 
     Args:
-        group: a group whose offsets are committed.
+        group: the group whose offsets are committed, if any.
 
     Returns:
-        Ids of the topics, as far as the broker told them.
+        Ids of the topics, as far as the broker gave them.
 
     Raises:
         StartError: a right is missing.
@@ -211,14 +211,15 @@ def _check_partitions(settings: Settings, partitions: dict[str, int]) -> None:
 
 
 class Descriptions(NamedTuple):
-    """What the broker says of some topics."""
+    """The broker's answer about some topics."""
 
     rights: dict[str, frozenset[AclOperation]]
+    """Topic -> operations that this client may perform."""
     ids: dict[str, str]
 
 
 class Admin:
-    """A short-lived client that asks a cluster about itself; a context manager.
+    """A short-lived administration client, which asks a cluster about itself; a context manager.
 
     Raises:
         ConfigError: librdkafka refuses the properties.
@@ -234,10 +235,10 @@ class Admin:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._client.poll(0)  # its last log lines
+        self._client.poll(0)  # hands out the client's last log lines
 
     def cluster(self) -> ClusterMetadata:
-        """The whole cluster's metadata. A request for a named topic could create it.
+        """The metadata of the whole cluster, because a request for one named topic could create that topic.
 
         Raises:
             StartError: no broker answered in time, or one refused us.
@@ -285,7 +286,7 @@ class Admin:
         self._await_topics(list(wanted))
 
     def _await_topics(self, topics: list[str]) -> None:
-        """Wait until the brokers know the topics: a created topic reaches them a moment later."""
+        """Wait until every broker knows the topics: a new topic reaches the brokers after a short delay."""
         deadline = time.monotonic() + CREATE_TIMEOUT_S
         while time.monotonic() < deadline:
             known = self.cluster().topics
@@ -294,7 +295,7 @@ class Admin:
             time.sleep(0.05)
 
     def rules(self, topics: list[str]) -> dict[str, Rules]:
-        """What each topic takes; Kafka's defaults where the broker does not say."""
+        """The sizes, keys and timestamps that each topic accepts; Kafka's defaults if the broker does not say."""
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
         answers = self._client.describe_configs(resources, request_timeout=DESCRIBE_TIMEOUT_S)
         wait(answers.values(), timeout=DESCRIBE_TIMEOUT_S + 1)
@@ -316,10 +317,10 @@ class Admin:
         return found
 
     def describe(self, topics: list[str]) -> Descriptions:
-        """Ids of the topics and what we may do with each.
+        """The ids of the topics, and the operations that this client may perform on each.
 
-        A topic that we may not even see may not exist either: it has no rights. Topics that the broker says nothing
-        of are left out.
+        If the client may not see a topic, the topic has no rights here, whether or not it exists. Topics without an
+        answer are left out.
         """
         answers = self._client.describe_topics(
             TopicCollection(topics), include_authorized_operations=True, request_timeout=DESCRIBE_TIMEOUT_S
@@ -329,7 +330,7 @@ class Admin:
         return Descriptions(rights, {topic: str(answers[topic].result().topic_id) for topic in told})
 
     def group_rights(self, group: str) -> frozenset[AclOperation]:
-        """What we may do with a consumer group; READ where the broker does not say."""
+        """The operations that this client may perform on a consumer group; READ if the broker does not say."""
         answers = self._client.describe_consumer_groups(
             [group], include_authorized_operations=True, request_timeout=DESCRIBE_TIMEOUT_S
         )
@@ -343,7 +344,7 @@ class Admin:
 
 
 def _rights(answers: Mapping[str, Future[Any]], refusal: int) -> dict[str, frozenset[AclOperation]]:
-    """The operations each description allows: none where it was refused with the error code ``refusal``."""
+    """The operations that each description allows; none if the broker refused it with the error code ``refusal``."""
     wait(answers.values(), timeout=DESCRIBE_TIMEOUT_S + 1)
     found: dict[str, frozenset[AclOperation]] = {}
     for name, answer in answers.items():
@@ -355,8 +356,7 @@ def _rights(answers: Mapping[str, Future[Any]], refusal: int) -> dict[str, froze
         except TimeoutError:
             continue
         else:
-            if (
-                operations
-            ):  # what can be described has at least DESCRIBE: nothing means that the broker is too old
+            # whoever may describe has at least DESCRIBE: an empty answer means that the broker is too old
+            if operations:
                 found[name] = frozenset(operations)
     return found

@@ -1,9 +1,9 @@
 """Transactions: outputs and consumer positions that become visible together or not at all.
 
-What to do about an error is told by librdkafka's flags, never by its code. A call that timed out is repeated as it is; an outcome
-that stays unknown, a fence and a fatal error all end the producer: a new one (``init_transactions`` completes or
-aborts what its predecessor left) and a look at the committed positions say what really happened. That also keeps a
-delayed EndTxn of the old protocol away from later transactions.
+librdkafka's flags on an error decide the reaction, never the error code. A call that timed out is repeated unchanged.
+If the outcome stays unknown, or the producer is fenced or meets a fatal error, a new producer replaces it:
+``init_transactions`` completes or aborts the old producer's transaction, and the committed positions then show which.
+The replacement also keeps a delayed EndTxn request of the old protocol away from later transactions.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ if TYPE_CHECKING:
 CALL_S = 5.0
 """One attempt of a transactional call."""
 GRACE_S = 2.0
-"""A call that takes this much longer counts as one that never returns."""
+"""A call that exceeds its limit by this much is taken for one that never returns."""
 COMMIT_S = 10.0
-"""After this long without an answer the outcome counts as unknown."""
+"""After this long without an answer the outcome is treated as unknown."""
 START_S = 60.0
 """Longest wait for the transaction coordinator at start."""
 REFUSALS_MAX = 3
-"""New producers in a row that the broker refuses; then the process ends and is started anew."""
+"""When the broker has refused this many new producers in a row, the process exits, to be restarted."""
 
 FENCES_MAX, FENCES_WITHIN_S = 5, 60.0
-"""Producers fenced after which somebody else keeps claiming our id. Each may have committed something before, so that
-no row of rewinds tells: two owners would take turns for ever. The next process has an id of its own."""
+"""If this many of our producers are fenced within this time, another process keeps using our ``transactional.id``, and
+this process exits: the next one has a different id. The count of consecutive rewinds cannot show this, because each
+producer may commit something before it is fenced; the two processes would fence each other forever."""
 
 log = logging.getLogger(__name__)
 
 
 class Producer(Protocol):
-    """The transactional calls of a producer, each with seconds to wait; they raise KafkaException."""
+    """The transactional calls of a producer. Timeouts are in seconds; each call may raise KafkaException."""
 
     def init_transactions(self, timeout: float, /) -> Any: ...
 
@@ -71,9 +72,9 @@ class KafkaTransactions:
         self._source = source
         self._sink = sink
         self._broken: Producer | None = None
-        """The last producer that was fatal or whose last outcome is unknown: it must not be used again."""
+        """The last producer with a fatal error or an unknown outcome: it must not be used again."""
         self._since: dict[Producer, float] = {}
-        """Producers in a call -> monotonic second at which it began."""
+        """Producer in a call -> when the call began (monotonic seconds)."""
         self._fences: deque[float] = deque(maxlen=FENCES_MAX)
         """Monotonic seconds at which the last producers were found fenced."""
         try:
@@ -106,17 +107,17 @@ class KafkaTransactions:
 
     @property
     def hung(self) -> bool:
-        """As in :class:`worker.loop.exactly_once.Transactions`: librdkafka does so where a coordinator went away."""
+        """As in :class:`worker.loop.exactly_once.Transactions`. librdkafka may hang when a coordinator disappears."""
         since = self._since.get(self._sink.producer)
         return since is not None and time.monotonic() - since > CALL_S + GRACE_S
 
     def abort(self) -> None:
-        """As in :class:`worker.loop.exactly_once.Transactions`; waits for as long as no broker answers."""
+        """As in :class:`worker.loop.exactly_once.Transactions`. Waits as long as no broker answers."""
         producer = self._sink.producer
         if not self._sink.lent and self._broken is not producer:
             try:
                 with self._sink.lend(producer):
-                    # what is queued must be sent or refused first: an abort beside it can end in INVALID_TXN_STATE
+                    # An abort while rows are queued can fail with INVALID_TXN_STATE: flush first.
                     with suppress(KafkaException):
                         producer.flush(CALL_S)
                     self._call("abort_transaction", producer, producer.abort_transaction, COMMIT_S)
@@ -136,8 +137,9 @@ class KafkaTransactions:
         """Make one transactional call, repeating it while it may still succeed.
 
         Raises:
-            TransactionFailed: ``aborted`` when the transaction must be aborted; else the producer is done for:
-                ``unknown`` when nobody answered in time, ``fenced`` when the broker wants no more of it.
+            TransactionFailed: ``aborted`` if the transaction must be aborted. With the other two results the
+                producer must be replaced: ``unknown`` if no broker answered in time, ``fenced`` if the broker
+                refuses the producer.
         """
         deadline = time.monotonic() + budget_s
         while True:
@@ -160,7 +162,7 @@ class KafkaTransactions:
                 del self._since[producer]
 
     def _renew(self) -> None:
-        """A new producer under the same id; its epoch fences whatever the old one may still have on the wire."""
+        """Replace the producer, with the same id: the new epoch fences requests of the old one still on their way."""
         if len(self._fences) == FENCES_MAX and self._fences[-1] - self._fences[0] <= FENCES_WITHIN_S:
             raise ClientFatal(
                 f"kafka: another producer keeps taking the transactional.id {self._sink.transactional_id} "

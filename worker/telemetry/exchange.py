@@ -1,4 +1,4 @@
-"""How another thread gets a consistent snapshot: it asks, the conductor answers at its next turn."""
+"""Gives other threads a consistent snapshot: a thread asks, and the conductor answers at its next turn."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ class SnapshotExchange:
     """Snapshots on demand. The one lock here is taken only when someone asks.
 
     Args:
-        first: what is told until the conductor has answered for the first time.
-        patience_s: how long `ask` waits for an answer before it tells the last one.
+        first: the snapshot returned until the conductor has answered for the first time.
+        patience_s: how long `ask` waits for an answer before it returns the last one.
     """
 
     def __init__(self, first: Snapshot, patience_s: float = 1.0) -> None:
         self.wanted = False
-        """Whether someone waits; the conductor looks at this every turn."""
+        """Whether a thread waits for a snapshot; the conductor checks this every turn."""
         self._latest = first
         self._answers = 0
         self._patience_s = patience_s
         self._answered = threading.Condition()
 
     def ask(self) -> Snapshot:
-        """A snapshot made after this call, or the last one if the conductor does not turn in time."""
+        """A snapshot made after this call; the last one if the conductor does not answer within ``patience_s``."""
         with self._answered:
             seen = self._answers
             self.wanted = True
@@ -32,7 +32,7 @@ class SnapshotExchange:
             return self._latest
 
     def answer(self, snapshot: Snapshot) -> None:
-        """Hand a snapshot made this turn to everyone who waits."""
+        """Give a snapshot of this turn to every waiting thread."""
         with self._answered:
             self.wanted = False
             self._latest = snapshot

@@ -1,9 +1,9 @@
 """A histogram with fixed logarithmic buckets for whole numbers: latencies in microseconds, batch sizes.
 
-Values are counted in vectorised steps of at least ``TOGETHER`` (about 0.03 us per value): small batches wait for each
-other, because a step costs by the call. A bucket holds the values
-``lower < value <= upper`` and is at most 5 % wide, so a percentile taken from its middle is within 2.5 %. The
-edges that Prometheus shows are edges here too: its cumulative counts are exact.
+Values are counted in vectorised steps of at least ``TOGETHER`` values (about 0.03 us per value). The cost of a step is
+mostly that of the call, so small batches are collected first. A bucket holds the values ``lower < value <= upper`` and
+is at most 5 % wide, so a percentile taken from its middle is within 2.5 %. Every edge shown to Prometheus is also an
+edge here, so the cumulative counts are exact.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ BATCH_EDGES = tuple(2**power for power in range(13))
 
 
 TOGETHER = 256
-"""Values worth a step of their own."""
+"""Fewest values counted in one step."""
 
 
 class Histogram:
     """Counts by bucket, with the exact number, sum and maximum of the values (all >= 0).
 
-    For one thread, the owner's: reading counts what waits. A copy is whole and may be read anywhere.
+    Only the owner's thread may use it, because reading counts the collected values too. Any thread may read a copy.
     """
 
     __slots__ = ("_count", "_counts", "_max", "_sum", "_waiting", "_waiting_values")
@@ -47,7 +47,7 @@ class Histogram:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Values by bucket."""
+        """Number of values in each bucket."""
         self._count_waiting()
         return self._counts
 
@@ -66,7 +66,7 @@ class Histogram:
         return self._max
 
     def add(self, values: NDArray[np.int64] | int, count: int = 1) -> None:
-        """Add an array of values, which may not be changed any more, or one value ``count`` times."""
+        """Add an array of values, which the caller must not change afterwards, or one value ``count`` times."""
         if isinstance(values, np.ndarray):
             if not len(values):
                 return
@@ -109,14 +109,14 @@ class Histogram:
         return twin
 
     def merge(self, other: Histogram) -> None:
-        """Add everything the other histogram holds."""
+        """Add all values of the other histogram."""
         self._counts += other.counts
         self._count += other._count
         self._sum += other._sum
         self._max = max(self._max, other._max)
 
     def since(self, earlier: Histogram) -> Histogram:
-        """What was added since ``earlier``, a copy of this histogram; ``max`` is exact if it is a new maximum."""
+        """The values added since ``earlier``, a copy of this histogram; ``max`` is exact if it is a new maximum."""
         added = Histogram()
         added._counts = self.counts - earlier.counts
         added._count = self.count - earlier.count
@@ -127,7 +127,7 @@ class Histogram:
         return added
 
     def _middle(self, bucket: int) -> int:
-        """The value that stands for a bucket; the last one is open-ended, so the maximum stands for it."""
+        """The value that represents a bucket: its middle, or the maximum for the last bucket, which is open-ended."""
         return min(_MIDDLES[bucket], self.max) if bucket < len(_MIDDLES) else self.max
 
 

@@ -1,7 +1,7 @@
 """``metrics.http``: metrics, liveness, readiness and progress over HTTP, on a daemon thread.
 
-Three different questions get three different answers: *alive* (restart me if not), *ready* (the model is warm and
-the group joined) and *progressing* (records move). Only *alive* must never wait for the conductor.
+It answers three different questions: *alive* (if not, restart the process), *ready* (the model is warm and the group
+is joined) and *progressing* (records move). *alive* must never wait for the conductor; the others may.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from worker.telemetry.topic import WorkerInfo, metrics_record
 
 _MAX_REQUEST_BYTES = 16 * 1024
 MOST_READING = 16
-"""Connections whose request is not complete yet. One more cuts the oldest: a probe always gets through."""
+"""Most connections with an incomplete request. A further one closes the oldest, so that a probe always gets through."""
 MOST_CONNECTIONS = 64
-"""All connections. One more is closed unanswered."""
+"""Most connections in all. A further one is closed without an answer."""
 REQUEST_S = 2.0
 """How long a client may take to send its whole request."""
 ANSWER_S = 5.0
-"""How long a client may take to read its whole answer."""
+"""How long a client may take to read the whole answer."""
 _CLOSE_WITHIN_S = 0.1
 
 log = logs.get(__name__)
@@ -42,22 +42,22 @@ log = logs.get(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The three answers, and what to tell the person who asks why."""
+    """The three answers, and the reasons for the person who asks."""
 
     alive: bool
     ready: bool
     progressing: bool
     detail: dict[str, Any] = field(default_factory=dict)
-    """Added to the bodies of the first two."""
+    """Added to the bodies of `alive` and `ready`."""
     waits: str | None = None
-    """What progress waits for: a partition that stands, or brokers; None while nothing is unusual."""
+    """What progress waits for: a partition that does not progress, or brokers; None while nothing is unusual."""
 
 
 class Provider(Protocol):
-    """What the server shows. Both are called from request threads."""
+    """Gives the server what it shows. Request threads call both methods."""
 
     def health(self) -> Health:
-        """From what is already known, at once: it must answer when nothing else does."""
+        """The health as already known, without waiting: it must answer even if nothing else does."""
 
     def snapshot(self) -> Snapshot:
         """A recent consistent snapshot since the start of the process."""
@@ -71,15 +71,15 @@ class _Answer:
 
 
 class HttpServer:
-    """Serves from construction on, until `close`.
+    """Serves from its construction until `close`.
 
     Args:
-        address: ``host:port``; an IPv6 host in brackets; port 0 = any free one, see `port`.
-        index: of this replica, added to a given port.
+        address: ``host:port``; an IPv6 host in brackets; port 0 = any free port, see `port`.
+        index: this replica's index, added to the port unless that is 0.
 
     Raises:
         ConfigError: the address is not ``host:port``.
-        StartError: it cannot be bound.
+        StartError: the address cannot be bound.
     """
 
     def __init__(self, address: str, provider: Provider, worker: WorkerInfo, index: int = 0) -> None:
@@ -104,11 +104,11 @@ class HttpServer:
 
 
 def check_address(address: str) -> None:
-    """Listen on an address for a moment.
+    """Check that the server could listen on an address, by listening on it for a moment.
 
     Raises:
-        ConfigError: it is not ``host:port``.
-        StartError: it cannot be listened on: the port is in use, or the host is not of this machine.
+        ConfigError: the address is not ``host:port``.
+        StartError: the port is in use, or the host is not an address of this machine.
     """
     host, port = parse_address(address)
     try:
@@ -120,10 +120,10 @@ def check_address(address: str) -> None:
 
 
 def parse_address(address: str) -> tuple[str, int]:
-    """Split ``host:port`` or ``[v6 host]:port``; an empty host is every interface.
+    """Split ``host:port`` or ``[v6 host]:port``; an empty host means every interface.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the address has neither form.
     """
     host, colon, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
@@ -165,7 +165,7 @@ def _json(good: bool, body: bytes) -> _Answer:
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    """One thread per connection, a bounded number of them."""
+    """One thread per connection, and at most ``MOST_CONNECTIONS`` connections."""
 
     daemon_threads = True
     block_on_close = False
@@ -181,7 +181,9 @@ class _Server(http.server.ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # the inherited one asks DNS for a name nobody needs
+        socketserver.TCPServer.server_bind(
+            self
+        )  # HTTPServer's version also asks DNS for a name that nobody needs
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):
@@ -193,7 +195,7 @@ class _Server(http.server.ThreadingHTTPServer):
             if oldest is not None:
                 del self._reading[oldest]
                 with suppress(OSError):
-                    oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end and closes it
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread then reads end-of-file and closes it
         try:
             super().process_request(request, client_address)
         except BaseException:
@@ -202,7 +204,7 @@ class _Server(http.server.ThreadingHTTPServer):
             raise
 
     def complete(self, request: socket.socket) -> None:
-        """The request was read, or never will be: it is not cut any more."""
+        """Mark a request as read, or as given up: its connection no longer counts as incomplete."""
         with self._lock:
             self._reading.pop(request, None)
 
@@ -232,7 +234,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def parse_request(self) -> bool:
         complete = super().parse_request()
         cast(_Server, self.server).complete(self.connection)
-        self.connection.settimeout(ANSWER_S)  # counts for the whole of a `sendall`
+        self.connection.settimeout(ANSWER_S)  # `sendall` applies it to the whole answer
         return complete
 
     def do_GET(self) -> None:
@@ -256,14 +258,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(answer.body)
 
     def log_message(self, *_args: Any) -> None:
-        """Probes come every few seconds: no log line for each."""
+        """Log nothing: probes come every few seconds."""
 
 
 class _Timely(io.RawIOBase):
-    """Reads a socket until a deadline: a client that sends a byte now and then does not move it.
+    """Reads a socket until a deadline, which a slow client cannot extend by sending a byte now and then.
 
     Args:
-        seconds: from now on.
+        seconds: from construction to the deadline.
     """
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
@@ -274,7 +276,11 @@ class _Timely(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Raises TimeoutError: the deadline is over."""
+        """Read what is there.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+        """
         left_s = self._deadline - time.monotonic()
         if left_s <= 0:
             raise TimeoutError("the request took too long")
@@ -283,7 +289,7 @@ class _Timely(io.RawIOBase):
 
 
 class _Bounded:
-    """The first ``limit`` bytes of a request; the rest is as if it were not there."""
+    """The first ``limit`` bytes of a request, followed by end-of-file."""
 
     def __init__(self, stream: BinaryIO | io.BufferedIOBase, limit: int) -> None:
         self._stream = stream

@@ -1,8 +1,7 @@
-"""Log lines leave on a thread of their own: logging never decides whether records are answered.
+"""A separate thread writes the log lines, so that a blocked standard error never blocks the worker.
 
 Standard error may be a pipe whose reader is gone or has stopped reading, or a file on a full disk. The caller only
-puts its line into a bounded queue. A line that finds the queue full, or that the system refuses, is dropped and
-counted.
+puts its line into a bounded queue. If the queue is full, or the system refuses the line, it is dropped and counted.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from collections import deque
 from collections.abc import Callable
 
 MOST_BYTES = 1 << 20
-"""Most bytes of lines that wait to be written."""
+"""Most bytes of lines that may wait to be written."""
 
 
 class LineWriter:
-    """Writes text to a file descriptor, in order. No method waits for the descriptor but `flush`, which has a limit.
+    """Writes text to a file descriptor, in order. Only `flush` waits for the descriptor, and for a limited time.
 
     Args:
-        fd: where to write; it stays the caller's.
-        most_bytes: bound of what waits to be written.
-        on_recovery: called on the writer's thread with the number of lines dropped, once writing works again.
+        fd: the descriptor to write to; the caller owns it and closes it.
+        most_bytes: most bytes that may wait to be written.
+        on_recovery: called on the writer's thread with the number of dropped lines, when writing works again.
     """
 
     def __init__(
@@ -34,15 +33,15 @@ class LineWriter:
         self._on_recovery = on_recovery
         self._lines: deque[bytes] = deque()
         self._held_bytes = 0
-        """Of the lines that wait and of the one that is being written."""
+        """Bytes of the waiting lines and of the line that is being written."""
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self.dropped = 0
-        """Lines that were lost, since the start."""
+        """Lines lost since the start."""
         self._reported = 0
 
     def put(self, line: str) -> None:
-        """Queue one line, with its line feed; drop it when too much waits already."""
+        """Queue one line, which includes its line feed; drop it if too many bytes wait already."""
         data = line.encode("utf-8", "backslashreplace")
         with self._changed:
             if self._held_bytes + len(data) > self._most_bytes:
@@ -56,7 +55,7 @@ class LineWriter:
             self._changed.notify_all()
 
     def flush(self, within_s: float) -> bool:
-        """Wait until everything queued is written, at most ``within_s`` seconds; False when some of it is not."""
+        """Wait up to ``within_s`` seconds until every queued line is written; False if one is not."""
         deadline = time.monotonic() + within_s
         with self._changed:
             while self._held_bytes:

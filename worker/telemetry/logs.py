@@ -1,8 +1,8 @@
-"""Logs: standard error only, readable on a terminal and JSON lines otherwise, never with a secret in them.
+"""Logs: to standard error only, readable on a terminal and JSON lines otherwise, with secrets hidden.
 
-``LOG_FORMAT=json|console`` and ``LOG_LEVEL`` override; ``NO_COLOR`` is honoured. Log per batch or per event,
-never per record: a line costs as much as decoding one. A line that cannot be written is dropped and counted; see
-:mod:`worker.telemetry.lines`.
+``LOG_FORMAT=json|console`` and ``LOG_LEVEL`` override the defaults; ``NO_COLOR`` is honoured. Log per batch or per
+event, never per record: a log line costs as much as decoding a record. A line that cannot be written is dropped and
+counted; see :mod:`worker.telemetry.lines`.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def configure(
     """Set up structlog and the standard library's logging (librdkafka's lines come through it).
 
     Args:
-        secrets: the actual secret values of the configuration; wherever one occurs, it is hidden.
+        secrets: the secret values of the configuration; each is hidden wherever it occurs.
         stream: where to write; default standard error.
-        level: the least level shown where ``LOG_LEVEL`` does not say.
+        level: the lowest level shown if ``LOG_LEVEL`` is not set.
 
     Raises:
         ConfigError: LOG_FORMAT or LOG_LEVEL is unknown.
@@ -77,40 +77,40 @@ def configure(
 
 
 def ensure_configured() -> None:
-    """Set logging up if `configure` was not called yet, whatever the environment says: for a failure at the start.
+    """Set logging up if `configure` was not called yet, and ignore the environment: for a failure at start.
 
-    structlog by itself would print the local variables of every frame, passwords among them.
+    Without this, structlog would print the local variables of every frame, including passwords.
     """
     if not _configured:
         configure(environ={})
 
 
 def say(sentence: str) -> None:
-    """One line for the user on standard error, in order with the log; secrets hidden. Never waits, never raises.
+    """Write one line for the user to standard error, in order with the log, with secrets hidden.
 
-    What a terminal would obey is written as an escape: the sentence may quote a record.
+    Never waits and never raises. Control characters are escaped, because the sentence may quote a record.
     """
     _Out(sys.stderr).msg(printable(redact(sentence)))
 
 
 def flush(within_s: float = 1.0) -> None:
-    """Before the process ends: wait for the lines that are not written yet, for so long at most."""
+    """Wait up to ``within_s`` seconds until the queued lines are written; for the end of the process."""
     if _writer is not None:
         _writer.flush(within_s)
 
 
 def dropped_lines() -> int:
-    """Lines that could not be written, since the start of the process."""
+    """Number of lines lost since the start of the process."""
     return _writer.dropped if _writer is not None else 0
 
 
 def redact(text: str) -> str:
-    """The text without any secret value of the configuration; for what is shown elsewhere than in logs."""
+    """The text with every secret value of the configuration hidden; for text that is shown outside the logs."""
     return _redactor.text(text)
 
 
 class Redactor:
-    """Hides secrets by value wherever they occur, and by name where a key says what it holds."""
+    """Hides known secret values wherever they occur, and every value whose key has a name such as ``password``."""
 
     def __init__(self, secrets: Sequence[str] = ()) -> None:
         # Longest first: one secret may be the beginning of another.
@@ -123,7 +123,7 @@ class Redactor:
         return text
 
     def value(self, value: Any) -> Any:
-        """The same value with secrets hidden at any depth; what is no plain data becomes text first."""
+        """The same value with secrets hidden at any depth; values that are not plain data become text."""
         match value:
             case None | bool() | int() | float():
                 return value
@@ -143,7 +143,7 @@ class Redactor:
 
 
 class _Out:
-    """Where lines go: the process's own standard error by its writer, any other stream directly."""
+    """Writes lines: to the process's standard error through its `LineWriter`, to any other stream directly."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -162,7 +162,7 @@ class _Out:
 
 
 class _ToStructlog(logging.Handler):
-    """Hands the standard library's records to structlog, so that there is one way out."""
+    """Passes the standard library's log records to structlog, so that all lines take one path."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = min(record.levelno // 10 * 10, logging.CRITICAL) or logging.DEBUG
@@ -176,7 +176,7 @@ _writers_lock = threading.Lock()
 
 
 def _writer_of(stream: TextIO) -> LineWriter | None:
-    """The one writer of the process's standard error; None for a stream of a test."""
+    """The writer of the process's standard error; None if ``stream`` is another stream, as in tests."""
     global _writer
     if stream is not sys.__stderr__:
         return None
@@ -199,7 +199,7 @@ def _log_dead_thread(args: threading.ExceptHookArgs) -> None:
 
 
 def _secret_arguments(argv: Sequence[str]) -> Iterator[str]:
-    """Values on the command line whose name says that they are secret: ``--set kafka.sasl.password=...``."""
+    """Values on the command line whose name marks them as secret: ``--set kafka.sasl.password=...``."""
     for argument in argv:
         name, equals, value = argument.partition("=")
         if equals and _names_a_secret(name):

@@ -1,7 +1,7 @@
 """The counters, owned by the conductor's thread: plain numbers, no locks, one call per batch.
 
-Other threads see them only as a :class:`Snapshot`, an independent copy made between two turns of the loop, so
-``in = ok + dead_letter + dropped + in flight`` holds in every number the worker ever shows.
+Other threads only see a :class:`Snapshot`, an independent copy made between two turns of the loop. Therefore
+``in = ok + dead_letter + dropped + in flight`` holds in every number that the worker shows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from worker.telemetry.observer import Microseconds
 
 
 class ModelLabel(NamedTuple):
-    """The model behind a pipeline, as metrics name it."""
+    """The model of a pipeline, as the metrics name it."""
 
     name: str
     version: str
@@ -31,7 +31,7 @@ class ModelLabel(NamedTuple):
 
 
 class PartitionState(NamedTuple):
-    """Where the worker stands in one partition, as offsets of the next record; None = not known yet."""
+    """The worker's progress in one partition, as offsets of the next record; None = not known yet."""
 
     position: int | None
     committed: int | None
@@ -39,11 +39,11 @@ class PartitionState(NamedTuple):
     unreadable: int = 0
     """Offsets from ``position`` on that hold no record."""
     age_s: float = 0.0
-    """Seconds since ``end`` was last known to be right."""
+    """Seconds since the broker last confirmed ``end``."""
 
     @property
     def lag(self) -> int | None:
-        """Records that exist and are not committed: what another owner of the partition would have to do."""
+        """Records that exist and are not committed: another owner of the partition would have to process these."""
         done = self.position if self.committed is None else self.committed
         if self.end is None or done is None:
             return None
@@ -52,19 +52,19 @@ class PartitionState(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KafkaState:
-    """What the worker knows of its brokers and its group."""
+    """The worker's view of its brokers and its group."""
 
     available: bool = False
     """Whether any broker can be reached."""
     assigned: int = 0
     """Partitions assigned to this process."""
     errors: Counter[str] = field(default_factory=Counter)
-    """Errors of the clients since the start, by librdkafka's name of the code."""
+    """Name of librdkafka's error code -> errors of the clients since the start."""
 
 
 @dataclass(slots=True)
 class PipelineCounts:
-    """What happened to the records of one pipeline; ``model`` is None for records that no pipeline takes."""
+    """Counts of the records of one pipeline; ``model`` is None for records that no pipeline takes."""
 
     model: ModelLabel | None = None
     taken: int = 0
@@ -92,7 +92,7 @@ class PipelineCounts:
         )
 
     def since(self, earlier: PipelineCounts) -> PipelineCounts:
-        """The same counters from ``earlier`` on; what is in flight is a state and stays."""
+        """The counters since ``earlier``; ``in_flight`` is a state and stays as it is."""
         return replace(
             self,
             taken=self.taken - earlier.taken,
@@ -109,7 +109,7 @@ class PipelineCounts:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything the worker says about itself at one moment; counters cover the last ``interval_s``."""
+    """All figures of the worker at one moment; counters cover the last ``interval_s``."""
 
     time_ms: int
     """Unix milliseconds."""
@@ -130,7 +130,7 @@ class Snapshot:
     kafka: KafkaState = KafkaState()
 
     def since(self, earlier: Snapshot) -> Snapshot:
-        """The same moment with the counters from ``earlier`` on."""
+        """The same moment, with the counters since ``earlier``."""
         nothing = PipelineCounts()
         return replace(
             self,
@@ -149,11 +149,11 @@ class Snapshot:
 
 
 class Meters:
-    """The live counters. Every record is `taken` once and `counted` once; the rest is told per batch.
+    """The live counters. Every record is `taken` once and `counted` once; the other calls come once per batch.
 
     Args:
-        models: the pipelines in file order with their models; None until the model is known (`model`). A name that is
-            none of these (records that no pipeline takes) is counted from its first record on.
+        models: the pipelines in file order with their models; None until the model is known (`model`). Any other
+            name, used for records that no pipeline takes, gets its counters with its first record.
         clock, wall: monotonic and Unix seconds.
     """
 
@@ -175,18 +175,21 @@ class Meters:
         self._loop_s = dict.fromkeys(LOOP_SECTIONS, 0.0)
 
     def model(self, pipeline: str, label: ModelLabel) -> None:
-        """This model answers for the pipeline from now on."""
+        """Set the model that answers for the pipeline from now on."""
         self._of(pipeline).model = label
 
     def taken(self, pipeline: str, records: int, nbytes: int = 0) -> None:
-        """Records came from Kafka and are in flight now; ``nbytes`` of values."""
+        """Count records that were read from Kafka and are now in flight; ``nbytes`` is the size of their values."""
         counts = self._of(pipeline)
         counts.taken += records
         counts.in_flight += records
         self._bytes_in += nbytes
 
     def counted(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None:
-        """Records left: acknowledged, or without any output (``dropped``; also those given back to Kafka)."""
+        """Count records that are no longer in flight.
+
+        ``ok`` and ``dead_letter`` are acknowledged. ``dropped`` have no output, or were given back to Kafka.
+        """
         counts = self._of(pipeline)
         counts.ok += ok
         counts.dead_letter += dead_letter
@@ -194,14 +197,14 @@ class Meters:
         counts.in_flight -= ok + dead_letter + dropped
 
     def sent(self, nbytes: int) -> None:
-        """Bytes of values handed to the producer, dead letters included."""
+        """Count bytes of values given to the producer, dead letters included."""
         self._bytes_out += nbytes
 
     def error(self, pipeline: str, reason: str, stage: str, records: int = 1) -> None:
         self._of(pipeline).errors[reason, stage] += records
 
     def batch(self, pipeline: str, batch: Batch) -> None:
-        """A batch is back from the engine: its runs are what the model saw as batches."""
+        """Count a batch that the engine returned. The model saw each of its runs as one batch."""
         counts = self._of(pipeline)
         counts.run_items = batch.servable.run_items
         for run in batch.runs:
@@ -213,11 +216,11 @@ class Meters:
                 counts.stages_us[stage].add(us, len(run.rows))
 
     def hold_us(self, pipeline: str, us: Microseconds, records: int = 1) -> None:
-        """From finished to released, one number for ``records`` records or one per record."""
+        """Add times from finished to released: one number for ``records`` records, or one per record."""
         self._of(pipeline).stages_us["hold"].add(us, records)
 
     def publish_us(self, pipeline: str, us: Microseconds, records: int = 1) -> None:
-        """From released to acknowledged, one number for ``records`` records or one per record."""
+        """Add times from released to acknowledged: one number for ``records`` records, or one per record."""
         self._of(pipeline).stages_us["publish"].add(us, records)
 
     def rebalance(self) -> None:
@@ -230,7 +233,7 @@ class Meters:
         self._rewinds[cause] += 1
 
     def loop(self, section: str, seconds: float) -> None:
-        """Time the conductor's thread spent in one of ``LOOP_SECTIONS``."""
+        """Add time that the conductor's thread spent in one of ``LOOP_SECTIONS``."""
         self._loop_s[section] += seconds
 
     def snapshot(
@@ -239,7 +242,7 @@ class Meters:
         partitions: Mapping[Partition, PartitionState] | None = None,
         kafka: KafkaState | None = None,
     ) -> Snapshot:
-        """An independent copy of all counters since the start, with the states only the caller knows."""
+        """An independent copy of all counters since the start, with the states that the caller passes."""
         now = self._clock()
         return Snapshot(
             time_ms=int(self._wall() * 1000),
@@ -265,7 +268,7 @@ class Meters:
 
 
 def rss_bytes() -> int:
-    """Resident memory of this process; its peak where the system does not tell the present (no ``/proc``)."""
+    """Resident memory of this process; its peak on systems without ``/proc``, which do not show the present value."""
     try:
         resident_pages = int(Path("/proc/self/statm").read_bytes().split()[1])
     except OSError:

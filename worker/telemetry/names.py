@@ -1,4 +1,4 @@
-"""Every metric the worker has, typed and explained once; the reference page comes from here."""
+"""Every metric of the worker with its type and explanation; the reference page is generated from this module."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from worker.batch import STAGES
 PREFIX = "streaminfer_"
 
 METRIC_STAGES = (*STAGES, "total", "hold", "publish")
-"""What latency is measured for: the stages of a result and their sum, then what happens after it is finished."""
+"""Latency is measured for the stages of a result, for their sum, and for the two stages after it is finished."""
 
 LOOP_SECTIONS = ("poll", "submit", "publish", "commit", "wait")
-"""What the conductor's thread spends its time on."""
+"""The activities on which the conductor's thread spends its time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric as Prometheus shows it; ``name`` is without the common prefix."""
+    """One metric as Prometheus shows it; ``name`` lacks the common prefix."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]

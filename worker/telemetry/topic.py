@@ -15,7 +15,7 @@ from worker.telemetry.meters import PipelineCounts, Snapshot
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """Which process speaks; ``id`` is its client.id, the key of its metrics records."""
+    """The process that sends a metrics record; ``id`` is its client.id, the record's key."""
 
     id: str
     group: str
@@ -28,7 +28,7 @@ def metrics_record(snapshot: Snapshot, worker: WorkerInfo, waits: str | None = N
     """The metrics record of a snapshot as JSON; its counters cover the snapshot's ``interval_s``.
 
     Args:
-        waits: what the worker waits for, when that is unusual; a field of that name then.
+        waits: what the worker waits for, if that is unusual; the record then has a field ``waits``.
     """
     interval_s = snapshot.interval_s
     record: dict[str, Any] = {
@@ -60,11 +60,11 @@ def metrics_record(snapshot: Snapshot, worker: WorkerInfo, waits: str | None = N
 
 
 class MetricsReporter:
-    """Sends the metrics record of each interval; the caller brings the snapshots.
+    """Sends the metrics record of each interval; the caller supplies the snapshots.
 
     Args:
-        send: takes key and value, for instance a producer's with the metrics topic bound.
-        first: the snapshot from which the first interval counts.
+        send: takes key and value, for instance a producer's method with the metrics topic bound.
+        first: the snapshot at which the first interval begins.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class MetricsReporter:
         return self._last.clock_s + self._interval_s
 
     def report(self, snapshot: Snapshot) -> None:
-        """Send what happened since the last report; also once at the end of a drain, due or not."""
+        """Send the counts since the last report. At the end of a drain this is called even if no record is due."""
         self._send(self._worker.id.encode(), metrics_record(snapshot.since(self._last), self._worker))
         self._last = snapshot
 

@@ -1,7 +1,7 @@
-"""What the HTTP server, the watchdog and the metrics reports ask of a running worker.
+"""The state of a running worker, as the HTTP server, the watchdog and the metrics reports need it.
 
-The loop's thread refreshes what needs the Kafka client (:meth:`Vitals.look`, :meth:`Vitals.take_snapshot`).
-Other threads read plain attributes of the loop, which are replaced whole and never changed in place.
+The loop's thread refreshes the values that need the Kafka client (:meth:`Vitals.look`, :meth:`Vitals.take_snapshot`).
+Other threads read plain attributes of the loop. The loop replaces these whole and never changes one in place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LOOK_EVERY_S = 1.0
 """How often the ends of the partitions are looked up."""
 UNREADY_AFTER_S = 10.0
-"""After so long without any broker the worker is not ready. A restart of one broker is usually shorter."""
+"""After this long without any broker the worker is not ready. The restart of one broker usually takes less."""
 
 
 class Loop(Protocol):
@@ -71,10 +71,10 @@ class Pool(Protocol):
 
 
 class Vitals:
-    """One worker's state of health. Until `attach` it is warming up: alive and not ready.
+    """The health of one worker. Until `attach` the worker is warming up: alive and not ready.
 
     Args:
-        stall_s: a loop whose last turn is older counts as dead (``limits.stall_s``).
+        stall_s: if the loop's last turn is older than this, the worker is not alive (``limits.stall_s``).
         clock_ns: monotonic nanoseconds, the conductor's clock.
         wall_s: Unix seconds.
     """
@@ -96,23 +96,23 @@ class Vitals:
         self._reach: Mapping[Partition, Reach] = {}
         self._reading = Reading({})
         self._brokerless: tuple[int, float] | None = None
-        """When the last broker was gone, by the monotonic (ns) and the wall clock (s); None while there is one."""
+        """When the last connection to a broker was lost: monotonic ns and Unix s; None while a broker is connected."""
         self._was_member = False
         self.exchange = SnapshotExchange(meters.snapshot())
 
     def attach(
         self, loop: Loop, source: Source, pool: Pool, errors: Callable[[], Iterable[Counter[str]]]
     ) -> None:
-        """The worker is built: from here on these answer.
+        """Set the parts of the worker that give the answers from now on, once they are built.
 
         Args:
-            errors: the errors of each Kafka client so far, by librdkafka's name of the code.
+            errors: returns the errors of each Kafka client so far, counted by the name of librdkafka's error code.
         """
         self._errors = errors
         self._parts = (loop, source, pool)
 
     def watch(self, standing: Callable[[], str | None]) -> None:
-        """``standing`` says which partition does not progress; None while all do."""
+        """Set the function that names a partition without progress; it returns None while all progress."""
         self._standing = standing
 
     # -- for any thread ------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class Vitals:
         loop, source, _ = self._parts
         idle_s = self._idle_s(loop)
         alive = idle_s < self._stall_s and source.fatal is None
-        # a loop that is busy with a batch has not begun to drain when it is asked to
+        # a loop that is busy with a batch begins to drain some time after it is asked to
         draining = loop.draining or loop.stop_requested
         detail: dict[str, Any] = {"turned_s_ago": round(idle_s, 3), "draining": draining}
         if reason := self._unready(loop, source, alive, draining):
@@ -134,7 +134,7 @@ class Vitals:
         return Health(alive, reason is None, alive and standing is None, detail, why)
 
     def _unready(self, loop: Loop, source: Source, alive: bool, draining: bool) -> str | None:
-        """Why this worker gets no records now; None when it does."""
+        """Why this worker receives no records now; None if it does."""
         if source.fatal is not None:
             return f"the Kafka client cannot go on: {source.fatal}"
         if not alive:
@@ -168,11 +168,11 @@ class Vitals:
         return self._meters.snapshot() if self._parts is None else self.exchange.ask()
 
     def reading(self) -> Reading:
-        """What :class:`worker.process.progress.Progress` looks at, as of the last look."""
+        """The input of :class:`worker.process.progress.Progress`, as of the last :meth:`look`."""
         return self._reading
 
     def state(self) -> dict[str, Any]:
-        """What a stuck process knows of itself, read without its help."""
+        """The worker's state for a report about a stuck process; needs no help from the loop's thread."""
         if self._parts is None:
             return {"phase": "warming up"}
         loop, _, pool = self._parts
@@ -197,7 +197,7 @@ class Vitals:
     # -- for the loop's thread -----------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Refresh how far each partition was read and answered, how far it goes, and whether there are brokers."""
+        """Refresh the read, answered and end positions of each partition, and whether a broker is connected."""
         if self._parts is None:
             return
         loop, source, pool = self._parts
@@ -208,7 +208,7 @@ class Vitals:
         elif self._brokerless is None:
             self._brokerless = (self._clock_ns(), self._wall_s())
         seen = views(loop.window, pool.oldest(), self._reach, loop.paused)
-        # a drain has a deadline of its own
+        # a drain has a separate deadline, so progress is not watched meanwhile
         self._reading = Reading({} if loop.draining else seen, brokers=self._brokerless is None)
 
     def take_snapshot(self) -> Snapshot:
@@ -218,7 +218,7 @@ class Vitals:
         loop, source, _ = self._parts
         window = loop.window
         partitions = {}
-        # the last report of a drain is made after the source is closed: it shows the last look
+        # The last report of a drain comes after the source is closed, so it uses the positions of the last look.
         for partition, reach in (source.lag() or self._reach).items():
             position = window.position(partition)
             if position is None:
