@@ -52,9 +52,9 @@ def frame(value, headers):
 """
 WORKER = "from worker.__main__ import main; import sys; sys.exit(main())"
 BROKEN = f"""
-import worker.app
+import worker.assembly
 from worker.loop.budget import Budget
-worker.app.Budget = lambda limit_bytes, shares: Budget(1 << 40, shares)  # planted: the budget is not looked at
+worker.assembly.Budget = lambda limit_bytes, shares: Budget(1 << 40, shares)  # planted: the budget is not looked at
 {WORKER}
 """
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import worker
 from worker import __version__, native
 from worker.cli import check
 from worker.cli import main as cli
@@ -53,10 +52,9 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Any:
     model = SimpleNamespace(provider="cpu", signature=SIGNATURE, why_alone="", largest_difference=1e-7)
     servable = SimpleNamespace(label="small@0123abcd", model=model)
     rollout = SimpleNamespace(route=SimpleNamespace(max_bytes=1000, when=None), choose=lambda: servable)
-    module: Any = ModuleType("worker.app")
+    module: Any = ModuleType("worker.kafka.topics")
     module.check_broker = lambda settings: [("broker", "1 broker"), ("topics", "all there")]
-    monkeypatch.setitem(sys.modules, "worker.app", module)
-    monkeypatch.setattr(worker, "app", module, raising=False)
+    monkeypatch.setitem(sys.modules, "worker.kafka.topics", module)
     loading: Any = ModuleType("worker.serving.load")
     loading.load = lambda settings: {"small": rollout}
     monkeypatch.setitem(sys.modules, "worker.serving.load", loading)

@@ -32,7 +32,13 @@ def start(state: str, ignore_hangup: bool = False) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", BUSY, state]
     if ignore_hangup:
         command = ["nohup", *command]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
+    )
     assert process.stdout
     assert process.stdout.readline() == "busy\n"
     return process

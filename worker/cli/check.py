@@ -152,10 +152,10 @@ def _check_engine(report: Report, settings: Settings, samples: Sequence[Sample],
 
 
 def _check_broker(report: Report, settings: Settings) -> None:
-    from worker import app
+    from worker.kafka.topics import check_broker
 
     try:
-        for name, message in app.check_broker(settings):
+        for name, message in check_broker(settings):
             report.line(name, True, message)
     except WorkerError as error:
         report.fail("broker", error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -69,6 +69,11 @@ class Topics:
     compacted: frozenset[str] = frozenset()
     """Topics written to whose ``cleanup.policy`` includes ``compact``: they refuse records without a key."""
 
+    def keeping(self, topic: str) -> Callable[[int], bool]:
+        """Whether the topic accepts and keeps a record of a timestamp (Unix milliseconds)."""
+        times = self.times.get(topic)
+        return lambda timestamp_ms: times is None or times.keeps(timestamp_ms, time.time() * 1000)
+
     def describe(self) -> str:
         return ", ".join(
             f"{topic} ({count} partitions{', to be created' * (topic in self.planned)})"
@@ -98,6 +103,16 @@ class Use:
     def prefix(self) -> str:
         """The beginning of a message about the topic."""
         return f"{self.field}: " if self.field else ""
+
+
+def check_broker(settings: Settings) -> list[tuple[str, str]]:
+    """What the broker says of the topics: (name of the check, sentence).
+
+    Raises:
+        WorkerError: unreachable, not authorised, or a topic is missing.
+    """
+    topics = open_topics(settings, make=False)
+    return [("broker", topics.broker), ("topics", topics.describe()), ("limits", topics.describe_limits())]
 
 
 def open_topics(settings: Settings, make: bool = True) -> Topics:

@@ -18,13 +18,13 @@ TICK_S = 0.25
 
 
 Check = Callable[[], str | None]
-"""One way to be stuck: asked on every tick, answers with a sentence once it is so."""
+"""One way to be stuck: called at every tick, returns a sentence once the process is stuck in this way."""
 
 
 class AwakeClock:
-    """Seconds this process was awake to see: a suspended machine or a stopped process is not stuck.
+    """Seconds during which this process was awake: a suspended machine or a stopped process is not stuck.
 
-    The watchdog moves it on at its ticks, by a second at most each.
+    The watchdog advances it at every tick, by one second at most.
     """
 
     LONGEST_STEP_S = 1.0
@@ -44,7 +44,7 @@ class AwakeClock:
 
 
 class Watchdog:
-    """Asks every check until one says that the process is stuck.
+    """Calls every check until one says that the process is stuck.
 
     Args:
         state: what goes into the log line: everything the process knows of itself.
@@ -113,10 +113,10 @@ def _stacks() -> dict[str, list[str]]:
 
 
 class Standstill:
-    """A number that should keep changing and does not.
+    """A loop that does not turn.
 
     Args:
-        read: the number, such as the moment of the loop's last turn.
+        read: a number that changes at every turn, such as the time of the last one.
     """
 
     def __init__(self, stall_s: float, read: Callable[[], int], clock: Callable[[], float]) -> None:
@@ -136,11 +136,11 @@ class Standstill:
 
 
 class BatchDeadline:
-    """A batch past ``batch_timeout_s``: its run is told to stop, and 2 s later it counts as stuck.
+    """A batch that takes longer than ``batch_timeout_s``: its run is cancelled, and 2 s later it counts as stuck.
 
     Args:
-        oldest: the batch that has been worked on for longest; None = none.
-        interrupt: tells the runs of that batch's model to stop.
+        oldest: the batch that has been worked on for longest; None: no batch is worked on.
+        interrupt: cancels the runs of that batch's model.
     """
 
     GRACE_S = 2.0
@@ -179,10 +179,10 @@ class BatchDeadline:
 
 
 class DrainDeadline:
-    """A loop that is asked to drain and does not come to it: on its own thread it works on a batch that never ends.
+    """A loop that is asked to drain and does not begin: its own thread runs a batch that never ends.
 
     Args:
-        waiting: whether it was asked and has not begun. From then on it sees to the budget itself.
+        waiting: whether the loop was asked and has not begun. Once it has begun, it keeps the budget itself.
     """
 
     def __init__(self, drain_s: float, waiting: Callable[[], bool], clock: Callable[[], float]) -> None:

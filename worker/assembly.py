@@ -1,0 +1,187 @@
+"""The parts of one worker, put together: its Kafka clients, and the loop between them.
+
+With :mod:`worker.app` this is all that names concrete classes. Nothing here runs; see :mod:`worker.process.worker` for that.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from worker.loop.accounts import Accounts
+from worker.loop.admission import Admission
+from worker.loop.at_least_once import AtLeastOnce
+from worker.loop.budget import Budget
+from worker.loop.caution import Caution, Note
+from worker.loop.conductor import Conductor
+from worker.loop.delivery import Delivery
+from worker.loop.exactly_once import ExactlyOnce
+from worker.loop.intake import Intake
+from worker.loop.intakes import Intakes, groups
+from worker.loop.isolation import Isolation
+from worker.loop.limit import DeadLetterRate
+from worker.loop.membership import Parts
+from worker.loop.outbox import Letterhead, Outbox
+from worker.loop.pool import InlinePool, Mailbox, ThreadPool
+from worker.loop.tasks import spawn
+from worker.loop.window import Window
+from worker.serving.engine import Engine
+from worker.serving.rollout import Rollout
+from worker.settings import Settings
+from worker.telemetry import logs
+from worker.telemetry.meters import Meters
+
+if TYPE_CHECKING:
+    from worker.kafka.batch_sink import BatchSink
+    from worker.kafka.sink import KafkaSink, MetricsProducer
+    from worker.kafka.source import KafkaSource
+    from worker.kafka.topics import Topics
+
+COMMIT_INTERVAL_S = 0.5
+RETRY_SHARE = 0.75
+"""Most of ``limits.stall_s`` for which custom code may hold a record: the watchdog must not take that for a stall."""
+
+log = logs.get("worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """What a worker has of Kafka."""
+
+    topics: Topics
+    source: KafkaSource
+    sink: KafkaSink | BatchSink
+    metrics: MetricsProducer | None
+    """None without a metrics topic."""
+
+
+def connect(settings: Settings, meters: Meters, group: str) -> Clients:
+    """Connect to Kafka.
+
+    Args:
+        group: the consumer group, with which a transactional id begins.
+
+    Raises:
+        WorkerError: the broker is away or refuses a right; a topic is missing.
+    """
+    from worker.kafka.batch_sink import open_sink
+    from worker.kafka.sink import MetricsProducer
+    from worker.kafka.source import open_source
+    from worker.kafka.topics import open_topics
+
+    topics = open_topics(settings)
+    metrics = MetricsProducer(settings) if settings.metrics.topic else None
+    source = open_source(
+        settings,
+        topics.embedded,
+        topics.ids,
+        lambda: meters.rewind("out_of_range"),
+        lambda metadata: Note.parse(metadata) is not None,
+    )
+    exactly_once = settings.delivery == "exactly_once"
+    if exactly_once and topics.embedded:
+        log.warning(
+            "the embedded broker forgets the offsets that a transaction commits: after a restart or a "
+            "rebalance everything is read again; delivery: exactly_once needs a real Kafka"
+        )
+    # Each process has an id of its own: a restart must not abort the transaction of a replica that still runs.
+    transactional_id = f"{group}-{uuid.uuid4()}" if exactly_once else None
+    return Clients(topics, source, open_sink(settings, topics, transactional_id), metrics)
+
+
+def pool_for(settings: Settings, rollouts: list[Rollout]) -> ThreadPool | InlinePool:
+    """The one pool of a process: as many threads as its pipelines ask for at most, a lane for each servable."""
+    servables = [rollout.choose() for rollout in rollouts]
+    threads, lanes = max(servable.threads for servable in servables), [s.lane for s in servables]
+    retry_s = min(settings.limits.retry_s, RETRY_SHARE * settings.limits.stall_s)
+    engine, mailbox = Engine(retry_s=retry_s), Mailbox()
+    return ThreadPool(engine, threads, lanes, mailbox) if threads else InlinePool(engine, mailbox)
+
+
+def conductor_for(
+    settings: Settings,
+    rollouts: list[Rollout],
+    clients: Clients,
+    pool: ThreadPool | InlinePool,
+    meters: Meters,
+    task_id: str,
+    on_turn: Callable[[], None],
+) -> Conductor:
+    """The main loop with all its parts.
+
+    Args:
+        task_id: the client id, which every dead letter names.
+        on_turn: called once per turn.
+    """
+    limits = settings.limits
+    parted, window = groups(rollouts), Window()
+    budget = Budget(limits.in_flight_bytes, len(parted))
+    intakes = [
+        Intake(
+            Admission(group, limits.max_age_ms, limits.expired, limits.in_flight_bytes),
+            share,
+            alone=len(parted) == 1,
+        )
+        for group, share in zip(parted, budget.shares, strict=True)
+    ]
+    # An upper bound of the records of one partition that a dying process had in flight.
+    reach = {topic: 2 * intake.slab_records for intake in intakes for topic in intake.topics}
+    caution = Caution(reach, settings.dead_letter.max_crashes)
+    parts = Parts(
+        clients.source,
+        Intakes(intakes, clients.source),
+        budget,
+        window,
+        _outbox(settings, clients, task_id),
+        clients.sink,
+        _delivery(settings, clients, meters, caution),
+        Isolation(caution, clients.source, window),
+        Accounts([meters], settings.name),
+        log,
+        time.monotonic_ns,
+    )
+    return Conductor(
+        parts,
+        pool,
+        limits.drain_s,
+        limits.revoke_s,
+        # A transaction holds whole slabs: publishing parts of one early gains nothing.
+        ordered=settings.order == "partition" or settings.delivery == "exactly_once",
+        on_turn=on_turn,
+    )
+
+
+def _outbox(settings: Settings, clients: Clients, task_id: str) -> Outbox:
+    letters = settings.dead_letter
+    head = Letterhead(
+        letters.topic,
+        task_id,
+        settings.name,
+        logs.redact,
+        clients.topics.keeping(letters.topic),
+        settings.delivery == "exactly_once",
+    )
+    stop = letters.stop_after
+    limit = DeadLetterRate(None, 1) if stop == "off" else DeadLetterRate(stop.ratio, stop.of_last)
+    return Outbox(clients.sink, head, limit)
+
+
+def _delivery(settings: Settings, clients: Clients, meters: Meters, caution: Caution) -> Delivery:
+    source, sink = clients.source, clients.sink
+    if settings.delivery == "at_least_once":
+        return AtLeastOnce(source, sink, COMMIT_INTERVAL_S, time.monotonic_ns, caution.metadata)
+    from worker.kafka.transactions import KafkaTransactions
+
+    return ExactlyOnce(
+        KafkaTransactions(source, sink),
+        settings.transaction.max_ms / 1000,
+        settings.transaction.max_records,
+        settings.limits.revoke_s,
+        time.monotonic_ns,
+        meters.transaction,
+        spawn,
+        caution.metadata,
+    )

@@ -1,0 +1,104 @@
+"""One running worker: started by a signal-safe `run`, drained, and closed within a few seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from worker.process.rounds import Chore
+from worker.process.watchdog import Watchdog
+from worker.telemetry import logs
+from worker.telemetry.http import HttpServer
+from worker.telemetry.vitals import Vitals
+
+if TYPE_CHECKING:
+    from worker.loop.conductor import Conductor
+    from worker.serving.rollout import Rollout
+
+CLOSE_S = 2.0
+"""How long each client may take to close."""
+
+LAST_NOTE_S = 0.5
+"""Longest wait for the loop's last note when a second signal ends the process."""
+
+log = logs.get("worker")
+
+
+class Client(Protocol):
+    """A Kafka client that can be closed."""
+
+    def close(self, budget_s: float) -> None: ...
+
+
+class Pool(Protocol):
+    """What the end of the process asks of the pool."""
+
+    @property
+    def outstanding(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """See :class:`worker.process.run.Worker`. The composition root makes the parts."""
+
+    conductor: Conductor
+    vitals: Vitals
+    watchdog: Watchdog
+    look: Chore
+    """Refreshes how far the partitions go."""
+    pool: Pool
+    rollouts: Sequence[Rollout]
+    clients: Sequence[Client]
+    """Closed in this order, after the last report."""
+    http: HttpServer | None
+    join: Callable[[], None]
+    """What is done right before the group is joined."""
+    last_report: Callable[[], None]
+    started: dict[str, Any]
+    """What the first log line says of this worker."""
+
+    def run(self) -> None:
+        """Turn the loop until it has drained."""
+        log.info("started", **self.started)
+        self.join()
+        self.conductor.run()
+
+    def ask_to_stop(self) -> None:
+        """Drain soon; called on the thread that receives signals."""
+        self.conductor.stop_requested = True
+        self.look.due_s = 0.0  # the last look at the ends, for the last metrics
+
+    def end_now(self) -> None:
+        """Let the loop note that no record is to blame for the end that follows; wait for it a moment at most."""
+        self.conductor.ending = True
+        deadline_s = time.monotonic() + LAST_NOTE_S
+        while not self.conductor.ended and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+
+    def give_up(self) -> None:
+        """Leave the consumer group without a drain."""
+        self.conductor.membership.leave(CLOSE_S)
+
+    def close(self) -> None:
+        """Report the last numbers and close the clients, within a few seconds whatever the brokers do."""
+        self.watchdog.close()
+        self.last_report()
+        counts = self.vitals.take_snapshot().pipelines.values()
+        log.info(
+            "counted",
+            client_id=self.started["client_id"],
+            taken=sum(count.taken for count in counts),
+            ok=sum(count.ok for count in counts),
+            dead_letter=sum(count.dead_letter for count in counts),
+            dropped=sum(count.dropped for count in counts),
+            in_flight=sum(count.in_flight for count in counts),
+        )
+        for client in self.clients:
+            client.close(CLOSE_S)
+        if self.http is not None:
+            self.http.close()
+        if not self.pool.outstanding:  # a run in progress would keep its model, and this process, waiting
+            for rollout in self.rollouts:
+                rollout.close()
