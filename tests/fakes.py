@@ -30,7 +30,7 @@ from worker.batch import (
 from worker.errors import Reject, Rejection, SickModel, TransactionFailed
 from worker.loop.pool import Returned
 from worker.sending import PartitionMode, Sending
-from worker.sizes import HELD_RECORD_BYTES
+from worker.sizes import HELD_HEADER_BYTES, HELD_RECORD_BYTES
 
 DEAD_LETTERS = "dead-letters"
 RESULTS = "results"
@@ -70,6 +70,12 @@ class Record:
     key: bytes | None = None
     headers: Headers | None = None
     timestamp_ms: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes in memory, the objects around it included: a take is bounded by that."""
+        headers = sum(HELD_HEADER_BYTES + len(name) + len(text or b"") for name, text in self.headers or ())
+        return len(self.value or b"") + len(self.key or b"") + headers + HELD_RECORD_BYTES
 
 
 @dataclass(slots=True, eq=False)
@@ -246,7 +252,6 @@ class FakeSource:
         """The topics of the group."""
         return frozenset(partition.topic for partition in self.kafka.logs)
 
-    @property
     def assignment(self) -> list[Partition]:
         """What this member believes it owns."""
         return sorted(self._next)
@@ -288,7 +293,7 @@ class FakeSource:
 
     def close(self, timeout_s: float) -> None:
         self.fuse("close")
-        self.kafka.witness.left(self.who, self.assignment)
+        self.kafka.witness.left(self.who, self.assignment())
         self._next.clear()
         self.kafka.leave(self)
 
@@ -322,7 +327,7 @@ class FakeSource:
             self._land_commits()
         if self.kicked:
             self._lose()
-        if mine := [p for p in self.assignment if self._must_go(p)]:
+        if mine := [p for p in self.assignment() if self._must_go(p)]:
             self.kafka.witness.revoking(self.who, mine)
             try:
                 self._listener.on_revoke(mine)
@@ -342,7 +347,7 @@ class FakeSource:
         self.membership += 1
         self.kafka.members.append(self)
         self._commits.clear()  # of a membership that is over
-        if lost := self.assignment:
+        if lost := self.assignment():
             self.kafka.witness.lost(self.who, lost)
             self.kafka.witness.left(self.who, lost)
             try:
@@ -395,10 +400,9 @@ class FakeSource:
             start, limit = len(columns), self._some(most - len(columns))
             while index < len(log) and len(columns) - start < limit:
                 record = log[index]
-                size = len(record.value or b"") + HELD_RECORD_BYTES
-                if len(columns) and held + size > wanted_bytes:
+                if len(columns) and held + record.held_bytes > wanted_bytes:
                     break
-                held += size
+                held += record.held_bytes
                 index += 1
                 _put(columns, record)
             self._next[partition] = index
@@ -407,7 +411,7 @@ class FakeSource:
         return columns, spans
 
     def _in_any_order(self) -> list[Partition]:
-        partitions = self.assignment
+        partitions = self.assignment()
         if self._rng:
             self._rng.shuffle(partitions)
         return partitions

@@ -16,7 +16,7 @@ from stream import create_topics, produce, unique
 from worker.batch import Columns, Partition, Span
 from worker.kafka.broker import EmbeddedBroker
 from worker.kafka.library import library
-from worker.kafka.source import KafkaSource, open_source
+from worker.kafka.source import open_source
 from worker.settings import Settings, validate
 
 PATIENCE_S = 30.0
@@ -101,6 +101,10 @@ class Cluster:
         }
         return validate(document, Path.cwd())
 
+    def reading(self, topic: str, listener: Recorder | None = None, **settings: Any) -> Reading:
+        """A subscribed source of the topic; the caller closes it."""
+        return Reading(open_source(self.settings(topic, **settings), self.embedded is not None), listener)
+
 
 @dataclass
 class Recorder:
@@ -123,7 +127,7 @@ class Recorder:
 class Reading:
     """A source and everything it has returned so far."""
 
-    def __init__(self, source: KafkaSource, listener: Recorder | None = None) -> None:
+    def __init__(self, source: Any, listener: Recorder | None = None) -> None:
         self.source = source
         self.listener = listener or Recorder()
         self.columns = Columns()
@@ -134,11 +138,17 @@ class Reading:
         self.columns.extend(columns)
         return spans
 
-    def take_until(self, condition: Callable[[], Any], what: str) -> None:
+    def patience(self) -> Callable[[], bool]:
+        """Whether to wait any longer, asked before each take."""
         deadline = time.monotonic() + PATIENCE_S
+        return lambda: time.monotonic() < deadline
+
+    def take_until(self, condition: Callable[[], Any], what: str, **bounds: int) -> None:
+        """Take, with these bounds of each take, until the condition holds."""
+        waiting = self.patience()
         while not condition():
-            assert time.monotonic() < deadline, f"waited in vain for {what}"
-            self.take()
+            assert waiting(), f"waited in vain for {what}"
+            self.take(**bounds)
 
     def take_records(self, count: int) -> None:
         self.take_until(lambda: len(self.columns) >= count, f"{count} records, there are {len(self.columns)}")

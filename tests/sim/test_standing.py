@@ -86,7 +86,7 @@ class Run:
                 unreadable=0,
                 start=0,
             )
-            for partition in self.source.assignment
+            for partition in self.source.assignment()
         }
         return Reading(progress.views(self.window, self.pool.oldest(), reach, self.conductor.paused))
 

@@ -213,7 +213,7 @@ def test_a_full_window_pauses_the_assignment_and_keeps_its_place_in_the_group() 
     assert taken == 2 * loop.pool.capacity + 2 + SPARE_RECORDS
     loop.kafka.rebalance({A: loop.source})
     loop.turn()
-    assert loop.source.assignment == [A]
+    assert loop.source.assignment() == [A]
     assert all(len(batch) == 2 for batch in loop.pool.held)
     loop.pool.finishes = True
     loop.until_quiet()
