@@ -1,1 +1,1 @@
-"""Open-loop load through a running group: what was sent when, what came back when, and what that says."""
+"""Sends open-loop load through a running group and measures the latency of its results."""

@@ -1,6 +1,6 @@
-"""Sends load to the input topic by a schedule and collects everything that comes back of it.
+"""Sends load to the input topic on a schedule and collects every result and dead letter.
 
-The sender is a process of its own: one interpreter that both sends and parses results would be late with both.
+The sender is a separate process: one interpreter that both sends and parses results would do both late.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from worker.settings import PipelineSettings, Settings
 
 RUN_S = 0.002
-"""How long the schedule stays with one partition: as producers do with records that have no key (KIP-794). One record
-after the other to every partition would be a request to the broker for each, and measure the broker."""
+"""How long the sender stays with one partition, as producers do with records without a key (KIP-794). A new partition
+for each record would need one request per record, and the trial would measure the broker."""
 SLEEP_S = 0.0001
-"""Longest sleep while a record is due soon; the client sends in the background meanwhile."""
+"""Longest sleep between records; the client sends in the background meanwhile."""
 PATIENCE_S = 10.0
-"""How long the first result may take, and how long nothing may come before what is missing counts as lost."""
+"""Longest wait for the first result. After this long without any output, missing records count as lost."""
 TIMES = (*STAGES, "total")
 
 
@@ -44,10 +44,10 @@ class Load:
     Args:
         settings: the group's own settings.
         pipeline: which of its pipelines.
-        values: records, sent round and round.
+        values: the records' values, sent in a cycle.
 
     Raises:
-        ConfigError: results of this pipeline do not say which record they are of.
+        ConfigError: results of this pipeline do not name their input record.
         StartError: the broker cannot be reached, or a topic is missing.
     """
 
@@ -78,7 +78,7 @@ class Load:
             list(values),
             headers,
         )
-        # spawned, not forked: a forked librdkafka has no threads
+        # spawned, not forked: fork does not copy librdkafka's threads
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._sender = context.Process(target=send, args=(plan, theirs), name="sender", daemon=True)
@@ -89,14 +89,14 @@ class Load:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._pipe.close()  # the sender ends when nobody listens any more
+        self._pipe.close()  # this ends the sender
         self._sender.join(5)
         if self._sender.is_alive():
             self._sender.terminate()
         self._reader.close()
 
     def probe(self) -> None:
-        """One record there and back, before many are sent.
+        """Send one record and wait for its result, before many are sent.
 
         Raises:
             StartError: nothing came back.
@@ -106,7 +106,7 @@ class Load:
             raise StartError(self._silence)
 
     def run(self, per_s: float, count: int) -> tuple[Sent, Answers]:
-        """Send ``count`` records at a rate, and wait until all are answered or nothing has come for a while.
+        """Send ``count`` records at ``per_s``, and wait until all are answered or no output came for ``PATIENCE_S``.
 
         Raises:
             StartError: the sender cannot reach the broker.
@@ -141,7 +141,7 @@ class Load:
 
 
 class _Reader:
-    """Reads results and dead letters from now on, and finds the record each belongs to."""
+    """Reads new results and dead letters, and finds the input record of each."""
 
     def __init__(
         self, settings: Settings, embedded: bool, topics: dict[str, int], output: Any, input_topic: str
@@ -153,7 +153,7 @@ class _Reader:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was read so far."""
+        """Forget all outputs read so far."""
         self._places: list[int] = []
         self._times: list[int] = []
         self._dead: list[bool] = []
@@ -162,11 +162,11 @@ class _Reader:
 
     @property
     def distinct(self) -> int:
-        """Different records that were answered."""
+        """Number of different records that were answered."""
         return len(self._seen)
 
     def read(self) -> int:
-        """Take what is there, waiting a little for it; how many outputs of our topic it was."""
+        """Read the outputs that have arrived; wait 5 ms for the first. Returns how many belong to our input topic."""
         messages = self._messages.read(0.005, 10_000)
         now_ns = time.monotonic_ns()
         before = len(self._places)
@@ -194,7 +194,7 @@ class _Reader:
         try:
             topic, partition, offset, times = (_find_dead if dead else self._find)(message)
         except (KeyError, ValueError, TypeError):
-            return  # not an output of a worker, or one that does not say of what
+            return  # not an output of a worker, or one that does not name its record
         if topic == self._input:
             self._places.append(place_code(partition, offset))
             self._dead.append(dead)
@@ -248,7 +248,7 @@ def _headers(message: Message) -> dict[str, bytes]:
 
 @dataclass
 class SendPlan:
-    """What the sender needs to know."""
+    """The sender's task: where to send, and what."""
 
     properties: dict[str, Any]
     topic: str
@@ -283,10 +283,12 @@ def send(plan: SendPlan, pipe: Connection) -> None:
 
 
 def _send_trial(plan: SendPlan, producer: LoadProducer, per_s: float, count: int, number: int) -> Sent:
-    """Send each record as close to its time as can be, short runs in turn to every partition; wait for all to be taken.
+    """Send each record as close to its due time as possible, in short runs to each partition in turn.
+
+    Returns when the broker has acknowledged all of them.
 
     Args:
-        number: of the first record, so that the next trial goes on where the last one stopped in the values.
+        number: number of the first record over all trials, so that a trial continues with the next value.
     """
     progress = _Progress([0] * count, [-1] * count)
     run = max(1, round(per_s * RUN_S))

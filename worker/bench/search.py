@@ -1,4 +1,4 @@
-"""The highest rate that a group holds: double until it breaks, then bisect."""
+"""Searches the highest rate that a group sustains: doubles the rate until a trial fails, then bisects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from worker.bench.trial import Trial
 FIRST_RATE = 100.0
 LOWEST_RATE = 1.0
 CLOSE = 1.1
-"""Stop when the lowest rate that broke is within this factor of the highest that held."""
+"""Stop when the lowest rate that failed is within this factor of the highest rate that held."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Found:
 
     trials: list[Trial]
     best: Trial | None
-    """The highest rate that held; None when not even the lowest did."""
+    """The trial with the highest rate that held; None if not even the lowest rate did."""
     generator_limited: bool
     """The load generator gave up before the group did: the group may hold more."""
 
@@ -27,7 +27,7 @@ class Found:
 def search(trial: Callable[[float], Trial], p99_ms: float, first_rate: float = FIRST_RATE) -> Found:
     """Find the highest rate with every record answered and the 99th percentile within ``p99_ms``.
 
-    A rate that breaks is tried once more before it counts: one pause of the machine is not the group's limit.
+    A rate that fails is tried a second time, because one pause of the machine is not the group's limit.
 
     Args:
         trial: runs one trial at a rate (records/s).

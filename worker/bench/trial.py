@@ -1,7 +1,7 @@
-"""One trial of an open-loop load: records sent on a schedule, matched with what came back of them.
+"""One trial of an open-loop load: records sent on a schedule, matched with their outputs.
 
-Latency counts from the moment a record *should* have been sent. A system that stalls for a second then shows that
-second in every record due meanwhile; a load that waits for answers before it sends on would hide it.
+Latency counts from the moment when a record *should* have been sent. If the system stalls for a second, every record
+due in that second shows it. A load that waits for results before it sends more would hide the stall.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from worker.batch import STAGES
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
 LATE_MS = 5.0
-"""A load generator later than this at its 99th percentile measures itself, not the workers."""
+"""If the load generator's 99th percentile of lateness exceeds this, the trial measures the generator."""
 ACHIEVED = 0.99
-"""Least share of the wanted rate that counts as that rate."""
+"""A trial must reach at least this share of the wanted rate."""
 WARM_UP_SHARE, WARM_UP_MAX_S = 0.1, 2.0
 OFFSET_BITS = 44
 
@@ -35,9 +35,9 @@ class Sent:
     due_ns: NDArray[np.int64]
     """When each should have been sent; monotonic clock."""
     sent_ns: NDArray[np.int64]
-    """When it was handed to the client."""
+    """When each was given to the Kafka client; monotonic clock."""
     places: NDArray[np.int64]
-    """:func:`place_code` of where the broker put it; -1: the broker did not take it."""
+    """:func:`place_code` of the record's partition and offset; -1: the broker refused it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Trial:
-    """What one trial says."""
+    """The figures of one trial."""
 
     wanted_per_s: float
     sent: int
@@ -108,15 +108,15 @@ class Trial:
 
 
 def warm_up_s(duration_s: float) -> float:
-    """How much of a trial's beginning is not counted."""
+    """Seconds at the beginning of a trial whose latencies are not counted."""
     return min(WARM_UP_SHARE * duration_s, WARM_UP_MAX_S)
 
 
 def evaluate(sent: Sent, answers: Answers, wanted_per_s: float, skip_s: float) -> Trial:
-    """Match what came back with what was sent.
+    """Match the outputs with the records sent.
 
     Args:
-        skip_s: records due in the first so many seconds count for losses and duplicates, not for latency.
+        skip_s: records due in the first ``skip_s`` seconds count for losses and duplicates, not for latency.
     """
     accepted = np.flatnonzero(sent.places >= 0)
     order = accepted[np.argsort(sent.places[accepted])]
@@ -153,7 +153,7 @@ def evaluate(sent: Sent, answers: Answers, wanted_per_s: float, skip_s: float) -
 def _rows_of(
     sorted_places: NDArray[np.int64], rows: NDArray[np.int64], wanted: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """The row each wanted place was sent as; -1 where it is not one of ours."""
+    """The row of the record sent to each wanted place; -1 if this trial sent none there."""
     if not len(sorted_places):
         return np.full(len(wanted), -1, np.int64)
     at = np.minimum(sorted_places.searchsorted(wanted), len(sorted_places) - 1)

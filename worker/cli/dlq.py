@@ -1,4 +1,4 @@
-"""``streaminfer dlq``: what the dead letters are, one in full, and the records sent back to be tried again."""
+"""``streaminfer dlq``: counts dead letters, shows them in full, and sends their records back to be tried again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LINE_BREAK = "\n"
 PREVIEW_BYTES = 256
 SETTLE_RECORDS = 500
 SETTLE_S = 1.0
-"""Progress is kept after so many records or so many seconds: what an interrupt may send twice."""
+"""Progress is committed after this many records or seconds: an interrupted replay may send that much twice."""
 
 EXAMPLE = """\
 examples:
@@ -105,7 +105,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do one of the three.
+    """Run the chosen action: list, show or replay.
 
     Raises:
         ConfigError: arguments or configuration.
@@ -173,7 +173,7 @@ def _show(
 
 
 def _candidates(place: Source | None, reader: LetterReader) -> Iterator[Letter]:
-    """All letters, or those that may be the one for a place."""
+    """All letters, or only those that match a place."""
     if place is None:
         return reader.read({})
     if place.partition.topic != reader.topic:
@@ -206,7 +206,7 @@ def _in_full(letter: Letter) -> str:
 
 
 def _preview(value: bytes) -> str:
-    """Text where it is text, else its first bytes in hexadecimal."""
+    """The value as text if it is UTF-8, else its first bytes in hexadecimal."""
     try:
         text = value.decode()
     except UnicodeDecodeError:
@@ -261,7 +261,7 @@ def _replay(
                 break
         replay.settle()
     except BaseException:
-        with suppress(StartError):  # what ended the replay says more
+        with suppress(StartError):  # the first error says more than this one
             replay.settle()
         _report(args, replay)
         raise
@@ -270,11 +270,12 @@ def _replay(
 
 
 class Replay:
-    """Sends records back one by one and remembers how far it has come.
+    """Sends records back one by one and commits its progress.
 
     Args:
-        returns: None for a rehearsal: nothing is sent and nothing kept.
-        topics: the input topics; anyone may write to a dead-letter topic, and a letter decides where it goes.
+        returns: the producer; None for a dry run, which sends nothing and commits nothing.
+        topics: the input topics. Only records of these are sent: a letter's headers name the target topic, and anyone
+            may write to a dead-letter topic.
         rate: most records per second; None = as fast as the broker takes them.
         keep_time: whether records keep their timestamps.
         keep_progress: whether letters handled here count as replayed in later runs.
@@ -299,12 +300,12 @@ class Replay:
         self._started = self._settled = time.monotonic()
         self._unsettled = 0
         self._handled: dict[int, int] = {}
-        """Partition of the dead-letter topic -> offset behind the last letter handled."""
+        """Partition of the dead-letter topic -> offset after the last letter handled."""
         self._unanswered: dict[int, set[int]] = {}
-        """Partition of the dead-letter topic -> offsets of letters sent whose arrival is not known."""
+        """Partition of the dead-letter topic -> offsets of letters whose record is sent and not acknowledged."""
 
     def handle(self, letter: Letter, wanted: bool) -> None:
-        """Send the letter's record back if it is wanted and can be."""
+        """Send the letter's record back, if ``wanted`` and if the letter holds all of it."""
         source = letter.source
         if wanted and (source is None or source.partition.topic not in self._topics):
             self.foreign += 1
@@ -315,10 +316,12 @@ class Replay:
         self._handled[letter.partition.number] = letter.offset + 1
 
     def settle(self) -> None:
-        """Wait for what was sent, then keep the progress; also when something did not arrive, up to there.
+        """Wait until every sent record is acknowledged, then commit the progress.
+
+        If a record is not acknowledged, the progress up to that record is committed.
 
         Raises:
-            StartError: a record did not arrive, or progress cannot be kept.
+            StartError: a record was not acknowledged, or progress cannot be committed.
         """
         if self._returns is None:
             return

@@ -1,7 +1,7 @@
 """Tensors -> predictions: one rendered JSON fragment per item.
 
-A postprocess renders the ``prediction`` value itself, because a batch of arrays becomes text in one C call where
-a dict per item would cost ten times as much.
+A postprocess renders the ``prediction`` value itself: one C call turns a batch of arrays into text, and a dict per item
+would cost ten times as much.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from worker.settings.choice import Chosen
 from worker.settings.section import Section
 
 Fragment = bytes | Rejection | Postponed
-"""The JSON text (UTF-8) of one item's prediction, or why there is none, or none yet."""
+"""The JSON text (UTF-8) of one item's prediction; or why the item has none; or why it has none yet."""
 
 
 class Postprocess(Protocol):
-    """Turns what the model gave into the ``prediction`` of each item."""
+    """Turns the model's outputs into the ``prediction`` of each item."""
 
     def predictions(
         self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
@@ -31,11 +31,11 @@ class Postprocess(Protocol):
         Args:
             outputs: by name; the first dimension is ``count``.
             count: how many items.
-            contexts: per item what the decoder knows of the input (an image's geometry), else None.
+            contexts: per item the decoder's knowledge of the input (an image's geometry), or None.
             alone: the model is not batchable; ``count`` is 1 and item 0 is the model's whole output.
 
         Raises:
-            Exception: the outputs do not have the shape this postprocess reads; no item has a prediction.
+            Exception: the outputs do not have the shape that this postprocess reads; no item has a prediction.
         """
         ...
 

@@ -24,7 +24,7 @@ _ARGMAX_UP_TO = 16
 """Up to this ``top_k`` repeated argmax is cheaper than sorting every class (1.6 times at 1,000 classes, 16 wanted)."""
 
 _COMPILED_UP_TO = 64
-"""The compiled path inserts into a sorted list, which takes the square of ``top_k`` at worst."""
+"""Largest ``top_k`` for the compiled path, which inserts into a sorted list: its cost grows with the square."""
 
 
 _NOTHING = b'{"label":null,"score":null,"top":[]}'
@@ -103,7 +103,7 @@ class Classification:
         return found
 
     def _as_said(self, scores: Array, labels: Array) -> list[bytes | Rejection]:
-        """One fragment per row with the label that the model gives, and the best score."""
+        """One fragment per row, with the model's own label and the best score."""
         best = scores.max(axis=1)
         names = labels.reshape(len(scores), -1)
         if names.shape[1] != 1:
@@ -122,7 +122,7 @@ class Classification:
         return found
 
     def _best(self, scores: Array, k: int, labels: list[bytes]) -> list[bytes | Rejection]:
-        """One fragment per row; anything where a score is not finite."""
+        """One fragment per row. A row with a score that is not finite gets an arbitrary one; the caller replaces it."""
         count = len(scores)
         classes = best_classes(scores, k)
         best = scores[np.arange(count)[:, np.newaxis], classes]
@@ -150,10 +150,10 @@ class Classification:
 
 
 def scores_output(signature: Signature) -> tuple[str, int | None]:
-    """Name of the output with the scores, and how many classes it has; None if neither file nor answer says that.
+    """Name of the output with the scores, and its number of classes; None if neither file nor answer shows it.
 
     Raises:
-        ConfigError: it holds strings, is no vector for each item, or one number for each item.
+        ConfigError: the output holds strings, or an item of it is not a vector, or is a single number.
     """
     output, classes = vector_output(signature, _FIELD)
     counts = {vectors(answer[output], 1).shape[1] for answer in signature.shown.answers[:1]}
@@ -179,7 +179,7 @@ def activate(scores: Array, activation: str) -> Array:
         scores = scores.astype(np.uint8)
     if activation == "none":
         return scores
-    # half precision would lose the small probabilities
+    # half precision would round small probabilities to 0
     dtype = np.promote_types(scores.dtype, np.float32) if scores.dtype.kind == "f" else np.float64
     with np.errstate(invalid="ignore", over="ignore"):
         scores = scores.astype(dtype, copy=False)

@@ -26,9 +26,9 @@ _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 class CustomPostprocess:
     """Calls ``module:attribute``, once for each item, or once for all of a run where it is marked ``worker.batched``.
 
-    The arrays are without the batch dimension, whether or not the model is batchable; for a batched function the first
-    dimension counts the items. ``Reject`` refuses the record; any other exception is a ``model_error`` of that record; a
-    result that JSON cannot hold is one of stage ``encode``; NaN or infinity anywhere in the result is ``non_finite``.
+    The arrays have no batch dimension, whether or not the model is batchable; for a batched function the first
+    dimension counts the items. ``Reject`` refuses the record; any other exception is a ``model_error`` of that record.
+    A result that JSON cannot hold is refused in stage ``encode``; NaN or infinity in the result is ``non_finite``.
 
     Raises:
         ConfigError: the code cannot be imported, or it takes neither one nor two arguments.
@@ -40,7 +40,7 @@ class CustomPostprocess:
         self._function: Callable[..., Any] = import_attribute(settings.code, "postprocess")
         self._batched = bool(getattr(self._function, "batched", False))
         self.takes_items = _takes_items(self._function, settings.code)
-        """Whether ``contexts`` are to be an :class:`InputItem` for each item."""
+        """Whether ``contexts`` must hold an :class:`InputItem` for each item."""
 
     def predictions(
         self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
@@ -60,7 +60,7 @@ class CustomPostprocess:
         ]
 
     def _together(self, outputs: dict[str, Array], items: Sequence[InputItem]) -> list[Fragment]:
-        """The predictions of these items; where the function raises, of each half, until the guilty item stands alone."""
+        """The predictions of these items. If the function raises, call it with each half, down to the failing item."""
         try:
             results = self._function(outputs, list(items)) if self.takes_items else self._function(outputs)
             if len(results) != len(items):
@@ -95,7 +95,7 @@ class CustomPostprocess:
             return self._refusal(result)
         try:
             text = orjson.dumps(result, _jsonable, _OPTIONS)
-            # orjson writes null for what JSON cannot say; look closer only where there is one.
+            # orjson writes NaN and infinity as null: search the result for them only if there is a null.
             if b"null" in text and not _finite(result):
                 raise Reject("the result holds NaN or infinity, which JSON cannot say", "non_finite")
         except Exception as error:
@@ -104,10 +104,10 @@ class CustomPostprocess:
 
 
 def _takes_items(function: Callable[..., Any], code: str) -> bool:
-    """Whether the function wants to know of the item: a second argument without a default, or one named for it."""
+    """Whether the function takes the item: its second argument has no default, or is named ``item`` or ``items``."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # some compiled functions do not say
+    except (TypeError, ValueError):  # some compiled functions have no signature
         return False
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in positional if p.default is p.empty]
@@ -120,7 +120,7 @@ def _takes_items(function: Callable[..., Any], code: str) -> bool:
 
 
 def _jsonable(value: Any) -> Any:
-    """What orjson asks about types it does not render itself."""
+    """Converts types that orjson cannot render; called by orjson."""
     if isinstance(value, np.ndarray | np.generic):  # strings, non-contiguous and rank-0 arrays
         return value.tolist()
     raise TypeError(f"postprocess gave a {type(value).__name__}, expected what JSON can hold")

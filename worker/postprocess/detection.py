@@ -26,13 +26,13 @@ from worker.settings.section import Section
 
 _FIELD = "postprocess.detection"
 CLASSES_MAX = 1 << 31
-"""A larger class number of a floating output is nonsense, and soon no integer."""
+"""Largest class number accepted: a larger one in a floating output is an error, and may not be exact."""
 BLOCK = 128
 """Candidates compared with each other at once."""
 
 
 class Geometry(Protocol):
-    """What the image decoder did to the picture: model pixel = image pixel * scale + offset."""
+    """How the image decoder fitted the picture: model pixel = image pixel * scale + offset."""
 
     height: int
     width: int
@@ -104,13 +104,13 @@ class Detection:
         return found
 
     def _boxes(self, item: Array, geometry: Geometry | None) -> Boxes:
-        """The boxes of one item that stay, in the picture's own pixels."""
+        """The boxes of one item that remain, in the picture's own pixels."""
         with np.errstate(over="ignore", invalid="ignore"):  # coordinates may be of any size
             boxes = self._read(_matrix(item), self._score)
             pixels = boxes.xyxy if geometry is None else to_image(boxes.xyxy, geometry)
             if not np.isfinite(pixels).all():
                 raise Reject("a box is too large for its numbers", "non_finite")
-            # A box that shows nothing of the picture must not take the place of one that does.
+            # A box outside the picture must not suppress one inside it, or use up one of the ``max`` places.
             seen = np.flatnonzero((pixels[:, 2] > pixels[:, 0]) & (pixels[:, 3] > pixels[:, 1]))
             boxes, pixels = boxes.take(seen), pixels[seen]
             kept = suppress(boxes, self._iou, self._max)
@@ -170,10 +170,10 @@ def xyxy_boxes(item: Array, least: float) -> Boxes:
 
 
 def suppress(boxes: Boxes, iou: float, at_most: int) -> Array:
-    """Rows that stay, best first: greedy non-maximum suppression within each class.
+    """Rows of the boxes to keep, best first: greedy non-maximum suppression within each class.
 
-    A box goes when one already kept of its class overlaps it by more than ``iou``. Of equal scores the earlier
-    candidate wins. All pairs of a block are compared at once: box by box costs 30 us for each that stays.
+    A box is dropped if a kept box of its class overlaps it by more than ``iou``. Of equal scores the earlier candidate
+    wins. All pairs of a block are compared at once: comparing box by box would cost 30 us per kept box.
     """
     order = np.argsort(-boxes.scores, kind="stable")
     kept = order[:0]
@@ -202,7 +202,7 @@ def _covers(boxes: Boxes, better: Array, others: Array, iou: float) -> Array:
 
 
 def overlap(boxes: Array, others: Array) -> Array:
-    """Intersection over union of boxes (m, 4) with others (n, 4) -> (m, n); 0 where both are empty."""
+    """Intersection over union of boxes (m, 4) with others (n, 4) -> (m, n); 0 if both boxes are empty."""
     left, top, right, bottom = (boxes[:, [column]] for column in range(4))
     x1, y1, x2, y2 = others.T
     shared = _area(np.maximum(left, x1), np.maximum(top, y1), np.minimum(right, x2), np.minimum(bottom, y2))
@@ -212,7 +212,7 @@ def overlap(boxes: Array, others: Array) -> Array:
 
 
 def _area(left: Array, top: Array, right: Array, bottom: Array) -> Array:
-    """0 where the corners are the wrong way round."""
+    """Areas of boxes; 0 if the corners of a box are swapped."""
     area: Array = np.maximum(right - left, 0) * np.maximum(bottom - top, 0)
     return area
 
@@ -234,5 +234,5 @@ def _matrix(item: Array) -> Array:
         raise Reject(
             f"expected a matrix of candidates, the model gave shape {list(item.shape)}", "model_error"
         )
-    # Half precision would overflow in areas.
+    # Areas would overflow in half precision.
     return item if item.dtype.kind == "f" and item.dtype.itemsize >= 4 else item.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What custom code may know of the record behind an answer."""
+"""The view of a record that a custom postprocess gets."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class InputItem:
-    """One item as its decoder left it. Its values are found when they are asked for; use it during the call only.
+    """One item as its decoder left it. Values are looked up on access; use it during the call only.
 
     Args:
-        row: of the batch.
-        index: which item of the row's record; None where the model is not batchable and the record is one run.
+        row: the row of the batch.
+        index: the item's index in the row's record; None if the model is not batchable and the record is one run.
     """
 
     __slots__ = ("_batch", "_index", "_row")
@@ -41,7 +41,7 @@ class InputItem:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width in pixels of the record's first picture, upright; None where it has none."""
+        """Height and width in pixels of the record's first picture, upright; None if the record has no picture."""
         assert self._batch.feed is not None
         geometry = self._batch.feed.contexts[self._row]
         return (geometry.height, geometry.width) if geometry is not None else None
@@ -53,12 +53,12 @@ class InputItem:
 
     @property
     def fields(self) -> Mapping[str, Any] | None:
-        """The record's named fields, as a JSON object has them; None where its format has none. Parsed at each call."""
+        """The record's named fields, as in a JSON object; None if its format has none. Parsed at each access."""
         return self._batch.servable.fields(self._batch.payloads[self._row] or b"")
 
     @property
     def mask(self) -> Array | None:
-        """The model's input ``attention_mask``; None where it has no such input."""
+        """The model's input ``attention_mask``; None if it has no such input."""
         return self.inputs.get("attention_mask")
 
 
@@ -76,5 +76,5 @@ def input_items(batch: Batch, run: Run) -> list[InputItem]:
 
 
 def one_item(values: Array, alone: bool) -> Array:
-    """One item's array: the first dimension of a model that runs records alone is left out where it is 1."""
+    """One item's array: without its first dimension if the model runs records alone and that dimension is 1."""
     return values[0] if alone and values.ndim and len(values) == 1 else values

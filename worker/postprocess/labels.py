@@ -15,7 +15,7 @@ from worker.settings.kinds import File, Label, Text
 from worker.settings.section import Section
 
 _SHOWN = 8
-"""Names that a message quotes at most."""
+"""Most names that a message quotes."""
 
 
 class LabelsFrom(Section):
@@ -29,7 +29,7 @@ Labels = File | list[Label] | LabelsFrom
 
 
 def own_names(signature: Signature) -> list[str] | None:
-    """What the model file calls its classes, in their order; None if it does not say.
+    """The names that the model file gives to its classes, in their order; None if it gives none.
 
     Ultralytics writes ``names``, a Python dict by class number; PaddleOCR writes ``character``, one name per line;
     converters of scikit-learn and the like write the names into the classifier's operator.
@@ -83,7 +83,7 @@ def check_order(labels: Sequence[str], signature: Signature, scores: str, key: s
 
 
 def label_output(signature: Signature) -> TensorSpec | None:
-    """The output that names the best class of each item: strings or integers, one for each; None if there is none."""
+    """The output that names the best class of each item, one string or integer per item; None if there is none."""
     answers = signature.shown.answers
     for spec in signature.outputs:
         if spec.dtype.kind in "Oiu" and answers and all(answer[spec.name].size == 1 for answer in answers):

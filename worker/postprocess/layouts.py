@@ -1,4 +1,4 @@
-"""Whether a model's output can be of a detection layout: what shapes, metadata and answers to made-up items rule out."""
+"""Checks whether a model's output can have a detection layout, by shapes, metadata and answers to made-up items."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Shape = tuple[int | None, int | None]
 
 
 def check_layout(signature: Signature, output: TensorSpec, layout: str, labels: Sequence[str] | None) -> None:
-    """Refuse at start what cannot be of the configured layout.
+    """Refuse at start an output that cannot have the configured layout.
 
     Raises:
-        ConfigError: one sentence with what speaks against it, and the layout that would fit.
+        ConfigError: names the contradiction and the layout that would fit.
     """
     metadata = signature.shown.metadata
     task = metadata.get("task", "detect")
@@ -55,7 +55,7 @@ def check_layout(signature: Signature, output: TensorSpec, layout: str, labels: 
 
 
 class _Names(NamedTuple):
-    """How many names there are for classes, and who gives them."""
+    """The number of class names, and who gives them."""
 
     classes: int
     given_by: str
@@ -72,7 +72,7 @@ def _known_shape(signature: Signature, output: TensorSpec) -> Shape:
     """Rows and columns of one item, from the file or from an answer.
 
     Raises:
-        ConfigError: an item is no matrix.
+        ConfigError: an item is not a matrix.
     """
     shape = list(output.shape)
     if len(shape) < 2 + signature.batchable:
@@ -80,7 +80,7 @@ def _known_shape(signature: Signature, output: TensorSpec) -> Shape:
             f"{_FIELD} needs a matrix per item, but the model's output {output.name!r} has shape {shape}"
         )
     rows, columns = shape[-2:]
-    # A free length may depend on the picture's size; only the one of classes and numbers per box is looked at.
+    # A free dimension may depend on the picture's size: callers use only the one of classes, or of numbers per box.
     for answer in signature.shown.answers[:1]:
         answered = answer[output.name].shape[-2:]
         if len(answered) == 2:
@@ -89,7 +89,7 @@ def _known_shape(signature: Signature, output: TensorSpec) -> Shape:
 
 
 def _against(layout: str, shape: Shape, names: _Names | None) -> str | None:
-    """What in a shape speaks against a layout; None if nothing does."""
+    """The contradiction between a shape and a layout; None if there is none."""
     rows, columns = shape
     shown = f"an item has shape {['any' if d is None else d for d in shape]}".replace("'", "")
     if layout == "xyxy":
@@ -108,7 +108,7 @@ def _against(layout: str, shape: Shape, names: _Names | None) -> str | None:
 
 
 def _by_answer(signature: Signature, output: TensorSpec, layout: str) -> str | None:
-    """What in the answer to a made-up item speaks against a layout; None if nothing does."""
+    """The contradiction between the answer to a made-up item and a layout; None if there is none."""
     for answer in signature.shown.answers[:1]:
         values = answer[output.name]
         item = values.reshape(-1, *values.shape[-2:])[0] if values.ndim >= 2 else values

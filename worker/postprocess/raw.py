@@ -28,7 +28,7 @@ class Raw:
 
     def __init__(self, settings: RawSettings, signature: Signature, labels: Sequence[str] | None) -> None:
         self._names = [spec.name for spec in signature.outputs]
-        # what stands before each output's text
+        # the text before each output's values
         self._before = [b"," + orjson.dumps(name) + b":" for name in self._names]
         self._before[0] = b'{"outputs":{' + self._before[0][1:]
 

@@ -35,7 +35,7 @@ def items(values: Array, before: bytes = b"", after: bytes = b"") -> list[bytes]
 
 
 def _plain(values: Array) -> Array | None:
-    """The same numbers as the compiled path takes them; None if it does not take them."""
+    """The same numbers in a form that the compiled path takes; None if it cannot take them."""
     if values.dtype.char == "e":
         return values.astype(np.float32, order="C")
     known = values.dtype.isnative and values.dtype.kind in "fiub" and values.dtype.char != "g"
@@ -60,6 +60,6 @@ def non_finite_items(values: Array) -> list[int]:
 
 
 def non_finite(output: str, step: object) -> Rejection:
-    """The rejection of an item whose ``output`` holds what JSON cannot say."""
+    """The rejection of an item whose ``output`` holds NaN or infinity, which JSON cannot express."""
     message = f"output {output!r} holds NaN or infinity, which JSON cannot say"
     return Rejection.of(Reject(message, "non_finite"), "postprocess", step)

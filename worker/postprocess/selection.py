@@ -1,4 +1,4 @@
-"""Which of a model's outputs a postprocess reads, and as what shape."""
+"""Chooses the output that a postprocess reads, and gives it its shape."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def vector_output(signature: Signature, field: str) -> tuple[str, int | None]:
     """Name of the numeric output and how many numbers one item of it has; None if the model leaves that free.
 
     Raises:
-        ConfigError: the output holds strings, or its items are known to be more than vectors.
+        ConfigError: the output holds strings, or its items are known to have more than one dimension.
     """
     spec = numeric_output(signature, field)
     # The only dimension of an unbatched vector is its length.
@@ -41,7 +41,7 @@ def vector_output(signature: Signature, field: str) -> tuple[str, int | None]:
 
 
 def vectors(output: Array, count: int) -> Array:
-    """One flat vector per item: (count, size). Dimensions of 1 do not matter.
+    """One flat vector per item: (count, size). Dimensions of 1 are ignored.
 
     Raises:
         ValueError: an item has more than one dimension above 1.
