@@ -1,7 +1,7 @@
-"""What a field of a record holds, and how it becomes a model input; one module per content.
+"""Contents: each reads one kind of field (numbers, a picture) into a model input; one module per content.
 
-An input format opens a record; a content reads a field of it. The two know nothing of each other: any content goes
-with any format that can hold it.
+An input format opens a record; a content reads a field of it. The two are independent: any content works with any
+format that can hold it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from worker.settings.section import ContentSettings
 Record = Any
 """An opened record: its bytes, or a mapping of its fields."""
 Opened = dict[Any, Any]
-"""What the features of one record share, by a key of their own: a picture that fills two inputs is decoded once."""
+"""A cache that the features of one record share, so that a picture that fills two inputs is decoded once."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Place:
     field: str | None = None
     names: tuple[str, ...] = ()
     missing: Missing = "reject"
-    """``input.missing``: what stands for a number that is not there."""
+    """``input.missing``: the substitute for a missing number."""
 
     def of(self, record: Record) -> Any:
         """The field's value, or the record itself.
@@ -56,16 +56,16 @@ class Feature(Protocol):
 
     spec: TensorSpec
     slow: bool
-    """Whether it works outside the interpreter lock for so long that a batch is worth splitting over threads."""
+    """Whether it works without the interpreter lock long enough that splitting a batch over threads pays."""
 
     def write(self, record: Record, feed: Feed, row: int, items: dict[str, Array], opened: Opened) -> bool:
-        """Write the item into the row's slot of ``feed.arrays``; where there are none, put it into ``items``.
+        """Write the item into the row's slot of ``feed.arrays``; if ``feed`` has no arrays, put it into ``items``.
 
         Args:
             opened: shared by the features of this record.
 
         Returns:
-            False where the row is in ``feed.rejected`` already (a stage later than ``decode`` refused it).
+            False if the row is already in ``feed.rejected``, because a stage after ``decode`` refused it.
 
         Raises:
             Reject: the record does not hold what the input needs.
@@ -74,7 +74,7 @@ class Feature(Protocol):
 
 
 class FileFeature(ABC):
-    """A feature of a file that lies in the record: its bytes, or base64 text in a field."""
+    """A feature that reads a file in the record: the record's bytes, or base64 text in a field."""
 
     slow = True
 
@@ -88,7 +88,7 @@ class FileFeature(ABC):
 
     @abstractmethod
     def scratch(self, beginning: bytes) -> int:
-        """Bytes that decoding takes on top of the file and the item, where they are more than 8 MiB, else 0.
+        """Bytes that decoding needs besides the file and the item; 0 if they are at most 8 MiB.
 
         Args:
             beginning: the file, or as much of it as holds its header.
@@ -127,7 +127,7 @@ class Content(Protocol):
         """The feature that fills one model input.
 
         Args:
-            options: of the class ``settings``; None where the configuration does not name the content.
+            options: of the class ``settings``; None if the configuration does not name the content.
             spec: the model input.
             key: the setting's name, for errors.
 

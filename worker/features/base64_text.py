@@ -14,7 +14,7 @@ def decoded(text: str) -> bytes:
     """The bytes that a base64 text stands for.
 
     Raises:
-        ValueError: it is not base64 in any of these forms.
+        ValueError: the text is not base64 in any of these forms.
     """
     try:
         return b64decode(text, validate=True)
@@ -26,7 +26,7 @@ def beginning(text: bytes) -> bytes:
     """The bytes that the beginning of a base64 text stands for.
 
     Raises:
-        ValueError: it is not base64.
+        ValueError: the text is not base64.
     """
     try:
         return b64decode(text[: len(text) // 4 * 4], validate=True)

@@ -16,7 +16,7 @@ from worker.model.signature import TensorSpec
 from worker.settings import LimitsSettings
 
 FREE_SCRATCH_BYTES = 8 << 20
-"""A decode below this needs no bytes from the budget."""
+"""A decode that needs at most this much memory takes none from the byte budget."""
 
 # Measured peak bytes per pixel of cv2.imdecode, its own copy of the result included: (colour, gray).
 _PEAK_BYTES = {
@@ -29,7 +29,7 @@ _PEAK_BYTES = {
 
 
 def image_cost(header: ImageHeader, gray: bool) -> int:
-    """Bytes a decode needs above the free 8 MiB rule; 0 when it stays below."""
+    """Bytes of memory that a decode needs; 0 if they are at most ``FREE_SCRATCH_BYTES``."""
     scratch = header.width * header.height * _PEAK_BYTES[header.kind][gray]
     return scratch if scratch > FREE_SCRATCH_BYTES else 0
 
@@ -44,7 +44,7 @@ class PictureFeature(FileFeature):
         spec: the model input.
         place: where in the record the file is: bytes, or base64 text.
         key: the setting's name, for errors.
-        limits: ``image_pixels`` and ``in_flight_bytes`` bound what is decoded at all.
+        limits: larger pictures than ``image_pixels`` and ``in_flight_bytes`` allow are refused.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class PictureFeature(FileFeature):
         self.target = ImagePreprocess(settings, spec, key)
         self.flags = self.target.flags
         self._shared = place.field, self.flags
-        """Features that agree in this take the very same pixels."""
+        """The key under which features that read the same pixels share them."""
         self._unturned = self.flags | cv2.IMREAD_IGNORE_ORIENTATION
         self._turns = self.flags != self._unturned
         self.max_pixels = limits.image_pixels
@@ -80,7 +80,7 @@ class PictureFeature(FileFeature):
                 "too_many_pixels",
             )
         if None in self.spec.item_shape:
-            # the item has the picture's own size: it lies beside the batch that is made of it
+            # The item has the picture's size. It needs its own memory, besides its copy in the batch.
             cost += 2 * pixels * self.target.channels * self.spec.dtype.itemsize
         return cost
 

@@ -81,7 +81,7 @@ class NumbersFeature:
         self.names = names = place.names
         self.scaling = scaling
         self.missing = missing = missing_for(spec.dtype, place.missing)
-        """What stands for null, NaN and a named field that is not there; None = they are refused."""
+        """The substitute for null, NaN and an absent named field; None = these are refused."""
         self.pick: Callable[[dict[str, Any]], Any] = (
             itemgetter(*names) if field is None else itemgetter(field)
         )
@@ -93,7 +93,7 @@ class NumbersFeature:
         elif one and missing is not None:
             self.pick = lambda record: _listed(record.get(str(field)))
         elif one and field is not None:
-            # One number under the input's own name is as good as a list of one.
+            # A bare number under the input's name means the same as a list of one.
             self.pick = lambda record: _listed(record[field])
 
     def write(self, record: Record, feed: Feed, row: int, items: dict[str, Array], opened: Opened) -> bool:
@@ -106,19 +106,19 @@ class NumbersFeature:
         return True
 
     def items(self, picked: list[Any]) -> Array:
-        """(records, *item) from what :attr:`pick` gave; the item's shape is known.
+        """(records, *item) from the values that :attr:`pick` returned; the item's shape is known.
 
         Raises:
-            Reject: one of them does not fit.
+            Reject: a value does not fit.
         """
         shape = shape_of(None, self.spec.item_shape)
         return self.scaled(stack(picked, self.spec.dtype, shape, self.missing))
 
     def item(self, record: dict[str, Any]) -> Array:
-        """One record's item, or why it has none.
+        """One record's item.
 
         Raises:
-            Reject: ``invalid``, naming the field.
+            Reject: ``invalid``; the message names the field and says why it does not fit.
         """
         try:
             picked = self.pick(record)

@@ -1,4 +1,4 @@
-"""The one place that imports OpenCV, because it reads its limits from the environment when it is imported."""
+"""The only module that imports OpenCV, because OpenCV reads its limits from the environment at import."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import ctypes
 import os
 from contextlib import suppress
 
-# Headers are checked before every decode; this bounds what a decoder does if a header is read differently there.
+# Headers are checked before every decode. This limit holds even if a decoder reads a header differently.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "40000000")
 
 import cv2
 
-cv2.setNumThreads(1)  # the pool's threads decode side by side already
+cv2.setNumThreads(1)  # the pool's threads already decode in parallel
 # A broken picture is a dead letter, not a warning per record.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 

@@ -1,6 +1,6 @@
-"""How a camera was held, as a PNG or WebP file says it; OpenCV finds it in JPEG files only.
+"""Reads the camera's orientation from a PNG or WebP file; OpenCV reads it from JPEG files only.
 
-The EXIF data stand in a chunk of their own, or (PNG) as a "raw profile" in a text chunk; else XMP may hold the number.
+The EXIF data are in a chunk for EXIF, or (PNG) in a text chunk as a "raw profile"; else XMP may hold the number.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RAW_PROFILE = re.compile(rb"Raw profile type (?:exif|APP1)\0", re.IGNORECASE)
 
 
 def orientation(value: bytes) -> int:
-    """1 to 8 as EXIF counts them: 1 is upright, and what a file is taken for that does not say.
+    """1 to 8 as in EXIF: 1 is upright, and the default for a file without an orientation.
 
     Args:
         value: a PNG or WebP file.
@@ -38,7 +38,7 @@ def orientation(value: bytes) -> int:
 
 
 def turned(pixels: Array, orientation: int) -> Array:
-    """Pixels (height, width) or (height, width, channels) as they are looked at; C order."""
+    """Pixels (height, width) or (height, width, channels) turned upright; C order."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -49,7 +49,7 @@ def turned(pixels: Array, orientation: int) -> Array:
 
 
 def _png_profiles(value: bytes) -> Iterator[tuple[bool, bytes]]:
-    """(whether it is EXIF, the data) of every place that may tell, the surest first."""
+    """(whether it is EXIF, the data) of every place that may hold the orientation, the most reliable first."""
     chunks = [
         (chunk.name, value[chunk.start + 8 : chunk.end - 4])
         for chunk in png_chunks(value)

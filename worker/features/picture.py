@@ -1,4 +1,4 @@
-"""Pictures as a content: the settings, and what reads them; OpenCV is imported when a pipeline has pictures."""
+"""Pictures as a content: the settings and the feature; OpenCV is imported only if a pipeline has pictures."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Picture:
     def make(
         options: ImageSettings | None, spec: TensorSpec, place: Place, key: str, limits: LimitsSettings
     ) -> PictureFeature:
-        # OpenCV reads it once, when it is imported; the header check before every decode is what the user's limit means
+        # OpenCV reads this variable once, at import. The header check before every decode enforces the user's limit.
         os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(max(limits.image_pixels, 40_000_000)))
         from worker.features.image_file import PictureFeature
 

@@ -66,9 +66,9 @@ class ImageHeader(NamedTuple):
     width: int
     height: int
     position: int = 0
-    """JPEG: where its start of frame is."""
+    """JPEG: the position of its start of frame."""
     unusual: str = ""
-    """What a decoder may not be made for, in words."""
+    """A property, in words, that a decoder may not support."""
 
 
 class _Chunk(NamedTuple):
@@ -107,7 +107,7 @@ def decodable(value: bytes, header: ImageHeader) -> bytes:
     """The file as the decoder gets it: complete, without chunks that are expensive to unpack and not visible.
 
     Raises:
-        Reject: ``undecodable``: the file's own end is not there, or only after more scans than a picture needs.
+        Reject: ``undecodable``: the file's end is missing, or a JPEG has more scans than a picture needs.
     """
     if header.kind in ("jpeg", "progressive_jpeg"):
         whole = _jpeg_ends(value, header.position)
@@ -125,9 +125,9 @@ def decodable(value: bytes, header: ImageHeader) -> bytes:
 
 
 def _next_marker(value: bytes, position: int, marker: re.Pattern[bytes] = _JPEG_MARKER) -> int:
-    """Where the next marker is, at or behind a position; the file's end where there is none.
+    """Position of the next marker at or after ``position``; the file's end if there is none.
 
-    As libjpeg does it: bytes between segments are passed over, fill bytes too, and ``FF 00`` is no marker.
+    As in libjpeg, bytes between segments and fill bytes are skipped, and ``FF 00`` is not a marker.
     """
     found = marker.search(value, position)
     return found.start() if found else len(value)
@@ -136,7 +136,7 @@ def _next_marker(value: bytes, position: int, marker: re.Pattern[bytes] = _JPEG_
 def _jpeg_ends(value: bytes, position: int) -> bool:
     """Walk the segments and scans from the start of frame to the end of image.
 
-    Two bytes that look like the end turn up in any noise: only an end that the walk arrives at counts.
+    Two bytes that look like the end also occur by chance inside the data: only an end that the walk reaches counts.
     """
     end, scans = len(value) - 1, 0
     while position < end:
@@ -193,10 +193,10 @@ def _png(value: bytes) -> ImageHeader:
 
 
 def png_chunks(value: bytes) -> Iterator[_Chunk]:
-    """The chunks up to the first one that says it is longer than the file.
+    """The chunks before the first one whose stated length exceeds the file.
 
-    Such a chunk must never reach OpenCV: it allocates, and fills, as much as the chunk says before it looks whether
-    the data are there, up to 4 GB for a file of a kilobyte.
+    Such a chunk must never reach OpenCV, which allocates and fills the stated length before it checks the data: up to
+    4 GB for a file of a kilobyte.
     """
     position, size = 8, len(value)
     while (end := position + 12 + int.from_bytes(value[position : position + 4], "big")) <= size:

@@ -19,11 +19,11 @@ _INTERPOLATIONS = {
     "cubic": cv2.INTER_CUBIC,
 }
 _FLAGS = {"rgb": cv2.IMREAD_COLOR_RGB, "bgr": cv2.IMREAD_COLOR, "gray": cv2.IMREAD_GRAYSCALE}
-# The dtypes cv2.LUT writes; for the others numpy does the same, slower.
+# The dtypes that cv2.LUT can write; numpy does the others, more slowly.
 _LUT_DTYPES = (np.float16, np.float32, np.float64)
 
 UNCOUNTED_PIXELS = (8 << 20) // 3
-"""Pixels of an intermediate picture below which its 8 MiB need not come from the byte budget."""
+"""An intermediate picture of at most this many pixels (8 MiB) takes nothing from the byte budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class Geometry:
 class ImagePreprocess:
     """Writes decoded pictures as items of one model input.
 
-    A pixel has 256 values, so the arithmetic is done once per value, in the model's dtype, and looked up after.
+    A pixel has 256 values, so the arithmetic is done once per value, in the model's dtype, and then looked up.
 
     Args:
-        settings: what the user asked for; size and layout come from the model where not given.
+        settings: the user's settings; size and layout default to the model's.
         spec: the model input, (N, C, H, W) or (N, H, W, C).
         key: the setting's name, for errors.
 
@@ -107,7 +107,7 @@ class ImagePreprocess:
                 np.take(table, plane, out=out, mode="clip")
 
     def _fit(self, pixels: Array) -> tuple[Array, Geometry]:
-        """The picture in the model's size, and how it got there."""
+        """The picture in the model's size, and the geometry of the fit."""
         height, width = pixels.shape[:2]
         target = self.height or height, self.width or width
         if (height, width) == target:
@@ -145,7 +145,7 @@ class ImagePreprocess:
         height, width = pixels.shape[:2]
         scale = max(target_height / height, target_width / width)
         outer = max(target_height, round(height * scale)), max(target_width, round(width * scale))
-        # A very long, thin picture would become a huge one on the way to its centre.
+        # Resizing a very long, thin picture before the crop would make a huge intermediate picture.
         if outer[0] * outer[1] > max(UNCOUNTED_PIXELS, height * width, 4 * target_height * target_width):
             raise Reject(
                 f"the image is {height} x {width} pixels (height x width); to crop it, it would have to be "
@@ -160,7 +160,7 @@ class ImagePreprocess:
 
 
 def _layout(settings: ImageSettings, spec: TensorSpec, channels: int, key: str) -> str:
-    """``nchw`` or ``nhwc``, as given or as the model's channel dimension says."""
+    """``nchw`` or ``nhwc``, as configured or as the model's channel dimension shows."""
     shape = f"the model's input {spec.name} has shape {_shown(spec)}"
     if len(spec.shape) != 4:
         raise ConfigError(f"{key}: {shape}; expected 4 dimensions, [N, channels, height, width] or the like")
@@ -185,7 +185,7 @@ def _layout(settings: ImageSettings, spec: TensorSpec, channels: int, key: str) 
 
 
 def _size(settings: ImageSettings, spec: TensorSpec, layout: str, key: str) -> tuple[int | None, int | None]:
-    """(height, width) of an item; None where pictures keep their own."""
+    """(height, width) of an item; None for a dimension in which pictures keep their size."""
     in_model = spec.shape[2:4] if layout == "nchw" else spec.shape[1:3]
     given = settings.size or (None, None)
     for wanted, fixed in zip(given, in_model, strict=True):
@@ -204,7 +204,7 @@ def _size(settings: ImageSettings, spec: TensorSpec, layout: str, key: str) -> t
 
 
 def _tables(settings: ImageSettings, spec: TensorSpec, channels: int, key: str) -> Array | None:
-    """(channels, 256) in the model's dtype: what each pixel value becomes; None where pixels go in as they are."""
+    """(channels, 256) in the model's dtype: the input for each pixel value; None if pixels are taken unchanged."""
     for name, values in (("mean", settings.mean), ("std", settings.std)):
         if len(values) not in (1, channels):
             raise ConfigError(

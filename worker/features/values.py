@@ -1,4 +1,4 @@
-"""JSON values -> arrays, exactly: nothing wrapped, truncated, guessed or silently made infinite."""
+"""JSON values -> arrays, exactly: no value is wrapped, truncated, guessed or silently made infinite."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker.batch import Array
 from worker.errors import Reject
 
 _EXACT = float(1 << 53)
-"""Up to here every integer is a float64 of its own; beyond, a float may be a rounded integer."""
+"""Up to here every integer is an exact float64; beyond, a float may be a rounded integer."""
 
 TYPE_NAMES = {
     bool: "a boolean",
@@ -38,7 +38,7 @@ Missing = float | Literal["reject", "nan"]
 
 
 def missing_for(dtype: np.dtype[Any], missing: Missing) -> float | None:
-    """What stands in a model input of this dtype for a number that is missing; None where nothing can."""
+    """The substitute for a missing number in a model input of this dtype; None if it cannot hold one."""
     if missing == "reject":
         return None
     standing = float(missing)
@@ -53,7 +53,7 @@ def missing_for(dtype: np.dtype[Any], missing: Missing) -> float | None:
 def stack(
     rows: Sequence[Any], dtype: np.dtype[Any], item_shape: tuple[int, ...], missing: float | None = None
 ) -> Array:
-    """One array from the values of several records, all flat or all nested as the item.
+    """One array from the values of several records, which are all flat or all nested like the item.
 
     Args:
         rows: per record a list of the item's elements in row-major order, flat or nested; a rank-0 item may also
@@ -83,7 +83,7 @@ def typed(elements: Sequence[Any], dtype: np.dtype[Any], missing: float | None =
     """A one-dimensional array of JSON scalars.
 
     Args:
-        missing: stands for null and NaN; None = they are refused. Where it is NaN itself, infinities are taken too.
+        missing: the substitute for null and NaN; None = these are refused. If it is NaN, infinities are accepted too.
 
     Raises:
         Reject: ``invalid``, naming the first element that does not fit.
@@ -108,7 +108,7 @@ def shape_of(value: Any, item_shape: tuple[int | None, ...]) -> tuple[int, ...]:
     """The shape a value has as an item with free dimensions (None); a flat list may leave one of them open.
 
     Raises:
-        Reject: ``invalid``: the dimensions cannot be told, or do not agree with the fixed ones.
+        Reject: ``invalid``: the dimensions are ambiguous, or do not agree with the fixed ones.
     """
     if None not in item_shape:
         return tuple(d for d in item_shape if d is not None)

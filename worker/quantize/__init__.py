@@ -1,4 +1,4 @@
 """Make a model smaller and faster, and measure what that costs in accuracy.
 
-Offline: the worker never imports this package, and so never the ``onnx`` package either.
+Used offline only: the worker never imports this package, so it does not need the ``onnx`` package.
 """

@@ -28,9 +28,9 @@ QUANTIZED = [
     *("Add", "Mul", "Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat"),
     *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Resize", "Slice", "Split", "Pad"),
 ]
-"""Operators that run on integers; what follows the last layer with weights stays in floating point all the same."""
+"""Operators that run on integers. Operators after the last layer with weights stay in floating point even so."""
 IR_VERSION = 10
-"""What older runtimes load. A model that comes with a newer one keeps its own."""
+"""The newest IR version that older runtimes load. A model with a newer version keeps it."""
 
 DYNAMIC_NOTE = (
     "dynamic INT8 takes its range from all pictures of a run, so the worker has to run each record alone, "
@@ -55,17 +55,17 @@ def static_int8_from_bytes(
     batches: Callable[[], Iterator[NDArray[np.uint8]]],
     prepared: Callable[[int], Array],
 ) -> str | None:
-    """The same with scaling folded into the first layer: the result takes pixels, uint8.
+    """As :func:`static_int8`, with scaling folded into the first layer: the result takes uint8 pixels.
 
     Args:
         batches: fitted pixels to calibrate on, each (n, *item).
-        prepared: pixel value -> one picture of nothing else as the model's input, (1, *item).
+        prepared: pixel value -> a picture of only that value, as the model's input, (1, *item).
 
     Returns:
-        A sentence on what is not exactly as before; None if everything is.
+        A sentence about the difference that folding makes; None if it is exact.
 
     Raises:
-        ConfigError: why the model cannot be folded.
+        ConfigError: the model cannot be folded; the message says why.
     """
     with tempfile.TemporaryDirectory() as folder:
         folded = fold(_simplified(model, Path(folder)), prepared)
@@ -80,7 +80,7 @@ def static_int8_from_bytes(
 
 
 def dynamic_int8(model: Path, out: Path) -> str:
-    """Weights in INT8, activations quantised at each run; returns a sentence on what that costs."""
+    """Weights in INT8, activations quantised at each run; returns a sentence about the cost of that."""
     with tempfile.TemporaryDirectory() as folder:
         simplified, made = _simplified(model, Path(folder)), Path(folder) / "made.onnx"
         quantize_dynamic(simplified, made, weight_type=QuantType.QInt8, per_channel=True)
@@ -89,7 +89,7 @@ def dynamic_int8(model: Path, out: Path) -> str:
 
 
 def fp16(model: Path, out: Path) -> str:
-    """Weights and arithmetic in FP16, inputs and outputs as they were; returns whom it is for."""
+    """Weights and arithmetic in FP16, inputs and outputs unchanged; returns a sentence about its use."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     _save(convert_float_to_float16(onnx.load(model), keep_io_types=True), out, model)
@@ -97,7 +97,7 @@ def fp16(model: Path, out: Path) -> str:
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]  # the runtime has no type hints
-    """Calibration inputs as the runtime asks for them."""
+    """Calibration inputs in the form that ONNX Runtime reads."""
 
     def __init__(self, name: str, batches: Iterator[Array]) -> None:
         self._name, self._batches = name, batches
@@ -131,7 +131,7 @@ def _quantized(
             op_types_to_quantize=QUANTIZED,
             nodes_to_exclude=_tail(model.graph),
             extra_options={
-                # a product's sums are 32 bits wide: taken as they are, the model's scores lose nothing
+                # The sums of a product have 32 bits. Left unquantised, the model's scores keep their precision.
                 "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
                 "TensorQuantOverrides": overrides,
             },
@@ -145,7 +145,7 @@ def _bytes_as_they_are(folded: Folded) -> dict[str, Any]:
 
 
 def _tail(graph: onnx.GraphProto) -> list[str]:
-    """Nodes that no layer with weights follows: eight bits there would only blur the answer."""
+    """Nodes that no layer with weights follows: eight bits there would only make the answer less exact."""
     feeds_a_layer: set[str] = set()
     tail = []
     for node in reversed(graph.node):  # a graph is in the order of execution
@@ -157,13 +157,13 @@ def _tail(graph: onnx.GraphProto) -> list[str]:
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Nodes are left out of quantisation by name, so each needs one of its own."""
+    """Give each node a unique name, because nodes are excluded from quantisation by name."""
     for index, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{index}"
 
 
 def _save(made: onnx.ModelProto, out: Path, original: Path) -> None:
-    """Write to ``out`` all at once, in no newer a format than it needs, without unused operator sets."""
+    """Write to ``out`` atomically, in the oldest format that suffices, without unused operator sets."""
     first = onnx.load(original, load_external_data=False)
     made.ir_version = min(made.ir_version, max(first.ir_version, IR_VERSION))
     used = {node.domain for node in made.graph.node}

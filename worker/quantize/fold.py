@@ -24,9 +24,9 @@ from worker.batch import Array
 from worker.errors import ConfigError
 
 MOVES = {"Identity", "Dropout", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
-"""Operators that hand numbers on, in another order at most; bytes go through them as well."""
+"""Operators that pass numbers on, at most in another order; they work on bytes too."""
 ARITHMETIC = {"Cast", "Add", "Sub", "Mul", "Div", "BatchNormalization"}
-"""Operators that may compute x = a p + b before the first layer; folding takes them out."""
+"""Operators that may compute x = a p + b before the first layer; folding removes them."""
 LAYERS = {"Conv", "Gemm", "MatMul"}
 
 
@@ -36,10 +36,10 @@ class Folded:
 
     model: onnx.ModelProto
     tensor: str
-    """What the first layer reads."""
+    """Name of the tensor that the first layer reads."""
     zero_point: int
     note: str | None
-    """Where folding is not exact, a sentence that says so."""
+    """A sentence about the difference that folding makes; None if it is exact."""
 
 
 def fold(model: onnx.ModelProto, prepared: Callable[[int], Array]) -> Folded:
@@ -47,10 +47,10 @@ def fold(model: onnx.ModelProto, prepared: Callable[[int], Array]) -> Folded:
 
     Args:
         model: one picture in; constants are initializers, batch normalisation is fused.
-        prepared: pixel value -> one picture of nothing else as the model's input, (1, *item).
+        prepared: pixel value -> a picture of only that value, as the model's input, (1, *item).
 
     Raises:
-        ConfigError: why this model cannot be folded.
+        ConfigError: the model cannot be folded; the message says why.
     """
     graph = model.graph
     source = image_input(graph)
@@ -74,7 +74,7 @@ def fold(model: onnx.ModelProto, prepared: Callable[[int], Array]) -> Folded:
 
 
 def take_bytes(model: onnx.ModelProto, folded: Folded) -> None:
-    """Make a quantised ``folded.model`` take pixels: drop the node that quantises what are bytes already."""
+    """Make a quantised ``folded.model`` take pixels: remove the node that quantises its input."""
     graph = model.graph
     quantize = [n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == folded.tensor]
     consumers = [node for node in graph.node if folded.tensor in node.input]
@@ -119,7 +119,7 @@ def _to_first_layer(graph: onnx.GraphProto, name: str) -> tuple[list[onnx.NodePr
 def _run(
     model: onnx.ModelProto, prefix: list[onnx.NodeProto], tensor: str, value: Array
 ) -> NDArray[np.float64]:
-    """What ``tensor``, the end of ``prefix``, is for an input."""
+    """The value of ``tensor``, the output of ``prefix``, for an input ``value``."""
     if not prefix:
         return value.astype(np.float64)
     needed = {name for node in prefix for name in node.input}
@@ -142,7 +142,7 @@ def _fold_layer(
     """Give ``layer`` the weights and the bias that make it take p - z instead of factor (p - z) + offset.
 
     Args:
-        factor, offset: (1, ...), one number per element of what the layer reads.
+        factor, offset: (1, ...), one number per element of the layer's input.
     """
     constants = {
         initializer.name: numpy_helper.to_array(initializer).astype(np.float64)
@@ -172,7 +172,7 @@ def _fold_layer(
 
 
 def _per_channel(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """One number per index of ``axis``, which must be all there is to tell them apart."""
+    """One number per index of ``axis``; refuses values that also differ along another axis."""
     rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
     if not np.allclose(rows, rows[:, :1], rtol=1e-4, atol=1e-6):
         raise _refusal("scaling differs from pixel to pixel within a channel")
@@ -188,7 +188,7 @@ def _by_group(
 
 
 def _set_constant(graph: onnx.GraphProto, node: onnx.NodeProto, index: int, values: Array) -> None:
-    """Give one node a constant of its own; others may share the old one."""
+    """Give one node a new constant; other nodes may share the old one."""
     name = f"{node.output[0]}_folded_{index}"
     graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name))
     while len(node.input) <= index:
@@ -201,7 +201,7 @@ def _set_constant(graph: onnx.GraphProto, node: onnx.NodeProto, index: int, valu
 
 
 def _add_after(graph: onnx.GraphProto, node: onnx.NodeProto, values: Array) -> None:
-    """Add a constant to what a node gives."""
+    """Add a constant to the output of a node."""
     name, result = f"{node.output[0]}_folded_2", node.output[0]
     graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name))
     node.output[0] = f"{result}_unbiased"
@@ -210,7 +210,7 @@ def _add_after(graph: onnx.GraphProto, node: onnx.NodeProto, values: Array) -> N
 
 
 def _bypass(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
-    """Take a node out: what it read becomes what it gave."""
+    """Remove a node: the readers of its output read its input instead."""
     constants = {initializer.name for initializer in graph.initializer}
     read = next(name for name in node.input if name not in constants)
     for other in graph.node:

@@ -1,4 +1,4 @@
-"""A folder of pictures as the numbers a model is given: to calibrate on and to measure with."""
+"""Reads a folder of pictures as model inputs, for calibration and for measuring."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from worker.model.signature import TensorSpec
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 PLAIN = {"scale": 1.0, "mean": [0.0], "std": [1.0]}
-"""What settings have that leave a pixel as it is."""
+"""Settings that leave pixel values unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Pictures fitted to a model's input, and what they show if that is known."""
+    """Pictures fitted to a model's input, with their classes if these are known."""
 
     pixels: NDArray[np.uint8]
     """(n, *item): in the model's own layout, not yet scaled."""
@@ -51,7 +51,7 @@ class Preparation:
         spec: the model's only input.
 
     Raises:
-        ConfigError: they cannot go together, or pictures would keep sizes of their own.
+        ConfigError: settings and input do not fit together, or leave the size of pictures open.
     """
 
     def __init__(self, settings: ImageSettings, spec: TensorSpec) -> None:
@@ -73,7 +73,7 @@ class Preparation:
         """One picture file, fitted: uint8, one item.
 
         Raises:
-            ConfigError: no picture.
+            ConfigError: the file is not a picture that can be decoded and fitted.
         """
         decoded = cv2.imdecode(np.frombuffer(path.read_bytes() or b"\0", np.uint8), self._fit.flags)
         if decoded is None:
@@ -98,7 +98,7 @@ class Preparation:
         return out
 
     def prepare_one(self, item: NDArray[np.uint8], slot: Array) -> None:
-        """What the worker does with one picture that has the right size already."""
+        """Prepare one picture that already has the right size, as the worker does."""
         if self._write.layout == "nchw":
             item = item.transpose(1, 2, 0)
         self._write.write(item if self._write.channels == 3 else item[..., 0], slot)
@@ -107,12 +107,12 @@ class Preparation:
 def load(folder: Path, preparation: Preparation, names: Sequence[str] | None, most: int) -> Pictures:
     """The pictures in ``folder``; in class-named folders they are labelled.
 
-    A class folder's index is its line in ``names`` where given, else its name where all are whole numbers, else
-    its place in alphabetical order.
+    A class folder's index is its line in ``names`` if given; else its name if all names are whole numbers; else its
+    place in alphabetical order.
 
     Args:
         names: labels of the model, in its order.
-        most: how many pictures to read at most, spread evenly over all.
+        most: most pictures to read, spread evenly over all.
 
     Raises:
         ConfigError: no such folder, no picture in it, a picture that cannot be read, a class without a label.

@@ -1,4 +1,4 @@
-"""How right, how fast and how large a model is, beside the one it was made from."""
+"""Compares a model's accuracy, speed and size with those of the model it was made from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model with what comes before it."""
+    """A model with the preparation of its input."""
 
     kind: str
     path: Path
@@ -72,7 +72,7 @@ class Figures:
 
 
 def compare(candidates: Sequence[Candidate], pictures: Pictures) -> list[Figures]:
-    """Figures of each candidate; the first one is what the others are compared with."""
+    """The figures of each candidate; the others are compared with the first one."""
     answers = [candidate.answer(pictures.pixels) for candidate in candidates]
     return [
         _figures(candidate, pictures, answer, answers[0])
@@ -81,7 +81,7 @@ def compare(candidates: Sequence[Candidate], pictures: Pictures) -> list[Figures
 
 
 def run_size(model: Model) -> int:
-    """Pictures per run when measuring accuracy: what the worker may put together, up to ``BATCH``."""
+    """Pictures per run when measuring accuracy: as many as the worker may run together, up to ``BATCH``."""
     return model.fixed_batch or (BATCH if model.signature.batchable else 1)
 
 
@@ -120,7 +120,7 @@ def _prepare_us(preparation: Preparation, pixels: Array) -> float:
 
 
 def _run_us(candidate: Candidate, pixels: Array, size: int) -> float | None:
-    """Per picture; None if the model does not take that many at once."""
+    """Microseconds per picture; None if the model does not take that many at once."""
     model = candidate.model
     if size != (model.fixed_batch or size) or (size > 1 and run_size(model) == 1):
         return None
@@ -129,7 +129,7 @@ def _run_us(candidate: Candidate, pixels: Array, size: int) -> float | None:
 
 
 def _median_us(call: Callable[[], object]) -> float:
-    call()  # the first one makes its buffers
+    call()  # the first call allocates buffers
     took_ns: list[int] = []
     end = time.perf_counter_ns() + int(SECONDS * 1e9)
     while not took_ns or time.perf_counter_ns() < end:
