@@ -1,9 +1,9 @@
-// A producer that is fed and acknowledged by the batch: worker.native._producer. What it takes is in _producer.pyi.
+// A producer that takes and acknowledges rows in batches: worker.native._producer. _producer.pyi declares its interface.
 //
-// It is librdkafka's own, driven through its public C interface and its event queue: events are fetched and counted on
-// the thread that polls, with the interpreter let go, and told to Python afterwards. With transactions nothing is told
-// of single rows, a commit answers for all of them; and since a commit serves the queue by itself, what it finds there
-// besides (log lines, errors) comes through callbacks and is kept for the next poll.
+// It drives librdkafka's producer through the public C interface and the event queue. The thread that polls fetches and
+// counts events without the interpreter lock, and reports them to Python afterwards. With transactions there are no
+// events for single rows: a commit acknowledges all of them. A commit also serves the queue itself. The log lines and
+// errors that it finds there arrive through callbacks, which keep them for the next poll.
 #include "python.hpp"
 
 #include <dlfcn.h>
@@ -26,15 +26,16 @@ using namespace python;
 namespace {
 
 constexpr long INTERFACE = 3;
-constexpr int EVENTS_MAX = 10000;  // served by one poll: who is asked to wait a second must come back after one
+constexpr int EVENTS_MAX = 10000;  // most events per poll, so that a poll cannot exceed its timeout by much
 constexpr int FLUSH_STEP_MS = 10;
 
-// What a Producer knows of the rows of one `send`. It lives while any of them is unanswered, while it is on the list
-// of those with news, and while the `send` lasts: each counts as one user.
+// The state shared by the rows of one `send`. Owns a reference to the Python receipt. Each unacknowledged row counts as
+// one user; so does its place in `Core::news`, and the `send` itself while it runs. Whoever removes the last user
+// deletes the ticket.
 struct Ticket {
     PyObject* receipt;
     std::atomic<std::int64_t> users{1};
-    bool listed = false;  // the fields from here on belong to whoever holds the polling lock
+    bool listed = false;  // whether it is in Core::news. Core::polling guards this field and those below.
     std::int64_t delivered = 0;
     std::vector<std::pair<int, std::int64_t>> failed;  // code, rows
 
@@ -56,7 +57,7 @@ struct Notice {
     std::string facility, text;
 };
 
-// Everything of one client.
+// Owns one librdkafka client with its queue, its topics, and the events fetched and not yet reported.
 class Core {
   public:
     Core(void* handle, const std::vector<std::pair<std::string, std::string>>& properties) {
@@ -75,7 +76,8 @@ class Core {
         const bool transactions = std::any_of(properties.begin(), properties.end(), [](const auto& property) {
             return property.first == "transactional.id";
         });
-        // a commit waits until every row is told: with rows as events somebody would have to fetch them meanwhile
+        // A commit waits until every delivery report is served. If reports were events, another thread would have to
+        // fetch them during the commit.
         const int rows = transactions ? 0 : rdkafka::EVENT_DR;
         library_.conf_set_events_(conf, rows | rdkafka::EVENT_LOG | rdkafka::EVENT_ERROR);
         library_.conf_set_opaque_(conf, this);
@@ -96,7 +98,7 @@ class Core {
     const rdkafka::Library& library() const { return library_; }
     rdkafka::Client* client() const { return client_; }
 
-    // Ends the client; rows that are not answered by then are forgotten. Waits for librdkafka's threads.
+    // Closes the client and discards rows that are not acknowledged. Waits for librdkafka's threads.
     void close() {
         if (client_ == nullptr) return;
         for (auto& [name, topic] : topics_) library_.topic_destroy_(topic);
@@ -114,7 +116,7 @@ class Core {
         return topics_.emplace(name, made).first->second;
     }
 
-    // Fetches what has happened, waiting for the first of it. Not for two threads at once: `polling` is held.
+    // Fetches the events that have arrived; waits up to `timeout_ms` for the first. The caller must hold `polling`.
     void fetch(int timeout_ms) {
         for (int served = 0; served < EVENTS_MAX; ++served) {
             rdkafka::Event* event = library_.queue_poll_(queue_, served == 0 ? timeout_ms : 0);
@@ -173,7 +175,7 @@ class Core {
                     if (ticket == nullptr) continue;
                     if (!ticket->listed) {
                         news.push_back(ticket);
-                        ticket->listed = true;  // in place of the row's use
+                        ticket->listed = true;  // the place in `news` takes over this row's use
                     } else {
                         --ticket->users;
                     }
@@ -200,7 +202,7 @@ class Core {
         }
     }
 
-    // A log callback is given nothing but the client. One library serves all of them.
+    // A log callback gets the client only, and needs this function to find its Core. All clients use one library.
     static inline void* (*opaque_of)(const rdkafka::Client*) = nullptr;
 
     rdkafka::Library library_{};
@@ -214,13 +216,13 @@ class Core {
 struct ProducerObject {
     PyObject_HEAD
     Core* core;
-    std::unordered_set<Ticket*>* tickets;  // all that live; for the interpreter's lock to guard
-    Py_ssize_t calls;  // under way with the interpreter let go: the client must not end under them
+    std::unordered_set<Ticket*>* tickets;  // all existing tickets; guarded by the interpreter lock
+    Py_ssize_t calls;  // calls in progress, which may run without the interpreter lock: close() is refused meanwhile
 };
 
 ProducerObject& of(PyObject* self) { return *reinterpret_cast<ProducerObject*>(self); }
 
-// The client while one of its functions is in use.
+// Owns one entry in ProducerObject::calls: while a Using exists, the client cannot be closed.
 class Using {
   public:
     explicit Using(PyObject* self) : self_(of(self)) {
@@ -248,9 +250,10 @@ inline bool interpreter_ends() { return Py_IsFinalizing() != 0; }
 inline bool interpreter_ends() { return _Py_IsFinalizing() != 0; }
 #endif
 
-// Lets the interpreter go for a while, whatever is thrown meanwhile. A thread that comes back while the interpreter ends
-// stays here: Python before 3.14 would end it by unwinding its stack, which C++ answers with std::terminate. The one that
-// ends the interpreter, and lets go of a client meanwhile, goes on.
+// Owns the released interpreter lock: releases it when constructed, takes it again when destroyed, also after an
+// exception. If the interpreter is finalizing by then, the thread sleeps in the destructor: Python before 3.14 would end
+// it by unwinding its stack, and C++ would call std::terminate. The thread that finalizes the interpreter itself, and
+// closes a client meanwhile, continues.
 class LetGo {
   public:
     LetGo() : ends_it_(interpreter_ends()), state_(PyEval_SaveThread()) {}
@@ -317,7 +320,7 @@ void producer_dealloc(PyObject* self) {
     Py_DECREF(type);
 }
 
-// Rows of one `send` on their way: what they share, and what became of them.
+// Owns the use that a running `send` has of its ticket; `use` adds the rows to the ticket's users.
 class Rows {
   public:
     Rows(ProducerObject& producer, PyObject* receipt) : producer_(producer) {
@@ -342,10 +345,10 @@ class Rows {
     Ticket* ticket_ = nullptr;
 };
 
-// How many rows were taken, and (row, code) of those among them that are refused for good.
+// Counts the rows taken, and keeps (row, code) of those among them that librdkafka refuses for good.
 class Taken {
   public:
-    // False when the queue is full: this row and all behind it have to come again.
+    // False if the queue is full: the caller must send this row and all later ones again.
     bool count(std::int64_t row, int code) {
         if (code == rdkafka::QUEUE_FULL) return false;
         if (code != rdkafka::NO_ERROR) refused_.emplace_back(row, code);
@@ -372,16 +375,17 @@ struct Part {
     std::size_t size;
 };
 
-// Bytes or None.
+// The data of a bytes object; null for None.
 Part part(PyObject* object) {
     if (object == Py_None) return {nullptr, 0};
     const std::string_view text = bytes(object);
     return {text.data(), text.size()};
 }
 
-// Queues rows in order until the queue is full; each row's `err` says what became of it. Rows that go by key and rows
-// with a partition are given in stretches: where both are in one call and the topic is not known yet, librdkafka puts
-// partition -1 into the transaction, which then fails (rd_kafka_produce_batch with RD_KAFKA_MSG_F_PARTITION).
+// Queues rows in order until the queue is full; librdkafka sets the result of each row in its `err`. Each call takes
+// neighbouring rows that are all placed by key, or all have the same partition. If one call had both, and the topic were
+// not known yet, librdkafka would add partition -1 to the transaction, which then fails (rd_kafka_produce_batch with
+// RD_KAFKA_MSG_F_PARTITION).
 void queue(const rdkafka::Library& library, rdkafka::Topic* topic, std::vector<rdkafka::Message>& messages) {
     auto first = messages.begin();
     while (first != messages.end()) {
@@ -389,7 +393,7 @@ void queue(const rdkafka::Library& library, rdkafka::Topic* topic, std::vector<r
         const auto last = std::find_if(first, messages.end(), [&](const auto& row) { return row.partition != partition; });
         library.produce_batch_(topic, partition, rdkafka::COPY, &*first, static_cast<int>(last - first));
         if (std::prev(last)->err == rdkafka::QUEUE_FULL) {
-            // there may be room again by now, but what comes behind must stay behind
+            // the queue may have room again by now, but later rows must not overtake this one
             std::for_each(last, messages.end(), [](auto& row) { row.err = rdkafka::QUEUE_FULL; });
             return;
         }
@@ -410,7 +414,7 @@ PyObject* producer_send(PyObject* self, PyObject* const* arguments, Py_ssize_t g
             raise(PyExc_ValueError, "columns of different lengths, or no partition");
         }
         std::vector<rdkafka::Message> messages(static_cast<std::size_t>(count));
-        std::vector<Ref> owned;  // what the messages point to, while the interpreter is let go
+        std::vector<Ref> owned;  // keeps the bytes that the messages point to, while the interpreter lock is released
         owned.reserve(static_cast<std::size_t>(count) * 2);
         Rows rows(of(self), arguments[5]);
         for (Py_ssize_t row = 0; row < count; ++row) {
@@ -445,7 +449,7 @@ PyObject* producer_send(PyObject* self, PyObject* const* arguments, Py_ssize_t g
     });
 }
 
-// Headers of one row; the producer takes them over when it takes the row.
+// Owns the headers of one row until the producer accepts the row and becomes their owner.
 class Headers {
   public:
     Headers(const rdkafka::Library& library, PyObject* given) : library_(library) {
@@ -522,7 +526,7 @@ PyObject* producer_send_headed(PyObject* self, PyObject* const* arguments, Py_ss
     });
 }
 
-// What was fetched, as a list of tuples; tickets with news are off the list afterwards.
+// The fetched events as a list of tuples. Afterwards the tickets in `news` are no longer listed.
 PyObject* told(ProducerObject& producer, const std::vector<Ticket*>& news, const std::vector<Notice>& notices) {
     PyObject* events = PyList_New(0);
     const auto add = [&](PyObject* event) {
@@ -613,8 +617,8 @@ PyObject* producer_text(PyObject* self, PyObject* const* arguments, Py_ssize_t g
     });
 }
 
-// Makes one transactional call. What it has to say: None when it is done, or (code, text, fatal, retriable, whether the
-// transaction has to be aborted).
+// Makes one transactional call. Returns None on success, else (code, text, fatal, retriable, whether the transaction
+// must be aborted).
 template <typename Call>
 PyObject* transactional(PyObject* self, Call call) {
     const Using use(self);
@@ -674,7 +678,7 @@ struct Position {
     std::string metadata;
 };
 
-// The call itself, with everything librdkafka wants to have made for it.
+// Builds the arguments of rd_kafka_send_offsets_to_transaction, makes the call and frees them.
 rdkafka::Error* send_positions(const rdkafka::Library& library, rdkafka::Client* client,
                                const std::vector<Position>& positions, std::string_view group, int timeout_ms) {
     rdkafka::GroupMetadata* read = nullptr;
@@ -705,7 +709,7 @@ PyObject* producer_send_offsets(PyObject* self, PyObject* const* arguments, Py_s
             if (!PyArg_ParseTuple(offsets[i], "UiLU", &topic, &partition, &offset, &metadata)) throw Raised();
             positions.push_back({text_of(topic), partition, offset, text_of(metadata)});
         }
-        const Ref group = Ref::borrowed(arguments[1]);  // its bytes are read with the interpreter let go
+        const Ref group = Ref::borrowed(arguments[1]);  // its bytes are read while the interpreter lock is released
         const std::string_view written = bytes(group.get());
         const int timeout_ms = milliseconds(arguments[2]);
         return transactional(self, [&](const auto& library, auto* client) {

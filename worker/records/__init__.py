@@ -1,4 +1,4 @@
-"""Input formats: a record's bytes -> a batch's arrays; one module per format, imported when a pipeline asks for it."""
+"""Input formats: a record's bytes -> a batch's arrays; one module per format, imported when a pipeline uses it."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from worker.registry import INPUT_FORMATS
 from worker.settings import LimitsSettings, PipelineSettings
 
 ReadId = Callable[[bytes, Headers | None], str | None]
-"""The id inside the value of a record, given its headers; None where it has none or cannot be read."""
+"""Reads the id inside the value of a record, given its headers; None if it has none or cannot be read."""
 
 
 class Decoder(Protocol):
-    """Bytes -> arrays, for one pipeline. Called from pool threads, on different rows side by side."""
+    """Bytes -> arrays, for one pipeline. Several pool threads call it at once, on different rows."""
 
     fixed: bool
     """True: fills ``feed.arrays[name][row]``; False: fills ``feed.items[row]``."""
     shard_rows: int
-    """Rows per decode task; 0 = never split a batch, because decoding holds the GIL anyway."""
+    """Rows per decode task; 0 = never split a batch, because decoding holds the interpreter lock."""
 
     free_bytes: int
-    """Records up to this length cost nothing; ``cost`` is asked for longer ones only."""
+    """Records up to this many bytes cost nothing; ``cost`` is called for longer ones only."""
 
     def cost(self, value: bytes) -> int:
-        """Bytes of memory that reading a record takes on top of its own and of one item's tensors.
+        """Bytes of memory that reading a record needs, besides the record itself and the tensors of one item.
 
-        Asked on the loop's thread, before the record is decoded: it looks at the header of a file, or counts.
+        The loop's thread calls it before the record is decoded, so it only reads a file's header or counts characters.
 
         Raises:
-            Reject: the header already says that the record cannot be decoded, or it takes more than there is.
+            Reject: the header shows that the record cannot be decoded, or it needs more than the whole budget.
         """
         ...
 
     def decode(
         self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
     ) -> None:
-        """Decode rows ``start..stop``; what is wrong with a row goes to ``feed.rejected[row]``.
+        """Decode rows ``start..stop``; the rejection of a refused row goes to ``feed.rejected[row]``.
 
         Args:
-            payloads: the bytes to decode, by row: ``columns.values``, or what was made of them.
-            columns: the records as they came; decoders read their headers.
+            payloads: the bytes to decode, by row: ``columns.values``, or bytes made from them.
+            columns: the records as they were read; decoders read their headers.
         """
         ...
 
@@ -52,13 +52,13 @@ class InputFormat(Protocol):
     """An entry of ``worker.registry.INPUT_FORMATS``: a class of :class:`Decoder`."""
 
     contents: tuple[str, ...]
-    """Which contents it can hold; a format without any carries the model's tensors themselves."""
+    """The contents that it can hold; a format without any carries the model's tensors themselves."""
     has_fields: bool
     """Whether a record has named fields, which ``input.fields`` and ``from`` name. A format whose records may have an id
     inside also has a static method ``request_id``, a :data:`ReadId`."""
 
     takes_missing: bool
-    """Whether ``input.missing`` has a meaning for it: it reads numbers from text."""
+    """Whether ``input.missing`` applies to it, because it reads numbers from text."""
 
     def __call__(
         self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings
@@ -76,16 +76,16 @@ def decoder(settings: PipelineSettings, signature: Signature, limits: LimitsSett
 
 
 def id_reader(input_format: str) -> ReadId | None:
-    """Reads the id inside a record that was not decoded; None where the input format has no such thing."""
+    """The function that reads the id inside an undecoded record; None if the input format has no such id."""
     reader: ReadId | None = getattr(INPUT_FORMATS.entry(input_format), "request_id", None)
     return reader
 
 
 def _check_inputs(settings: PipelineSettings, signature: Signature) -> None:
-    """``preprocess.inputs``, where given, names every model input and nothing else."""
+    """Check that ``preprocess.inputs``, if given, names every model input and nothing else."""
     given, names = settings.preprocess.inputs, [spec.name for spec in signature.inputs]
     if given and set(given) != set(names):
-        odd = next((name for name in given if name not in names), None)
+        unknown = next((name for name in given if name not in names), None)
         missing = next((name for name in names if name not in given), None)
-        problem = f"{odd} is no input of the model" if odd else f"{missing} is missing"
+        problem = f"{unknown} is no input of the model" if unknown else f"{missing} is missing"
         raise ConfigError(f"preprocess.inputs: {problem}; expected exactly {', '.join(names)}")

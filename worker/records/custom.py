@@ -26,7 +26,7 @@ class CustomDecoder:
     contents = ()
     has_fields = False
     takes_missing = False
-    shard_rows = 0  # it is Python, which threads do not speed up
+    shard_rows = 0  # it is Python code: threads do not speed it up
 
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
         self.function: Function = import_attribute(settings.input.format, "input.format")
@@ -49,7 +49,7 @@ class CustomDecoder:
         decode_each(self.function, feed, range(start, stop), decode_row)
 
     def _items(self, tensors: Mapping[str, Any]) -> dict[str, Array]:
-        """What the function returned, as items in the model's dtypes."""
+        """The function's result, as items in the model's dtypes."""
         names = [spec.name for spec in self.specs]
         if not isinstance(tensors, Mapping) or set(tensors) != set(names):
             got = sorted(map(str, tensors)) if isinstance(tensors, Mapping) else type(tensors).__name__
@@ -79,5 +79,5 @@ def _item(tensor: Any, spec: TensorSpec) -> Array:
 
 
 def _widens(found: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
-    """Whether a conversion keeps what numbers mean: within a kind, or from integers to floats."""
+    """Whether a conversion stays within a kind of number, or goes from integers to floats."""
     return wanted.kind != "O" and np.can_cast(found, wanted, "same_kind") and found.kind in "fiub"

@@ -1,4 +1,4 @@
-"""Records that are opened into fields: which content fills which model input, and the decoder of one row at a time."""
+"""Formats whose records are opened into fields: chooses the content of each model input, and decodes row by row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.settings import LimitsSettings, PipelineSettings
 from worker.settings.sections import TensorInput
 
 SHARD_ROWS = 8
-"""Rows per decode task of a slow content: few enough to keep every thread busy, enough to pay for the hand-over."""
+"""Rows per decode task of a slow content: few enough to keep every thread busy, enough to pay for a task."""
 
 
 def features_of(
@@ -24,7 +24,7 @@ def features_of(
     default: str,
     place_of: Callable[[TensorSpec, TensorInput | None, str], Place],
 ) -> list[Feature]:
-    """What fills each model input, in the model's order.
+    """The features that fill the model's inputs, in the model's order.
 
     Args:
         default: the content of an input whose settings name none.
@@ -47,13 +47,13 @@ def features_of(
 
 
 def check_missing(settings: PipelineSettings, standing: Sequence[float | None]) -> None:
-    """Refuse ``input.missing`` where no model input can hold what it says.
+    """Refuse ``input.missing`` if no model input can hold the substitute.
 
     Args:
-        standing: per model input what stands for a missing number; None = nothing can.
+        standing: per model input the substitute for a missing number; None = the input cannot hold one.
 
     Raises:
-        ConfigError: naming the setting.
+        ConfigError: names the setting.
     """
     missing = settings.input.missing
     if missing != "reject" and all(each is None for each in standing):
@@ -75,15 +75,15 @@ class FieldsDecoder:
         self.shard_rows = SHARD_ROWS if any(feature.slow for feature in features) else 0
 
     def open(self, value: bytes) -> Record:
-        """The record's fields, or its bytes where it is one field.
+        """The record's fields, or its bytes if the format has no fields.
 
         Raises:
-            Reject: ``undecodable``: the bytes are not of the format; ``invalid``: they are, but hold something else.
+            Reject: ``undecodable``: the bytes do not have the format; ``invalid``: their content is of another kind.
         """
         return value
 
     def cost(self, value: bytes) -> int:
-        """Bytes that decoding the record's files takes on top of them and the items; reads their headers only.
+        """Bytes that decoding the record's files needs, besides the files and items; reads their headers only.
 
         Raises:
             Reject: a header says that the file cannot be decoded.

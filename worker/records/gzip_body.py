@@ -1,4 +1,4 @@
-"""A body that header ``content-encoding: gzip`` says is packed."""
+"""Unpacks a body whose record has the header ``content-encoding: gzip``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from worker.errors import Reject
 
 CONTENT_ENCODING = "content-encoding"
 _GZIP = 31
-"""zlib's way to say: with a gzip header and its checksum."""
+"""zlib's window-bits value for data with a gzip header and checksum."""
 _SAMPLE = 256
 _MOST_TIMES = 1032
-"""How many times as large as its packed form a body can be."""
+"""The largest ratio of a body's size to its packed size that gzip can reach."""
 
 
 def is_packed(headers: Headers | None) -> bool:
-    """Whether the record's headers say that its value is gzip; names match without case, the last one counts.
+    """Whether the record's headers mark its value as gzip. Case of the name is ignored; the last such header counts.
 
     Raises:
-        Reject: ``undecodable``: they name another encoding.
+        Reject: ``undecodable``: the header names another encoding.
     """
     named = [value or b"" for name, value in headers or () if name.lower() == CONTENT_ENCODING]
     encoding = named[-1].strip().lower() if named else b""
@@ -32,7 +32,7 @@ def is_packed(headers: Headers | None) -> bool:
 
 
 def unpacked(value: bytes, at_most: int) -> bytes:
-    """The body inside; never more memory than it says itself that it needs.
+    """The body inside. Allocates no more memory than the gzip data state for the body.
 
     Raises:
         Reject: ``undecodable``: not gzip, or broken; ``too_large``: longer than ``at_most``.
@@ -55,7 +55,7 @@ def unpacked(value: bytes, at_most: int) -> bytes:
 
 
 def stated_bytes(value: bytes) -> int | None:
-    """Length of the body inside, as the end of a gzip value says it; None = the value is not gzip."""
+    """Length of the body inside, as stated at the end of a gzip value; None if the value is not gzip."""
     if not value.startswith(b"\x1f\x8b\x08") or len(value) < 18:
         return None
     try:

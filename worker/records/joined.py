@@ -1,7 +1,7 @@
-"""Many JSON records in one parse: their bodies joined to one array, each list of numbers read as a C buffer.
+"""Parses many JSON records at once: joins their bodies to one array and reads each list of numbers as a C buffer.
 
-This costs about half as much as parsing each record into Python lists. It returns the records' lists or gives up; it
-never says what is wrong, because that requires parsing each record on its own.
+This costs about half as much as parsing each record into Python lists. It returns the records' lists or gives up. It
+never says which record is wrong or why, because that requires parsing each record separately.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class JoinedParser:
         names: the JSON field of each model input.
         specs: the model inputs, every item dimension known.
 
-    Joining must not make one record out of parts of two. It only counts when
+    Joining must not make one record out of parts of two. The result is used only if
 
     - each body starts with ``{``,
     - the separator has a line break, which no JSON string may hold: no string runs across it,
@@ -49,7 +49,7 @@ class JoinedParser:
         self._local = threading.local()
 
     def parse(self, values: Sequence[Any]) -> list[Array] | None:
-        """Per model input (records, elements) in float64 or a 64-bit integer; None = look at each record."""
+        """Per model input (records, elements) in float64 or a 64-bit integer; None = parse each record separately."""
         try:
             return self._parse(values)
         except (
@@ -73,7 +73,7 @@ class JoinedParser:
 
     def _ambiguous(self, joined: bytes, rows: int) -> bool:
         """Whether a record that has other fields too may contain one of our names more than once."""
-        if b"\\" in joined and b"\\u" in joined:  # the first of them is 50 times faster
+        if b"\\" in joined and b"\\u" in joined:  # the first search is 50 times faster and mostly suffices
             return True
         return any(joined.count(name) != rows for name in self._quoted)
 
@@ -89,7 +89,7 @@ class JoinedParser:
 
 
 def fill(slot: Array, elements: Array) -> bool:
-    """Write (records, elements) into a slot of (records, *item); False when one is out of the dtype's range."""
+    """Write (records, elements) into a slot of (records, *item); False if an element is out of the dtype's range."""
     flat = slot.reshape(elements.shape)
     if slot.dtype.kind == "f":
         with np.errstate(over="ignore"):
@@ -103,7 +103,7 @@ def fill(slot: Array, elements: Array) -> bool:
 
 
 def _elements(records: Sequence[Any], name: str, spec: TensorSpec) -> Array:
-    """(records, elements) from the list of numbers each record has by this name, as long as an item has elements."""
+    """(records, elements) from the list ``name`` of each record; every list must have as many elements as an item."""
     size = math.prod(d or 0 for d in spec.item_shape)
     lists = [record[name] for record in records]
     if set(map(len, lists)) != {size}:

@@ -1,7 +1,8 @@
 """JSON objects: ``{"features": [...]}``, named fields, or one field per model input.
 
-A batch is tried together first, by the compiled reader or in one parse; only what that leaves over, or the model's
-shapes ask for, gets Python work of its own, and only then is its reason worked out. All ways accept the same records.
+The decoder first tries the whole batch, with the compiled reader or in one parse. It parses a record separately only if
+that did not decode it, or if the model's shapes require it; only then it determines why a record is refused. Every way
+accepts the same records.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from worker.settings.sections import TensorInput
 
 _OPENING = re.compile(rb'\s*:\s*"')
 _HEADER_LENGTHS = (1 << 10, 96 << 10, 1 << 40)
-"""How much base64 text is looked at for a file's header, one after the other."""
+"""Bytes of base64 text searched for a file's header; each length is tried in turn."""
 _FEW_QUOTES = 200
 _ESCAPES = ((b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b""))
 
@@ -48,7 +49,7 @@ class JsonDecoder(FieldsDecoder):
         numbers = [feature for feature in self.features if isinstance(feature, NumbersFeature)]
         check_missing(settings, [feature.missing for feature in numbers])
         self.together = self.fixed and len(numbers) == len(self.features)
-        """Whether a batch can be decoded as one, because every input is numbers of a known shape."""
+        """Whether a batch can be decoded at once, because every input is numbers of a known shape."""
         self.free_bytes = CHUNK_BYTES if self.together else 0
         self.numbers = numbers
         self.signature = signature
@@ -62,10 +63,10 @@ class JsonDecoder(FieldsDecoder):
         return parsed(value, self.takes_nan)
 
     def cost(self, value: bytes) -> int:
-        """What parsing takes, and what decoding the record's files takes, read off its text without parsing it.
+        """Bytes that parsing the record and decoding its files need, estimated from the text without parsing it.
 
-        A file counts with the largest header found under its field's name, at any depth. A text that could hide a
-        name behind an escape is parsed as a whole.
+        Each file counts with the largest header found under its field's name, at any depth. If the text could write
+        a name with an escape, it is parsed.
         """
         # base64 with line breaks or in another alphabet is copied three times before it is decoded
         copies = 3 * len(value) if self.files else 0
@@ -90,7 +91,7 @@ class JsonDecoder(FieldsDecoder):
     def _read(
         self, reader: Any, values: Sequence[bytes | None], feed: Feed, start: int, stop: int
     ) -> Sequence[int]:
-        """Rows start..stop by the compiled reader; those it leaves over, which are more than plain numbers."""
+        """Decode rows start..stop with the compiled reader; returns the rows that it left, which hold other values too."""
         assert feed.arrays is not None
         arrays = [feed.arrays[source.spec.name] for source in self.numbers]
         left: list[int] = reader.read(values, start, stop, arrays)
@@ -101,7 +102,7 @@ class JsonDecoder(FieldsDecoder):
     def _decode_joined(
         self, joined: JoinedParser, values: Sequence[bytes | None], feed: Feed, rows: Sequence[int]
     ) -> bool:
-        """Consecutive rows in one parse; False when one of them needs a closer look."""
+        """Decode consecutive rows in one parse; False if one of them must be parsed separately."""
         start, stop = rows[0], rows[-1] + 1
         lists = joined.parse(values[start:stop])
         if lists is None:
@@ -115,7 +116,7 @@ class JsonDecoder(FieldsDecoder):
         return True
 
     def _decode_each(self, values: Sequence[bytes | None], feed: Feed, rows: Sequence[int]) -> None:
-        """Each record parsed on its own, then their values converted together where that works."""
+        """Parse each record separately, then convert their values together if possible."""
         records: dict[int, dict[str, Any]] = {}
 
         def parse(row: int) -> None:
@@ -127,7 +128,7 @@ class JsonDecoder(FieldsDecoder):
         decode_each(self, feed, records, lambda row: self.decode_row(records[row], feed, row))
 
     def _stack(self, records: dict[int, dict[str, Any]], feed: Feed) -> bool:
-        """All records at once; False when one of them is in the way."""
+        """Convert all records at once; False if one of them does not fit."""
         assert feed.arrays is not None
         try:
             for source in self.numbers:
@@ -147,12 +148,12 @@ def _joinable(sources: Sequence[NumbersFeature]) -> bool:
 
 
 def _plain_name(field: str | None) -> bool:
-    """Whether a field's name stands in JSON text as it is, or with escapes that begin with ``\\u00``."""
+    """Whether JSON text writes a field's name unchanged, or with escapes that begin with ``\\u00``."""
     return field is not None and field.isascii() and field.isprintable() and not {'"', "\\"} & set(field)
 
 
 def _scratches(value: bytes, feature: FileFeature) -> Iterator[int]:
-    """What decoding takes, for every text in a JSON record that stands under the field's name."""
+    """Bytes that decoding needs, for each text under the field's name in a JSON record."""
     name = f'"{feature.place.field}"'.encode()
     for position in _places(value, name):
         found = _OPENING.match(value, position + len(name))
@@ -161,7 +162,7 @@ def _scratches(value: bytes, feature: FileFeature) -> Iterator[int]:
 
 
 def _places(value: bytes, name: bytes) -> Iterator[int]:
-    """Where a name in quotes stands; looked for at the first quotes one by one, because that finds it much faster."""
+    """Positions of a quoted name. The first quotes are checked one by one, which finds it much faster than a search."""
     position, quotes = value.find(b'"'), 0
     while position >= 0:
         if value.startswith(name, position):
@@ -171,7 +172,7 @@ def _places(value: bytes, name: bytes) -> Iterator[int]:
 
 
 def _scratch(value: bytes, start: int, feature: FileFeature) -> int:
-    """What decoding the base64 text takes that begins at ``start``; 0 where it is no such file."""
+    """Bytes that decoding needs for the base64 text at ``start``; 0 if it is not such a file."""
     for length in _HEADER_LENGTHS:
         text = value[start : start + length].partition(b'"')[0]
         if b"\\" in text:
@@ -180,7 +181,7 @@ def _scratch(value: bytes, start: int, feature: FileFeature) -> int:
         try:
             return feature.scratch(base64_text.beginning(text))
         except (Reject, ValueError):
-            # the header may be longer than this; whatever else it is, decoding will say so
+            # the header may be longer than this text; decoding reports any other fault
             if start + length >= len(value):
                 break
     return 0
@@ -201,7 +202,7 @@ def _chunks(values: Sequence[bytes | None], rows: Sequence[int]) -> Iterator[Seq
 
 
 def _reader(sources: Sequence[NumbersFeature]) -> Any | None:
-    """The compiled reader of these inputs; None where it is not there, or they are more than numbers of one size."""
+    """The compiled reader for these inputs; None without compiled modules, or if it cannot read one of the inputs."""
     if native.records is None:
         return None
     fields: list[tuple[bytes, int, int, int, bool, bool]] = []
@@ -220,7 +221,7 @@ def _reader(sources: Sequence[NumbersFeature]) -> Any | None:
             bare = size == 1 and (source.field != "features" or not shape)
             fields.append((source.field.encode(), index, 0, size, True, bare))
     if len({name for name, *_ in fields}) != len(fields):
-        return None  # a value that is read twice
+        return None  # two inputs read the same field
     return native.records.Reader(fields, targets)
 
 
@@ -249,7 +250,7 @@ def _check_sources(settings: PipelineSettings, signature: Signature) -> None:
 
 
 class _Places:
-    """Where in a JSON record each model input is."""
+    """The place of each model input in a JSON record."""
 
     def __init__(self, settings: PipelineSettings, signature: Signature) -> None:
         self.names = tuple(settings.input.fields or ())

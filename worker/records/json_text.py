@@ -1,4 +1,4 @@
-"""The text of a JSON record -> an object, and in plain words why it is none."""
+"""The text of a JSON record -> an object, or a plain sentence that says why it is not one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worker.features.values import TYPE_NAMES
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FRAME_BYTES = 5
-"""What a client of a schema registry puts in front of a value: a zero and the schema's number in four bytes."""
+"""Length of the prefix that clients of a schema registry write: a zero byte, and the schema's number in four bytes."""
 
 
 def parsed(text: bytes, takes_nan: bool = False) -> dict[str, Any]:
@@ -34,10 +34,10 @@ def parsed(text: bytes, takes_nan: bool = False) -> dict[str, Any]:
 
 
 def _second_look(text: bytes, error: orjson.JSONDecodeError, takes_nan: bool) -> Any:
-    """What a text holds that is no JSON as it stands.
+    """The value of a text that orjson refused, if it can be read in another way.
 
     Raises:
-        Reject: with the likeliest reason.
+        Reject: with the most likely reason.
     """
     if text.startswith(_BYTE_ORDER_MARK):
         return parsed(text[len(_BYTE_ORDER_MARK) :], takes_nan)
@@ -45,7 +45,7 @@ def _second_look(text: bytes, error: orjson.JSONDecodeError, takes_nan: bool) ->
         try:
             record = json.loads(text)
         except (ValueError, RecursionError):
-            pass  # it is not what is wrong with it, or not all
+            pass  # NaN or Infinity is not the fault, or not the only one
         else:
             if takes_nan:
                 return record

@@ -1,8 +1,8 @@
-"""What reading a record takes on top of its bytes and its slots in the batch, told from its bytes alone.
+"""Estimates the memory that reading a record needs, besides its bytes and its slots in the batch, from its bytes alone.
 
 Parsed JSON is many times as large as its text: ``0.5,`` becomes a pointer of 8 bytes, a number of 32 and some 20 in the
-parser. The figures are bounds of what was measured (``tests/unit/test_registry_contract.py``); they are charged to the byte budget before the
-record is parsed, on the loop's thread, so they come from counting signs.
+parser. The figures are upper bounds of measurements (``tests/unit/test_registry_contract.py``). The loop's thread charges
+them to the byte budget before the record is parsed, so they are computed by counting characters.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from worker.model.signature import Signature, TensorSpec
 from worker.settings import LimitsSettings
 
 CHUNK_BYTES = 256 << 10
-"""Records parsed together at most, in bytes of text, beyond the first one. What parsing a chunk takes, below 8 MiB in
-each thread, is not charged."""
+"""Most bytes of text parsed together, unless a single record is longer. The memory for parsing one chunk, below 8 MiB per
+thread, is not charged."""
 NEVER = 1 << 62
-"""As ``free_bytes``: no record of any length takes more than its bytes and its slots."""
+"""As ``free_bytes``: a record of any length needs only its bytes and its slots."""
 CODE_FACTOR = 16
-"""What custom code is taken to need, in lengths of the record: as much as parsing JSON numbers takes."""
+"""Assumed memory of custom code, as a multiple of the record's length: as much as parsing JSON numbers needs."""
 
 WORST_FACTOR = 32
-"""What parsing JSON takes at most, in lengths of its text, where the text cannot be looked at yet."""
+"""Upper bound of the memory for parsing JSON, as a multiple of its length, if the text cannot be read yet."""
 _NO_SIGNS = bytes(set(range(256)) - set(b',:"[{'))
 _ELEMENT, _NUMBER, _NUMBER_PER_BYTE, _STRING, _BRACKET, _KEY = 28, 32, 8, 66, 100, 150
 
 
 def json_bytes(text: bytes) -> int:
-    """Bytes that parsing a JSON text takes, its values as Python objects and as an array included."""
-    signs = text.translate(None, _NO_SIGNS)  # one pass over the text; the counts then go over what is left
+    """Bytes that parsing a JSON text needs, including its values as Python objects and as an array."""
+    signs = text.translate(
+        None, _NO_SIGNS
+    )  # one pass over the text, so that the counts pass over a short one
     elements, keys, strings = signs.count(b",") + 1, signs.count(b":"), signs.count(b'"') // 2
-    # a number that is no small integer has at least four characters, its comma included
+    # a number that is not a small integer has at least four characters, including its comma
     numbers = min(_NUMBER * max(0, elements + keys - strings), _NUMBER_PER_BYTE * len(text))
     brackets = signs.count(b"[") + signs.count(b"{")
     return (
@@ -41,10 +43,10 @@ def json_bytes(text: bytes) -> int:
 
 
 def check_room(value: bytes, scratch: int, signature: Signature, limits: LimitsSettings) -> int:
-    """``scratch``, where the whole budget has room for it.
+    """Return ``scratch`` if the record fits into the whole budget.
 
     Raises:
-        Reject: ``too_large``: it can never be read within ``limits.in_flight_bytes``.
+        Reject: ``too_large``: the record can never be read within ``limits.in_flight_bytes``.
     """
     tensors = 2 * sum(spec.item_nbytes for spec in (*signature.inputs, *signature.outputs))
     needed = len(value) + scratch + tensors
@@ -58,7 +60,7 @@ def check_room(value: bytes, scratch: int, signature: Signature, limits: LimitsS
 
 
 def further_items_bytes(elements: int, signature: Signature) -> int:
-    """Bytes of the tensors of all items but the first, in a record of at most so many elements per input."""
+    """Bytes of the tensors of all items but the first, in a record of at most ``elements`` elements per input."""
     if not signature.batchable:
         return 0
     most = min((elements // _elements(spec) for spec in signature.inputs if _elements(spec)), default=1)
@@ -67,7 +69,7 @@ def further_items_bytes(elements: int, signature: Signature) -> int:
 
 
 def check_empty(shape: Sequence[int]) -> None:
-    """Refuse a tensor without elements that stands for many items: its answers would take memory that nobody counted.
+    """Refuse a tensor without elements that declares many items: its answers would need memory that was not charged.
 
     Raises:
         Reject: ``invalid``.
@@ -79,5 +81,5 @@ def check_empty(shape: Sequence[int]) -> None:
 
 
 def _elements(spec: TensorSpec) -> int:
-    """Elements that an item has at least."""
+    """Least number of elements of an item."""
     return math.prod(d for d in spec.item_shape if d is not None)

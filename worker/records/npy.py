@@ -16,7 +16,7 @@ from worker.records.memory import check_empty, check_room, further_items_bytes
 from worker.records.rows import check_one_input, decode_each, full_rank
 from worker.settings import LimitsSettings, PipelineSettings
 
-_MAX_HEADER_BYTES = 10_000  # the limit numpy itself has: a longer one is an attack on the parser
+_MAX_HEADER_BYTES = 10_000  # numpy's own limit: a longer header is an attack on the parser
 
 _STRING_FACTOR = 24
 """A character of 4 bytes becomes a string of 80 and a pointer."""
@@ -44,7 +44,7 @@ class NpyDecoder:
         self.batchable = signature.batchable
 
     def cost(self, value: bytes) -> int:
-        """The tensors of all items but one, a copy in the model's own order, and Python's strings of a text array."""
+        """Bytes of the tensors of all items but one, of a copy in the model's byte order, and of a text's strings."""
         scratch = 2 * len(value)
         if self.spec.dtype == object:
             scratch += _STRING_FACTOR * len(value)
@@ -80,7 +80,7 @@ class NpyDecoder:
 
 
 def parse_npy(value: bytes) -> Array:
-    """The array in a .npy file, in the file's own dtype and order; nothing is copied or allocated.
+    """The array in a .npy file, in the file's dtype and order, without a copy.
 
     Raises:
         Reject: ``undecodable``: not .npy, a broken header, or data of another length than it says;

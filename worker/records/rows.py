@@ -1,4 +1,4 @@
-"""What every decoder does with a row: write its tensors into the batch, or record why it is refused."""
+"""Steps common to all decoders: write a row's tensors into the batch, or record why the row is refused."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from worker.model.signature import Signature, TensorSpec
 
 
 def decode_each(step: object, feed: Feed, rows: Iterable[int], decode_row: Callable[[int], None]) -> None:
-    """Decode rows one by one; a row that cannot be decoded costs one rejection and nothing else.
+    """Decode rows one by one; a row that cannot be decoded becomes one rejection and affects no other row.
 
-    An exception that is not a :class:`Reject` comes from bytes no check foresaw, so it is the record's, not ours.
+    Any exception that is not a :class:`Reject` or :class:`Retry` refuses the record too: bytes that no check foresaw
+    cause it, not the worker.
     """
     for row in rows:
         try:

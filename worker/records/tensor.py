@@ -15,7 +15,7 @@ from worker.records.rows import check_one_input, decode_each
 from worker.settings import LimitsSettings, PipelineSettings
 
 _JOIN_BYTES = 16 << 10
-"""Items up to this size are joined and copied together; beyond, a copy of the batch costs more than it saves."""
+"""Items of at most this many bytes are joined and copied together. For larger items the extra copy costs more."""
 
 
 class TensorDecoder:
@@ -48,7 +48,7 @@ class TensorDecoder:
         self.wire = np.dtype(np.uint8) if spec.dtype == bool else spec.dtype.newbyteorder("<")
         self.boolean = spec.dtype == bool
         self.as_stored = self.wire.isnative and not self.boolean
-        """A record's bytes are the array's own."""
+        """Whether a record's bytes are the array's bytes, so that no conversion is needed."""
         self.nbytes = math.prod(self.item_shape) * self.wire.itemsize
 
     def cost(self, value: bytes) -> int:
