@@ -274,8 +274,7 @@ class Replay:
 
     Args:
         returns: the producer; None for a dry run, which sends nothing and commits nothing.
-        topics: the input topics. Only records of these are sent: a letter's headers name the target topic, and anyone
-            may write to a dead-letter topic.
+        topics: the input topics; letters that name another topic are skipped, since anyone may write a dead letter.
         rate: most records per second; None = as fast as the broker takes them.
         keep_time: whether records keep their timestamps.
         keep_progress: whether letters handled here count as replayed in later runs.
@@ -316,9 +315,7 @@ class Replay:
         self._handled[letter.partition.number] = letter.offset + 1
 
     def settle(self) -> None:
-        """Wait until every sent record is acknowledged, then commit the progress.
-
-        If a record is not acknowledged, the progress up to that record is committed.
+        """Wait until every sent record is acknowledged; commit the progress up to the first that is not.
 
         Raises:
             StartError: a record was not acknowledged, or progress cannot be committed.
