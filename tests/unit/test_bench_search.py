@@ -37,6 +37,7 @@ def test_a_group_that_never_holds_has_no_best_rate() -> None:
     found = search(group(0.0), BOUND_MS)
     assert found.best is None
     assert found.trials[-1].wanted_per_s == LOWEST_RATE
+    assert found.p99_ms == (0.0, 0.0)
 
 
 def test_a_generator_at_its_limit_is_named() -> None:
@@ -60,3 +61,20 @@ def test_one_pause_of_the_machine_does_not_end_the_search() -> None:
     found = search(trial, BOUND_MS)
     assert found.best is not None
     assert found.best.wanted_per_s * CLOSE >= 1_000
+
+
+def test_one_lucky_trial_is_no_figure() -> None:
+    """A rate that held once and breaks afterwards is not told; the next lower one that holds again is."""
+    steady, lucky = group(1_000.0), []
+
+    def trial(rate: float) -> Trial:
+        if rate > 1_000 and not lucky:
+            lucky.append(rate)
+            return group(1e9)(rate)
+        return steady(rate)
+
+    found = search(trial, BOUND_MS)
+    assert lucky
+    assert found.best is not None
+    assert found.best.wanted_per_s <= 1_000
+    assert found.p99_ms == (5.0, 5.0)

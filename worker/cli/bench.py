@@ -161,6 +161,7 @@ def _search(group: Load, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "p99_ms": args.p99_ms,
         "best": found.best.document() if found.best else None,
+        "best_p99_ms": {"lowest": found.p99_ms[0], "highest": found.p99_ms[1]},
         "generator_limited": found.generator_limited,
         "trials": [trial.document() for trial in found.trials],
     }
@@ -207,7 +208,8 @@ def _show_search(found: Found, p99_ms: float) -> None:
         print(f"No rate keeps the 99th percentile within {p99_ms:g} ms.")
         return
     print(
-        f"Highest rate with the 99th percentile within {p99_ms:g} ms: {found.best.wanted_per_s:,.0f} records/s."
+        f"Highest rate with the 99th percentile within {p99_ms:g} ms: {found.best.wanted_per_s:,.0f} records/s "
+        f"(p99 {found.p99_ms[0]:.1f} to {found.p99_ms[1]:.1f} ms in the trials at this rate)."
     )
     if found.generator_limited:
         print("The load generator was the limit; the workers may do better.")

@@ -30,7 +30,7 @@ RECORDS_MAX = 100_000
 """Offsets behind the position that the dead client may have fetched: ``queued.min.messages``."""
 DEATHS_MAX = 2
 """Deaths over the same record after which it counts as unread: one may be somebody's ``kill -9``."""
-SILENT_S = 30.0
+SILENT_S = 10.0
 """After this long without a word of the process the worker's own client reads: it may be let in where this one is not."""
 BATCH_WAIT_S = 1.0
 """How often the process looks whether the worker is still there."""
