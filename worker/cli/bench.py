@@ -1,4 +1,4 @@
-"""``streaminfer bench``: open-loop load through a running group, and what its results say of latency."""
+"""``streaminfer bench``: sends open-loop load through a running group and measures the latency of its results."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 DURATION_S, SEARCH_DURATION_S = 10.0, 4.0
 MOST_BYTES = 256 << 20
-"""Records are kept in memory; what a source holds beyond this is left out."""
+"""Most bytes of records kept in memory; further records of a source are left out."""
 FEWEST_RECORDS = 200
-"""In a trial of a search: fewer have no 99th percentile."""
+"""Fewest records in a trial of a search: with fewer there is no 99th percentile."""
 
 EXAMPLE = """\
 examples:

@@ -1,4 +1,4 @@
-"""``streaminfer check``: everything that can be known before running, one line each."""
+"""``streaminfer check``: checks everything that can be checked before a run, and prints one line for each check."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ example:
   streaminfer check digits.yaml --offline --sample seven.png
   streaminfer check shop.yaml --sample prices=row.json --sample faces=face.jpg --sample-header x-model=a"""
 SHOWN_BYTES = 2048
-"""So much of a sample's result is printed; `raw` of a segmentation model has megabytes."""
+"""Most of a sample's result that is printed: `raw` of a segmentation model has megabytes."""
 
 
 class Sample(NamedTuple):
@@ -196,7 +196,7 @@ def _model_files(settings: Settings) -> str:
 
 
 def _pipelines(settings: Settings) -> str:
-    """That every pipeline can get a record: an earlier one that takes everything of a topic leaves none."""
+    """Check that every pipeline can get a record: an earlier one that takes every record of a topic leaves none."""
     for name, earlier, topics in configuration.starved_pipelines(settings):
         raise ConfigError(
             f"pipelines.{name}: no record can reach it: {earlier} stands before it and takes every record of "
@@ -219,7 +219,7 @@ def _http(settings: Settings) -> str:
 
 
 def _samples(report: Report, settings: Settings, options: Sequence[str]) -> list[Sample]:
-    """The samples that can be read; the report says what is wrong with the others."""
+    """The samples that can be read; the report names the fault of each other one."""
     samples = []
     for option in options:
         name, equals, path = option.partition("=")
@@ -277,7 +277,7 @@ def _taking(rollouts: Mapping[str, Rollout], sample: Sample, headers: Headers) -
 
 
 def _memory(settings: Settings) -> str:
-    """The bound on memory beyond a warm process, and what it is made of."""
+    """The bound on memory beyond that of a warm process, with its parts."""
     limits, largest = settings.limits, settings.largest_record()
     parts = {
         "in_flight_bytes": limits.in_flight_bytes,
@@ -290,7 +290,7 @@ def _memory(settings: Settings) -> str:
 
 
 def _credentials(settings: Settings) -> str:
-    """How the worker shows itself to the broker, without a secret; says where others could read along."""
+    """How the worker authenticates to the broker, without secrets; warns if others could read the traffic."""
     kafka = settings.kafka
     protocol = configuration.security_protocol(settings)
     mechanism = kafka.get("sasl.mechanisms", "GSSAPI") if "sasl" in protocol else "no SASL"
@@ -308,7 +308,7 @@ def _models_line(rollouts: Mapping[str, Rollout]) -> str:
 
 
 def _batchable_line(model: Any) -> str:
-    """Whether items may share a run, and what made-up items have shown of that."""
+    """Whether items may share a run, and the result of trying that with made-up items."""
     if model.why_alone:
         return f"no, each record runs alone: {model.why_alone}"
     return f"yes (largest difference between an answer alone and in a batch: {model.largest_difference:.2g})"
@@ -331,7 +331,7 @@ def _bytes_line(value: bytes) -> str:
 
 
 def _sample_line(result: Any) -> str:
-    """A JSON result as it would be published, cut where it is long; of a binary one its size."""
+    """A JSON result as it would be published, shortened if it is long; for a binary result its size."""
     if isinstance(result, bytes):
         return f"{len(result)} bytes"
     text = json.dumps(result, ensure_ascii=False)

@@ -215,7 +215,7 @@ class Replicas:
             raise error(f"the replicas ended with exit code {code}: {self._last_words()}")
 
     def drain(self) -> None:
-        """Stop as a user would: finish what is in flight, commit, leave the group."""
+        """Stop the replicas as a user would: each finishes its records in flight, commits and leaves the group."""
         self._process.terminate()
         try:
             code = self._process.wait(DRAIN_S)
@@ -287,7 +287,7 @@ def png(frame: Frame) -> bytes:
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does; and Ctrl-C does it too where a shell started us with SIGINT ignored."""
+    """Make SIGTERM act like Ctrl-C, and make Ctrl-C work even if a shell started us with SIGINT ignored."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

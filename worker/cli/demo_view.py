@@ -122,14 +122,14 @@ class Tally:
 
 
 class View(Protocol):
-    """Where the demo shows itself; used as ``with view:``."""
+    """Shows the demo to the user; used as ``with view:``."""
 
     def __enter__(self) -> View: ...
 
     def __exit__(self, *exception: object) -> None: ...
 
     def starting(self, message: str) -> None:
-        """Say what is being waited for before the first prediction."""
+        """Say what the demo waits for before the first prediction."""
 
     def answered(self, result: dict[str, Any], answer: Answer) -> None:
         """Show one prediction."""

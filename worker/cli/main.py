@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError as error:
         if not _nobody_reads_stdout():
             return _report_bug(error)
-        # Whoever read our output has seen enough. The interpreter flushes once more at exit: give it somewhere to.
+        # The reader closed our output. The interpreter flushes it again at exit: give it a place to write to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:

@@ -1,4 +1,4 @@
-"""One record through a whole pipeline, without Kafka and without the loop: what ``check --sample`` shows."""
+"""Runs one record through a whole pipeline, without Kafka and without the loop, for ``check --sample``."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _batch(rollout: Rollout, servable: Servable, value: bytes, headers: Headers 
 
 
 def _beside_others(batch: Batch) -> str:
-    """Why the record's items may not share a run, although made-up ones may; empty if nothing speaks against it."""
+    """Why the record's items may not share a run, although made-up items may; empty if they may."""
     engine, servable = Engine(), batch.servable
     assert isinstance(servable, Servable)
     for start, stop in engine.shards(batch):

@@ -28,11 +28,11 @@ TABLES = frozenset({".csv", ".tsv"})
 WHOLE = (IMAGES, frozenset({".npy"}), frozenset({".json"}))
 """Kinds of file that are one record as they are; a folder is read for the first of these that it holds."""
 NAME_FIELD = "name"
-"""What ``--key`` can name of a file that is sent whole, or of a frame."""
+"""Names that ``--key`` accepts for a file that is sent whole, or for a frame."""
 FRAME_HEADER, TIME_HEADER = "streaminfer.frame", "streaminfer.time_ms"
 """Headers of a video's frame: its number from 0, and its place in the film in milliseconds."""
 DELIMITERS = ",;\t|"
-"""What may stand between the cells of a table; the one that is in the first line most often does."""
+"""Separators that a table's cells may have; the one that occurs most often in the first line is used."""
 JSON_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 
 
@@ -166,7 +166,7 @@ def _frames(path: Path, key: str | None) -> Iterator[Item]:
 
 
 def _rows(path: Path, key: str | None) -> Iterator[Item]:
-    """Each row as a JSON object; a cell that reads as a JSON number is that number, digit for digit."""
+    """Each row as a JSON object; a cell with the text of a JSON number becomes that number, digit for digit."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = file.readline()
@@ -245,4 +245,4 @@ KINDS: dict[frozenset[str], Callable[[Path, str | None], Iterator[Item]]] = {
     frozenset({".json"}): _document,
 }
 ENDINGS = frozenset(ending for endings in KINDS for ending in endings)
-"""Of all files that are read for what they hold."""
+"""Endings of all files whose content is read."""

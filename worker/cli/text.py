@@ -1,4 +1,4 @@
-"""What records hold, as a terminal may show it: their bytes and times come from anywhere."""
+"""Makes the content of records safe to show on a terminal: anyone may have written their bytes and timestamps."""
 
 from __future__ import annotations
 
