@@ -107,6 +107,9 @@ def test_without_brokers_it_is_ready_for_a_while_and_then_not() -> None:
     stage.passes(2)
     assert stage.ready() == (False, "brokers unreachable")
     assert stage.vitals.health().progressing, "waiting for brokers is no standstill"
+    stage.loop.joined = False
+    assert stage.ready() == (False, "brokers unreachable"), "the cause, not the partitions lost by it"
+    stage.loop.joined = True
     stage.source.brokers_up = 1
     stage.passes(1)
     assert stage.ready() == (True, None)

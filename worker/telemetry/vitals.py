@@ -141,12 +141,12 @@ class Vitals:
             return "the loop does not turn"
         if draining:
             return "draining"
+        if self.brokers_away() and self._brokerless_s() > UNREADY_AFTER_S:
+            return "brokers unreachable"  # before what follows from it: the client gives its partitions up after a while
         if not loop.joined:
             if self._was_member:
                 return "partitions were lost and the group is not joined again"
             return "the group is not joined"
-        if self.brokers_away() and self._brokerless_s() > UNREADY_AFTER_S:
-            return "brokers unreachable"
         return None
 
     def brokers_away(self) -> bool:
