@@ -10,6 +10,7 @@ import http.server
 import io
 import socket
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -216,7 +217,8 @@ class _Server(http.server.ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("a metrics connection broke", exc_info=True)
+        # in one line: a log with tracebacks takes so long that the next probes would wait for it
+        log.debug("a metrics connection broke", reason=repr(sys.exc_info()[1]))
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -232,7 +234,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.rfile = cast(io.BufferedIOBase, self._request)
 
     def parse_request(self) -> bool:
-        complete = super().parse_request()
+        complete = super().parse_request() and not self._request.ended  # a cut request gets no answer
         cast(_Server, self.server).complete(self.connection)
         self.connection.settimeout(ANSWER_S)  # `sendall` applies it to the whole answer
         return complete
@@ -294,10 +296,14 @@ class _Bounded:
     def __init__(self, stream: BinaryIO | io.BufferedIOBase, limit: int) -> None:
         self._stream = stream
         self.left = limit
+        self.ended = False
+        """Whether the client closed the connection, or the server did, before the request was complete."""
 
     def readline(self, size: int = -1) -> bytes:
-        line = self._stream.readline(self.left if size < 0 else min(size, self.left))
+        wanted = self.left if size < 0 else min(size, self.left)
+        line = self._stream.readline(wanted)
         self.left -= len(line)
+        self.ended = wanted > 0 and not line.endswith(b"\n") and len(line) < wanted
         return line
 
     def close(self) -> None:
