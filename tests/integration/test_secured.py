@@ -15,7 +15,8 @@ from typing import Any
 import models
 import orjson
 import pytest
-from confluent_kafka.admin import AclOperation, ResourceType
+from confluent_kafka import Consumer
+from confluent_kafka.admin import AclOperation, AdminClient, ResourceType
 from secured import CANARY, PASSWORD, SecuredKafka
 from stream import (
     Worker,
@@ -23,9 +24,13 @@ from stream import (
     produce,
     read_all,
     unique,
+    wait_for,
     wait_for_outputs,
     write_config,
 )
+
+from worker.kafka.leave import leave_for
+from worker.settings import load
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
@@ -150,6 +155,34 @@ def test_the_worker_answers_over_tls(place: Place, start: Callable[..., Worker],
     assert worker.stop()[0] == 0, worker.text()
     (answer,) = read_all(place.broker.bootstrap, place.names["output.topic"])
     assert orjson.loads(answer.value())["model"]["name"] == "locked"
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+@pytest.mark.parametrize("way", ["scram", "certificate"])
+def test_a_dead_member_is_taken_out_of_the_group_over_tls(place: Place, way: str, protocol: str) -> None:
+    """A member that says nothing more is out of the group at once, by password and by certificate, in both protocols."""
+    place.allow(*place.names)
+    group = place.names["kafka.group.id"]
+    settings = load(place.config(way, kafka={"group.protocol": protocol}))
+    client = {name: str(value) for name, value in settings.kafka.items()}
+    dead = Consumer({**client, "auto.offset.reset": "earliest"})
+    dead.subscribe([place.names["input.topics"]])
+    wait_for(lambda: dead.poll(0.1) is not None or bool(dead.assignment()), "the member's partitions")
+    admin = AdminClient({"bootstrap.servers": place.broker.bootstrap})
+
+    def members() -> list[str]:
+        found = admin.describe_consumer_groups([group], request_timeout=10)[group].result()
+        return [member.member_id for member in found.members]
+
+    assert members() == [dead.memberid()]
+    assert leave_for(settings, dead.memberid())
+    assert members() == []
+    dead.close()
+
+
+def test_a_way_in_that_the_connection_does_not_know_is_left_to_the_session(place: Place) -> None:
+    """With OAUTHBEARER nobody leaves for a dead member, and nothing fails."""
+    assert not leave_for(load(place.config("oauthbearer")), "nobody")
 
 
 # Staying out

@@ -2,25 +2,22 @@
 
 The broker keeps a dead member's partitions until its session ends, and the client library can only leave for itself.
 So a successor that knows the dead member's id sends the one request by itself, over a connection of its own. This is a
-help: where it is not possible (a connection with TLS or SASL, a broker that is away) the session ends by itself.
+help: where it is not possible (OAUTHBEARER, Kerberos, a broker that is away) the session ends by itself.
 """
 
 from __future__ import annotations
 
 import logging
-import socket
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from worker.kafka.connection import BrokerConnection, NotPossible, request_head, text
 from worker.settings.checks import security_protocol
 
 if TYPE_CHECKING:
     from worker.settings import Settings
 
-ANSWER_S = 2.0
-"""Longest wait for each of the two answers."""
 FIND_COORDINATOR, LEAVE_GROUP, CONSUMER_GROUP_HEARTBEAT = 10, 13, 68
 """Numbers of the requests in Kafka's protocol."""
 LEAVING_EPOCH = -1
@@ -35,37 +32,42 @@ def leave_for(settings: Settings, member: str) -> bool:
     Args:
         member: the id that the dead process had in the group.
     """
-    if security_protocol(settings) != "plaintext":
-        return False
-    group = settings.kafka["group.id"]
-    modern = settings.kafka.get("group.protocol", "classic").strip().lower() == "consumer"
-    for host, port in _addresses(settings.kafka["bootstrap.servers"]):
-        with suppress(OSError, struct.error):
-            coordinator = _coordinator(host, port, group)
+    kafka = settings.kafka
+    group = kafka["group.id"]
+    modern = kafka.get("group.protocol", "classic").strip().lower() == "consumer"
+    request = _heartbeat(group, member) if modern else _leave(group, member)
+    for host, port in _addresses(kafka["bootstrap.servers"], security_protocol(settings)):
+        try:
+            with BrokerConnection(host, port, kafka) as broker:
+                coordinator = _coordinator(broker, group)
             if coordinator is not None:
-                request = _heartbeat(group, member) if modern else _leave(group, member)
-                _ask(*coordinator, request)
+                with BrokerConnection(*coordinator, kafka) as broker:
+                    broker.ask(request)
                 log.info("left the group for the process that died, member %s", member)
                 return True
+        except NotPossible as cannot:
+            log.debug("cannot leave for the process that died: %s", cannot)
+            return False
+        except (OSError, ValueError, KeyError, struct.error) as error:
+            log.debug("could not leave for the process that died: %s", type(error).__name__)
     return False
 
 
-def _addresses(servers: str) -> Iterator[tuple[str, int]]:
-    """The plain connections among ``bootstrap.servers``."""
+def _addresses(servers: str, security: str) -> Iterator[tuple[str, int]]:
+    """The addresses of ``bootstrap.servers`` that have the client's security, or say none."""
     for server in servers.split(","):
         protocol, _, address = server.strip().rpartition("://")
         host, colon, port = address.rpartition(":")
         if not colon or host.endswith("]") != host.startswith("["):
             host, port = address, "9092"
-        if protocol.lower() in ("", "plaintext") and port.isdecimal():
+        if protocol.lower() in ("", security) and port.isdecimal():
             yield host.strip("[]"), int(port)
 
 
-def _coordinator(host: str, port: int, group: str) -> tuple[str, int] | None:
+def _coordinator(broker: BrokerConnection, group: str) -> tuple[str, int] | None:
     """Where the broker says that the group is kept; None when it does not know."""
-    key_of_a_group = 0
-    body = _text(group) + struct.pack(">b", key_of_a_group)
-    answer = _ask(host, port, struct.pack(">hhih", FIND_COORDINATOR, 1, 1, -1) + body)
+    key_of_a_group = struct.pack(">b", 0)
+    answer = broker.ask(request_head(FIND_COORDINATOR, 1) + text(group) + key_of_a_group)
     at = 4 + 4  # behind the correlation id and the throttle time
     error, message_bytes = struct.unpack_from(">hh", answer, at)
     at += 4 + max(0, message_bytes) + 4  # behind the node id
@@ -78,14 +80,14 @@ def _coordinator(host: str, port: int, group: str) -> tuple[str, int] | None:
 
 def _leave(group: str, member: str) -> bytes:
     """The request of the classic protocol, version 2."""
-    return struct.pack(">hhih", LEAVE_GROUP, 2, 2, -1) + _text(group) + _text(member)
+    return request_head(LEAVE_GROUP, 2) + text(group) + text(member)
 
 
 def _heartbeat(group: str, member: str) -> bytes:
     """The request of the consumer protocol, version 0; everything that a leaving member need not say is null."""
     none = b"\x00"
     return (
-        struct.pack(">hhih", CONSUMER_GROUP_HEARTBEAT, 0, 2, -1)
+        request_head(CONSUMER_GROUP_HEARTBEAT, 0)
         + none
         + _compact(group)
         + _compact(member)
@@ -96,11 +98,6 @@ def _heartbeat(group: str, member: str) -> bytes:
     )
 
 
-def _text(value: str) -> bytes:
-    data = value.encode()
-    return struct.pack(f">h{len(data)}s", len(data), data)
-
-
 def _compact(value: str) -> bytes:
     """Length plus one as a varint, then the text."""
     data, number, head = value.encode(), len(value.encode()) + 1, b""
@@ -108,18 +105,3 @@ def _compact(value: str) -> bytes:
         head += bytes((number & 0x7F | 0x80,))
         number >>= 7
     return head + bytes((number,)) + data
-
-
-def _ask(host: str, port: int, request: bytes) -> bytes:
-    """One request, one answer.
-
-    Raises:
-        OSError: no connection, or no answer in time.
-    """
-    with socket.create_connection((host, port), timeout=ANSWER_S) as connection:
-        connection.sendall(struct.pack(">i", len(request)) + request)
-        with connection.makefile("rb") as answers:
-            head = answers.read(4)
-            if len(head) < 4:
-                raise ConnectionError("the broker closed the connection")
-            return answers.read(*struct.unpack(">i", head))
