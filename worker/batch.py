@@ -304,6 +304,24 @@ class Item:
     request: Request | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """How items of one model input are made equally long, so that records of unlike length share a run."""
+
+    axis: int
+    """The axis of the item that is padded; 0 is the first one behind the batch dimension."""
+    value: float = 0
+    """What stands in the added positions."""
+    multiple: int = 1
+    """Lengths are rounded up to a multiple of this, so that a model meets fewer shapes."""
+    before: bool = False
+    """The added positions come before the item's own, not behind them."""
+    group: str = ""
+    """Inputs of one group have the same length in each record, as the ids and the mask of a text have."""
+    positions: int | None = None
+    """Most positions (items x padded length) in one run, unless a record alone has more; None = no such limit."""
+
+
 @dataclass(slots=True)
 class Feed:
     """The input side of one batch, filled by the decoder.
@@ -360,8 +378,8 @@ class Run:
     ended_ns: int = 0
     stages_us: dict[str, int | NDArray[np.int64]] = field(default_factory=dict)
     """Latency by stage in whole microseconds, one number for the run or one per row; with ``total``."""
-    sizes: Sequence[int] = ()
-    """Items of each model run, where several were put together; empty = one run."""
+    sizes: Sequence[int] | None = None
+    """Items of each model run that is told here, where several were put together or one was divided; None = one run."""
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ SHARED = (
     "batch",
     "deadlines",
     "errors",
+    "extras",
     "registry",
     "sending",
     "sizes",

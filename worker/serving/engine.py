@@ -16,6 +16,7 @@ import numpy as np
 
 from worker.batch import STAGES, Array, Batch, Feed, Item, Outcomes, Run
 from worker.errors import Reject, Rejection
+from worker.serving.ragged import cut
 from worker.serving.retrial import merge, postpone
 from worker.serving.runs import Group, feeds, groups, merged, take_rows
 from worker.serving.servable import Model, Servable
@@ -134,9 +135,12 @@ class Engine:
     def _answer(self, batch: Batch, servable: Servable, group: Group) -> list[Run]:
         """The model's answers to a group; a row that the model refuses on its own is rejected, the others are answered."""
         try:
-            return [self._run(batch, servable.model, group)]
+            run = self._run(batch, servable.model, group)
         except Exception as error:
             return self._isolate(batch, servable, group, error)
+        if group.ragged is None or group.items is None or getattr(servable.encoder, "takes_padding", False):
+            return [run]
+        return cut(run, group.items, group.ragged)
 
     def _isolate(self, batch: Batch, servable: Servable, group: Group, error: Exception) -> list[Run]:
         if (why := servable.model.sickness()) is not None:

@@ -14,6 +14,7 @@ from worker.model.session import load as load_model
 from worker.model.tune import Tuning, quickest_s, tune, usable_cores
 from worker.records import Decoder
 from worker.records import decoder as make_decoder
+from worker.serving.padding_check import ragged_of
 from worker.serving.rollout import Rollout
 from worker.serving.route import Route, route_of
 from worker.serving.servable import Servable
@@ -106,6 +107,7 @@ def load_servable(settings: Settings, route: Route, deadline: float) -> Servable
         slab_records=slab_records,
         lane=Lane(route.name, tuning.instances + model.lookahead, model.ahead),
         threads=threads,
+        ragged=ragged_of(model, getattr(decoder, "padding", None), model.name, model.backend.tolerance),
     )
     _log_ready(route, servable, tuning)
     return servable

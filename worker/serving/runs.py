@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from worker.batch import Array, Batch, Feed, Item, Run
+from worker.serving.ragged import Ragged, by_length, padded, padded_shape
 from worker.serving.servable import Model, Servable
 
 MERGE_BYTES = 4 << 20
@@ -23,10 +24,12 @@ class Group:
     alone: bool
     items: list[Item] | None = None
     """One per row where shapes are not fixed; None = the rows of the batch's arrays."""
+    ragged: Ragged | None = None
+    """How the items are padded to one length; None = they have one shape."""
 
     def part(self, start: int, stop: int) -> Group:
         items = self.items[start:stop] if self.items is not None else None
-        return Group(self.rows[start:stop], self.alone, items)
+        return Group(self.rows[start:stop], self.alone, items, self.ragged)
 
     @property
     def counts(self) -> list[int] | None:
@@ -57,6 +60,9 @@ def groups(batch: Batch, servable: Servable) -> Iterator[Group]:
             limit = servable.run_limit.items
             yield Group(rows[:limit], False)
             rows = rows[limit:]
+    elif servable.ragged is not None:
+        for ours, items in by_length(feed, rows, servable.ragged, servable.run_limit):
+            yield Group(ours, False, items, servable.ragged)
     else:
         yield from _by_shape(feed, rows, servable.run_limit.items)
 
@@ -94,6 +100,8 @@ def feeds(batch: Batch, model: Model, group: Group) -> dict[str, Array]:
     if group.items is None:
         assert feed.arrays is not None
         found = {name: take_rows(array, group.rows) for name, array in feed.arrays.items()}
+    elif group.ragged is not None:
+        found = {name: _joined(model, group.items, name, group.ragged) for name in group.items[0].arrays}
     elif len(group.items) == 1:
         found = dict(group.items[0].arrays)
     else:
@@ -106,6 +114,15 @@ def feeds(batch: Batch, model: Model, group: Group) -> dict[str, Array]:
             elif model.fixed_batch and len(found[spec.name]) < model.fixed_batch:
                 found[spec.name] = _padded(found[spec.name], model.fixed_batch)
     return found
+
+
+def _joined(model: Model, items: Sequence[Item], name: str, ragged: Ragged) -> Array:
+    """One input of items of unlike length."""
+    arrays = [item.arrays[name] for item in items]
+    padding = ragged.padding.get(name)
+    if padding is None:
+        return np.concatenate(arrays)
+    return padded(arrays, padding, model.empty(padded_shape(arrays, padding), arrays[0].dtype))
 
 
 def take_rows(array: Array, rows: Sequence[int]) -> Array:
@@ -126,7 +143,8 @@ def _padded(array: Array, size: int) -> Array:
 def merged(runs: list[Run]) -> list[Run]:
     """Runs over plain rows as one, where their outputs fit together: encoding costs by the run as much as by the row.
 
-    The stages of all its rows are then those of the whole: from the first run's start to the last one's end.
+    The stages of all its rows are then those of the whole: from the first run's start to the last one's end. Its rows are in
+    ascending order, whatever order the runs had.
     """
     first = runs[0]
     alike = all(
@@ -134,15 +152,14 @@ def merged(runs: list[Run]) -> list[Run]:
     )
     if not alike or sum(o.nbytes for run in runs for o in run.outputs.values()) > MERGE_BYTES:
         return runs
-    return [
-        Run(
-            _chained([run.rows for run in runs]),
-            {name: np.concatenate([run.outputs[name] for run in runs]) for name in first.outputs},
-            started_ns=first.started_ns,
-            ended_ns=runs[-1].ended_ns,
-            sizes=[len(run.rows) for run in runs],
-        )
-    ]
+    rows = _chained([run.rows for run in runs])
+    outputs = {name: np.concatenate([run.outputs[name] for run in runs]) for name in first.outputs}
+    if not isinstance(rows, range):
+        order = np.argsort(rows)
+        rows = np.asarray(rows)[order].tolist()
+        outputs = {name: output[order] for name, output in outputs.items()}
+    sizes = [size for run in runs for size in ([len(run.rows)] if run.sizes is None else run.sizes)]
+    return [Run(rows, outputs, started_ns=first.started_ns, ended_ns=runs[-1].ended_ns, sizes=sizes)]
 
 
 def _item_shapes(run: Run) -> list[tuple[int, ...]]:
@@ -150,10 +167,11 @@ def _item_shapes(run: Run) -> list[tuple[int, ...]]:
 
 
 def _chained(parts: list[Sequence[int]]) -> Sequence[int]:
-    """Rows one after the other; a range where they are consecutive."""
+    """Rows one after the other; a range only where they are consecutive and in ascending order."""
     if all(isinstance(part, range) and part.step == 1 for part in parts) and all(
         before[-1] + 1 == after[0] for before, after in pairwise(parts)
     ):
         return range(parts[0][0], parts[-1][-1] + 1)
     rows = [row for part in parts for row in part]
-    return range(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
+    consecutive = range(rows[0], rows[0] + len(rows))
+    return consecutive if rows == list(consecutive) else rows

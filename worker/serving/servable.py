@@ -17,6 +17,7 @@ from worker.encode import Encoder
 from worker.model.signature import Signature
 from worker.records import Decoder
 from worker.serving.checkup import Checkup
+from worker.serving.ragged import Ragged
 from worker.serving.run_limit import RunLimit
 
 
@@ -80,6 +81,8 @@ class Servable:
     lane: Lane
     threads: int
     """Threads of the pool that it was measured with; 0 = it runs on the loop's own thread."""
+    ragged: Ragged | None = None
+    """How records of unlike length share a run; None = only those of one shape do."""
     run_limit: RunLimit = field(init=False)
     checkup: Checkup = field(init=False, default_factory=Checkup)
     item_nbytes: int = field(init=False)

@@ -16,10 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from worker.batch import Batch, Partition
+from worker.batch import Batch, Partition, Run
 from worker.telemetry.histogram import Histogram
 from worker.telemetry.names import LOOP_SECTIONS, METRIC_STAGES
 from worker.telemetry.observer import Microseconds
+
+
+def _items_of(run: Run) -> int:
+    return len(run.rows) if run.counts is None else sum(run.counts)
 
 
 class ModelLabel(NamedTuple):
@@ -208,7 +212,7 @@ class Meters:
         counts = self._of(pipeline)
         counts.run_items = batch.servable.run_items
         for run in batch.runs:
-            for items in run.sizes or (len(run.rows) if run.counts is None else sum(run.counts),):
+            for items in run.sizes if run.sizes is not None else (_items_of(run),):
                 counts.items += items
                 counts.batches += 1
                 counts.batch_size.add(items)
