@@ -100,6 +100,7 @@ CONTENTS: Registry[Content] = Registry(
     {
         "image": "worker.features.picture:Picture",
         "numeric": "worker.features.numbers:Numeric",
+        "constant": "worker.features.constant:Constant",
     },
 )
 POSTPROCESSES: Registry[PostprocessEntry] = Registry(

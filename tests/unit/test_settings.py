@@ -288,7 +288,7 @@ def test_malformed_override_is_one_sentence(written: Any, override: str) -> None
         ({"topics": ["a"]}, "unknown key topics; the nearest known key is input.topics"),
         ({"limit": {}}, "unknown key limit; the nearest known key is limits"),
         ({"postprocess": {"clasification": {}}}, "the nearest known key is postprocess.classification"),
-        ({"preprocess": {"audio": {}}}, "key preprocess.audio; expected one of image, inputs, numeric"),
+        ({"preprocess": {"radar": {}}}, "key preprocess.radar; expected one of "),
         (
             {"preprocess": {"image": {"letterbox": True}}},
             "the nearest known key is preprocess.image.resize: letterbox",

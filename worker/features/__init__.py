@@ -6,9 +6,11 @@ format that can hold it.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from worker.batch import Array, Feed
@@ -16,6 +18,7 @@ from worker.errors import Reject
 from worker.features import base64_text
 from worker.features.values import TYPE_NAMES, Missing
 from worker.model.signature import TensorSpec
+from worker.records.paths import ABSENT, Path
 from worker.settings import LimitsSettings
 from worker.settings.section import ContentSettings
 
@@ -30,9 +33,20 @@ class Place:
     """Where in a record a content is: a field, several fields of one element each, or the record's whole value."""
 
     field: str | None = None
+    """The field's name, or a path to it; see :class:`worker.records.paths.Path`."""
     names: tuple[str, ...] = ()
+    """Names or paths of the fields of one element each."""
     missing: Missing = "reject"
     """``input.missing``: the substitute for a missing number."""
+    default: Any = ABSENT
+    """What counts if the field is absent or null: as it is configured, which is text; ``ABSENT`` = nothing does."""
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The same for ``names``, by name."""
+
+    @cached_property
+    def path(self) -> Path | None:
+        """The way to the field; None if the content is the record itself."""
+        return None if self.field is None else Path.of(self.field)
 
     def of(self, record: Record) -> Any:
         """The field's value, or the record itself.
@@ -40,12 +54,14 @@ class Place:
         Raises:
             Reject: the record does not have this field.
         """
-        if self.field is None:
+        if self.path is None:
             return record
-        fields: Mapping[str, Any] = record
-        if self.field not in fields:
+        found = self.path.find(record)
+        if self.default is not ABSENT and (found is ABSENT or found is None):
+            return self.default
+        if found is ABSENT:
             raise Reject(f"{self} is missing")
-        return fields[self.field]
+        return found
 
     def __str__(self) -> str:
         return "the record" if self.field is None else f'the field "{self.field}"'
@@ -119,7 +135,11 @@ class FileFeature(ABC):
 
 
 class Content(Protocol):
-    """An entry of ``worker.registry.CONTENTS``. Importing it must not import OpenCV or another heavy library."""
+    """An entry of ``worker.registry.CONTENTS``. Importing it must not import OpenCV or another heavy library.
+
+    Two attributes are optional. ``takes_default = True``: the content can be made of ``Place.default``. ``placeless = True``:
+    it reads nothing of a record, so that it goes with every format that holds contents, and has no ``from``.
+    """
 
     settings: type[ContentSettings]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any, ClassVar
 
@@ -13,8 +14,10 @@ from pydantic import Field
 from worker.batch import Array, Feed
 from worker.errors import ConfigError, Reject
 from worker.features import Opened, Place, Record
+from worker.features.given import elements, scalar
 from worker.features.values import missing_for, shape_of, stack, typed
 from worker.model.signature import TensorSpec
+from worker.records.paths import ABSENT, Path
 from worker.settings import LimitsSettings
 from worker.settings.kinds import Divisors, Numbers
 from worker.settings.section import ContentSettings
@@ -77,24 +80,24 @@ class NumbersFeature:
 
     def __init__(self, spec: TensorSpec, place: Place, scaling: Scaling | None) -> None:
         self.spec = spec
-        self.field = field = place.field
-        self.names = names = place.names
+        self.field = place.field
+        self.names = place.names
         self.scaling = scaling
-        self.missing = missing = missing_for(spec.dtype, place.missing)
+        self.missing = missing_for(spec.dtype, place.missing)
         """The substitute for null, NaN and an absent named field; None = these are refused."""
+        self.plain = all(path.plain for path in map(Path.of, self.names or [self.field or ""]))
+        """Whether every field is one of the record itself, not of an object in it."""
         self.pick: Callable[[dict[str, Any]], Any] = (
-            itemgetter(*names) if field is None else itemgetter(field)
+            _several(place, self.missing is not None)
+            if self.field is None
+            else _single(self.field, place.default, _takes_bare(self.field, spec), self.missing is not None)
         )
-        one = field is not None and field != "features" and math.prod(d or 0 for d in spec.item_shape) == 1
-        if field is None and missing is not None:
-            self.pick = lambda record: [*map(record.get, names)]
-        elif field is None and len(names) == 1:
-            self.pick = lambda record: (record[names[0]],)
-        elif one and missing is not None:
-            self.pick = lambda record: _listed(record.get(str(field)))
-        elif one and field is not None:
-            # A bare number under the input's name means the same as a list of one.
-            self.pick = lambda record: _listed(record[field])
+        """The value of the field, or the values of the named ones.
+
+        Raises:
+            KeyError: a field is missing; the argument is its path.
+            Reject: something on the way to a field is of another kind.
+        """
 
     def write(self, record: Record, feed: Feed, row: int, items: dict[str, Array], opened: Opened) -> bool:
         """See :class:`worker.features.Feature`."""
@@ -155,11 +158,85 @@ class Numeric:
 
     settings: ClassVar[type[ContentSettings]] = NumericSettings
 
+    takes_default = True
+
     @staticmethod
     def make(
         options: NumericSettings | None, spec: TensorSpec, place: Place, key: str, limits: LimitsSettings
     ) -> NumbersFeature:
+        """See :class:`worker.features.Content`."""
+        source = key.rpartition(".")[0]
+        if place.default is not ABSENT:
+            place = replace(place, default=elements(place.default, spec, f"{source}.default"))
+        defaults = {
+            name: scalar(value, spec, f"input.fields: the default of {name}")
+            for name, value in place.defaults.items()
+        }
+        place = replace(place, defaults=defaults)
         return NumbersFeature(spec, place, None if options is None else Scaling(options, spec, key))
+
+
+def _takes_bare(field: str, spec: TensorSpec) -> bool:
+    """Whether a bare number under the input's name means the same as a list of one."""
+    return field != "features" and math.prod(d or 0 for d in spec.item_shape) == 1
+
+
+def _single(field: str, default: Any, bare: bool, fills: bool) -> Callable[[dict[str, Any]], Any]:
+    """Reads one field.
+
+    Args:
+        default: its value if it is absent or null.
+        bare: the field is one element: a bare one is read as a list.
+        fills: a missing element is null, which is filled later.
+    """
+    path = Path.of(field)
+    if path.plain and default is ABSENT:
+        if not bare:
+            return itemgetter(field)
+        if fills:
+            return lambda record: _listed(record.get(field))
+        return lambda record: _listed(record[field])
+
+    def pick(record: dict[str, Any]) -> Any:
+        value = path.find(record)
+        if value is ABSENT or value is None:
+            if default is not ABSENT:
+                return default
+            if value is ABSENT and not (bare and fills):
+                raise KeyError(field)
+            value = None
+        return _listed(value) if bare else value
+
+    return pick
+
+
+def _several(place: Place, fills: bool) -> Callable[[dict[str, Any]], Any]:
+    """Reads the named fields of one element each; see :func:`_single`."""
+    names, defaults = place.names, place.defaults
+    paths = [Path.of(name) for name in names]
+    if all(path.plain for path in paths) and not defaults:
+        if fills:
+            return lambda record: [*map(record.get, names)]
+        if len(names) == 1:
+            return lambda record: (record[names[0]],)
+        return itemgetter(*names)
+    ways = [(path, defaults.get(path.text, ABSENT)) for path in paths]
+
+    def pick(record: dict[str, Any]) -> list[Any]:
+        values = []
+        for path, default in ways:
+            value = path.find(record)
+            if value is ABSENT or value is None:
+                if default is not ABSENT:
+                    value = default
+                elif value is ABSENT and not fills:
+                    raise KeyError(path.text)
+                else:
+                    value = None
+            values.append(value)
+        return values
+
+    return pick
 
 
 def _listed(value: Any) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from worker.batch import Array, Columns, Feed
 from worker.errors import ConfigError
 from worker.features import Feature, FileFeature, Opened, Place, Record
 from worker.model.signature import Signature, TensorSpec
+from worker.records.paths import ABSENT
 from worker.records.rows import decode_each, put
 from worker.registry import CONTENTS
 from worker.settings import LimitsSettings, PipelineSettings
@@ -40,10 +42,86 @@ def features_of(
         key = f"preprocess.inputs.{spec.name}" if source else "preprocess"
         content = (source or preprocess).content
         name = content.name if content else default
-        place = place_of(spec, source, name)
+        entry = CONTENTS.entry(name)
+        place = Place() if is_placeless(name) else place_of(spec, source, name)
+        if place.default is not ABSENT and not getattr(entry, "takes_default", False):
+            raise ConfigError(f"{key}.default: does not go with {name}")
         options = content.options if content else None
-        features.append(CONTENTS.entry(name).make(options, spec, place, f"{key}.{name}", limits))
+        features.append(entry.make(options, spec, place, f"{key}.{name}", limits))
     return features
+
+
+def is_placeless(content: str) -> bool:
+    """Whether a content reads nothing of a record, so that it goes with every format that holds contents."""
+    return bool(getattr(CONTENTS.entry(content), "placeless", False))
+
+
+def check_sources(settings: PipelineSettings, signature: Signature) -> None:
+    """Refuse settings that leave open which field of a record fills which model input.
+
+    Raises:
+        ConfigError: naming the setting that is missing.
+    """
+    preprocess, names, inputs = settings.preprocess, settings.input.fields, signature.inputs
+    content = preprocess.content.name if preprocess.content else None
+    if content not in (None, "numeric") and not is_placeless(content):
+        raise ConfigError(
+            f"preprocess.{content}: with input.format {settings.input.format} the {content} needs a field; "
+            f"expected preprocess.inputs.<tensor>: {{from: <field>, {content}: ...}}"
+        )
+    if content and len(inputs) != 1:
+        raise ConfigError(
+            f"preprocess.{content}: the model has {len(inputs)} inputs; expected preprocess.inputs"
+        )
+    if names and not preprocess.inputs and len(inputs) != 1:
+        raise ConfigError(
+            f"input.fields: the model has {len(inputs)} inputs; expected preprocess.inputs to say which "
+            "of them the fields feed, or none, and each input is the field of its own name"
+        )
+
+
+class FieldPlaces:
+    """The place of each model input in a record with named fields; for :func:`features_of`."""
+
+    def __init__(self, settings: PipelineSettings, signature: Signature) -> None:
+        self.format = settings.input.format
+        self.names = settings.input.field_names
+        self.defaults = settings.input.field_defaults
+        self.sole = len(signature.inputs) == 1
+        self.missing = settings.input.missing
+
+    def __call__(self, spec: TensorSpec, source: TensorInput | None, content: str) -> Place:
+        default = ABSENT if source is None or source.default is None else source.default
+        whole = source.from_ == "value" if source else self.sole
+        if not whole:
+            field = source.from_ if source else spec.name
+            return Place(field, missing=self.missing, default=default)
+        if content != "numeric":
+            record = {"json": "JSON"}.get(self.format, self.format)
+            raise ConfigError(
+                f"preprocess.inputs.{spec.name}.from: the record is {record}; "
+                f"expected the field that holds the {content}"
+            )
+        if self.names:
+            if default is not ABSENT:
+                raise ConfigError(
+                    f"preprocess.inputs.{spec.name}.default: input.fields names the fields; expected "
+                    "input.fields: [{from: <field>, default: ...}, ...]"
+                )
+            _check_fields(spec, self.names)
+            return Place(names=self.names, missing=self.missing, defaults=self.defaults)
+        return Place("features", missing=self.missing, default=default)
+
+
+def _check_fields(spec: TensorSpec, names: Sequence[str]) -> None:
+    """The named fields must be exactly one item."""
+    free = spec.item_shape.count(None)
+    size = math.prod(d for d in spec.item_shape if d is not None)
+    if free > 1 or (free and size != 1) or (not free and size != len(names)):
+        shape = str(list(spec.item_shape)).replace("None", "?")
+        raise ConfigError(
+            f"input.fields: got {len(names)} fields, but an item of the model's input {spec.name} has shape {shape}"
+        )
 
 
 def check_missing(settings: PipelineSettings, standing: Sequence[float | None]) -> None:

@@ -30,6 +30,6 @@ class ImageDecoder(FieldsDecoder):
 def _place(spec: TensorSpec, source: TensorInput | None, content: str) -> Place:
     if source is not None and source.from_ != "value":
         raise ConfigError(
-            f"preprocess.inputs.{spec.name}: input.format image has no fields; expected from: value and image"
+            f"preprocess.inputs.{spec.name}: input.format image has no fields; expected from: value and image, or constant"
         )
     return Place()

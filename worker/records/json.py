@@ -14,17 +14,17 @@ from typing import Any
 
 from worker import native
 from worker.batch import Columns, Feed
-from worker.errors import ConfigError, Reject
-from worker.features import FileFeature, Place, base64_text
+from worker.errors import Reject
+from worker.features import FileFeature, base64_text
+from worker.features.constant import ConstantFeature
 from worker.features.numbers import NumbersFeature
-from worker.model.signature import Signature, TensorSpec
-from worker.records.fields import FieldsDecoder, check_missing, features_of
+from worker.model.signature import Signature
+from worker.records.fields import FieldPlaces, FieldsDecoder, check_missing, check_sources, features_of
 from worker.records.joined import JoinedParser, fill
 from worker.records.json_text import parsed
 from worker.records.memory import CHUNK_BYTES, check_room, json_bytes
 from worker.records.rows import decode_each
 from worker.settings import LimitsSettings, PipelineSettings
-from worker.settings.sections import TensorInput
 
 _OPENING = re.compile(rb'\s*:\s*"')
 _HEADER_LENGTHS = (1 << 10, 96 << 10, 1 << 40)
@@ -41,15 +41,18 @@ class JsonDecoder(FieldsDecoder):
     takes_missing = True
 
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
-        _check_sources(settings, signature)
+        check_sources(settings, signature)
         super().__init__(
-            features_of(settings, signature, limits, "numeric", _Places(settings, signature)), signature
+            features_of(settings, signature, limits, "numeric", FieldPlaces(settings, signature)), signature
         )
         self.takes_nan = settings.input.missing != "reject"
         numbers = [feature for feature in self.features if isinstance(feature, NumbersFeature)]
         check_missing(settings, [feature.missing for feature in numbers])
-        self.together = self.fixed and len(numbers) == len(self.features)
-        """Whether a batch can be decoded at once, because every input is numbers of a known shape."""
+        self.constants = [feature for feature in self.features if isinstance(feature, ConstantFeature)]
+        self.together = (
+            self.fixed and bool(numbers) and len(numbers) + len(self.constants) == len(self.features)
+        )
+        """Whether a batch can be decoded at once, because every input is numbers of a known shape, or constant."""
         self.free_bytes = CHUNK_BYTES if self.together else 0
         self.numbers = numbers
         self.signature = signature
@@ -57,7 +60,9 @@ class JsonDecoder(FieldsDecoder):
         self.reader: Any | None = _reader(numbers) if self.together else None
         self.joined: JoinedParser | None = None
         if self.together and self.reader is None and _joinable(numbers):
-            self.joined = JoinedParser([source.field or "" for source in numbers], self.specs)
+            self.joined = JoinedParser(
+                [source.field or "" for source in numbers], [source.spec for source in numbers]
+            )
 
     def open(self, value: bytes) -> dict[str, Any]:
         return parsed(value, self.takes_nan)
@@ -74,7 +79,7 @@ class JsonDecoder(FieldsDecoder):
         if not self.files:
             return parsing
         hidden = b"\\" in value and b"\\u00" in value  # one byte is found 50 times faster than four
-        if hidden or any(not _plain_name(feature.place.field) for feature in self.files):
+        if hidden or not all(map(_is_found, self.files)):
             return parsing + super().cost(value)
         return parsing + sum(max(_scratches(value, feature), default=0) for feature in self.files)
 
@@ -82,6 +87,9 @@ class JsonDecoder(FieldsDecoder):
         self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
     ) -> None:
         left: Sequence[int] = range(start, stop)
+        if self.together:
+            for constant in self.constants:
+                constant.fill(feed, start, stop)
         if self.reader is not None:
             left = self._read(self.reader, payloads, feed, start, stop)
         for rows in _chunks(payloads, left):
@@ -142,23 +150,35 @@ class JsonDecoder(FieldsDecoder):
 def _joinable(sources: Sequence[NumbersFeature]) -> bool:
     """Whether every input is a list of numbers, as long as its items."""
     return all(
-        source.field is not None and source.spec.dtype.kind in "fiu" and 0 not in source.spec.item_shape
+        source.field is not None
+        and source.plain
+        and source.spec.dtype.kind in "fiu"
+        and 0 not in source.spec.item_shape
         for source in sources
     )
 
 
-def _plain_name(field: str | None) -> bool:
-    """Whether JSON text writes a field's name unchanged, or with escapes that begin with ``\\u00``."""
-    return field is not None and field.isascii() and field.isprintable() and not {'"', "\\"} & set(field)
+def _is_found(feature: FileFeature) -> bool:
+    """Whether a search for the field's name finds its text: a name stands right before it, and is written as it is."""
+    path = feature.place.path
+    return path is not None and path.steps[-1] == path.name and all(map(_is_written, (path.name, path.text)))
+
+
+def _is_written(name: str) -> bool:
+    """Whether JSON text writes a name unchanged, or with escapes that begin with ``\\u00``."""
+    return name.isascii() and name.isprintable() and not {'"', "\\"} & set(name)
 
 
 def _scratches(value: bytes, feature: FileFeature) -> Iterator[int]:
-    """Bytes that decoding needs, for each text under the field's name in a JSON record."""
-    name = f'"{feature.place.field}"'.encode()
-    for position in _places(value, name):
-        found = _OPENING.match(value, position + len(name))
-        if found:
-            yield _scratch(value, found.end(), feature)
+    """Bytes that decoding needs, for each text under the field's name in a JSON record, at any depth."""
+    path = feature.place.path
+    assert path is not None
+    for name in {path.name, path.text}:
+        quoted = f'"{name}"'.encode()
+        for position in _places(value, quoted):
+            found = _OPENING.match(value, position + len(quoted))
+            if found:
+                yield _scratch(value, found.end(), feature)
 
 
 def _places(value: bytes, name: bytes) -> Iterator[int]:
@@ -207,6 +227,8 @@ def _reader(sources: Sequence[NumbersFeature]) -> Any | None:
         return None
     fields: list[tuple[bytes, int, int, int, bool, bool]] = []
     targets: list[tuple[str, int, int]] = []
+    if not all(source.plain for source in sources):
+        return None
     for index, source in enumerate(sources):
         dtype, shape = source.spec.dtype, source.spec.item_shape
         size = math.prod(d or 0 for d in shape)
@@ -223,61 +245,3 @@ def _reader(sources: Sequence[NumbersFeature]) -> Any | None:
     if len({name for name, *_ in fields}) != len(fields):
         return None  # two inputs read the same field
     return native.records.Reader(fields, targets)
-
-
-def _check_sources(settings: PipelineSettings, signature: Signature) -> None:
-    """Refuse settings that leave open which field fills which model input.
-
-    Raises:
-        ConfigError: naming the setting that is missing.
-    """
-    preprocess, names, inputs = settings.preprocess, settings.input.fields, signature.inputs
-    content = preprocess.content.name if preprocess.content else None
-    if content not in (None, "numeric"):
-        raise ConfigError(
-            f"preprocess.{content}: with input.format json the {content} needs a field; expected "
-            f"preprocess.inputs.<tensor>: {{from: <JSON field>, {content}: ...}}"
-        )
-    if content and len(inputs) != 1:
-        raise ConfigError(
-            f"preprocess.{content}: the model has {len(inputs)} inputs; expected preprocess.inputs"
-        )
-    if names and not preprocess.inputs and len(inputs) != 1:
-        raise ConfigError(
-            f"input.fields: the model has {len(inputs)} inputs; expected preprocess.inputs to say which "
-            "of them the fields feed, or none, and each input is the field of its own name"
-        )
-
-
-class _Places:
-    """The place of each model input in a JSON record."""
-
-    def __init__(self, settings: PipelineSettings, signature: Signature) -> None:
-        self.names = tuple(settings.input.fields or ())
-        self.sole = len(signature.inputs) == 1
-        self.missing = settings.input.missing
-
-    def __call__(self, spec: TensorSpec, source: TensorInput | None, content: str) -> Place:
-        whole = source.from_ == "value" if source else self.sole
-        if not whole:
-            return Place(source.from_ if source else spec.name, missing=self.missing)
-        if content != "numeric":
-            raise ConfigError(
-                f"preprocess.inputs.{spec.name}.from: the record is JSON; "
-                f"expected the JSON field that holds the {content}"
-            )
-        if self.names:
-            _check_fields(spec, self.names)
-            return Place(names=self.names, missing=self.missing)
-        return Place("features", missing=self.missing)
-
-
-def _check_fields(spec: TensorSpec, names: Sequence[str]) -> None:
-    """The named fields must be exactly one item."""
-    free = spec.item_shape.count(None)
-    size = math.prod(d for d in spec.item_shape if d is not None)
-    if free > 1 or (free and size != 1) or (not free and size != len(names)):
-        shape = str(list(spec.item_shape)).replace("None", "?")
-        raise ConfigError(
-            f"input.fields: got {len(names)} fields, but an item of the model's input {spec.name} has shape {shape}"
-        )

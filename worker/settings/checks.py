@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterator
 
 from worker.errors import ConfigError, StartError
-from worker.registry import INPUT_FORMATS, OUTPUT_FORMATS
+from worker.registry import CONTENTS, INPUT_FORMATS, OUTPUT_FORMATS
 from worker.settings.kinds import MIB
 from worker.settings.sections import Settings
 
@@ -212,7 +212,10 @@ def _check_pipeline(settings: Settings, name: str) -> None:
         )
     places = {"preprocess": pre, **{f"preprocess.inputs.{tensor}": s for tensor, s in pre.inputs.items()}}
     for place, source in places.items():
-        if source.content is not None and source.content.name not in entry.contents:
+        placeless = source.content is not None and getattr(
+            CONTENTS.entry(source.content.name), "placeless", False
+        )
+        if source.content is not None and not placeless and source.content.name not in entry.contents:
             key = settings.key(name, f"{place}.{source.content.name}")
             raise ConfigError(f"{key}: does not go with input.format '{taken}'")
     predicts = OUTPUT_FORMATS.entry(pipeline.output.format).predicts

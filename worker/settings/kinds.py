@@ -84,6 +84,8 @@ Wait = Annotated[float, Field(gt=0, le=1_000_000)]
 Pixels = Annotated[int, Field(ge=1, le=1 << 62)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[list[Text], AfterValidator(_distinct)]
+Given = int | float | bool | Annotated[str, Field(strict=True)] | list[int | float | bool | str]
+"""A value, or a list of values, that a configuration gives for a model input. The input decides what a text stands for."""
 Numbers = Annotated[
     list[float],
     BeforeValidator(_one_or_more),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     GetJsonSchemaHandler,
@@ -28,6 +29,7 @@ from worker.settings.choice import INLINE, ChoiceOf, Chosen
 from worker.settings.kinds import (
     MIB,
     File,
+    Given,
     HostAndPort,
     InputFormat,
     Missing,
@@ -59,6 +61,25 @@ POSTPROCESS = ChoiceOf(
 )
 
 
+class FieldSettings(Section):
+    """One field that may be absent."""
+
+    from_: Text = Field(alias="from")
+    """The field's name or dotted path."""
+    default: Given | None = None
+    """What counts if the field is absent or null."""
+
+
+def _distinct_fields(fields: list[str | FieldSettings]) -> list[str | FieldSettings]:
+    names = [each if isinstance(each, str) else each.from_ for each in fields]
+    if not names or len(set(names)) != len(names):
+        raise ValueError("expected at least one entry and none of them twice")
+    return fields
+
+
+Fields = Annotated[list[Text | FieldSettings], AfterValidator(_distinct_fields)]
+
+
 class InputSettings(Section):
     """Where records come from and what they are."""
 
@@ -72,10 +93,24 @@ class InputSettings(Section):
     """Where a new consumer group begins."""
     tombstone: Literal["pass", "drop", "reject"] = "pass"
     """A record without a value: pass it on under the same key, drop it, or make it a dead letter."""
-    fields: Names | None = None
-    """json only: these fields in this order, instead of "features"."""
+    fields: Fields | None = None
+    """Formats with fields: these, by name or dotted path, in this order, instead of "features"; `{from: user.age, default: 0}` gives one a default."""
     missing: Missing = "reject"
     """json and oip: what stands for a number that is null, NaN or a named field that is not there; `nan` also takes infinities."""
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """The names or paths of ``fields``, in their order."""
+        return tuple(each if isinstance(each, str) else each.from_ for each in self.fields or ())
+
+    @property
+    def field_defaults(self) -> dict[str, Any]:
+        """The defaults of ``fields``, by name or path."""
+        return {
+            each.from_: each.default
+            for each in self.fields or ()
+            if isinstance(each, FieldSettings) and each.default is not None
+        }
 
 
 class WhenSettings(Section):
@@ -125,8 +160,40 @@ class _FromContent(Section):
 class TensorInput(_FromContent):
     """Where one model input comes from."""
 
-    from_: Text = Field(alias="from")
-    """`value` for the record's value, or the name of a field of its JSON."""
+    from_: Text | None = Field(alias="from")
+    """`value` for the record's value, or the name or dotted path of one of its fields (`user.age`, `items[0].price`); none beside `constant`."""
+    default: Given | None = None
+    """What counts if the field is absent or null: one value, or one for each element."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _placeless(cls, data: Any) -> Any:
+        """A content that reads nothing of a record has no ``from``."""
+        if not isinstance(data, dict):
+            return data
+        name = next((key for key in data if key in CONTENTS and _is_placeless(key)), None)
+        if name is None:
+            if "from" in data and data["from"] is None:
+                return {key: value for key, value in data.items() if key != "from"}
+            return data
+        if data.get("from") is not None or data.get("default") is not None:
+            raise ValueError(f"expected {name} alone, without from and default")
+        return {**data, "from": None}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        found = super().__get_pydantic_json_schema__(schema, handler)
+        section = handler.resolve_ref_schema(found)
+        del section["required"]
+        placeless = [name for name in CONTENTS if _is_placeless(name)]
+        section["anyOf"] = [{"required": [key]} for key in ("from", *placeless)]
+        return found
+
+
+def _is_placeless(content: str) -> bool:
+    return bool(getattr(CONTENTS.entry(content), "placeless", False))
 
 
 class PreprocessSettings(_FromContent):
