@@ -302,6 +302,9 @@ class Item:
     single: bool = True
     """False when the record itself had a batch dimension: a JSON result then has ``predictions``."""
     request: Request | None = None
+    marks: Mapping[str, Array] | None = None
+    """Where the items are *windows* of one record: name -> one float64 per item, such as ``start_s``. Each prediction
+    carries its own. The items are then independent of one another, and they may run in parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,12 +377,19 @@ class Run:
     """Items per row; None = one each."""
     alone: bool = False
     """The model is not batchable: this run is one record, the outputs are the model's own, whole."""
+    stacked: bool = False
+    """With ``alone``: the record has several windows, each was a run. The first dimension of the outputs counts them."""
     started_ns: int = 0
     ended_ns: int = 0
     stages_us: dict[str, int | NDArray[np.int64]] = field(default_factory=dict)
     """Latency by stage in whole microseconds, one number for the run or one per row; with ``total``."""
     sizes: Sequence[int] | None = None
     """Items of each model run that is told here, where several were put together or one was divided; None = one run."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the outputs are those of one record and have no dimension that counts items."""
+        return self.alone and not self.stacked
 
 
 @dataclass(slots=True)

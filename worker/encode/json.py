@@ -19,6 +19,7 @@ import orjson
 from worker import native
 from worker.batch import CONTENT_LENGTH, Array, Batch, Partition, Run, pick
 from worker.encode.rows import item_spans, put_off, request_of
+from worker.encode.windows import mark_windows
 from worker.errors import Postponed, Rejection
 from worker.model.signature import Signature
 from worker.postprocess import Fragment, ShowsOutputs, postprocess, rendering
@@ -85,7 +86,7 @@ class JsonEncoder:
         assert batch.feed is not None
         contexts = pick(batch.feed.contexts, run.rows)
         outputs, count = run.outputs, len(run.rows)
-        if run.alone:
+        if run.whole:
             outputs = {name: output[np.newaxis] for name, output in outputs.items()}
         elif run.counts is not None:
             contexts = [context for context, k in zip(contexts, run.counts, strict=True) for _ in range(k)]
@@ -97,6 +98,8 @@ class JsonEncoder:
         except Exception as error:
             return [Rejection.of(error, "postprocess", self._postprocess)] * len(run.rows)
         self._choose(batch, run, outputs, found)
+        if run.counts is not None:
+            mark_windows(batch, run, found)
         if count == len(run.rows):
             return found
         return [_joined(found[start:stop]) for start, stop in item_spans(run)]

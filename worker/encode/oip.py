@@ -107,7 +107,7 @@ class _Output:
         self.name = spec.name
         self._datatype = spec.datatype
         self._head = orjson.dumps({"name": spec.name, "datatype": spec.datatype})[:-1]
-        self._records = [values] if run.alone else [values[start:stop] for start, stop in item_spans(run)]
+        self._records = [values] if run.whole else [values[start:stop] for start, stop in item_spans(run)]
         self.non_finite = (
             {place for place, record in enumerate(self._records) if not np.isfinite(record).all()}
             if values.dtype.kind == "f" and not np.isfinite(values).all()

@@ -98,14 +98,14 @@ class TensorEncoder:
         return chosen
 
     def _rendered(self, batch: Batch, run: Run, values: Array) -> list[bytes]:
-        if run.counts is None and not run.alone and values.nbytes:
+        if run.counts is None and not run.whole and values.nbytes:
             return self._one_item_each(values)
-        records = [values] if run.alone else [values[start:stop] for start, stop in item_spans(run)]
+        records = [values] if run.whole else [values[start:stop] for start, stop in item_spans(run)]
         bodies = [record.tobytes() for record in records]
         if not self.has_header:
             return bodies
         shapes = [
-            record.shape[1:] if not run.alone and _is_single(batch, row) else record.shape
+            record.shape[1:] if not run.whole and _is_single(batch, row) else record.shape
             for row, record in zip(run.rows, records, strict=True)
         ]
         return [npy_header(values.dtype.str, s) + body for s, body in zip(shapes, bodies, strict=True)]

@@ -26,6 +26,8 @@ Record = Any
 """An opened record: its bytes, or a mapping of its fields."""
 Opened = dict[Any, Any]
 """A cache that the features of one record share, so that a picture that fills two inputs is decoded once."""
+MARKS = object()
+"""Key in :data:`Opened` of what a windowed feature says about its windows: see :attr:`worker.batch.Item.marks`."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,11 @@ class FileFeature(ABC):
     """A feature that reads a file in the record: the record's bytes, or base64 text in a field."""
 
     slow = True
+    windowed = False
+    """Whether it makes several items of one record: it puts an array (windows, ...) into ``items`` and their marks under
+    ``opened[MARKS]``."""
+    further_nbytes = 0
+    """Bytes of the tensors of each item beyond the first, its answers included; the decoder knows them."""
 
     def __init__(self, spec: TensorSpec, place: Place) -> None:
         self.spec = spec
@@ -112,6 +119,25 @@ class FileFeature(ABC):
         Raises:
             Reject: the header says that the file cannot be decoded, or is not whole.
         """
+
+    def windows(self, beginning: bytes) -> int:
+        """How many items the record has because of this file.
+
+        Args:
+            beginning: as for :meth:`scratch`, which did not refuse it.
+        """
+        return 1
+
+    def charge(self, beginning: bytes) -> int:
+        """Bytes that the file takes from the byte budget: its scratch, and the tensors of its further windows.
+
+        Raises:
+            Reject: see :meth:`scratch`.
+        """
+        scratch = self.scratch(beginning)
+        if self.windowed:
+            scratch += (self.windows(beginning) - 1) * self.further_nbytes
+        return scratch
 
     def file(self, record: Record) -> bytes:
         """The file in a record.

@@ -40,6 +40,15 @@ class InputItem:
         return {name: array[self._index] if array.ndim else array for name, array in item.arrays.items()}
 
     @property
+    def window(self) -> Mapping[str, float] | None:
+        """Where in the record this item is: ``start_s`` and ``end_s`` of sound; None if the item is the whole record."""
+        assert self._batch.feed is not None
+        item = self._batch.feed.items[self._row] if self._batch.feed.items else None
+        if item is None or item.marks is None:
+            return None
+        return {name: float(values[self._index or 0]) for name, values in item.marks.items()}
+
+    @property
     def size(self) -> tuple[int, int] | None:
         """Height and width in pixels of the record's first picture, upright; None if the record has no picture."""
         assert self._batch.feed is not None
@@ -64,7 +73,7 @@ class InputItem:
 
 def input_items(batch: Batch, run: Run) -> list[InputItem]:
     """One for each item of a run, in the order of its outputs."""
-    if run.alone:
+    if run.whole:
         return [InputItem(batch, row, None) for row in run.rows]
     if run.counts is None:
         return [InputItem(batch, row, 0) for row in run.rows]

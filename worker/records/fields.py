@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from worker.batch import Array, Columns, Feed
 from worker.errors import ConfigError
-from worker.features import Feature, FileFeature, Opened, Place, Record
+from worker.features import MARKS, Feature, FileFeature, Opened, Place, Record
 from worker.model.signature import Signature, TensorSpec
 from worker.records.paths import ABSENT
-from worker.records.rows import decode_each, put
+from worker.records.rows import decode_each, put, put_windows
 from worker.registry import CONTENTS
 from worker.settings import LimitsSettings, PipelineSettings
 from worker.settings.sections import TensorInput
@@ -148,8 +148,12 @@ class FieldsDecoder:
     def __init__(self, features: Sequence[Feature], signature: Signature) -> None:
         self.features = features
         self.specs = signature.inputs
-        self.fixed = signature.fixed
+        self.windowed = {f.spec.name for f in features if getattr(f, "windowed", False)}
+        """The model inputs that may get several items from one record."""
+        self.fixed = signature.fixed and not self.windowed
         self.files = [feature for feature in features if isinstance(feature, FileFeature)]
+        for file in self.files:
+            file.further_nbytes = 2 * sum(s.item_nbytes for s in (*signature.inputs, *signature.outputs))
         self.shard_rows = SHARD_ROWS if any(feature.slow for feature in features) else 0
 
     def open(self, value: bytes) -> Record:
@@ -169,7 +173,7 @@ class FieldsDecoder:
         record = self.open(value)
         scratch = 0
         for feature in self.files:
-            scratch += feature.scratch(feature.file(record))
+            scratch += feature.charge(feature.file(record))
         return scratch
 
     def decode(
@@ -187,5 +191,7 @@ class FieldsDecoder:
         for feature in self.features:
             if not feature.write(record, feed, row, items, opened):
                 return
-        if feed.arrays is None:
+        if self.windowed:
+            put_windows(feed, row, self.specs, self.windowed, items, opened[MARKS])
+        elif feed.arrays is None:
             put(feed, row, self.specs, items)

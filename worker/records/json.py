@@ -199,7 +199,7 @@ def _scratch(value: bytes, start: int, feature: FileFeature) -> int:
             for escape, plain in _ESCAPES:
                 text = text.replace(escape, plain)
         try:
-            return feature.scratch(base64_text.beginning(text))
+            return feature.charge(base64_text.beginning(text))
         except (Reject, ValueError):
             # the header may be longer than this text; decoding reports any other fault
             if start + length >= len(value):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -46,6 +46,40 @@ def check_one_input(name: str, signature: Signature) -> None:
 def full_rank(spec: TensorSpec, item: Array) -> Array:
     """An item with the model's batch dimension in front, if the input has one."""
     return item[np.newaxis] if spec.has_rows else item
+
+
+def put_windows(
+    feed: Feed,
+    row: int,
+    specs: Iterable[TensorSpec],
+    windowed: Collection[str],
+    items: dict[str, Array],
+    marks: Mapping[str, Array],
+) -> None:
+    """A record's windows into the batch, one item each.
+
+    Args:
+        feed: the batch's input side, one ``Item`` per row.
+        specs: the model's inputs, in its order.
+        windowed: names of the inputs whose array holds a window per row; what the others hold goes to every window.
+        items: one array per input.
+        marks: name -> one number per window.
+
+    Raises:
+        Reject: ``invalid``: two inputs have another number of windows.
+    """
+    counts = {name: len(items[name]) for name in windowed}
+    count = next(iter(counts.values()))
+    if set(counts.values()) != {count}:
+        found = ", ".join(f"{name} has {number}" for name, number in counts.items())
+        raise Reject(f"the model's inputs have another number of windows each: {found}")
+    arrays = {
+        spec.name: items[spec.name]
+        if spec.name in windowed or not spec.has_rows
+        else np.repeat(items[spec.name][np.newaxis], count, axis=0)
+        for spec in specs
+    }
+    feed.items[row] = Item(arrays, count, single=False, marks=marks)
 
 
 def put(feed: Feed, row: int, specs: Iterable[TensorSpec], items: dict[str, Array]) -> None:

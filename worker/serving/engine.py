@@ -20,6 +20,7 @@ from worker.serving.ragged import cut
 from worker.serving.retrial import merge, postpone
 from worker.serving.runs import Group, feeds, groups, merged, take_rows
 from worker.serving.servable import Model, Servable
+from worker.serving.windows import run_windows
 
 EXPIRED = Rejection("expired", "decode", "the record's deadline has passed")
 """Keeps a row out of the runs; :mod:`worker.deadlines` says what becomes of it."""
@@ -135,7 +136,7 @@ class Engine:
     def _answer(self, batch: Batch, servable: Servable, group: Group) -> list[Run]:
         """The model's answers to a group; a row that the model refuses on its own is rejected, the others are answered."""
         try:
-            run = self._run(batch, servable.model, group)
+            run = self._run(batch, servable, group)
         except Exception as error:
             return self._isolate(batch, servable, group, error)
         if group.ragged is None or group.items is None or getattr(servable.encoder, "takes_padding", False):
@@ -145,6 +146,10 @@ class Engine:
     def _isolate(self, batch: Batch, servable: Servable, group: Group, error: Exception) -> list[Run]:
         if (why := servable.model.sickness()) is not None:
             raise _SickError(f"{NO_KNOWN_OUTPUT}: {why} (first error: {_one_line(error)})") from error
+        parts = servable.run_limit.items
+        if _out_of_memory(error) and group.windowed and 1 < parts <= group.item_count:
+            servable.run_limit.out_of_memory(parts)
+            return self._answer(batch, servable, group)
         if len(group.rows) == 1:
             _reject(batch, servable.model, group.rows[0], error)
             return []
@@ -156,14 +161,20 @@ class Engine:
             *self._answer(batch, servable, group.part(middle, len(group.rows))),
         ]
 
-    def _run(self, batch: Batch, model: Model, group: Group) -> Run:
-        """One model run.
+    def _run(self, batch: Batch, servable: Servable, group: Group) -> Run:
+        """One model run; of windows, one run for each part that fits.
 
         Raises:
             Exception: whatever the runtime raises; :class:`ValueError` when the outputs do not follow the batch.
         """
+        model = servable.model
         fed = feeds(batch, model, group)
         started_ns = self._clock_ns()
+        if group.windowed:
+            outputs = run_windows(model, fed, group, servable.run_limit.items)
+            return Run(
+                group.rows, outputs, group.counts, group.alone, group.alone, started_ns, self._clock_ns()
+            )
         outputs = model.run(fed)
         ended_ns = self._clock_ns()
         if group.alone:
@@ -175,7 +186,7 @@ class Engine:
             _check_lengths(outputs, group.item_count)
         if model.needs_canary:
             model.adopt_canary(fed, outputs)
-        return Run(group.rows, outputs, group.counts, group.alone, started_ns, ended_ns)
+        return Run(group.rows, outputs, group.counts, group.alone, started_ns=started_ns, ended_ns=ended_ns)
 
 
 class _SickError(Exception):

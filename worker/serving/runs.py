@@ -39,6 +39,11 @@ class Group:
         return [item.count for item in self.items]
 
     @property
+    def windowed(self) -> bool:
+        """Whether its items are windows of records, which may run in parts."""
+        return self.items is not None and any(item.marks is not None for item in self.items)
+
+    @property
     def item_count(self) -> int:
         return sum(item.count for item in self.items) if self.items is not None else len(self.rows)
 
@@ -107,7 +112,7 @@ def feeds(batch: Batch, model: Model, group: Group) -> dict[str, Array]:
     else:
         names = group.items[0].arrays
         found = {name: np.concatenate([item.arrays[name] for item in group.items]) for name in names}
-    if group.alone:
+    if group.alone and not group.windowed:
         for spec in model.signature.inputs:
             if not spec.has_rows and group.items is None:
                 found[spec.name] = found[spec.name].reshape(found[spec.name].shape[1:])

@@ -6,7 +6,7 @@ the JSON Schema or a "nearest key" asks for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,27 +49,107 @@ class Chosen:
         return self.options.code if isinstance(self.options, CustomSettings) else None
 
 
+class Named(str):
+    """The name of a registry's entry, with the options that stand beside it: ``{pcm16: {rate: 16000}}``."""
+
+    options: Section | None = None
+    """Of the entry's class ``settings``; None where the entry has no options."""
+
+
 @dataclass(frozen=True)
 class NameIn:
-    """Marks a text setting whose value is the name of a registry's entry, or custom code where it takes any."""
+    """Marks a text setting whose value names a registry's entry, or custom code where the registry takes any.
+
+    An entry that has a class ``settings`` owns options. They stand as the only value of a mapping whose key is the name;
+    the name alone gives all of them their defaults. The value is then a :class:`Named`.
+
+    Args:
+        registry: what can be named.
+    """
 
     registry: Registry[Any]
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+        return core_schema.with_info_wrap_validator_function(
+            self._checked,
+            handler(source),
+            serialization=core_schema.plain_serializer_function_ser_schema(_written, info_arg=True),
+        )
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        names: JsonSchemaValue = {"enum": list(self.registry)}
-        return {"anyOf": [names, CUSTOM_CODE_SCHEMA]} if self.registry.takes_custom("a:b") else names
+        choices: list[JsonSchemaValue] = [{"enum": list(self.registry)}]
+        if properties := {name: {DEFINED: section.__name__} for name, section in self.sections()}:
+            mapping = {"type": "object", "properties": properties, "additionalProperties": False}
+            choices.append({**mapping, "minProperties": 1, "maxProperties": 1})
+        if self.registry.takes_custom("a:b"):
+            choices.append(CUSTOM_CODE_SCHEMA)
+        return {"anyOf": choices} if len(choices) > 1 else choices[0]
 
-    def _checked(self, name: str) -> str:
+    def sections(self) -> Iterator[tuple[str, type[Section]]]:
+        """The name and the section of every entry that has options."""
+        for name in self.registry:
+            if (section := self._section(name)) is not None:
+                yield name, section
+
+    def definitions(self) -> dict[str, JsonSchemaValue]:
+        """The definitions that the markers ``DEFINED`` of this setting name."""
+        return _defined(section for _, section in self.sections())
+
+    def _section(self, name: str) -> type[Section] | None:
+        section: type[Section] | None = getattr(self.registry.entry(name), "settings", None)
+        return section
+
+    def _checked(
+        self, value: Any, handler: core_schema.ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> str:
+        if isinstance(value, Named):
+            return value
+        if isinstance(value, dict):
+            return self._with_options(value, info)
+        name: str = handler(value)
         if name not in self.registry and not self.registry.takes_custom(name):
             raise ValueError(f"expected {self.registry.expected()}")
+        if name in self.registry and (section := self._section(name)) is not None:
+            if needed := [key for key, field in section.model_fields.items() if field.is_required()]:
+                options = ", ".join(f"{key}: ..." for key in needed)
+                raise ValueError(f"expected {{{name}: {{{options}}}}}")
+            return self._with_options({name: {}}, info)
         return name
+
+    def _with_options(self, value: dict[Any, Any], info: ValidationInfo) -> Named:
+        names = [name for name in value if name in self.registry]
+        if len(names) != 1 or len(value) != 1:
+            raise ValueError(f"expected one of {self.registry.expected()}")
+        section = self._section(names[0])
+        if section is None:
+            raise ValueError(f"expected {names[0]} alone, because it has no options")
+        fields: Any = {names[0]: (section, ...)}
+        checked = create_model("Named", __base__=Section, **fields).model_validate(
+            value, context=info.context
+        )
+        named = Named(names[0])
+        named.options = getattr(checked, names[0])
+        return named
+
+
+def _written(name: str, info: core_schema.FieldSerializationInfo) -> Any:
+    """A name as it stands in a configuration."""
+    options = name.options if isinstance(name, Named) else None
+    return {str(name): options.model_dump(mode=info.mode, by_alias=info.by_alias)} if options else str(name)
+
+
+def _defined(sections: Iterable[type[Section]]) -> dict[str, JsonSchemaValue]:
+    """The definitions of these sections, and of the sections inside them."""
+    found: dict[str, JsonSchemaValue] = {}
+    for section in sections:
+        schema = section.model_json_schema(by_alias=True)
+        found |= schema.pop("$defs", {})
+        found[section.__name__] = schema
+    return found
 
 
 @dataclass(frozen=True)
@@ -122,11 +202,7 @@ class ChoiceOf:
         mapping = {"type": "object", "properties": self.properties(), "additionalProperties": False}
         choices.append({**mapping, "minProperties": 1, "maxProperties": 1})
         found: dict[str, JsonSchemaValue] = {self.title: {"description": self.doc, "anyOf": choices}}
-        for _, section in self.sections():
-            schema = section.model_json_schema(by_alias=True)
-            found |= schema.pop("$defs", {})
-            found[section.__name__] = schema
-        return found
+        return found | _defined(section for _, section in self.sections())
 
     def _chosen(self, value: Any, info: ValidationInfo) -> Chosen | None:
         if value is None or value == {}:

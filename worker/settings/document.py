@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from worker.errors import ConfigError
 from worker.settings.checks import check_together
-from worker.settings.choice import DEFINED, INLINE, ChoiceOf
+from worker.settings.choice import DEFINED, INLINE, ChoiceOf, NameIn
+from worker.settings.kinds import INPUT_FORMAT
 from worker.settings.sections import CONTENT, POSTPROCESS, PipelineSettings, Settings
 from worker.settings.source import Key, describe, read, sentence
 
@@ -125,6 +126,12 @@ def _keys_of(section: type[BaseModel], parent: Key = ()) -> Iterator[Key]:
                 yield (*at, entry)
                 yield from _keys_of(options, (*at, entry))
             continue
+        naming = next((mark for mark in field.metadata if isinstance(mark, NameIn)), None)
+        if naming is not None:
+            for entry, options in naming.sections():
+                yield (*key, entry)
+                yield from _keys_of(options, (*key, entry))
+            continue
         inner, mapping = _section_in(field.annotation)
         if inner:
             yield from _keys_of(inner, (*key, "*") if mapping else key)
@@ -145,7 +152,7 @@ def json_schema() -> dict[str, Any]:
     pipeline = schema["$defs"]["PipelineSettings"]
     at_top = pipeline["properties"]
     shared = [key for key in schema["required"] if key not in ("name", "pipelines")]
-    schema["$defs"] |= POSTPROCESS.definitions() | CONTENT.definitions()
+    schema["$defs"] |= POSTPROCESS.definitions() | CONTENT.definitions() | INPUT_FORMAT.definitions()
     del schema["$defs"][CONTENT.title]  # its entries stand among the keys of the sections that hold them
     _allow_variables(schema)
     _refer(schema)

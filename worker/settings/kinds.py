@@ -95,7 +95,8 @@ Numbers = Annotated[
     Field(min_length=1),
 ]
 Divisors = Annotated[Numbers, AfterValidator(_non_zero)]
-InputFormat = Annotated[str, NameIn(INPUT_FORMATS)]
+INPUT_FORMAT = NameIn(INPUT_FORMATS)
+InputFormat = Annotated[str, INPUT_FORMAT]
 OutputFormat = Annotated[str, NameIn(OUTPUT_FORMATS)]
 Size = Annotated[
     tuple[int, int],
