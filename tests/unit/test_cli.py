@@ -50,7 +50,7 @@ def config(tmp_path: Path) -> Path:
 def app(monkeypatch: pytest.MonkeyPatch) -> Any:
     """No runtime and no broker: what loads the model, answers the sample and asks the broker; a test may let one fail."""
     model = SimpleNamespace(provider="cpu", signature=SIGNATURE, why_alone="", largest_difference=1e-7)
-    servable = SimpleNamespace(label="small@0123abcd", model=model)
+    servable = SimpleNamespace(label="small@0123abcd", model=model, decoder=None)
     rollout = SimpleNamespace(route=SimpleNamespace(max_bytes=1000, when=None), choose=lambda: servable)
     module: Any = ModuleType("worker.kafka.topics")
     module.check_broker = lambda settings: [("broker", "1 broker"), ("topics", "all there")]

@@ -21,7 +21,7 @@ import yaml
 from markdown.extensions.toc import slugify
 
 from worker import errors, settings
-from worker.cli.main import COMMANDS, Parser
+from worker.cli.main import COMMANDS, Parser, main
 from worker.cli.sample import answer
 from worker.serving.load import load
 from worker.telemetry.names import METRICS, PREFIX
@@ -138,6 +138,16 @@ def test_the_example_reads_its_frames() -> None:
     (rollout,) = load(settings.load(EXAMPLE)).values()
     for frame in sorted((ROOT / "examples" / "frames").iterdir()):
         assert answer(rollout, frame.read_bytes())["prediction"]["label"] == frame.stem
+
+
+def test_an_example_answers_its_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command in the first line of examples/scans.yaml answers, and says which field feeds the model."""
+    line = (ROOT / "examples" / "scans.yaml").read_text(encoding="utf-8").splitlines()[0]
+    command = shlex.split(line.partition("Try it: streaminfer ")[2])
+    assert main([part.replace("examples/", f"{ROOT}/examples/") for part in command]) == 0
+    printed = capsys.readouterr().out
+    assert '"ticket": 17, "digit": "7"' in printed
+    assert 'inputs      scans: image from the field "scan.pages[0].picture"' in printed
 
 
 def test_the_custom_code_of_the_guide_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,9 +53,10 @@ class Load:
 
     def __init__(self, settings: Settings, pipeline: PipelineSettings, values: Sequence[bytes]) -> None:
         output = pipeline.output
-        if output.format in ("tensor", "npy") and output.headers == "none":
+        if (output.format in ("tensor", "npy") or output.body is not None) and output.headers == "none":
+            kind = output.format if output.body is None else "output.body"
             raise ConfigError(
-                f"output.headers: none leaves nothing in a {output.format} result that says which record it is of; "
+                f"output.headers: none leaves nothing in a {kind} result that says which record it is of; "
                 "expected trace"
             )
         topics = open_topics(settings)
@@ -149,7 +150,8 @@ class _Reader:
         self._messages = EndReader(settings, embedded, topics, PATIENCE_S)
         self._dead_letters = settings.dead_letter.topic
         self._input = input_topic
-        self._find = {"json": _find_json, "oip": _find_oip}.get(output.format, _find_header)
+        by_format = {"json": _find_json, "oip": _find_oip}
+        self._find = by_format.get(output.format, _find_header) if output.body is None else _find_header
         self.clear()
 
     def clear(self) -> None:

@@ -147,6 +147,10 @@ def _check_engine(report: Report, settings: Settings, samples: Sequence[Sample],
         model = rollout.choose().model
         report.line("signature", True, f"{name}: {_signature_line(model.signature)}")
         report.line("batchable", True, f"{name}: {_batchable_line(model)}")
+        sources: dict[str, str] = getattr(rollout.choose().decoder, "sources", dict)()
+        if sources:
+            fed = "; ".join(f"{tensor} from {source}" for tensor, source in sources.items())
+            report.line("inputs", True, f"{name}: {fed}")
     for sample in samples:
         report.check("sample", partial(_answer, answer, rollouts, sample, headers), _sample_line)
 

@@ -18,6 +18,7 @@ import orjson
 
 from worker import native
 from worker.batch import CONTENT_LENGTH, Array, Batch, Partition, Run, pick
+from worker.encode.own_body import own_body
 from worker.encode.rows import item_spans, put_off, request_of
 from worker.encode.windows import mark_windows
 from worker.errors import Postponed, Rejection
@@ -56,6 +57,8 @@ class JsonEncoder:
         self._postprocess = postprocess(settings.postprocess, signature, labels)
         self._takes_items: bool = getattr(self._postprocess, "takes_items", False)
         """The postprocess is custom code that wants to know of the record behind each item."""
+        self._own_body = own_body(settings)
+        """Makes other bodies of the results, where the settings ask for them."""
         model = b'"model":%b,' % orjson.dumps({"name": model_name, "version": model_version})
         self._before_prediction = b"}," + model + b'"prediction":'
         model = model.replace(b"%", b"%%")
@@ -65,13 +68,21 @@ class JsonEncoder:
     def bodies(self, batch: Batch, run: Run, fragments: Sequence[Fragment]) -> None:
         """See :meth:`worker.encode.Encoder.bodies`."""
         assert batch.outcomes is not None
-        if set(map(type, fragments)) == {bytes}:
+        if set(map(type, fragments)) == {bytes} and self._own_body is None:
             batch.outcomes.put(run.rows, self._texts(batch, run, fragments))  # type: ignore[arg-type]
             self._envelope.add_headers(batch, run.rows)
             return
         # A row without an answer is rendered with the others, so that every column stays aligned, and thrown away: it is rare.
         texts = [fragment if isinstance(fragment, bytes) else b"null" for fragment in fragments]
-        batch.outcomes.put(run.rows, self._texts(batch, run, texts))
+        bodies = self._texts(batch, run, texts)
+        if self._own_body is not None:
+            made = self._own_body.apply(batch, run.rows, bodies)
+            bodies = [body if isinstance(body, bytes) else b"" for body in made]
+            fragments = [
+                body if isinstance(fragment, bytes) else fragment
+                for fragment, body in zip(fragments, made, strict=True)
+            ]
+        batch.outcomes.put(run.rows, bodies)
         answered = []
         for row, fragment in zip(run.rows, fragments, strict=True):
             if isinstance(fragment, bytes):

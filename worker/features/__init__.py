@@ -66,6 +66,8 @@ class Place:
         return found
 
     def __str__(self) -> str:
+        if self.names:
+            return f"the fields {', '.join(self.names)}"
         return "the record" if self.field is None else f'the field "{self.field}"'
 
 

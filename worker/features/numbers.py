@@ -80,6 +80,7 @@ class NumbersFeature:
 
     def __init__(self, spec: TensorSpec, place: Place, scaling: Scaling | None) -> None:
         self.spec = spec
+        self.place = place
         self.field = place.field
         self.names = place.names
         self.scaling = scaling

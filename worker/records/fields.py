@@ -156,6 +156,10 @@ class FieldsDecoder:
             file.further_nbytes = 2 * sum(s.item_nbytes for s in (*signature.inputs, *signature.outputs))
         self.shard_rows = SHARD_ROWS if any(feature.slow for feature in features) else 0
 
+    def sources(self) -> dict[str, str]:
+        """Where in a record each model input comes from, for ``check``."""
+        return {feature.spec.name: str(getattr(feature, "place", "a constant")) for feature in self.features}
+
     def open(self, value: bytes) -> Record:
         """The record's fields, or its bytes if the format has no fields.
 

@@ -47,7 +47,7 @@ def route_of(name: str, settings: PipelineSettings) -> Route:
         envelope=Envelope(
             output.headers,
             written.reserved,
-            written.names_source,
+            written.names_source or output.body is not None,
             id_reader(wanted.format),
             written.expires_as_error,
         ),

@@ -218,6 +218,12 @@ def _check_pipeline(settings: Settings, name: str) -> None:
         if source.content is not None and not placeless and source.content.name not in entry.contents:
             key = settings.key(name, f"{place}.{source.content.name}")
             raise ConfigError(f"{key}: does not go with input.format '{taken}'")
+    for field, given in (("copy", pipeline.output.copy_), ("body", pipeline.output.body)):
+        if given is not None and pipeline.output.format != "json":
+            raise ConfigError(
+                f"{settings.key(name, f'output.{field}')}: goes with output.format json only, "
+                f"got '{pipeline.output.format}'"
+            )
     predicts = OUTPUT_FORMATS.entry(pipeline.output.format).predicts
     if not predicts and pipeline.postprocess.name != "raw":
         raise ConfigError(

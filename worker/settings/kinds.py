@@ -46,6 +46,17 @@ def _size(value: Any) -> Any:
     return height, width
 
 
+def _body(body: dict[str, Any]) -> dict[str, Any]:
+    for name, value in body.items():
+        if isinstance(value, dict):
+            _body(value)
+        elif not isinstance(value, str) or not value:
+            raise ValueError(f"expected a path, or a mapping of names to paths, under {name}")
+    if not body:
+        raise ValueError("expected at least one name with its path")
+    return body
+
+
 def _host_and_port(address: str) -> str:
     host, _, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
@@ -86,6 +97,18 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[list[Text], AfterValidator(_distinct)]
 Given = int | float | bool | Annotated[str, Field(strict=True)] | list[int | float | bool | str]
 """A value, or a list of values, that a configuration gives for a model input. The input decides what a text stands for."""
+Body = Annotated[
+    dict[str, Any],
+    AfterValidator(_body),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "object", "minProperties": 1}]},
+        }
+    ),
+]
+"""Names of a body of one's own: each stands for a path, or for an object of such names."""
 Numbers = Annotated[
     list[float],
     BeforeValidator(_one_or_more),

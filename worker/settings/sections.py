@@ -28,6 +28,7 @@ from worker.registry import CONTENTS, INPUT_FORMATS, POSTPROCESSES
 from worker.settings.choice import INLINE, ChoiceOf, Chosen
 from worker.settings.kinds import (
     MIB,
+    Body,
     File,
     Given,
     HostAndPort,
@@ -267,6 +268,10 @@ class OutputSettings(Section):
     """Which headers of the record its result carries; trace: traceparent and tracestate."""
     errors: bool = False
     """Whether a rejected request also gets an error on the output topic."""
+    copy_: Names | None = Field(default=None, alias="copy")
+    """json only: fields of the record, by name or dotted path, that its result has under `fields`; null where the record lacks one."""
+    body: Body | None = None
+    """json only: a body of one's own instead of the result: names, each with a dotted path into the result (`prediction.label`, `source.offset`) or into the record's fields (`ticket_id`, or `record.id`), or with a mapping of such names."""
     create: CreateSettings | None = None
     """Create missing output, dead-letter and metrics topics; without it they must exist."""
 
