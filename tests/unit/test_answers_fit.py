@@ -149,7 +149,7 @@ SCORES_ABOVE_1[5, 3] = 2.28
     ("head", "metadata", "layout", "said"),
     [
         (rows(300), {}, "yolov8", r"\[300, 6\], more rows than boxes; layout xyxy .* would fit"),
-        (rows(84, 7), {}, "yolov8", r"\[84, 7\], more rows than boxes; expected an output of yolov8"),
+        (rows(84, 7), {}, "yolov8", r"\[84, 7\], more rows than boxes; layout yolov5 .* would fit"),
         (SCORES_ABOVE_1, {}, "yolov8", "a score would be 2.28"),
         (yolov8(80), NAMES, "yolov8", "the model file names 2 classes, the output has 80"),
         (rows(300), {"end2end": "True"}, "yolov8", "layout xyxy"),

@@ -12,7 +12,7 @@ from encode_support import pipeline, signature
 
 from worker.errors import ConfigError, Rejection
 from worker.postprocess import postprocess
-from worker.postprocess.detection import BLOCK
+from worker.postprocess.boxes import BLOCK
 
 pytestmark = pytest.mark.usefixtures("both_batch_paths")
 

@@ -16,6 +16,7 @@ from worker.model.signature import Signature
 from worker.postprocess import rendering
 from worker.postprocess.labels import Labels, LabelsFrom, check_label_output, check_order, default_names
 from worker.postprocess.selection import vector_output, vectors
+from worker.postprocess.thresholds import NumberByLabel, Thresholds
 from worker.settings.kinds import Positive
 from worker.settings.section import Section
 
@@ -40,8 +41,8 @@ class ClassificationSettings(Section):
     """How many classes to give."""
     activation: Literal["none", "softmax", "sigmoid"] = "none"
     """Applied to the scores first."""
-    threshold: float | None = None
-    """A class that scores less is left out; default: none is."""
+    threshold: NumberByLabel | None = None
+    """A class that scores less is left out; default: none is. One number, or numbers by label with one for the others: `{default: 0.5, person: 0.75}`."""
 
 
 class Classification:
@@ -59,7 +60,6 @@ class Classification:
         self._output, classes = scores_output(signature)
         self._top_k = settings.top_k
         self._activation = settings.activation
-        self._threshold = -math.inf if settings.threshold is None else settings.threshold
         self._label_output = self._said_by(settings, signature)
         if labels is None and self._label_output is None:
             labels = default_names(signature, classes)
@@ -70,6 +70,8 @@ class Classification:
                     f"has {classes}"
                 )
             check_order(labels, signature, self._output, f"{_FIELD}.labels")
+        given = -math.inf if settings.threshold is None else settings.threshold
+        self._thresholds = Thresholds(given, -math.inf, labels, classes, f"{_FIELD}.threshold")
         self._labelled = labels is not None
         self._labels = [orjson.dumps(label) for label in labels or ()]
 
@@ -83,6 +85,8 @@ class Classification:
                 f"{_FIELD}.top_k: got {settings.top_k}, expected 1, because the output "
                 f"{settings.labels.from_!r} names the best class only"
             )
+        if isinstance(settings.threshold, dict):
+            raise ConfigError(f"{_FIELD}.threshold: expected one number, because labels come from an output")
         return settings.labels.from_
 
     def predictions(
@@ -94,8 +98,9 @@ class Classification:
         labels = self._labels_for(scores.shape[1])
         k = min(self._top_k, scores.shape[1])
         found: list[bytes | Rejection]
-        if native.records is not None and 0 < k <= _COMPILED_UP_TO and scores.dtype.char in "fd":
-            found = native.records.top(np.ascontiguousarray(scores), labels, k, self._threshold)
+        compiled = 0 < k <= _COMPILED_UP_TO and scores.dtype.char in "fd" and self._thresholds.same_for_all
+        if native.records is not None and compiled:
+            found = native.records.top(np.ascontiguousarray(scores), labels, k, self._thresholds.least)
         else:
             found = self._best(scores, k, labels)
         for item in rendering.non_finite_items(scores):
@@ -113,7 +118,7 @@ class Classification:
             for name, score, above in zip(
                 map(_label_text, names[:, 0].tolist()),
                 rendering.scalars(best),
-                (best >= self._threshold).tolist(),
+                (best >= self._thresholds.least).tolist(),
                 strict=True,
             )
         ]
@@ -124,9 +129,8 @@ class Classification:
     def _best(self, scores: Array, k: int, labels: list[bytes]) -> list[bytes | Rejection]:
         """One fragment per row. A row with a score that is not finite gets an arbitrary one; the caller replaces it."""
         count = len(scores)
-        classes = best_classes(scores, k)
+        above, classes = self._above(scores, k)
         best = scores[np.arange(count)[:, np.newaxis], classes]
-        above = best >= self._threshold
         if above.all():
             return [*_render(classes, best, labels)]
         found: list[bytes | Rejection] = [b""] * count
@@ -137,6 +141,17 @@ class Classification:
             for row, text in zip(rows.tolist(), texts, strict=True):
                 found[row] = text
         return found
+
+    def _above(self, scores: Array, k: int) -> tuple[Array, Array]:
+        """The ``k`` best classes of each row, those above their thresholds first, and which are above."""
+        if self._thresholds.same_for_all:
+            classes = best_classes(scores, k)
+            best = scores[np.arange(len(scores))[:, np.newaxis], classes]
+            return best >= self._thresholds.least, classes
+        least = self._thresholds.of(np.arange(scores.shape[1]))
+        passing = np.where(scores >= least, scores.astype(np.float64), -np.inf)
+        classes = best_classes(passing, k)
+        return passing[np.arange(len(scores))[:, np.newaxis], classes] > -np.inf, classes
 
     def _labels_for(self, classes: int) -> list[bytes]:
         """The JSON text of every class's label; the class index as a string without a labels file."""

@@ -56,6 +56,12 @@ class InputItem:
         return (geometry.height, geometry.width) if geometry is not None else None
 
     @property
+    def geometry(self) -> Any:
+        """How the record's first picture was fitted to the model's input; None if the record has no picture."""
+        assert self._batch.feed is not None
+        return self._batch.feed.contexts[self._row]
+
+    @property
     def headers(self) -> Headers:
         """The record's headers: pairs of name and bytes, or None for a header without a value."""
         return self._batch.columns.headers[self._row] or []

@@ -1,128 +1,116 @@
-"""Checks whether a model's output can have a detection layout, by shapes, metadata and answers to made-up items."""
+"""The layouts of a detector's outputs by name, and which of them a model can have: by shapes, metadata and answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from worker.errors import ConfigError
-from worker.model.signature import Signature, TensorSpec
-from worker.postprocess.labels import own_names
+from worker.errors import ConfigError, Reject
+from worker.model.signature import Signature
+from worker.postprocess.finished import Detr, End2End, Tensorflow, Xyxy
+from worker.postprocess.layout import Layout, Names, Size, UnfitError, matrix_output
+from worker.postprocess.yolo import YoloV5, YoloV8, YoloV8Seg, Yolox
 
 _FIELD = "postprocess.detection"
-_DESCRIBED = {"yolov8": "[4 + classes, boxes]", "xyxy": "[boxes, 6]"}
-_BOX, _XYXY_COLUMNS = 4, 6
-HIGHEST_SCORE = 1.01
-"""A score is a probability; half precision may round one a little above 1."""
-
-Shape = tuple[int | None, int | None]
-"""Rows and columns of one item; None = not known."""
-
-
-def check_layout(signature: Signature, output: TensorSpec, layout: str, labels: Sequence[str] | None) -> None:
-    """Refuse at start an output that cannot have the configured layout.
-
-    Raises:
-        ConfigError: names the contradiction and the layout that would fit.
-    """
-    metadata = signature.shown.metadata
-    task = metadata.get("task", "detect")
-    if task != "detect":
-        raise ConfigError(f"{_FIELD}: the model's metadata say task {task}; expected detect, or custom code")
-    known = _known_shape(signature, output)
-    against = _against(layout, known, names := _Names.of(labels, signature)) or _by_answer(
-        signature, output, layout
-    )
-    if layout == "yolov8" and metadata.get("end2end", "").lower() == "true":
-        against = against or "the model's metadata say end2end: it gives boxes with score and class"
-    if layout == "yolov8" and any(len(spec.shape) == 4 for spec in signature.outputs):
-        against = against or "another output has 4 dimensions, as masks do: a segmentation model"
-    if against is None:
-        return
-    others = [name for name in _DESCRIBED if name != layout and _against(name, known, names) is None]
-    others = [name for name in others if _by_answer(signature, output, name) is None]
-    expected = (
-        f"layout {others[0]} ({_DESCRIBED[others[0]]}) would fit"
-        if others and None not in known
-        else f"expected an output of {' or '.join(f'{name} ({shape})' for name, shape in _DESCRIBED.items())}, "
-        "or custom code"
-    )
-    raise ConfigError(
-        f"{_FIELD}.layout {layout} does not fit the model's output {output.name!r}: {against}; {expected}"
-    )
+LAYOUTS: dict[str, type[Layout]] = {
+    "yolov8": YoloV8,
+    "xyxy": Xyxy,
+    "end2end": End2End,
+    "yolov5": YoloV5,
+    "yolox": Yolox,
+    "yolov8-seg": YoloV8Seg,
+    "detr": Detr,
+    "tensorflow": Tensorflow,
+}
+_TASKS = {
+    "segment": "layout yolov8-seg",
+    "pose": "postprocess keypoints",
+    "classify": "postprocess classification",
+}
+"""What reads the outputs of a model whose metadata name another task than detect."""
+_OF_ONE_OUTPUT = ("yolov8", "xyxy", "end2end", "yolov5", "yolox")
 
 
-class _Names(NamedTuple):
-    """The number of class names, and who gives them."""
+def layout_of(signature: Signature, name: str, labels: Sequence[str] | None, size: Size | None) -> Layout:
+    """The configured layout, for this model.
 
-    classes: int
-    given_by: str
-
-    @classmethod
-    def of(cls, labels: Sequence[str] | None, signature: Signature) -> _Names | None:
-        if labels is not None:
-            return cls(len(labels), "labels")
-        found = own_names(signature)
-        return cls(len(found), "the model file") if found is not None else None
-
-
-def _known_shape(signature: Signature, output: TensorSpec) -> Shape:
-    """Rows and columns of one item, from the file or from an answer.
+    Args:
+        size: of the model's input; None if it is free.
 
     Raises:
-        ConfigError: an item is not a matrix.
+        ConfigError: the outputs cannot have this layout; names the contradiction and the layouts that would fit.
     """
-    shape = list(output.shape)
-    if len(shape) < 2 + signature.batchable:
-        raise ConfigError(
-            f"{_FIELD} needs a matrix per item, but the model's output {output.name!r} has shape {shape}"
+    _check_task(signature, name)
+    names = Names.of(labels, signature)
+    try:
+        found = _fitting(signature, name, names, size)
+        _check_end2end(signature, name)
+        return found
+    except UnfitError as contradiction:
+        others = [other for other in LAYOUTS if other != name and _fits(signature, other, names, size)]
+        fitting = " or ".join(f"{other} ({LAYOUTS[other].described})" for other in others)
+        expected = (
+            f"layout {fitting} would fit"
+            if others and _is_known(signature)
+            else f"expected an output of {' or '.join(f'{n} ({LAYOUTS[n].described})' for n in _OF_ONE_OUTPUT)}, "
+            "or custom code"
         )
-    rows, columns = shape[-2:]
-    # A free dimension may depend on the picture's size: callers use only the one of classes, or of numbers per box.
+        raise ConfigError(
+            f"{_FIELD}.layout {name} does not fit the model's {_outputs(signature)}: {contradiction}; {expected}"
+        ) from None
+
+
+def _fitting(signature: Signature, name: str, names: Names | None, size: Size | None) -> Layout:
+    found = LAYOUTS[name](signature, names, size)
     for answer in signature.shown.answers[:1]:
-        answered = answer[output.name].shape[-2:]
-        if len(answered) == 2:
-            rows, columns = rows or answered[0], columns or answered[1]
-    return rows, columns
-
-
-def _against(layout: str, shape: Shape, names: _Names | None) -> str | None:
-    """The contradiction between a shape and a layout; None if there is none."""
-    rows, columns = shape
-    shown = f"an item has shape {['any' if d is None else d for d in shape]}".replace("'", "")
-    if layout == "xyxy":
-        return None if columns in (None, _XYXY_COLUMNS) else f"{shown}, not 6 columns"
-    if rows is None:
-        return None
-    if rows <= _BOX:
-        return f"{shown}, not 4 + classes rows"
-    if names is not None:
-        if rows - _BOX == names.classes:
-            return None
-        return f"{names.given_by} names {names.classes} classes, the output has {rows - _BOX}"
-    if columns is not None and rows > columns:
-        return f"{shown}, more rows than boxes"
-    return None
-
-
-def _by_answer(signature: Signature, output: TensorSpec, layout: str) -> str | None:
-    """The contradiction between the answer to a made-up item and a layout; None if there is none."""
-    for answer in signature.shown.answers[:1]:
-        values = answer[output.name]
-        item = values.reshape(-1, *values.shape[-2:])[0] if values.ndim >= 2 else values
-        if item.ndim != 2 or not item.size or not np.isfinite(item).all():
+        item = {
+            output: answer[output][0] if signature.batchable else answer[output] for output in found.outputs
+        }
+        if not all(np.isfinite(values).all() for values in item.values()):
             continue
-        if layout == "yolov8":
-            scores = item[_BOX:]
-        elif item.shape[1] == _XYXY_COLUMNS:
-            scores = item[:, 4]
-            classes = item[:, 5]
-            if (np.abs(classes - np.rint(classes)) > 1e-3).any():
-                return "the sixth column holds no class numbers"
-        else:
-            continue
-        if scores.size and (scores.max() > HIGHEST_SCORE or scores.min() < -0.01):
-            return f"a score would be {scores.max() if scores.max() > 1 else scores.min():.4g}, not within 0 and 1"
-    return None
+        try:
+            against = found.against(item)
+        except Reject as error:
+            against = str(error)
+        if against is not None:
+            raise UnfitError(against)
+    return found
+
+
+def _fits(signature: Signature, name: str, names: Names | None, size: Size | None) -> bool:
+    try:
+        _fitting(signature, name, names, size)
+    except (UnfitError, ConfigError):
+        return False
+    return True
+
+
+def _check_task(signature: Signature, name: str) -> None:
+    wanted = "segment" if name == "yolov8-seg" else "detect"
+    task = signature.shown.metadata.get("task", wanted)
+    if task == wanted:
+        return
+    expected = f"or {_TASKS[task]}" if task in _TASKS else "or custom code"
+    if task == "detect":
+        expected = "or another layout"
+    raise ConfigError(f"{_FIELD}: the model's metadata say task {task}; expected {wanted}, {expected}")
+
+
+def _check_end2end(signature: Signature, name: str) -> None:
+    if name == "yolov8" and signature.shown.metadata.get("end2end", "").lower() == "true":
+        raise UnfitError("the model's metadata say end2end: it gives boxes with score and class")
+
+
+def _is_known(signature: Signature) -> bool:
+    """Whether the shape of an item is known, so that the layouts which fit are few."""
+    try:
+        _, rows, columns = matrix_output(signature, _FIELD)
+    except ConfigError:
+        return True
+    return None not in (rows, columns)
+
+
+def _outputs(signature: Signature) -> str:
+    names = [repr(spec.name) for spec in signature.outputs]
+    return f"output {names[0]}" if len(names) == 1 else f"outputs {', '.join(names)}"
