@@ -102,6 +102,8 @@ class FileFeature(ABC):
     ``opened[MARKS]``."""
     further_nbytes = 0
     """Bytes of the tensors of each item beyond the first, its answers included; the decoder knows them."""
+    answer_share = 0.0
+    """Bytes of the model's answer for each byte of the item, as made-up items have shown; set by the decoder."""
 
     def __init__(self, spec: TensorSpec, place: Place) -> None:
         self.spec = spec

@@ -11,9 +11,12 @@ from worker.features.opencv import cv2
 from worker.features.orientation import UPRIGHT, orientation, turned
 from worker.features.picture import ImageSettings
 from worker.features.picture_header import ImageHeader, decodable, peek
-from worker.features.pixels import Geometry, ImagePreprocess
+from worker.features.pixels import ImagePreprocess
 from worker.model.signature import TensorSpec
 from worker.settings import LimitsSettings
+
+_SWAPPED = 5
+"""From this orientation on, height and width change places."""
 
 FREE_SCRATCH_BYTES = 8 << 20
 """A decode that needs at most this much memory takes none from the byte budget."""
@@ -57,14 +60,15 @@ class PictureFeature(FileFeature):
         """The key under which features that read the same pixels share them."""
         self._unturned = self.flags | cv2.IMREAD_IGNORE_ORIENTATION
         self._turns = self.flags != self._unturned
+        self._own_size = None in spec.item_shape
         self.max_pixels = limits.image_pixels
         self.max_bytes = limits.in_flight_bytes
 
     def scratch(self, beginning: bytes) -> int:
         """See :class:`worker.features.FileFeature`."""
-        return self._scratch(peek(beginning))
+        return self._scratch(peek(beginning), beginning)
 
-    def _scratch(self, header: ImageHeader) -> int:
+    def _scratch(self, header: ImageHeader, file: bytes) -> int:
         pixels = header.width * header.height
         if pixels > self.max_pixels:
             raise Reject(
@@ -79,22 +83,53 @@ class PictureFeature(FileFeature):
                 f"{cost} bytes, limits.in_flight_bytes is {self.max_bytes}",
                 "too_many_pixels",
             )
-        if None in self.spec.item_shape:
-            # The item has the picture's size. It needs its own memory, besides its copy in the batch.
-            cost += 2 * pixels * self.target.channels * self.spec.dtype.itemsize
-        return cost
+        return cost + self._item_bytes(header, file) if self._own_size else cost
+
+    def _item_bytes(self, header: ImageHeader, file: bytes) -> int:
+        """Bytes of an item whose size follows the picture: its own memory, its copy in the batch and the model's answer.
+
+        Raises:
+            Reject: the item would be too large.
+        """
+        height, width = header.height, header.width
+        # What a header says of a turned picture is swapped.
+        if self._turns and height != width and orientation(file) >= _SWAPPED:
+            height, width = width, height
+        try:
+            plan = self.target.plan(height, width)
+        except Reject as error:
+            if error.reason == "too_many_pixels":
+                raise
+            return 0  # the stage that fits the picture says so
+        pixels = plan.height * plan.width
+        item = pixels * self.target.channels * self.spec.dtype.itemsize
+        resized = (
+            0 if (height, width) == plan[:2] else plan.inner_height * plan.inner_width * self.target.channels
+        )
+        nbytes = 2 * item + resized + 2 * round(item * self.answer_share)
+        if pixels > self.max_pixels or nbytes > self.max_bytes:
+            raise Reject(
+                f"the image is {height} x {width} pixels (height x width), as an item {plan.height} x {plan.width}; "
+                f"that needs {nbytes} bytes, limits.in_flight_bytes is {self.max_bytes} and limits.image_pixels "
+                f"{self.max_pixels}",
+                "too_many_pixels",
+            )
+        return nbytes
 
     def write(self, record: Record, feed: Feed, row: int, items: dict[str, Array], opened: Opened) -> bool:
         """See :class:`worker.features.Feature`."""
         pixels: Array | None = opened.get(self._shared)
         if pixels is None:
             pixels = opened[self._shared] = self._pixels(record)
-        if feed.arrays is not None:
-            slot = feed.arrays[self.spec.name][row]
-        else:
-            slot = items[self.spec.name] = np.empty(self.target.item_shape(pixels), self.spec.dtype)
         try:
-            geometry: Geometry = self.target.write(pixels, slot)
+            plan = self.target.plan(*pixels.shape[:2])
+            if feed.arrays is not None:
+                slot = feed.arrays[self.spec.name][row]
+            else:
+                slot = items[self.spec.name] = np.empty(
+                    self.target.item_shape(plan.height, plan.width), self.spec.dtype
+                )
+            geometry = self.target.write(pixels, slot, plan)
         except Reject as error:
             feed.rejected[row] = Rejection.of(error, "preprocess", self.target)
             return False
@@ -110,7 +145,7 @@ class PictureFeature(FileFeature):
         """
         value = self.file(record)
         header = peek(value)
-        self._scratch(header)
+        self._scratch(header, value)
         ours = self._turns and header.kind not in ("jpeg", "progressive_jpeg")
         file = np.frombuffer(decodable(value, header), np.uint8)
         try:

@@ -1,6 +1,6 @@
-"""Reads the camera's orientation from a PNG or WebP file; OpenCV reads it from JPEG files only.
+"""Reads the camera's orientation from a picture's file; while OpenCV decodes, it reads that of JPEG files only.
 
-The EXIF data are in a chunk for EXIF, or (PNG) in a text chunk as a "raw profile"; else XMP may hold the number.
+In a PNG or WebP file the EXIF data are in a chunk for EXIF, or (PNG) in a text chunk as a "raw profile"; else XMP may hold the number.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from worker.batch import Array
-from worker.features.picture_header import png_chunks
+from worker.features.picture_header import jpeg_exif, png_chunks
 
 UPRIGHT = 1
 _TAG = 0x0112
@@ -27,9 +27,13 @@ def orientation(value: bytes) -> int:
     """1 to 8 as in EXIF: 1 is upright, and the default for a file without an orientation.
 
     Args:
-        value: a PNG or WebP file.
+        value: a JPEG, PNG or WebP file, or the beginning of one.
     """
-    profiles = _png_profiles(value) if value.startswith(b"\x89PNG") else _webp_profiles(value)
+    profiles: Iterator[tuple[bool, bytes]]
+    if value.startswith(b"\xff\xd8"):
+        profiles = ((True, data) for data in jpeg_exif(value))
+    else:
+        profiles = _png_profiles(value) if value.startswith(b"\x89PNG") else _webp_profiles(value)
     for is_exif, data in profiles:
         found = _in_exif(data) if is_exif else _in_xmp(data)
         if found:

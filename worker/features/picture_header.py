@@ -17,6 +17,7 @@ Kind = Literal["jpeg", "progressive_jpeg", "png", "webp", "animation"]
 
 _JPEG_END = 0xD9
 _JPEG_SCAN = 0xDA
+_JPEG_EXIF = 0xE1
 # Encoders write about 10. A scan of 60 bytes can take as long to decode as the whole picture.
 _JPEG_SCANS_MAX = 100
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]")
@@ -183,6 +184,25 @@ def _jpeg(value: bytes) -> ImageHeader:
         else:
             position += 2 + max(2, value[position + 2] << 8 | value[position + 3])
     raise Reject("a JPEG image whose header is broken or ends early", "undecodable")
+
+
+def jpeg_exif(value: bytes) -> Iterator[bytes]:
+    """The EXIF data in the segments before a JPEG file's first scan."""
+    position, end = 2, len(value) - 4
+    while position < end:
+        marker = value[position + 1]
+        if value[position] != 0xFF or marker in (0, 0xFF):
+            position = _next_marker(value, position)
+            continue
+        if marker in _BARE_MARKERS:
+            position += 2
+            continue
+        if marker in (_JPEG_END, _JPEG_SCAN):
+            return
+        length = max(2, value[position + 2] << 8 | value[position + 3])
+        if marker == _JPEG_EXIF and value.startswith(b"Exif\0\0", position + 4):
+            yield value[position + 4 : position + 2 + length]
+        position += 2 + length
 
 
 def _png(value: bytes) -> ImageHeader:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from worker.batch import Array
-from worker.errors import ConfigError, Reject
+from worker.errors import ConfigError
+from worker.features.fit import Fitting, Plan, Sides
 from worker.features.opencv import cv2
 from worker.features.picture import ImageSettings
 from worker.model.signature import TensorSpec
@@ -22,9 +23,6 @@ _FLAGS = {"rgb": cv2.IMREAD_COLOR_RGB, "bgr": cv2.IMREAD_COLOR, "gray": cv2.IMRE
 # The dtypes that cv2.LUT can write; numpy does the others, more slowly.
 _LUT_DTYPES = (np.float16, np.float32, np.float64)
 
-UNCOUNTED_PIXELS = (8 << 20) // 3
-"""An intermediate picture of at most this many pixels (8 MiB) takes nothing from the byte budget."""
-
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
@@ -36,6 +34,15 @@ class Geometry:
     scale_y: float = 1.0
     offset_x: float = 0.0
     offset_y: float = 0.0
+    item_height: int = 0
+    """Of the model's input for this picture, borders included."""
+    item_width: int = 0
+
+    @classmethod
+    def of(cls, plan: Plan, height: int, width: int) -> Geometry:
+        """The geometry of a picture of this size that was fitted by this plan."""
+        scale_x, scale_y = plan.inner_width / width, plan.inner_height / height
+        return cls(height, width, scale_x, scale_y, plan.left, plan.top, plan.height, plan.width)
 
 
 class ImagePreprocess:
@@ -57,33 +64,63 @@ class ImagePreprocess:
         self.settings = settings
         self.channels = 1 if settings.color == "gray" else 3
         self.layout = _layout(settings, spec, self.channels, key)
-        self.height, self.width = _size(settings, spec, self.layout, key)
+        self.fitting = _fitting(settings, spec, self.layout, key)
         self.tables = _tables(settings, spec, self.channels, key)
+        self.border = _border(settings, spec, self.channels, key)
+        """(channels,) in the model's dtype: the input where there is no picture."""
         self.flags: int = _FLAGS[settings.color]
         if settings.orientation == "ignore":
             self.flags |= cv2.IMREAD_IGNORE_ORIENTATION
 
-    def write(self, pixels: Array, slot: Array) -> Geometry:
+    def plan(self, height: int, width: int) -> Plan:
+        """How a picture of this size is fitted.
+
+        Raises:
+            Reject: the picture has another size than the model takes and resizing is off, or would grow too large.
+        """
+        return self.fitting.plan(height, width)
+
+    def write(self, pixels: Array, slot: Array, plan: Plan | None = None) -> Geometry:
         """Fit a picture into one item of the batch's own buffer.
 
         Args:
             pixels: uint8, (height, width) for gray, else (height, width, 3).
             slot: one item, C order, in the model's dtype and of :meth:`item_shape`.
+            plan: of :meth:`plan` for this picture, where the caller has it.
 
         Raises:
-            Reject: the picture has another size than the model takes and resizing is off.
+            Reject: see :meth:`plan`.
         """
-        fitted, geometry = self._fit(pixels)
+        height, width = pixels.shape[:2]
+        plan = plan or self.plan(height, width)
+        fitted = self._resized(pixels, plan)
+        inner = slot
+        if plan.inner_height < plan.height or plan.inner_width < plan.width:
+            inner = self._framed(slot, plan)
         if self.layout == "nhwc":
-            self._write_interleaved(fitted, slot)
+            self._write_interleaved(fitted, inner)
         else:
-            self._write_planes(fitted, slot)
-        return geometry
+            self._write_planes(fitted, inner)
+        return Geometry.of(plan, height, width)
 
-    def item_shape(self, pixels: Array) -> tuple[int, ...]:
-        """The shape a picture has as an item, batch dimension left out."""
-        height, width = self.height or pixels.shape[0], self.width or pixels.shape[1]
+    def item_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of an item of so many pixels, batch dimension left out."""
         return (self.channels, height, width) if self.layout == "nchw" else (height, width, self.channels)
+
+    def _framed(self, slot: Array, plan: Plan) -> Array:
+        """Write the border around the picture's place; returns that place."""
+        interleaved = self.layout == "nhwc"
+        border = self.border if interleaved else self.border[:, None, None]
+        bottom, right = plan.top + plan.inner_height, plan.left + plan.inner_width
+        rows, columns = slice(plan.top, bottom), slice(plan.left, right)
+        for down, across in (
+            (slice(0, plan.top), slice(None)),
+            (slice(bottom, None), slice(None)),
+            (rows, slice(0, plan.left)),
+            (rows, slice(right, None)),
+        ):
+            slot[(down, across) if interleaved else (slice(None), down, across)] = border
+        return slot[rows, columns] if interleaved else slot[:, rows, columns]
 
     def _write_interleaved(self, fitted: Array, slot: Array) -> None:
         out = slot if self.channels == 3 else slot[..., 0]
@@ -106,57 +143,15 @@ class ImagePreprocess:
             else:
                 np.take(table, plane, out=out, mode="clip")
 
-    def _fit(self, pixels: Array) -> tuple[Array, Geometry]:
-        """The picture in the model's size, and the geometry of the fit."""
-        height, width = pixels.shape[:2]
-        target = self.height or height, self.width or width
-        if (height, width) == target:
-            return pixels, Geometry(height, width)
-        if self.settings.resize == "none":
-            raise Reject(
-                f"the image is {height} x {width} pixels (height x width), expected {target[0]} x {target[1]} "
-                "because preprocess.image.resize is none"
-            )
-        if self.settings.resize == "stretch":
-            return self._resized(pixels, *target), Geometry(
-                height, width, target[1] / width, target[0] / height
-            )
-        if self.settings.resize == "letterbox":
-            return self._letterboxed(pixels, *target)
-        return self._cropped(pixels, *target)
-
-    def _resized(self, pixels: Array, height: int, width: int) -> Array:
-        method = _INTERPOLATIONS[self.settings.interpolation]
-        resized: Array = cv2.resize(pixels, (width, height), interpolation=method)
-        return resized
-
-    def _letterboxed(self, pixels: Array, target_height: int, target_width: int) -> tuple[Array, Geometry]:
-        """All of the picture, as large as fits, centred on ``pad_value``."""
-        height, width = pixels.shape[:2]
-        scale = min(target_height / height, target_width / width)
-        inner = max(1, round(height * scale)), max(1, round(width * scale))
-        top, left = (target_height - inner[0]) // 2, (target_width - inner[1]) // 2
-        canvas = np.full((target_height, target_width, *pixels.shape[2:]), self.settings.pad_value, np.uint8)
-        canvas[top : top + inner[0], left : left + inner[1]] = self._resized(pixels, *inner)
-        return canvas, Geometry(height, width, inner[1] / width, inner[0] / height, left, top)
-
-    def _cropped(self, pixels: Array, target_height: int, target_width: int) -> tuple[Array, Geometry]:
-        """The shorter side resized to fit, the centre cut out."""
-        height, width = pixels.shape[:2]
-        scale = max(target_height / height, target_width / width)
-        outer = max(target_height, round(height * scale)), max(target_width, round(width * scale))
-        # Resizing a very long, thin picture before the crop would make a huge intermediate picture.
-        if outer[0] * outer[1] > max(UNCOUNTED_PIXELS, height * width, 4 * target_height * target_width):
-            raise Reject(
-                f"the image is {height} x {width} pixels (height x width); to crop it, it would have to be "
-                f"resized to {outer[0]} x {outer[1]} first",
-                "too_many_pixels",
-            )
-        top, left = (outer[0] - target_height) // 2, (outer[1] - target_width) // 2
-        resized = self._resized(pixels, *outer)
-        cut = resized[top : top + target_height, left : left + target_width]
-        geometry = Geometry(height, width, outer[1] / width, outer[0] / height, -left, -top)
-        return np.ascontiguousarray(cut), geometry
+    def _resized(self, pixels: Array, plan: Plan) -> Array:
+        """The part of the resized picture that the item shows."""
+        if pixels.shape[:2] != (plan.inner_height, plan.inner_width):
+            method = _INTERPOLATIONS[self.settings.interpolation]
+            pixels = cv2.resize(pixels, (plan.inner_width, plan.inner_height), interpolation=method)
+        if plan.top >= 0 and plan.left >= 0:
+            return pixels
+        cut = pixels[-plan.top : plan.height - plan.top, -plan.left : plan.width - plan.left]
+        return np.ascontiguousarray(cut)
 
 
 def _layout(settings: ImageSettings, spec: TensorSpec, channels: int, key: str) -> str:
@@ -184,23 +179,32 @@ def _layout(settings: ImageSettings, spec: TensorSpec, channels: int, key: str) 
     return layout
 
 
-def _size(settings: ImageSettings, spec: TensorSpec, layout: str, key: str) -> tuple[int | None, int | None]:
-    """(height, width) of an item; None for a dimension in which pictures keep their size."""
+def _fitting(settings: ImageSettings, spec: TensorSpec, layout: str, key: str) -> Fitting:
+    """How pictures get the height and width of an item.
+
+    Raises:
+        ConfigError: the settings leave open what the model needs, or contradict it.
+    """
     in_model = spec.shape[2:4] if layout == "nchw" else spec.shape[1:3]
+    shape = f"the model's input {spec.name} has shape {_shown(spec)}"
     given = settings.size or (None, None)
     for wanted, fixed in zip(given, in_model, strict=True):
-        if wanted is not None and fixed not in (None, wanted):
-            raise ConfigError(
-                f"{key}.size: got {list(given)}, but the model's input {spec.name} has shape {_shown(spec)}; "
-                f"expected {list(in_model)}"
-            )
-    height, width = given[0] or in_model[0], given[1] or in_model[1]
-    if settings.resize != "none" and None in (height, width):
-        raise ConfigError(
-            f"{key}.size: required, because the model's input {spec.name} has shape {_shown(spec)}; "
-            "expected [height, width] (or resize: none)"
-        )
-    return height, width
+        open_side = settings.size is not None and wanted is None and any(given)
+        if fixed is not None and (open_side or wanted not in (None, fixed)):
+            shown = str(list(given)).replace("None", "null")
+            raise ConfigError(f"{key}.size: got {shown}, but {shape}; expected {list(in_model)}")
+    bounds: Sides = given[0] or in_model[0], given[1] or in_model[1]
+    exact: Sides = bounds
+    if settings.resize == "fit" and None not in bounds:
+        exact = in_model[0], in_model[1]
+    if (settings.min_side or settings.max_side) and any(bounds):
+        raise ConfigError(f"{key}: {shape}; expected no min_side and max_side, which need free sides")
+    if None in exact and settings.resize != "none" and not settings.fits:
+        expected = "[height, width] (or resize: fit or none)"
+        if settings.resize != "stretch" and any(given):
+            expected = "two numbers, or resize: fit"
+        raise ConfigError(f"{key}.size: required, because {shape}; expected {expected}")
+    return Fitting(settings, exact, bounds)
 
 
 def _tables(settings: ImageSettings, spec: TensorSpec, channels: int, key: str) -> Array | None:
@@ -230,6 +234,24 @@ def _tables(settings: ImageSettings, spec: TensorSpec, channels: int, key: str) 
             f"{key}: the model's input {spec.name} is {spec.datatype}, which cannot hold pixels"
         )
     return np.ascontiguousarray(np.broadcast_to(table, (256, channels)).T)
+
+
+def _border(settings: ImageSettings, spec: TensorSpec, channels: int, key: str) -> Array:
+    """(channels,) in the model's dtype: the input where there is no picture.
+
+    Raises:
+        ConfigError: the model takes integers, and ``pad_value`` is none.
+    """
+    value = settings.pad_value
+    if spec.dtype.kind != "f":
+        if value != int(value):
+            raise ConfigError(
+                f"{key}.pad_value: the model's input {spec.name} is {spec.datatype}; expected an integer, got {value}"
+            )
+        return np.full(channels, int(value), spec.dtype)
+    scale, mean, std = (np.asarray(v, spec.dtype) for v in (settings.scale, settings.mean, settings.std))
+    border = (np.asarray(value, spec.dtype) * scale - mean) / std
+    return np.ascontiguousarray(np.broadcast_to(border, (channels,)))
 
 
 def _shown(spec: TensorSpec) -> str:

@@ -48,6 +48,12 @@ class Probe:
     """The largest difference of two floats between an item's answer alone and in a batch, absolute."""
 
     @property
+    def answer_share(self) -> float:
+        """Bytes of the answer for each byte of the item; 0 if no item was taken."""
+        taken, given = (sum(a.nbytes for a in (t or {}).values()) for t in (self.item, self.outputs))
+        return given / taken if taken else 0.0
+
+    @property
     def batchable(self) -> bool:
         """Items may share a run."""
         return not self.reason

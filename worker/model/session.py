@@ -297,7 +297,8 @@ def _probed(
         sessions.close()
         raise
     _warn(name, found)
-    shown = Shown(found.answers, described.get_modelmeta().custom_metadata_map, graph.class_names)
+    metadata = described.get_modelmeta().custom_metadata_map
+    shown = Shown(found.answers, metadata, found.answer_share, graph.class_names)
     signature = Signature(inputs, _as_observed(outputs, found), found.batchable, shown)
     return Model(sessions, backend, signature, found, name=name, version=version, sha256=opening.sha256)
 

@@ -87,6 +87,8 @@ class Shown:
     Empty once the model's encoder is made."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """The file's own key-value pairs."""
+    answer_share: float = 0.0
+    """Bytes of an answer for each byte of its item, by the first made-up item."""
     class_names: tuple[str, ...] = ()
     """What the file calls the classes of a classifier's scores, in their order; empty if it does not say."""
 

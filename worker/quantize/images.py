@@ -59,15 +59,13 @@ class Preparation:
         self._write = ImagePreprocess(settings, spec)
         plain = TensorSpec(spec.name, np.dtype(np.uint8), "UINT8", spec.shape)
         self._fit = ImagePreprocess(settings.model_copy(update=PLAIN), plain)
-        if self._fit.height is None or self._fit.width is None:
+        height, width = self._fit.fitting.exact
+        if height is None or width is None:
             raise ConfigError(
                 "preprocess.image.size: expected [height, width], the model's input leaves it open"
             )
         self.dtype = spec.dtype
-
-    @property
-    def item_shape(self) -> tuple[int, ...]:
-        return self._fit.item_shape(np.empty((0, 0), np.uint8))
+        self.item_shape = self._fit.item_shape(height, width)
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         """One picture file, fitted: uint8, one item.

@@ -47,7 +47,10 @@ def features_of(
         if place.default is not ABSENT and not getattr(entry, "takes_default", False):
             raise ConfigError(f"{key}.default: does not go with {name}")
         options = content.options if content else None
-        features.append(entry.make(options, spec, place, f"{key}.{name}", limits))
+        feature = entry.make(options, spec, place, f"{key}.{name}", limits)
+        if isinstance(feature, FileFeature):
+            feature.answer_share = signature.shown.answer_share
+        features.append(feature)
     return features
 
 

@@ -70,7 +70,7 @@ def load_servable(settings: Settings, route: Route, deadline: float) -> Servable
         instances=_or(wanted.model.instances, 1),
         max_size=_or(wanted.batching.max_size, LARGEST_UNKNOWN_SIZE),
         one_shape=wanted.preprocess.one_shape,
-        sizes=[len(wanted.input.field_names)] if wanted.input.fields else (),
+        sizes=[*([len(wanted.input.field_names)] if wanted.input.fields else ()), *wanted.preprocess.sizes],
     )
     decoder = make_decoder(wanted, model.signature, settings.limits)
     labels = wanted.labels

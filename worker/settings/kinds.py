@@ -36,13 +36,15 @@ def _non_zero(values: list[float]) -> list[float]:
     return values
 
 
-def _size(value: Any) -> Any:
+def _open_size(value: Any) -> Any:
     try:
-        height, width = map(int, value)
+        height, width = (None if side is None else int(side) for side in value)
     except (TypeError, ValueError):
         height = width = 0
-    if height < 1 or width < 1 or isinstance(value, str):
-        raise ValueError("expected [height, width] in pixels, both at least 1")
+    if any(side is not None and side < 1 for side in (height, width)) or isinstance(value, str):
+        raise ValueError(
+            "expected [height, width] in pixels, both at least 1, or null for a side that is open"
+        )
     return height, width
 
 
@@ -121,11 +123,11 @@ Divisors = Annotated[Numbers, AfterValidator(_non_zero)]
 INPUT_FORMAT = NameIn(INPUT_FORMATS)
 InputFormat = Annotated[str, INPUT_FORMAT]
 OutputFormat = Annotated[str, NameIn(OUTPUT_FORMATS)]
-Size = Annotated[
-    tuple[int, int],
-    BeforeValidator(_size),
+OpenSize = Annotated[
+    tuple[int | None, int | None],
+    BeforeValidator(_open_size),
     WithJsonSchema(
-        {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2}
+        {"type": "array", "items": {"type": ["integer", "null"], "minimum": 1}, "minItems": 2, "maxItems": 2}
     ),
 ]
 Providers = Annotated[list[Literal["cpu", "cuda", "tensorrt"]], AfterValidator(_distinct)]

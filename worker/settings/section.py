@@ -32,3 +32,8 @@ class ContentSettings(Section):
     def one_shape(self) -> bool:
         """Whether every record is made to fit one shape given here, whatever shapes the model would take."""
         return False
+
+    @property
+    def sizes(self) -> list[int]:
+        """Lengths that the free dimensions of a model's input are known to take, for the made-up items."""
+        return []

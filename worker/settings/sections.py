@@ -217,6 +217,12 @@ class PreprocessSettings(_FromContent):
             isinstance(content.options, ContentSettings) and content.options.one_shape for content in found
         )
 
+    @property
+    def sizes(self) -> list[int]:
+        """Lengths that free dimensions of the model's inputs are known to take."""
+        found = (content.options for content in self.contents)
+        return [size for options in found if isinstance(options, ContentSettings) for size in options.sizes]
+
 
 class ModelSettings(Section):
     """The ONNX model and how it runs."""
