@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from worker.batch import Array, Feed
+from worker.batch import Array, Feed, Padding
 from worker.errors import Reject
 from worker.features import base64_text
 from worker.features.values import TYPE_NAMES, Missing
@@ -123,6 +123,11 @@ class FileFeature(ABC):
         Raises:
             Reject: the header says that the file cannot be decoded, or is not whole.
         """
+
+    @property
+    def padding(self) -> Padding | None:
+        """How items of unlike length are made equally long; None = they have one shape, or share no run."""
+        return None
 
     def windows(self, beginning: bytes) -> int:
         """How many items the record has because of this file.

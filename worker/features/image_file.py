@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from worker.batch import Array, Feed
+from worker.batch import Array, Feed, Padding
 from worker.errors import Reject, Rejection
 from worker.features import FileFeature, Opened, Place, Record
 from worker.features.opencv import cv2
@@ -63,6 +63,11 @@ class PictureFeature(FileFeature):
         self._own_size = None in spec.item_shape
         self.max_pixels = limits.image_pixels
         self.max_bytes = limits.in_flight_bytes
+
+    @property
+    def padding(self) -> Padding | None:
+        """See :attr:`worker.features.FileFeature.padding`."""
+        return self.target.padding
 
     def scratch(self, beginning: bytes) -> int:
         """See :class:`worker.features.FileFeature`."""

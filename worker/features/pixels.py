@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worker.batch import Array
+from worker.batch import Array, Padding
 from worker.errors import ConfigError
 from worker.features.fit import Fitting, Plan, Sides
 from worker.features.opencv import cv2
@@ -79,6 +79,18 @@ class ImagePreprocess:
             Reject: the picture has another size than the model takes and resizing is off, or would grow too large.
         """
         return self.fitting.plan(height, width)
+
+    @property
+    def padding(self) -> Padding | None:
+        """How items of unlike width are made equally wide; None where they are not, or not by one value."""
+        height, width = self.fitting.exact
+        settings = self.settings
+        if height is None or width is not None or settings.pad == "none" or settings.resize == "none":
+            return None
+        if len(set(self.border.tolist())) > 1:
+            return None
+        axis = 2 if self.layout == "nchw" else 1
+        return Padding(axis, float(self.border[0]), settings.multiple)
 
     def write(self, pixels: Array, slot: Array, plan: Plan | None = None) -> Geometry:
         """Fit a picture into one item of the batch's own buffer.

@@ -157,6 +157,9 @@ class FieldsDecoder:
         self.files = [feature for feature in features if isinstance(feature, FileFeature)]
         for file in self.files:
             file.further_nbytes = 2 * sum(s.item_nbytes for s in (*signature.inputs, *signature.outputs))
+        padding = {file.spec.name: file.padding for file in self.files}
+        self.padding = {name: one for name, one in padding.items() if one is not None}
+        """How items of unlike length share a run, by model input."""
         self.shard_rows = SHARD_ROWS if any(feature.slow for feature in features) else 0
 
     def sources(self) -> dict[str, str]:
