@@ -21,7 +21,10 @@ from worker.process.rounds import Chore, Rounds, every
 from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Outage, Standstill, Watchdog
 from worker.process.worker import Worker
 from worker.serving.load import load
+from worker.serving.loader import Loader, Swap
 from worker.serving.rollout import Rollout
+from worker.serving.servable import Servable
+from worker.serving.versions import resolved
 from worker.settings import Settings
 from worker.telemetry import logs
 from worker.telemetry.http import HttpServer
@@ -29,6 +32,8 @@ from worker.telemetry.meters import Meters, ModelLabel
 from worker.telemetry.topic import MetricsReporter, WorkerInfo
 from worker.telemetry.vitals import LOOK_EVERY_S, Vitals
 
+VERSIONS_EVERY_S = 0.2
+"""How often an idle worker takes over a new version of a model; a busy one does so with its next slab."""
 TOPICS_EVERY_S = 0.25
 """How often the answers about topics are looked for; the watch itself decides when it asks."""
 
@@ -57,12 +62,18 @@ def build(settings: Settings, index: int, orders: Orders | None) -> Worker:
     )
     address = settings.metrics.http
     http = HttpServer(address, vitals, info, index) if address else None
-    rollouts = load(settings)
+    took: dict[str, int] = {}
+    with_files, found = resolved(settings)
+    rollouts = load(with_files, took)
     runtime.loaded()
     for name, rollout in rollouts.items():
-        servable = rollout.choose()
-        meters.model(name, ModelLabel(servable.model_name, servable.model_version, servable.model.provider))
-    return _Parts(settings, [*rollouts.values()], meters, vitals, info, http, orders).worker()
+        meters.model(name, _label(rollout.stable))
+    loader = Loader(settings, rollouts, {name: (version, took[name]) for name, version in found.items()})
+    return _Parts(with_files, [*rollouts.values()], meters, vitals, info, http, orders, loader).worker()
+
+
+def _label(servable: Servable) -> ModelLabel:
+    return ModelLabel(servable.model_name, servable.model_version, servable.model.provider)
 
 
 class _Parts:
@@ -77,8 +88,10 @@ class _Parts:
         info: WorkerInfo,
         http: HttpServer | None,
         orders: Orders | None,
+        loader: Loader,
     ) -> None:
         self._settings = settings
+        self._loader = loader
         self._rollouts = rollouts
         self._meters = meters
         self._vitals = vitals
@@ -98,7 +111,7 @@ class _Parts:
         """What the loop does between two turns besides records."""
         vitals = self._vitals
         self._look = every(LOOK_EVERY_S, vitals.look)
-        chores = [self._look, every(0.0, vitals.answer)]
+        chores = [self._look, every(0.0, vitals.answer), every(VERSIONS_EVERY_S, self._follow_versions)]
         if not self._clients.topics.embedded:
             from worker.kafka.watch import TopicWatch
 
@@ -113,6 +126,15 @@ class _Parts:
 
             chores.append(Chore(reporter.due_s, report))
         return Rounds(chores, time.monotonic)
+
+    def _follow_versions(self) -> None:
+        """Take over what the loader has offered, and count what it has done."""
+        for event in self._loader.turn():
+            if isinstance(event, Swap):
+                self._meters.model(event.pipeline, _label(event.servable))
+                self._meters.swapped(event.pipeline)
+            else:
+                self._meters.refused(event.pipeline, event.reason)
 
     def _unless_draining(self, do: Callable[[], None]) -> Callable[[], None]:
         return lambda: None if self._conductor.draining else do()
@@ -145,6 +167,7 @@ class _Parts:
             self._look,
             self._pool,
             self._rollouts,
+            self._loader,
             [client for client in (self._clients.metrics, self._clients.sink) if client is not None],
             self._http,
             self._before_joining,

@@ -1,5 +1,6 @@
 """The command line: one sentence and one exit code per mistake; what `check` says and how it ends."""
 
+import hashlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import models
 import numpy as np
 import pytest
 
@@ -352,3 +354,40 @@ def test_a_bad_sample_is_exit_2_with_its_reason(
     ok, message = lines(capsys)["sample"]
     assert not ok
     assert bad.replace(" ", "_") in message
+
+
+def test_model_list_shows_what_counts_and_what_is_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """model list has a line for each version: the one that the settings mean is marked, one that does not count says why."""
+    for version in ("1", "2", "10"):
+        folder = tmp_path / "models" / "digits" / version
+        folder.mkdir(parents=True)
+        models.write(folder, models.identity())
+        digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+        (folder / "model.sha256").write_text(digest if version != "10" else "0" * 64)
+    (tmp_path / "models" / "digits" / "aliases.yaml").write_text("stable: 1\n")
+    config = tmp_path / "w.yaml"
+    config.write_text(
+        json.dumps(
+            {
+                "input": {"topics": ["in"], "format": "json"},
+                "model": {"repository": "models", "name": "digits"},
+                "output": {"topic": "out"},
+                "dead_letter": {"topic": "dead"},
+                "kafka": {"bootstrap.servers": "localhost:9", "group.id": "g"},
+            }
+        )
+    )
+    assert cli.main(["model", str(config), "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("  digits 10: does not count: model.onnx does not match")
+    assert lines[1].startswith("* digits 2: ")
+    assert lines[2].startswith("  digits 1 (stable): ")
+    assert cli.main(["model", str(config), "list", "--json", "--set", "model.version=stable"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["version"] for row in rows if row["wanted"]] == ["1"]
+    assert cli.main(["check", str(config), "--offline"]) == 0
+    assert "digits/2" in capsys.readouterr().out
+    assert cli.main(["check", str(config), "--offline", "--set", "model.version=7"]) == 3
+    assert "has no version 7; there are 10, 2, 1" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from worker.settings import MIB, Settings
 from worker.telemetry import logs
 
 if TYPE_CHECKING:
+    from worker.model.repository import Candidate
     from worker.serving.rollout import Rollout
 
 T = TypeVar("T")
@@ -90,12 +91,10 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace, hea
     logs.configure(settings.secrets(), level="warning")  # the lines of the report say what the log would
     report.check("pipelines", lambda: _pipelines(settings), str)
     report.check("kafka", lambda: _clients(settings), str)
-    report.check("labels", lambda: _labels(settings), str)
-    report.check("custom code", lambda: _custom_code(settings), str)
-    report.check("model file", lambda: _model_files(settings), str)
-    samples = _samples(report, settings, args.samples)
-    if report.first_failure is None:
-        _check_engine(report, settings, samples, headers)
+    with_files = _with_versions(report, settings)
+    if with_files is not None:
+        settings = with_files
+        _check_files(report, settings, args, headers)
     if settings.metrics.http:
         report.check("http", lambda: _http(settings), str)
     report.line("batch path", True, f"{native.batch_path}, producer {native.producer_path}")
@@ -103,6 +102,30 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace, hea
     report.line("credentials", True, _credentials(settings))
     if not args.offline:
         _check_broker(report, settings)
+
+
+def _check_files(report: Report, settings: Settings, args: argparse.Namespace, headers: Headers) -> None:
+    """Everything about models, labels, custom code and samples."""
+    report.check("labels", lambda: _labels(settings), str)
+    report.check("custom code", lambda: _custom_code(settings), str)
+    report.check("model file", lambda: _model_files(settings), str)
+    samples = _samples(report, settings, args.samples)
+    if report.first_failure is None:
+        _check_engine(report, settings, samples, headers)
+
+
+def _with_versions(report: Report, configured: Settings) -> Settings | None:
+    """The settings with the files of the versions that they mean, where models come from a repository; None if there is no
+    such version."""
+    if all(pipeline.model.repository is None for pipeline in configured.pipelines.values()):
+        return configured
+    from worker.serving.versions import resolved
+
+    def line(found: tuple[Settings, Mapping[str, Candidate]]) -> str:
+        return ", ".join(f"{name}: {each.folder}" for name, each in found[1].items())
+
+    found = report.check("version", lambda: resolved(configured), line)
+    return found[0] if found is not None else None
 
 
 class Report:
@@ -151,8 +174,19 @@ def _check_engine(report: Report, settings: Settings, samples: Sequence[Sample],
         if sources:
             fed = "; ".join(f"{tensor} from {source}" for tensor, source in sources.items())
             report.line("inputs", True, f"{name}: {fed}")
+        if settings.pipelines[name].model.golden is not None:
+            report.check("golden", partial(_golden, settings, rollout), str)
     for sample in samples:
         report.check("sample", partial(_answer, answer, rollouts, sample, headers), _sample_line)
+
+
+def _golden(settings: Settings, rollout: Rollout) -> str:
+    from worker.serving.golden import check_golden
+
+    model, route = settings.pipelines[rollout.route.name].model, rollout.route
+    assert model.golden is not None
+    count = check_golden(model.golden, route, rollout.choose(), model.tolerance)
+    return f"{route.name}: {count} records answered as expected"
 
 
 def _check_broker(report: Report, settings: Settings) -> None:
@@ -195,7 +229,7 @@ def _custom_code(settings: Settings) -> str:
 def _model_files(settings: Settings) -> str:
     for name in settings.pipelines:
         configuration.check_model_file(settings, name)
-    sizes = (pipeline.model.path for pipeline in settings.pipelines.values())
+    sizes = (pipeline.model.file for pipeline in settings.pipelines.values())
     return ", ".join(f"{path.name}: {path.stat().st_size} bytes" for path in sizes)
 
 

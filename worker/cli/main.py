@@ -26,6 +26,7 @@ COMMANDS = {
     "broker": "the embedded development broker",
     "demo": "digits through two replicas, nothing else needed",
     "dlq": "list, show or replay dead letters",
+    "model": "versions of models in a repository",
     "quantize": "make a static INT8 model",
 }
 """Every command by name; one whose module is not there is left out."""

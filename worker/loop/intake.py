@@ -65,7 +65,6 @@ class Intake:
         self._kept_bytes = 0
         """What payloads leave free."""
         self._follow({route: rollout.choose() for route, rollout in admission.rollouts.items()})
-        self._keep_free(max(rollout.choose().item_nbytes for rollout in admission.rollouts.values()), 0)
 
     def __repr__(self) -> str:
         return f"<Intake of {', '.join(sorted(self.topics))}: {len(self.open)} records open, {self.share.held} bytes>"
@@ -161,6 +160,7 @@ class Intake:
         self._servables = dict(servables)
         self.slab_records = max(servable.slab_records for servable in servables.values())
         self.lanes = tuple(dict.fromkeys(servable.lane for servable in servables.values()))
+        self._keep_free(max(servable.item_nbytes for servable in servables.values()), 0)
 
     def _keep_free(self, cost_bytes: int, record_bytes: int) -> None:
         """Keep so many bytes free of payloads.

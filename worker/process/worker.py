@@ -15,6 +15,7 @@ from worker.telemetry.vitals import Vitals
 
 if TYPE_CHECKING:
     from worker.loop.conductor import Conductor
+    from worker.serving.loader import Loader
     from worker.serving.rollout import Rollout
 
 CLOSE_S = 2.0
@@ -50,6 +51,7 @@ class Worker:
     """Refreshes how far the partitions go."""
     pool: Pool
     rollouts: Sequence[Rollout]
+    loader: Loader
     clients: Sequence[Client]
     """Closed in this order, after the last report."""
     http: HttpServer | None
@@ -63,6 +65,7 @@ class Worker:
         """Turn the loop until it has drained."""
         log.info("started", **self.started)
         self.join()
+        self.loader.start()
         self.conductor.run()
 
     def ask_to_stop(self) -> None:
@@ -84,6 +87,7 @@ class Worker:
     def close(self) -> None:
         """Report the last numbers and close the clients, within a few seconds whatever the brokers do."""
         self.watchdog.close()
+        self.loader.close()
         self.last_report()
         counts = self.vitals.take_snapshot().pipelines.values()
         log.info(

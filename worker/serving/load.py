@@ -9,6 +9,7 @@ import structlog
 
 from worker.batch import Lane
 from worker.encode import encoder as make_encoder
+from worker.model.headroom import resident_bytes
 from worker.model.session import LARGEST_UNKNOWN_SIZE, Model
 from worker.model.session import load as load_model
 from worker.model.tune import Tuning, quickest_s, tune, usable_cores
@@ -33,8 +34,12 @@ SLAB_RECORDS_MAX = 2048
 log = structlog.get_logger()
 
 
-def load(settings: Settings) -> dict[str, Rollout]:
+def load(settings: Settings, took: dict[str, int] | None = None) -> dict[str, Rollout]:
     """Every pipeline with its model loaded, tuned and warm, by name and in the order of the configuration.
+
+    Args:
+        settings: with the file of each model, see :func:`worker.serving.versions.resolved`.
+        took: gets the memory in bytes that each pipeline's load took.
 
     Raises:
         WorkerError: a model, its labels, its formats or the budget do not fit together.
@@ -47,22 +52,29 @@ def load(settings: Settings) -> dict[str, Rollout]:
     rollouts = {}
     for name, wanted in settings.pipelines.items():
         route = route_of(name, wanted)
+        before_bytes = resident_bytes()
         rollouts[name] = Rollout(route, load_servable(settings, route, deadline))
+        if took is not None:
+            took[name] = resident_bytes() - before_bytes
     return rollouts
 
 
-def load_servable(settings: Settings, route: Route, deadline: float) -> Servable:
+def load_servable(
+    settings: Settings, route: Route, deadline: float, like: Servable | None = None
+) -> Servable:
     """The servable that the settings of a route's pipeline describe, warm.
 
     Args:
         deadline: of the measurements behind ``auto``; by ``time.perf_counter``.
+        like: the servable whose place it takes: its figures count, because beside traffic nothing can be measured, and
+            its lane. None for the first one.
 
     Raises:
         WorkerError: the model, its labels, its formats or the budget do not fit together.
     """
     wanted = settings.pipelines[route.name]
     model = load_model(
-        wanted.model.path,
+        wanted.model.file,
         name=wanted.model.name or route.name,
         version=wanted.model.version,
         sha256=wanted.model.sha256,
@@ -72,6 +84,16 @@ def load_servable(settings: Settings, route: Route, deadline: float) -> Servable
         one_shape=wanted.preprocess.one_shape,
         sizes=[*([len(wanted.input.field_names)] if wanted.input.fields else ()), *wanted.preprocess.sizes],
     )
+    try:
+        return _warm(settings, route, model, deadline, like)
+    except BaseException:
+        model.close()
+        raise
+
+
+def _warm(settings: Settings, route: Route, model: Model, deadline: float, like: Servable | None) -> Servable:
+    """The servable around a loaded model, with the figures measured for them; see :func:`load_servable`."""
+    wanted = settings.pipelines[route.name]
     decoder = make_decoder(wanted, model.signature, settings.limits)
     labels = wanted.labels
     encoder = make_encoder(
@@ -83,9 +105,9 @@ def load_servable(settings: Settings, route: Route, deadline: float) -> Servable
     share = min(WARM_BYTES, settings.limits.in_flight_bytes // 2)
     tuning = tune(
         model,
-        max_size=wanted.batching.max_size,
-        threads=wanted.model.threads,
-        instances=wanted.model.instances,
+        max_size=wanted.batching.max_size if like is None else like.max_size,
+        threads=wanted.model.threads if like is None else like.threads,
+        instances=wanted.model.instances if like is None else max(1, like.lane.runs - model.lookahead),
         cores=usable_cores(),
         max_bytes=share,
         deadline=deadline,
@@ -105,12 +127,16 @@ def load_servable(settings: Settings, route: Route, deadline: float) -> Servable
         max_size=max_size,
         batch_records=slab_records if joins_runs else max_size,
         slab_records=slab_records,
-        lane=Lane(route.name, tuning.instances + model.lookahead, model.ahead),
+        lane=like.lane if like is not None else _lane(route, tuning, model),
         threads=threads,
         ragged=ragged_of(model, getattr(decoder, "padding", None), model.name, model.backend.tolerance),
     )
     _log_ready(route, servable, tuning)
     return servable
+
+
+def _lane(route: Route, tuning: Tuning, model: Model) -> Lane:
+    return Lane(route.name, tuning.instances + model.lookahead, model.ahead)
 
 
 def _log_ready(route: Route, servable: Servable, tuning: Tuning) -> None:

@@ -65,7 +65,7 @@ class Model(Protocol):
         """An array for feeds; where a GPU runs the model, in page-locked memory."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Servable:
     """See the module, and :class:`worker.batch.Servable` for what the loop knows of it."""
 

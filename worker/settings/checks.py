@@ -73,7 +73,7 @@ def check_model_file(settings: Settings, pipeline: str) -> None:
     Raises:
         StartError: missing, or a directory.
     """
-    path = settings.pipelines[pipeline].model.path
+    path = settings.pipelines[pipeline].model.file
     if not path.is_file():
         found = "is a directory" if path.is_dir() else "does not exist"
         raise StartError(f"{settings.key(pipeline, 'model.path')}: {path} {found}; expected an ONNX file")
@@ -115,6 +115,7 @@ def check_together(settings: Settings) -> None:
     _check_transactions(settings)
     _check_topics(settings)
     for name in settings.pipelines:
+        _check_model(settings, name)
         _check_pipeline(settings, name)
         check_budget(settings, name)
 
@@ -136,6 +137,21 @@ def _check_kafka(settings: Settings) -> None:
                 f"kafka.security.protocol: SASL PLAIN would send the password to {server} unencrypted; "
                 "expected sasl_ssl, or security.allow_plaintext: true"
             )
+
+
+def _check_model(settings: Settings, pipeline: str) -> None:
+    """A model is one file, or one of a repository."""
+    model = settings.pipelines[pipeline].model
+    key = settings.key(pipeline, "model")
+    if model.path is None and model.repository is None:
+        raise ConfigError(f"{key}.path is required, or {key}.repository with {key}.name")
+    if model.repository is None:
+        return
+    for other, given in (("path", model.path), ("sha256", model.sha256)):
+        if given is not None:
+            raise ConfigError(f"{key}.{other}: expected not to be set beside {key}.repository")
+    if model.name is None or "/" in model.name or model.name in (".", ".."):
+        raise ConfigError(f"{key}.name: expected the name of the model's folder in {key}.repository")
 
 
 def _check_names(settings: Settings) -> None:

@@ -45,6 +45,7 @@ def validate(document: dict[str, Any], base: Path) -> Settings:
         settings = Settings.model_validate(folded, context={"base": base.absolute()})
     except ValidationError as error:
         raise ConfigError(sentence(error, folded, _known_keys(at_top=bool(hidden)), hidden)) from None
+    settings._base = base.absolute()
     check_together(settings)
     if any(settings.custom_code()):
         for folder in (str(base.absolute()), os.getcwd()):
@@ -102,8 +103,11 @@ def _with_sections(pipeline: Any, name: str) -> Any:
 
 def _stem(pipeline: Any) -> str:
     model = pipeline.get("model") if isinstance(pipeline, dict) else None
-    path = model.get("path") if isinstance(model, dict) else None
-    return Path(str(path or "")).stem or "worker"
+    if not isinstance(model, dict):
+        return "worker"
+    if model.get("path") is None and model.get("name"):
+        return str(model["name"])
+    return Path(str(model.get("path") or "")).stem or "worker"
 
 
 def _known_keys(at_top: bool) -> set[Key]:

@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     GetJsonSchemaHandler,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     ValidationInfo,
     WithJsonSchema,
@@ -227,12 +228,20 @@ class PreprocessSettings(_FromContent):
 class ModelSettings(Section):
     """The ONNX model and how it runs."""
 
-    path: File
-    """The .onnx file; relative to the configuration file."""
+    path: File | None = None
+    """The .onnx file; relative to the configuration file. Required without repository."""
+    repository: File | None = None
+    """A folder with <name>/<version>/model.onnx, instead of path: a new version is answered from without a restart."""
+    poll_s: Wait = 10.0
+    """How often the repository is looked at."""
+    golden: File | None = None
+    """Records with expected predictions, one JSON object per line: a version that answers otherwise is refused. Default: golden.jsonl in the version's folder, where it is there."""
+    tolerance: Annotated[float, Field(ge=0)] = 1e-3
+    """Largest difference between a number of a prediction and the golden one."""
     name: Text | None = None
-    """Name in results; default: the pipeline's key under pipelines, else the top-level name, else the file's stem."""
+    """Name in results, and the model's folder in a repository; default: the pipeline's key under pipelines, else the top-level name, else the file's stem."""
     version: Text | None = None
-    """Version in results; default: the first 8 hex digits of the SHA-256 over the file and its external data."""
+    """With path: version in results; default: the first 8 hex digits of the SHA-256 over the file and its external data. With repository: latest (the default), a version, or an alias of aliases.yaml."""
     sha256: Sha256 | None = None
     """When given it must match."""
     providers: Providers = Field(default=["cpu"])
@@ -241,6 +250,12 @@ class ModelSettings(Section):
     """Threads of the process's one pool; 0 = everything on the main loop's thread."""
     instances: Positive | Literal["auto"] = "auto"
     """Model runs at once; auto: as many as threads on a CPU, 1 on a GPU."""
+
+    @property
+    def file(self) -> Path:
+        """The .onnx file. Of a model in a repository only known once a version was found."""
+        assert self.path is not None, "the version of a repository is found first"
+        return self.path
 
 
 class BatchingSettings(Section):
@@ -442,7 +457,7 @@ class Settings(Section):
     """A worker's configuration."""
 
     name: Text
-    """Prefix of client.id; default: the stem of the first model's file."""
+    """Prefix of client.id; default: the stem of the first model's file, or its name in a repository."""
     pipelines: Annotated[dict[Text, PipelineSettings], Field(min_length=1)]
     """Pipelines by name, tried in order; a single one may stand at the top of the file instead."""
     dead_letter: DeadLetterSettings
@@ -466,6 +481,12 @@ class Settings(Section):
     ]
     """Kafka client properties by their librdkafka names."""
     security: SecuritySettings = SecuritySettings()
+    _base: Path = PrivateAttr(default_factory=Path)
+
+    @property
+    def base(self) -> Path:
+        """The folder of the configuration file, where relative paths begin."""
+        return self._base
 
     def key(self, pipeline: str, name: str) -> str:
         """``output.topic`` of a pipeline as its user most likely wrote it."""

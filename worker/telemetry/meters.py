@@ -86,11 +86,16 @@ class PipelineCounts:
     batch_size: Histogram = field(default_factory=Histogram)
     run_items: int = 0
     """Most items in one model run, at the last batch; 0 before the first one."""
+    swaps: int = 0
+    """How often another version of the model took over."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Versions of the model that were not taken over, by reason."""
 
     def copy(self) -> PipelineCounts:
         return replace(
             self,
             errors=self.errors.copy(),
+            refused=self.refused.copy(),
             stages_us={stage: histogram.copy() for stage, histogram in self.stages_us.items()},
             batch_size=self.batch_size.copy(),
         )
@@ -106,6 +111,8 @@ class PipelineCounts:
             items=self.items - earlier.items,
             batches=self.batches - earlier.batches,
             errors=self.errors - earlier.errors,
+            swaps=self.swaps - earlier.swaps,
+            refused=self.refused - earlier.refused,
             stages_us={stage: now.since(earlier.stages_us[stage]) for stage, now in self.stages_us.items()},
             batch_size=self.batch_size.since(earlier.batch_size),
         )
@@ -181,6 +188,14 @@ class Meters:
     def model(self, pipeline: str, label: ModelLabel) -> None:
         """Set the model that answers for the pipeline from now on."""
         self._of(pipeline).model = label
+
+    def swapped(self, pipeline: str) -> None:
+        """Count that another version of its model answers the pipeline."""
+        self._of(pipeline).swaps += 1
+
+    def refused(self, pipeline: str, reason: str) -> None:
+        """Count a version of the pipeline's model that was not taken over."""
+        self._of(pipeline).refused[reason] += 1
 
     def taken(self, pipeline: str, records: int, nbytes: int = 0) -> None:
         """Count records that were read from Kafka and are now in flight; ``nbytes`` is the size of their values."""

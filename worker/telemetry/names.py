@@ -100,6 +100,20 @@ REWINDS = Metric(
 MODEL_INFO = Metric(
     "model_info", "gauge", "", "Always 1: the model in use.", ("pipeline", "name", "version", "provider")
 )
+MODEL_SWAPS = Metric(
+    "model_swaps_total",
+    "counter",
+    "swaps",
+    "How often another version of its model took over.",
+    ("pipeline",),
+)
+MODEL_REFUSED = Metric(
+    "model_refused_total",
+    "counter",
+    "versions",
+    "Versions of its model that were not taken over: checksum, unloadable, signature, golden, memory.",
+    ("pipeline", "reason"),
+)
 ASSIGNED_PARTITIONS = Metric(
     "assigned_partitions",
     "gauge",
@@ -140,6 +154,8 @@ METRICS = (
     TRANSACTIONS,
     REWINDS,
     MODEL_INFO,
+    MODEL_SWAPS,
+    MODEL_REFUSED,
     ASSIGNED_PARTITIONS,
     BROKER_AVAILABLE,
     KAFKA_ERRORS,

@@ -65,6 +65,9 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
             yield names.STAGE_DURATION, (pipeline, stage), histogram
         if counts.model:
             yield names.MODEL_INFO, (pipeline, *counts.model), 1
+            yield names.MODEL_SWAPS, (pipeline,), counts.swaps
+        for reason, versions in counts.refused.items():
+            yield names.MODEL_REFUSED, (pipeline, reason), versions
     yield names.IN_FLIGHT_BYTES, (), snapshot.bytes_in_flight
     for partition, state in snapshot.partitions.items():
         if state.lag is not None:

@@ -1,0 +1,305 @@
+"""New versions of models: looked for, loaded beside those that answer, checked, and offered. On a thread of its own.
+
+A version that cannot answer the pipeline is refused: one log line, a counted reason, and the one that answers goes on. It
+is tried again only when its files have changed, so what was refused is not loaded every few seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+import structlog
+
+from worker.errors import ConfigError, StartError, WorkerError
+from worker.model.headroom import memory_left
+from worker.model.repository import Candidate, Fingerprint, Repository
+from worker.model.signature import TensorSpec
+from worker.serving.golden import check_golden
+from worker.serving.load import load_servable
+from worker.serving.rollout import Rollout
+from worker.serving.servable import Model, Servable
+from worker.serving.versions import at, repository_of, wanted
+from worker.settings import Settings
+
+Reason = Literal["checksum", "unloadable", "signature", "golden", "memory"]
+CLOSE_S = 5.0
+LOOK_S = 0.2
+"""How often the loader sees whether a repository is due, or a retired model can be closed."""
+NICE = 10
+"""Added to the loader thread's nice value: loading gives way to answering."""
+
+log = structlog.get_logger()
+
+
+class Refused(Exception):
+    """A version does not answer this pipeline.
+
+    Args:
+        reason: for the metric.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Another version answers a pipeline from now on."""
+
+    pipeline: str
+    servable: Servable
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A version was refused."""
+
+    pipeline: str
+    reason: Reason
+
+
+@dataclass(slots=True)
+class _Watched:
+    """One pipeline whose model comes from a repository; the loader's thread alone changes it."""
+
+    name: str
+    rollout: Rollout
+    repository: Repository
+    answers: Candidate
+    """The version that answers, or was offered last."""
+    bytes_per_byte: float
+    """Memory that the first load took, for each byte of the version's files."""
+    refused: dict[str, Fingerprint] = field(default_factory=dict)
+    """Versions that were refused, with their files as they were."""
+    labels: int | None = None
+    """How many labels the version that answers has, where the settings name them."""
+    due_s: float = 0.0
+    trouble: str = ""
+    """What the repository said last, so that it is logged once."""
+
+
+class Loader:
+    """Keeps every pipeline of a repository at the version that its settings mean.
+
+    Args:
+        settings: as configured, not yet with the files of a version.
+        running: the version that answers each pipeline now, and the memory that loading it took in bytes.
+        memory_left: bytes that the process may still take; None if nobody knows.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        rollouts: Mapping[str, Rollout],
+        running: Mapping[str, tuple[Candidate, int]],
+        memory_left: Callable[[], int | None] = memory_left,
+    ) -> None:
+        self._settings = settings
+        self._memory_left = memory_left
+        self._events: deque[Swap | Refusal] = deque()
+        self._closable: deque[Model] = deque()
+        """Models of versions that no batch is pinned to any more."""
+        self._stop = threading.Event()
+        self._watched = []
+        for name, (candidate, took_bytes) in running.items():
+            repository = repository_of(settings, name)
+            assert repository is not None
+            rollout = rollouts[name]
+            rollout.on_swap = self._swapped
+            share = max(1.0, took_bytes / max(1, candidate.nbytes))
+            labels = at(settings, name, candidate).pipelines[name].labels
+            count = len(labels) if labels is not None else None
+            self._watched.append(_Watched(name, rollout, repository, candidate, share, labels=count))
+        self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
+
+    def start(self) -> None:
+        """Look at the repositories from now on; without any, do nothing."""
+        if self._watched:
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking. A load in progress is left behind with the process."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_S)
+
+    def turn(self) -> list[Swap | Refusal]:
+        """What happened since the last call; on the loop's thread, between two slabs. Takes over what was offered."""
+        for watched in self._watched:
+            if watched.rollout.waiting:
+                watched.rollout.choose()
+        found: list[Swap | Refusal] = []
+        while self._events:
+            found.append(self._events.popleft())
+        return found
+
+    def look(self) -> None:
+        """Close what nobody uses any more, and look at every repository that is due; on the loader's thread."""
+        while self._closable:
+            self._closable.popleft().close()
+        for watched in self._watched:
+            if time.monotonic() >= watched.due_s and not watched.rollout.waiting:
+                self._follow(watched)
+                poll_s = self._settings.pipelines[watched.name].model.poll_s
+                watched.due_s = time.monotonic() + poll_s
+
+    def _run(self) -> None:
+        with suppress(OSError, AttributeError):  # Linux counts threads like processes here
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        while not self._stop.wait(LOOK_S):
+            self.look()
+
+    def _follow(self, watched: _Watched) -> None:
+        """Offer the version that is wanted now, if it is another one and not refused before."""
+        try:
+            candidate = self._wanted(watched)
+        except StartError as error:
+            if watched.trouble != str(error):
+                watched.trouble = str(error)
+                log.warning(
+                    "the model repository has no version to follow", pipeline=watched.name, reason=str(error)
+                )
+            return
+        watched.trouble = ""
+        if candidate is None or watched.refused.get(candidate.version.name) == candidate.fingerprint:
+            return
+        try:
+            servable = self._load(watched, candidate)
+        except Refused as error:
+            self._refuse(watched, candidate, error.reason, str(error))
+            return
+        watched.refused.pop(candidate.version.name, None)
+        watched.answers = candidate
+        watched.rollout.offer(servable)
+
+    def _wanted(self, watched: _Watched) -> Candidate | None:
+        """The version that the settings mean; None if it answers already.
+
+        A version whose files do not match its checksum does not count. It is refused once, so that somebody sees it.
+        """
+        for each in watched.repository.versions():
+            if each.damaged and watched.refused.get(each.version.name) != each.fingerprint:
+                self._refuse(watched, each, "checksum", each.incomplete or "")
+        candidate = watched.repository.find(wanted(self._settings, watched.name))
+        if candidate.folder == watched.answers.folder:
+            if candidate.fingerprint != watched.answers.fingerprint:
+                watched.answers = candidate
+                log.warning(
+                    "the files of the version that answers have changed: they count at the next start; "
+                    "expected a new version instead",
+                    pipeline=watched.name,
+                    version=candidate.version.name,
+                )
+            return None
+        return candidate
+
+    def _load(self, watched: _Watched, candidate: Candidate) -> Servable:
+        """The servable of a version, loaded, checked and warm.
+
+        Raises:
+            Refused: it does not answer this pipeline.
+        """
+        need, left = int(candidate.nbytes * watched.bytes_per_byte), self._memory_left()
+        if left is not None and need > left:
+            raise Refused(
+                "memory",
+                f"it needs about {need >> 20} MiB beside the one that answers, {left >> 20} MiB are left",
+            )
+        settings = at(self._settings, watched.name, candidate)
+        before, route = watched.rollout.stable, watched.rollout.route
+        started_s = time.monotonic()
+        try:
+            servable = load_servable(settings, route, time.perf_counter(), like=before)
+        except WorkerError as error:
+            raise Refused(
+                "signature" if isinstance(error, ConfigError) else "unloadable", str(error)
+            ) from None
+        except Exception as error:  # whatever a file makes of the runtime: the one that answers goes on
+            raise Refused("unloadable", f"{type(error).__name__}: {error}") from error
+        try:
+            misfit = _misfit(before, servable) or self._other_labels(watched, settings)
+            if misfit:
+                raise Refused("signature", misfit)
+            model = settings.pipelines[watched.name].model
+            if model.golden is not None:
+                try:
+                    check_golden(model.golden, route, servable, model.tolerance)
+                except StartError as error:
+                    raise Refused("golden", str(error)) from None
+        except BaseException:
+            servable.close()
+            raise
+        log.info(
+            "model version loaded",
+            pipeline=watched.name,
+            model=servable.label,
+            seconds=round(time.monotonic() - started_s, 2),
+        )
+        return servable
+
+    def _other_labels(self, watched: _Watched, settings: Settings) -> str:
+        """Why a version's labels do not fit; empty if they do."""
+        labels = settings.pipelines[watched.name].labels
+        count = len(labels) if labels is not None else None
+        if count != watched.labels:
+            return f"it has {count or 'no'} labels, the version that answers {watched.labels or 'none'}"
+        return ""
+
+    def _refuse(self, watched: _Watched, candidate: Candidate, reason: Reason, message: str) -> None:
+        watched.refused[candidate.version.name] = candidate.fingerprint
+        self._events.append(Refusal(watched.name, reason))
+        log.error(
+            "model version refused",
+            pipeline=watched.name,
+            version=candidate.version.name,
+            reason=reason,
+            message=message,
+            answers=watched.rollout.stable.label,
+        )
+
+    def _swapped(self, rollout: Rollout, before: Servable) -> None:
+        """Remember the servable that answered before: it is closed once no batch is pinned to it."""
+        weakref.finalize(before, self._closable.append, before.model).atexit = False
+        self._events.append(Swap(rollout.route.name, rollout.stable))
+        log.info(
+            "another model version answers",
+            pipeline=rollout.route.name,
+            model=rollout.stable.label,
+            before=before.label,
+        )
+
+
+def _misfit(before: Servable, now: Servable) -> str:
+    """Why a version cannot take the place of another one; empty if it can."""
+    for kind, old, new in (
+        ("inputs", before.model.signature.inputs, now.model.signature.inputs),
+        ("outputs", before.model.signature.outputs, now.model.signature.outputs),
+    ):
+        if not _alike(old, new):
+            return f"its {kind} are {_shown(new)}, those of the version that answers {_shown(old)}"
+    return ""
+
+
+def _alike(old: tuple[TensorSpec, ...], new: tuple[TensorSpec, ...]) -> bool:
+    if [spec.name for spec in old] != [spec.name for spec in new]:
+        return False
+    return all(
+        a.dtype == b.dtype and len(a.shape) == len(b.shape) and a.item_shape == b.item_shape
+        for a, b in zip(old, new, strict=True)
+    )
+
+
+def _shown(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(
+        f"{spec.name}: {spec.datatype}[{','.join('*' if d is None else str(d) for d in spec.shape)}]"
+        for spec in specs
+    )

@@ -1,0 +1,89 @@
+"""Which files answer a pipeline: of a model in a repository, those of the version that the settings mean."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from worker.model.repository import LATEST, Candidate, Repository
+from worker.settings import Settings
+from worker.settings.choice import Chosen
+
+GOLDEN = "golden.jsonl"
+
+
+def repository_of(settings: Settings, pipeline: str) -> Repository | None:
+    """The repository that a pipeline's model comes from; None where its model is one file."""
+    model = settings.pipelines[pipeline].model
+    if model.repository is None or model.name is None:
+        return None
+    return Repository(model.repository, model.name)
+
+
+def wanted(settings: Settings, pipeline: str) -> str:
+    """The version that the settings ask for: ``latest``, a version, or an alias."""
+    return settings.pipelines[pipeline].model.version or LATEST
+
+
+def resolved(settings: Settings) -> tuple[Settings, dict[str, Candidate]]:
+    """The settings with the files of the versions that they mean, and those versions by pipeline.
+
+    Raises:
+        StartError: a repository does not have the version, or it is not complete.
+    """
+    found: dict[str, Candidate] = {}
+    for name in settings.pipelines:
+        repository = repository_of(settings, name)
+        if repository is not None:
+            found[name] = repository.find(wanted(settings, name), patient=True)
+    for name, candidate in found.items():
+        settings = at(settings, name, candidate)
+    return settings, found
+
+
+def at(settings: Settings, pipeline: str, candidate: Candidate) -> Settings:
+    """The settings with the files of one version of a pipeline's model.
+
+    A file that a setting names relative to the configuration is taken from the version's folder if it is there: labels, a
+    tokenizer.
+    """
+    folder = candidate.folder
+    before = settings.pipelines[pipeline]
+    changed: dict[str, Any] = {
+        field: _moved(getattr(before, field), settings.base, folder)
+        for field in ("preprocess", "postprocess")
+    }
+    golden = before.model.golden
+    beside = folder / (golden.name if golden is not None else GOLDEN)
+    changed["model"] = before.model.model_copy(
+        update={
+            "path": candidate.path,
+            "repository": None,
+            "version": candidate.version.name,
+            "golden": beside if beside.is_file() else golden,
+        }
+    )
+    pipelines = {**settings.pipelines, pipeline: before.model_copy(update=changed)}
+    return settings.model_copy(update={"pipelines": pipelines})
+
+
+def _moved(value: Any, base: Path, folder: Path) -> Any:
+    """A value of the settings with each of its files taken from ``folder``, where that has it at the same place."""
+    if isinstance(value, Path):
+        beside = folder / value.relative_to(base) if value.is_relative_to(base) else value
+        return beside if beside.is_file() else value
+    if isinstance(value, BaseModel):
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        changed = {name: _moved(each, base, folder) for name, each in fields.items()}
+        same = all(changed[name] is fields[name] for name in fields)
+        return value if same else value.model_copy(update=changed)
+    if isinstance(value, Chosen):
+        options = _moved(value.options, base, folder)
+        return value if options is value.options else replace(value, options=options)
+    if isinstance(value, dict):
+        moved = {name: _moved(each, base, folder) for name, each in value.items()}
+        return value if all(moved[name] is value[name] for name in value) else moved
+    return value
