@@ -734,6 +734,7 @@ class FakeRoute:
     tombstone: str
     destination: Destination
     max_wait_s: float = 0.005
+    keep: Any = "all"
     envelope: Envelope = field(default_factory=FakeEnvelope)
 
 
@@ -781,9 +782,10 @@ class FakeRollout:
         scratch: Callable[[bytes], int] = lambda value: 0,
         slab_records: int | None = None,
         max_wait_s: float = 0.005,
+        keep: Any = "all",
     ) -> None:
         destination = Destination(output_topic, output_partition, errors)
-        self.route = FakeRoute(name, topics, when, max_bytes, tombstone, destination, max_wait_s)
+        self.route = FakeRoute(name, topics, when, max_bytes, tombstone, destination, max_wait_s, keep)
         self.stable = FakeServable(
             name, max_size, slab_records or max_size, item_nbytes, costly, scratch, Lane(name)
         )
@@ -818,6 +820,9 @@ class FakeMeters:
         self.records["ok"] += ok
         self.records["dead_letter"] += dead_letter
         self.records["dropped"] += dropped
+
+    def skipped(self, pipeline: str, records: int) -> None:
+        self.records["skipped"] += records
 
     def sent(self, nbytes: int) -> None: ...
 

@@ -34,6 +34,10 @@ UNREAD_RECORD = "streaminfer.record.unread"
 """Name of the only header of a record that cannot be taken: fetching it ends the process. It has no key and no value.
 Like the one above it counts only as this very object."""
 
+SKIPPED_RECORD = "streaminfer.record.skipped"
+"""Name of a header before those of a record that ``input.keep`` leaves out, where the position needs a record to move.
+Like the ones above it counts only as this very object."""
+
 STAGES = ("broker", "queue", "decode", "wait", "infer", "encode")
 """Stages of one result in order; their sum is ``total`` (contract section 3)."""
 
@@ -236,6 +240,10 @@ class Route(Protocol):
 
     @property
     def max_wait_s(self) -> float: ...
+
+    @property
+    def keep(self) -> Literal["all", "latest"] | int:
+        """``input.keep``; a number n stands for each n-th record of a key."""
 
     @property
     def destination(self) -> Destination: ...

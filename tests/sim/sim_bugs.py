@@ -16,7 +16,7 @@ from unittest import mock
 import world
 from fakes import DEAD_LETTERS, FakeSink, FakeSource, FakeTransactions
 
-from worker.batch import Batch, Partition, Span
+from worker.batch import Batch, Columns, Partition, Span
 from worker.loop import intakes, laying
 from worker.loop.accounts import Accounts
 from worker.loop.admission import Admission
@@ -27,6 +27,7 @@ from worker.loop.conductor import Conductor
 from worker.loop.epochs import Epochs
 from worker.loop.exactly_once import ExactlyOnce
 from worker.loop.intake import Intake
+from worker.loop.keep import Keep
 from worker.loop.openslab import OpenSlab
 from worker.loop.receipt import Receipt
 from worker.loop.slab import Slab
@@ -274,6 +275,33 @@ class WhatWasLostCountsAsAnswered(Accounts):
 
     def ended(self, slab: Slab, epochs: Epochs) -> None:
         super().ended(slab, _Always())
+
+
+_superseded = Keep.superseded
+
+
+@replaces(Keep, "superseded", "NothingCommittedEarly", "NothingLost")
+def the_oldest_of_a_key_is_kept(self: Keep, columns: Columns) -> Any:
+    """The newest frame is the one that is dropped."""
+    rows, told = _superseded(self, columns)
+    keys = list(zip(columns.partitions, columns.keys, strict=True))
+    turned = {len(keys) - 1 - keys[::-1].index(keys[row]) for row in rows}
+    return turned, told
+
+
+_keys = Keep._keys
+
+
+@replaces(Keep, "_keys", "NothingCommittedEarly", "NothingLost")
+def all_keys_of_a_partition_are_one(self: Keep, columns: Columns, routes: Any) -> Any:
+    """One camera's frame takes the place of another's."""
+    return ((row, (route, partition, None)) for row, (route, partition, _) in _keys(self, columns, routes))
+
+
+@replaces(Accounts, "left_out", "CountersReconcile")
+def what_is_left_out_stays_in_flight(self: Accounts, told: Any) -> None:
+    """in = ok + dead_letter + dropped + in flight, and nothing takes these out of flight."""
+    self._taken(told.route.name, told.gone, told.nbytes)
 
 
 # -- exactly once ---------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@ except where the promise is about those."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from fakes import DEAD_LETTERS, Message
 from sim_world import LARGEST_COST, LARGEST_RECORD, Judge, Replica
 
-from worker.batch import Partition
+from worker.batch import Columns, Partition
 from worker.loop.window import Window
 from worker.sizes import HELD_RECORD_BYTES
 
@@ -20,7 +21,7 @@ Place = tuple[Partition, int]
 
 
 class NothingLost(Judge):
-    """When all is quiet every record has the output it must have."""
+    """When all is quiet every record has the output it must have. Of a key's records the newest has one, whatever is kept."""
 
     def __init__(self) -> None:
         self._answered: set[tuple[Place, bool]] = set()
@@ -33,7 +34,7 @@ class NothingLost(Judge):
             if fate == "dropped":
                 continue
             buried = fate not in ("result", "tombstone")
-            if (place, buried) not in self._answered:
+            if (place, buried) not in self._answered and not self.schedule.newer(place, math.inf):
                 raise self.broken(f"{place} ({fate}) has no output")
 
 
@@ -51,12 +52,18 @@ class NothingDoubled(Judge):
 
 
 class NothingCommittedEarly(Judge):
-    """A commit never covers a record whose output was not acknowledged."""
+    """A commit never covers a record whose output was not acknowledged, or which is left out for a newer one."""
 
     def __init__(self) -> None:
+        self._taken: Counter[Partition] = Counter()
+        """The offset behind the last record that anybody took."""
         self._acknowledged: set[Place] = set()
         self._checked: Counter[Partition] = Counter()
         """Records from the start of the log known to be acknowledged."""
+
+    def took(self, who: Replica, columns: Columns) -> None:
+        for partition, offset in zip(columns.partitions, columns.offsets, strict=True):
+            self._taken[partition] = max(self._taken[partition], offset + 1)
 
     def reported(self, who: Replica, message: Message, error: str | None) -> None:
         if error is None:
@@ -68,7 +75,8 @@ class NothingCommittedEarly(Judge):
             index = self._checked[partition]
             while index < len(log) and log[index].offset < position:
                 place = partition, log[index].offset
-                if place not in self._acknowledged and self.schedule.fates[place] != "dropped":
+                answered = place in self._acknowledged or self.schedule.fates[place] == "dropped"
+                if not answered and not self.schedule.newer(place, self._taken[partition]):
                     raise self.broken(f"{who.name} commits {position} before {place} is acknowledged")
                 index += 1
             self._checked[partition] = index
@@ -188,7 +196,10 @@ class NothingAnsweredAgain(Judge):
 
     def ended(self, replica: Replica, drained: bool) -> None:
         gave_back = any(event == "given_back" for event, _ in replica.log.lines)
-        excused = replica.disturbed or replica.source.refuse_commits or gave_back or not self.schedule.ordered
+        refused = (
+            replica.source.refuse_commits or not self.schedule.kafka.up
+        )  # a broker that is away takes no commit
+        excused = replica.disturbed or refused or gave_back or not self.schedule.ordered
         if not drained or excused:
             return
         for partition, position in self._left.items():

@@ -6,6 +6,7 @@ under random faults, then ends the faults and turns the world until it is quiet.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
@@ -21,6 +22,7 @@ from fakes import (
     FakeMeters,
     FakePool,
     FakeRollout,
+    FakeRoute,
     FakeSink,
     FakeSource,
     FakeTransactions,
@@ -268,7 +270,7 @@ class Schedule:
         self.limit_bytes = rng.choice([LARGEST_RECORD * 4, 20_000, 1_000_000])
         self.exactly_once = rng.random() < 0.3
         self.ordered = self.exactly_once or rng.random() < 0.8
-        self.rollouts = _rollouts(rng)
+        self.rollouts = _rollouts(rng, Random(seed + 2_000_000))
         self.slab_records = max(rollout.stable.slab_records for rollout in self.rollouts)
         self._tombstone = self.rollouts[0].route.tombstone
         self._expired = rng.choice(["dead_letter", "drop", "publish"])
@@ -526,6 +528,29 @@ class Schedule:
                 return "result"
         return fate
 
+    def newer(self, place: tuple[Partition, int], before: float) -> bool:
+        """Whether a pipeline that keeps the newest may leave this record out, because it has a newer one before an offset."""
+        partition, offset = place
+        log = self.kafka.logs[partition]
+        index = bisect_left(log, offset, key=lambda record: record.offset)
+        route = self._route_of(log[index])
+        return (
+            route is not None
+            and route.keep == "latest"
+            and any(
+                later.key == log[index].key and self._route_of(later) is route and later.offset < before
+                for later in log[index + 1 :]
+            )
+        )
+
+    def _route_of(self, record: Record) -> FakeRoute | None:
+        named = dict(record.headers or []).get("to")
+        for rollout in self.rollouts:
+            route = rollout.route
+            if record.partition.topic in route.topics and (route.when is None or route.when[1] == named):
+                return route
+        return None
+
     def _headers(self, topic: str) -> Headers | None:
         names = self._by_header(topic)
         return [("to", self.rng.choice(names).encode())] if names else None
@@ -536,8 +561,11 @@ class Schedule:
         return [route.name for route in routes if topic in route.topics and route.when is not None]
 
 
-def _rollouts(rng: Random) -> list[FakeRollout]:
-    """Pipelines: one that takes everything, two that share their topics by a header, some on topics of their own."""
+def _rollouts(rng: Random, keeping: Random) -> list[FakeRollout]:
+    """Pipelines: one that takes everything, two that share their topics by a header, some on topics of their own.
+
+    Some keep the newest record of each key only.
+    """
     shapes: list[dict[str, list[str]]] = [
         {"a": ["in"]},
         {"a": ["in", "more"]},
@@ -563,6 +591,7 @@ def _rollouts(rng: Random) -> list[FakeRollout]:
             slab_records=rng.choice([1, 4, 16]),
             max_wait_s=rng.choice([0.001, 0.004, 0.02]),
             scratch=lambda value: 2 * len(value) if len(value) > 1_000 else 0,
+            keep=keeping.choice(["all", "all", "all", "latest"]),
         )
         for name, topics in shape.items()
     ]

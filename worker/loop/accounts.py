@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from worker.batch import Batch, Route, Span, total_bytes
 from worker.loop.epochs import Epochs
+from worker.loop.keep import LeftOut
 from worker.loop.slab import Slab
 
 
@@ -28,6 +29,9 @@ class Observer(Protocol):
 
     def counted(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None:
         """Records have ended: acknowledged, or without an output (``dropped``)."""
+
+    def skipped(self, pipeline: str, records: int) -> None:
+        """Records that ``input.keep`` leaves out; each of them is also counted as dropped."""
 
     def sent(self, nbytes: int) -> None:
         """So many bytes of values are planned for the producer."""
@@ -92,6 +96,15 @@ class Accounts:
             hold_us = max(0, (slab.released_ns - batch.finished_ns) // 1000)
             for observer in self._observers:
                 observer.hold_us(batch.route.name, hold_us, len(batch))
+
+    def left_out(self, told: LeftOut) -> None:
+        """Records were taken, and ``input.keep`` leaves them out."""
+        name = told.route.name
+        for observer in self._observers:
+            observer.skipped(name, told.records)
+            if told.gone:
+                observer.taken(name, told.gone, told.nbytes)
+                observer.counted(name, dropped=told.gone)
 
     def sent(self, nbytes: int) -> None:
         for observer in self._observers:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from worker.batch import (
     RENAMED_HEADERS,
+    SKIPPED_RECORD,
     UNREAD_RECORD,
     Columns,
     Headers,
@@ -101,11 +102,17 @@ class Admission:
         if self._sole is not None and self._ordinary(columns, self._sole, chosen[self._sole]):
             costs = [chosen[self._sole].item_nbytes] * rows
             return Admitted([self._sole] * rows, chosen, costs, set(), Outcomes([]))
-        routes = self._route(columns)
+        routes = self.route_of(columns)
         costs = [chosen[route].item_nbytes if route is not None else 0 for route in routes]
         admitted = Admitted(routes, chosen, costs, set(), Outcomes.empty(rows))
+        for row, headers in enumerate(columns.headers):
+            if headers and headers[0][0] is SKIPPED_RECORD:
+                admitted.outcomes.dropped.add(row)
+                self._decide(admitted, row)
         for row, deadline_ms in self._deadlines(columns):
             route = routes[row]
+            if row in admitted.decided:
+                continue
             if deadline_ms >= now_ms:
                 admitted.deadlines_ms[row], admitted.expired = deadline_ms, self.expired
             elif route is not None:
@@ -129,7 +136,8 @@ class Admission:
             return False
         return not columns.values.count(None) and largest_bytes(columns.values) <= most
 
-    def _route(self, columns: Columns) -> Sequence[Route | None]:
+    def route_of(self, columns: Columns) -> Sequence[Route | None]:
+        """The route of each record; None where no route takes it."""
         if self._sole is not None:
             return [self._sole] * len(columns)
         routes: list[Route | None] = []

@@ -277,10 +277,11 @@ class Conductor:
     def _look(self, intake: Intake, claimant: Intake | None, now_ns: int) -> IntakeView:
         may_submit, room = self._may_submit(intake, claimant), intake.room() > 0
         pace_left_s = intake.pace_left_s(now_ns)
+        newest = room and intake.newest_only and not self._isolation.caution
         if not len(intake.open):
-            return IntakeView(may_submit, room, False, False, 0.0, pace_left_s)
+            return IntakeView(may_submit, room, False, False, 0.0, pace_left_s, newest)
         due = may_submit and self._is_complete(intake, now_ns)
-        return IntakeView(may_submit, room, True, due, intake.left_s(now_ns), pace_left_s)
+        return IntakeView(may_submit, room, True, due, intake.left_s(now_ns), pace_left_s, newest)
 
     # -- doing -------------------------------------------------------------------------------------------
 
@@ -300,7 +301,10 @@ class Conductor:
             if columns.values:
                 self.membership.first_records(span.partition for span in spans)
                 self.window.note(spans, columns.offsets)
-                self._intakes.append(columns, spans, self._clock_ns(), self._wall_ms())
+                # Records under caution are worked on one by one: none of them may disappear behind another.
+                thin = not self._isolation.caution
+                for told in self._intakes.append(columns, spans, self._clock_ns(), self._wall_ms(), thin):
+                    self._accounts.left_out(told)
         self._asked_ns = self._clock_ns()
 
     def _close(self, intake: Intake) -> Slab | None:

@@ -7,13 +7,14 @@ budget. So a pipeline on a topic of its own never waits for another one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 from worker.batch import Columns, Lane, Route, Servable, Span, largest_bytes
 from worker.errors import Rejection
 from worker.loop.admission import Admission
 from worker.loop.budget import Share
+from worker.loop.keep import Keep, LeftOut
 from worker.loop.openslab import OpenSlab
 from worker.loop.pace import Pace
 from worker.loop.slab import Slab
@@ -21,6 +22,8 @@ from worker.sizes import HELD_RECORD_BYTES
 
 SPARE_RECORDS = 64
 """Records that a full open slab still takes before its topics are paused."""
+NEWEST_RECORDS = 4096
+"""Records that an open slab takes of which only the newest of each key stay: as many keys may wait."""
 SPARE_SLABS = 4
 """With several intakes it takes so many slabs more. The takes go on for the others meanwhile, and every pause throws
 away what the client has fetched of the topic."""
@@ -60,6 +63,9 @@ class Intake:
         self._pace = Pace(self._max_wait_ns / 1e9, clock_ns, cpu_ns)
         self._starved_at: int | None = None
         """What the share had freed when the first record of the open slab was found too large for what is free."""
+        self._keep = Keep([*admission.rollouts], admission.route_of)
+        self.newest_only = self._keep.newest_only
+        """Its records are worth taking while none can be submitted: newer ones take the place of those that wait."""
         self._servables: Mapping[Route, Servable] = {}
         self._largest_cost = self._largest_record = 0
         self._kept_bytes = 0
@@ -69,21 +75,44 @@ class Intake:
     def __repr__(self) -> str:
         return f"<Intake of {', '.join(sorted(self.topics))}: {len(self.open)} records open, {self.share.held} bytes>"
 
-    def append(self, columns: Columns, spans: list[Span], now_ns: int, now_ms: float) -> None:
+    def append(
+        self, columns: Columns, spans: list[Span], now_ns: int, now_ms: float, thin: bool = True
+    ) -> Sequence[LeftOut]:
         """Add a take, or its part of one, to the open slab.
 
         Args:
             now_ns: monotonic nanoseconds. now_ms: Unix milliseconds.
+            thin: leave out what ``input.keep`` does not keep.
+
+        Returns:
+            The records that were left out.
         """
+        told: list[LeftOut] = []
+        thin = thin and bool(self._keep)
+        if thin:
+            columns, spans, told = self._keep.sparse(columns, spans)
         self.open.append(columns, spans, now_ns, now_ms)
+        if thin:
+            told += self.open.thin(self._keep)
         if self.share.guaranteed:
             self._keep_free(0, largest_bytes(columns.values) + HELD_RECORD_BYTES)
+        return told
 
     # -- what it has room for ----------------------------------------------------------------------------
 
     def room(self) -> int:
         """Records the open slab may still take; none when the share of the byte budget is used up."""
-        return self.slab_records - len(self.open) if self.share.free > self._kept_bytes else 0
+        return self._most - len(self.open) if self.share.free > self._kept_bytes else 0
+
+    @property
+    def _most(self) -> int:
+        """Records that the open slab takes."""
+        return max(self.slab_records, NEWEST_RECORDS) if self.newest_only else self.slab_records
+
+    @property
+    def _filled(self) -> bool:
+        """Whether a slab of the open one would be as large as may be."""
+        return len(self.open) >= self.slab_records or self.share.free <= self._kept_bytes
 
     @property
     def free_for_payloads(self) -> int:
@@ -93,7 +122,7 @@ class Intake:
     def full(self) -> bool:
         """Whether nothing more may come, not even what is fetched already."""
         spare = SPARE_RECORDS + self._spare_slabs * self.slab_records
-        return self.share.free <= self._kept_bytes or len(self.open) >= self.slab_records + spare
+        return self.share.free <= self._kept_bytes or len(self.open) >= self._most + spare
 
     def relaxed(self) -> bool:
         """Whether half of what it may hold is free."""
@@ -116,7 +145,7 @@ class Intake:
         Args:
             in_flight: there are slabs in flight, of this intake or others.
         """
-        if self.room() > 0:
+        if not self._filled:
             return self.left_s(now_ns) <= 0
         # Bytes that slabs in flight hold come back. When nothing is in flight, waiting would be for ever.
         return self.share.free > 0 or not in_flight
@@ -143,7 +172,7 @@ class Intake:
             most: most records that may go.
             refused: these records are not to be decoded, for this reason.
         """
-        self._pace.closed(full=self.room() <= 0)
+        self._pace.closed(full=self._filled)
         most = min(most, self.slab_records)
         slab = self.open.close(self.admission, self.share.free, now_ms, most, not in_flight, refused)
         self._starved_at = self.share.freed if slab is None else None

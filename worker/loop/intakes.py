@@ -11,6 +11,7 @@ from worker.loop.admission import Rollout
 from worker.loop.caution import Caution
 from worker.loop.epochs import Epochs
 from worker.loop.intake import Intake
+from worker.loop.keep import LeftOut
 from worker.loop.openslab import rebased
 from worker.loop.what_now import IntakeView
 
@@ -45,10 +46,12 @@ class Intakes:
 
     # -- records on their way in ---------------------------------------------------------------------------
 
-    def append(self, columns: Columns, spans: list[Span], now_ns: int, now_ms: float) -> None:
+    def append(
+        self, columns: Columns, spans: list[Span], now_ns: int, now_ms: float, thin: bool
+    ) -> Iterator[LeftOut]:
         """Divide a take among the open slabs; see :meth:`Intake.append`."""
         for intake, part, ours in distribute(columns, spans, self._by_topic):
-            intake.append(part, ours, now_ns, now_ms)
+            yield from intake.append(part, ours, now_ns, now_ms, thin)
 
     def discard(self, epochs: Epochs) -> None:
         """Forget the records of open slabs that are not ours any more."""

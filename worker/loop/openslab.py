@@ -12,6 +12,7 @@ from worker.errors import Rejection
 from worker.loop.admission import Admission, Admitted
 from worker.loop.budget import Share
 from worker.loop.epochs import Epochs
+from worker.loop.keep import Keep, LeftOut, without
 from worker.loop.slab import Slab
 from worker.sizes import held_bytes
 
@@ -55,6 +56,17 @@ class OpenSlab:
                 Span(s.partition, s.start + base, s.stop + base, s.next_offset, s.epoch) for s in spans
             ]
         self.claim.adjust(held_bytes(columns))
+
+    def thin(self, keep: Keep) -> list[LeftOut]:
+        """Leave out the records behind which there are newer ones of their key."""
+        rows, told = keep.superseded(self._columns)
+        if rows:
+            left = [row for row in range(len(self._columns)) if row not in rows]
+            self._columns = self._columns.select(left)
+            self._late_us = pick(self._late_us, left) if self._late_us else []
+            self._spans = without(self._spans, rows)
+            self.claim.adjust(held_bytes(self._columns) - self.claim.nbytes)
+        return told
 
     def discard(self, epochs: Epochs) -> None:
         """Forget the records that are not ours any more."""

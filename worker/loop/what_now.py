@@ -14,6 +14,10 @@ SERVE_S = 0.05
 """How often the source is asked, for the group's sake, while nothing can be submitted. It may return a record then."""
 
 
+NEWEST_S = 0.01
+"""How often the source is asked, while nothing can be submitted, for records that take the place of waiting ones."""
+
+
 class IntakeView(NamedTuple):
     """What one intake looks like at the start of a turn."""
 
@@ -29,6 +33,8 @@ class IntakeView(NamedTuple):
     """Seconds until the open slab should go; only where it is filled."""
     pace_left_s: float
     """Seconds until its next slab may follow the one before."""
+    newest: bool = False
+    """It has room, and newer records are wanted although no slab can go: they take the place of those that wait."""
 
 
 class View(NamedTuple):
@@ -102,6 +108,9 @@ def _read(view: View, pace_left_s: float) -> Action:
 
 def _wait(view: View) -> Action:
     """Only a take serves rebalances, so the source is asked now and then all the same."""
+    if any(intake.newest for intake in view.intakes):
+        busy_s = BUSY_POLL_S if view.unacknowledged else NEWEST_S
+        return Action("pool" if view.pool_busy else "sink", busy_s if view.pool_busy else BUSY_POLL_S, 0.0)
     if view.pool_busy:
         return Action("pool", BUSY_POLL_S if view.unacknowledged else SERVE_S, 0.0, serve=True)
     return Action("sink", BUSY_POLL_S, 0.0, serve=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from worker.batch import Destination
 from worker.records import id_reader
@@ -24,6 +24,7 @@ class Route:
     max_bytes: int
     tombstone: str
     max_wait_s: float
+    keep: Literal["all", "latest"] | int
     destination: Destination
     envelope: Envelope
 
@@ -43,6 +44,7 @@ def route_of(name: str, settings: PipelineSettings) -> Route:
         max_bytes=wanted.max_bytes,
         tombstone=wanted.tombstone,
         max_wait_s=settings.batching.max_wait_ms / 1000,
+        keep=wanted.keep if isinstance(wanted.keep, str) else wanted.keep.every,
         destination=Destination(output.topic, output.partition, output.errors),
         envelope=Envelope(
             output.headers,

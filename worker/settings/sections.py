@@ -82,6 +82,13 @@ def _distinct_fields(fields: list[str | FieldSettings]) -> list[str | FieldSetti
 Fields = Annotated[list[Text | FieldSettings], AfterValidator(_distinct_fields)]
 
 
+class EverySettings(Section):
+    """Answer some of the records only."""
+
+    every: Annotated[int, Field(ge=2)]
+    """Of each key's records (without a key: of a partition's) every n-th is answered, the first one included."""
+
+
 class InputSettings(Section):
     """Where records come from and what they are."""
 
@@ -93,6 +100,8 @@ class InputSettings(Section):
     """A larger record is a dead letter, undecoded."""
     start: Literal["earliest", "latest"] = "earliest"
     """Where a new consumer group begins."""
+    keep: Literal["all", "latest"] | EverySettings = "all"
+    """latest: of the records of one key (without a key: of a partition) that wait in this worker, only the newest is answered; every: one of so many. The others are dropped and counted."""
     tombstone: Literal["pass", "drop", "reject"] = "pass"
     """A record without a value: pass it on under the same key, drop it, or make it a dead letter."""
     fields: Fields | None = None

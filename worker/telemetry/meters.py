@@ -75,6 +75,8 @@ class PipelineCounts:
     ok: int = 0
     dead_letter: int = 0
     dropped: int = 0
+    skipped: int = 0
+    """Of the dropped ones, those that ``input.keep`` left out."""
     in_flight: int = 0
     items: int = 0
     batches: int = 0
@@ -108,6 +110,7 @@ class PipelineCounts:
             ok=self.ok - earlier.ok,
             dead_letter=self.dead_letter - earlier.dead_letter,
             dropped=self.dropped - earlier.dropped,
+            skipped=self.skipped - earlier.skipped,
             items=self.items - earlier.items,
             batches=self.batches - earlier.batches,
             errors=self.errors - earlier.errors,
@@ -214,6 +217,9 @@ class Meters:
         counts.dead_letter += dead_letter
         counts.dropped += dropped
         counts.in_flight -= ok + dead_letter + dropped
+
+    def skipped(self, pipeline: str, records: int) -> None:
+        self._of(pipeline).skipped += records
 
     def sent(self, nbytes: int) -> None:
         """Count bytes of values given to the producer, dead letters included."""

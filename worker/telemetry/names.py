@@ -35,6 +35,13 @@ RECORDS = Metric(
     "Records that have an outcome: ok (result acknowledged), dead_letter, or dropped (no output: configured, or given back to Kafka by a revoke or rewind).",
     ("pipeline", "outcome"),
 )
+SKIPPED = Metric(
+    "skipped_total",
+    "counter",
+    "records",
+    "Records that input.keep left out because newer ones came; they are dropped ones of records_total, too.",
+    ("pipeline",),
+)
 RECORDS_IN_FLIGHT = Metric(
     "records_in_flight",
     "gauge",
@@ -140,6 +147,7 @@ LOG_LINES_DROPPED = Metric(
 METRICS = (
     RECORDS_IN,
     RECORDS,
+    SKIPPED,
     RECORDS_IN_FLIGHT,
     ERRORS,
     ITEMS,

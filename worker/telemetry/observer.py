@@ -26,6 +26,9 @@ class Observer(Protocol):
     def counted(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None:
         """Records are no longer in flight: their output is acknowledged, or they have none (``dropped``)."""
 
+    def skipped(self, pipeline: str, records: int) -> None:
+        """Records that ``input.keep`` leaves out; each of them is counted as dropped, too."""
+
     def sent(self, nbytes: int) -> None:
         """Values of this size, dead letters included, were handed to the producer."""
 

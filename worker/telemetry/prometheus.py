@@ -53,6 +53,7 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
         yield names.RECORDS, (pipeline, "ok"), counts.ok
         yield names.RECORDS, (pipeline, "dead_letter"), counts.dead_letter
         yield names.RECORDS, (pipeline, "dropped"), counts.dropped
+        yield names.SKIPPED, (pipeline,), counts.skipped
         yield names.RECORDS_IN_FLIGHT, (pipeline,), counts.in_flight
         for (reason, stage), records in counts.errors.items():
             yield names.ERRORS, (pipeline, reason, stage), records
