@@ -140,6 +140,7 @@ def _against_topics(group: str, said: list[Counted], workers: list[Worker], whol
     disturbed = any(DISTURBED.search(worker.text()) for worker in workers)
     drops = settings.get("limits", {}).get("expired") == "drop"
     drops |= any(pipeline["input"].get("tombstone") == "drop" for pipeline in pipelines)
+    drops |= any(pipeline["input"].get("keep", "all") != "all" for pipeline in pipelines)
     consumer = Consumer({"bootstrap.servers": address, "group.id": group})
     try:
         topics = Topics(

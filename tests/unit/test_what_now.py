@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from worker.loop.what_now import BUSY_POLL_S, SERVE_S, TICK_S, Action, IntakeView, View, what_now
+from worker.loop.what_now import BUSY_POLL_S, NEWEST_S, SERVE_S, TICK_S, Action, IntakeView, View, what_now
 
 EMPTY = IntakeView(may_submit=True, room=True, filled=False, due=False, left_s=0.0, pace_left_s=0.0)
 FILLED = EMPTY._replace(filled=True, left_s=0.004)
 DUE = EMPTY._replace(filled=True, due=True)
 FULL = DUE._replace(room=False)
 BLOCKED = EMPTY._replace(may_submit=False)
+NEWEST = FILLED._replace(may_submit=False, newest=True)
 STUCK = FILLED._replace(may_submit=False, room=False)
 
 READ, NO_READ = Action("nothing", 0.0, 0.0), Action("nothing", 0.0, None)
@@ -55,6 +56,10 @@ def view(*intakes: IntakeView, **more: bool) -> View:
         (view(BLOCKED, pool_busy=True), Action("pool", SERVE_S, 0.0, serve=True)),
         (view(STUCK, pool_busy=True, unacknowledged=True), Action("pool", BUSY_POLL_S, 0.0, serve=True)),
         (view(STUCK, unacknowledged=True), Action("sink", BUSY_POLL_S, 0.0, serve=True)),
+        # newer records would take the place of those that wait: read them meanwhile
+        (view(NEWEST, pool_busy=True), Action("pool", NEWEST_S, 0.0)),
+        (view(NEWEST, pool_busy=True, unacknowledged=True), Action("pool", BUSY_POLL_S, 0.0)),
+        (view(NEWEST, unacknowledged=True), Action("sink", BUSY_POLL_S, 0.0)),
     ],
 )
 def test_one_intake(look: View, action: Action) -> None:
