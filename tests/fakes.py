@@ -22,6 +22,7 @@ from worker.batch import (
     Envelope,
     Headers,
     Lane,
+    Opening,
     Outcomes,
     Partition,
     Servable,
@@ -713,11 +714,17 @@ def answer(batch: Batch, now_ns: int) -> None:
 class FakeEnvelope:
     """Bodies that name the record's offset; of the headers, ``traceparent`` travels."""
 
-    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes:
-        return f"{columns.offsets[row]} {rejection.message}".encode()
+    completes = False
 
-    def expired_body(self, columns: Columns, row: int, message: str, servable: Servable) -> bytes:
-        return b"%d expired" % columns.offsets[row]
+    def complete(self, batch: Batch, rows: Sequence[int]) -> None: ...
+
+    def error(self, columns: Columns, row: int, rejection: Rejection) -> tuple[bytes, Headers | None]:
+        return f"{columns.offsets[row]} {rejection.message}".encode(), self.headers(columns, row)
+
+    def expired(
+        self, columns: Columns, row: int, message: str, servable: Servable
+    ) -> tuple[bytes, Headers | None]:
+        return b"%d expired" % columns.offsets[row], self.headers(columns, row)
 
     def headers(self, columns: Columns, row: int) -> Headers | None:
         return [(name, value) for name, value in columns.headers[row] or () if name == "traceparent"] or None
@@ -736,6 +743,7 @@ class FakeRoute:
     max_wait_s: float = 0.005
     keep: Any = "all"
     envelope: Envelope = field(default_factory=FakeEnvelope)
+    opening: Opening | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -755,6 +763,9 @@ class FakeServable:
     @property
     def free_bytes(self) -> int:
         return 0 if self.costly else 1 << 62
+
+    def cost_of_length(self, nbytes: int) -> int:
+        return 0
 
     @property
     def label(self) -> str:

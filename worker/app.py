@@ -13,6 +13,7 @@ from collections.abc import Callable
 from worker import __version__, native
 from worker.assembly import conductor_for, connect, pool_for
 from worker.batch import Batch
+from worker.payload.keys import Keys
 from worker.process import runtime
 from worker.process.leaving import leave
 from worker.process.progress import Progress
@@ -26,6 +27,7 @@ from worker.serving.rollout import Rollout
 from worker.serving.servable import Servable
 from worker.serving.versions import resolved
 from worker.settings import Settings
+from worker.settings.encryption import EncryptionSettings
 from worker.telemetry import logs
 from worker.telemetry.http import HttpServer
 from worker.telemetry.meters import Meters, ModelLabel
@@ -40,12 +42,18 @@ TOPICS_EVERY_S = 0.25
 log = logs.get("worker")
 
 
-def build(settings: Settings, index: int, orders: Orders | None) -> Worker:
+def build(
+    settings: Settings,
+    index: int,
+    orders: Orders | None,
+    reread: Callable[[], EncryptionSettings | None] | None = None,
+) -> Worker:
     """Load the models, connect to Kafka and start the watchers. HTTP answers from the start: alive, warming up.
 
     Args:
         index: which replica this is; its HTTP port is the configured one plus this.
         orders: of the supervisor; None without one.
+        reread: gives the section ``encryption`` as the configuration has it later.
 
     Raises:
         WorkerError: a model, a topic, a right or a port is missing.
@@ -64,12 +72,13 @@ def build(settings: Settings, index: int, orders: Orders | None) -> Worker:
     http = HttpServer(address, vitals, info, index) if address else None
     took: dict[str, int] = {}
     with_files, found = resolved(settings)
-    rollouts = load(with_files, took)
+    keys = Keys(settings.encryption, reread) if settings.encryption is not None else None
+    rollouts = load(with_files, took, keys)
     runtime.loaded()
     for name, rollout in rollouts.items():
         meters.model(name, _label(rollout.stable))
     loader = Loader(settings, rollouts, {name: (version, took[name]) for name, version in found.items()})
-    return _Parts(with_files, [*rollouts.values()], meters, vitals, info, http, orders, loader).worker()
+    return _Parts(with_files, [*rollouts.values()], meters, vitals, info, http, orders, loader).worker(keys)
 
 
 def _label(servable: Servable) -> ModelLabel:
@@ -155,7 +164,7 @@ class _Parts:
         ]
         return Watchdog(checks, self._vitals.state, log.error, logs.say, awake, leave)
 
-    def worker(self) -> Worker:
+    def worker(self, keys: Keys | None) -> Worker:
         """The parts together."""
         from worker.kafka.batch_sink import BatchSink
 
@@ -180,6 +189,7 @@ class _Parts:
                 "batch_path": native.batch_path,
                 "producer": "compiled" if isinstance(self._clients.sink, BatchSink) else "python",
             },
+            keys,
         )
 
     def _before_joining(self) -> None:

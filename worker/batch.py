@@ -190,6 +190,9 @@ class Servable(Protocol):
     def free_bytes(self) -> int:
         """Records up to this length take no scratch memory; ``cost`` is asked for longer ones only."""
 
+    def cost_of_length(self, nbytes: int) -> int:
+        """About the ``cost`` of a record of which only the length is known, because it is wrapped."""
+
     def cost(self, value: bytes) -> int:
         """Bytes of memory that reading this record takes beside its own bytes and one item's tensors.
 
@@ -207,14 +210,52 @@ class Servable(Protocol):
 class Envelope(Protocol):
     """What every answer of a route carries whatever the model says: see :mod:`worker.serving.envelope`."""
 
-    def error_body(self, columns: Columns, row: int, rejection: Rejection) -> bytes:
-        """What a rejected record puts on the output topic where ``output.errors`` is on."""
+    @property
+    def completes(self) -> bool:
+        """Whether results are wrapped, or made events, before they go out."""
 
-    def expired_body(self, columns: Columns, row: int, message: str, servable: Servable) -> bytes:
-        """What an expired record puts on the output topic where ``limits.expired`` is ``publish``."""
+    def complete(self, batch: Batch, rows: Sequence[int]) -> None:
+        """Do that for the finished results of these rows."""
+
+    def error(self, columns: Columns, row: int, rejection: Rejection) -> tuple[bytes, Headers | None]:
+        """What a rejected record puts on the output topic where ``output.errors`` is on: body and headers."""
+
+    def expired(
+        self, columns: Columns, row: int, message: str, servable: Servable
+    ) -> tuple[bytes, Headers | None]:
+        """What an expired record puts on the output topic where ``limits.expired`` is ``publish``: body and headers."""
 
     def headers(self, columns: Columns, row: int) -> Headers | None:
-        """Headers of an output for which no model ran (a tombstone, an expired record); None where it has none."""
+        """Headers of a tombstone that is passed on; None where it has none."""
+
+
+class Opening(Protocol):
+    """From a record's value to the bytes that the input format reads: see :mod:`worker.payload.opening`."""
+
+    @property
+    def always(self) -> bool:
+        """Every record of the route is wrapped, whatever its headers say."""
+
+    @property
+    def hides(self) -> bool:
+        """Only what is known of the length inside a value is an upper bound, which may be far off."""
+
+    def applies(self, headers: Headers | None) -> bool:
+        """Whether a record with these headers has to be opened."""
+
+    def cost(self, value: bytes, headers: Headers | None) -> tuple[int, int]:
+        """What opening a record needs: (most bytes that may be inside, bytes of memory for it).
+
+        Raises:
+            Reject: the value's own header says that it cannot be opened.
+        """
+
+    def counted(self, value: bytes, headers: Headers | None) -> Headers | None:
+        """The headers as they count: with the attributes of a structured event, where the value is a readable one.
+
+        Raises:
+            Reject: the event is broken.
+        """
 
 
 class Route(Protocol):
@@ -233,6 +274,10 @@ class Route(Protocol):
 
     @property
     def max_bytes(self) -> int: ...
+
+    @property
+    def opening(self) -> Opening | None:
+        """How its records are opened; None: they are what they are."""
 
     @property
     def tombstone(self) -> str:
@@ -421,6 +466,10 @@ class Batch:
     payloads: list[bytes | None] = field(default_factory=list)
     """What decoders read: the very list ``columns.values``, unless a step before the decoder put other bytes here.
     ``columns.values`` stays the original, for dead letters. Given as empty, it is ``columns.values``."""
+    headers: list[Headers | None] = field(default_factory=list)
+    """What decoders and the envelope read: the very list ``columns.headers``, unless attributes of events count as headers."""
+    to_open: set[int] = field(default_factory=set)
+    """Rows whose payload is still to be opened: unwrapped, or taken out of an event. A thread takes out those it opens."""
     feed: Feed | None = None
     runs: list[Run] = field(default_factory=list)
     outcomes: Outcomes | None = None
@@ -442,6 +491,8 @@ class Batch:
     def __post_init__(self) -> None:
         if not self.payloads:
             self.payloads = self.columns.values
+        if not self.headers:
+            self.headers = self.columns.headers
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from worker.batch import Batch, Columns, Outcomes, Route, Servable
+from worker.batch import Batch, Columns, Headers, Outcomes, Route, Servable
 from worker.errors import Reject, Rejection
 
 
@@ -74,13 +74,16 @@ def expire(
     elif policy == "drop":
         outcomes.dropped.add(row)
     else:
-        outcomes.bodies[row] = route.envelope.expired_body(columns, row, message, servable)
-        carry_headers(outcomes, columns, row, route)
+        outcomes.bodies[row], headers = route.envelope.expired(columns, row, message, servable)
+        _put_headers(outcomes, row, headers)
 
 
 def carry_headers(outcomes: Outcomes, columns: Columns, row: int, route: Route) -> None:
-    """Give an output for which no model ran the headers that a result would have: a trace must not end there."""
-    kept = route.envelope.headers(columns, row)
-    if kept:
+    """Give a tombstone that is passed on the headers that a result would have: a trace must not end there."""
+    _put_headers(outcomes, row, route.envelope.headers(columns, row))
+
+
+def _put_headers(outcomes: Outcomes, row: int, headers: Headers | None) -> None:
+    if headers:
         outcomes.headers = outcomes.headers or [None] * len(outcomes.bodies)
-        outcomes.headers[row] = kept
+        outcomes.headers[row] = headers

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from worker.encode import OutputFormat
     from worker.features import Content
+    from worker.payload import FilterEntry
     from worker.postprocess import PostprocessEntry
     from worker.records import InputFormat
 
@@ -122,4 +123,13 @@ OUTPUT_FORMATS: Registry[OutputFormat] = Registry(
         "tensor": "worker.encode.tensor:TensorEncoder",
         "npy": "worker.encode.tensor:NpyEncoder",
     },
+)
+PAYLOAD_FILTERS: Registry[FilterEntry] = Registry(
+    "input.unwrap, output.wrap",
+    {
+        "gzip": "worker.payload.gzip:Gzip",
+        "zstd": "worker.payload.zstd:Zstd",
+        "aes-256-gcm": "worker.payload.aes_gcm:AesGcm",
+    },
+    custom="worker.payload.custom:CustomFilter",
 )

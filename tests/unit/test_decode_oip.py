@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import struct
 from typing import Any
@@ -272,47 +271,7 @@ def test_a_tensor_is_given_once() -> None:
     assert model().refusal(value, headers)[0] == "invalid"
 
 
-# -- packed bodies, and bodies without JSON --------------------------------------------------------------
-
-
-def packed(body: bytes) -> bytes:
-    return gzip.compress(body, mtime=0)
-
-
-GZIP = [("Content-Encoding", b"gzip")]
-
-
-def test_a_gzip_body_is_unpacked() -> None:
-    """A request whose header content-encoding says gzip is read as the request inside, binary tensors included."""
-    assert model().item(packed(request()), GZIP).tolist() == [[1, 2]]
-    assert model().item(request(), [("content-encoding", b"identity")]).tolist() == [[1, 2]]
-    value, headers = binary({"inputs": [blob(8)]}, struct.pack("<2f", 3, 4))
-    assert model().item(packed(value), headers + GZIP).tolist() == [[3, 4]]
-
-
-@pytest.mark.parametrize(
-    ("value", "headers", "reason"),
-    [
-        (request(), GZIP, "undecodable"),
-        (packed(request())[:-9], GZIP, "undecodable"),
-        (packed(request())[:-4] + b"\1\0\0\0", GZIP, "undecodable"),
-        (packed(request()) + packed(b"{}"), GZIP, "undecodable"),
-        (packed(request()), [("content-encoding", b"br")], "undecodable"),
-        (packed(request()), [], "undecodable"),
-        (packed(b"0" * (33 << 20)), GZIP, "too_large"),
-    ],
-)
-def test_a_packed_body_that_cannot_be_unpacked_is_refused(value: bytes, headers: Any, reason: str) -> None:
-    """A body that is not gzip, is broken, of another encoding, or unpacks to more than four times input.max_bytes."""
-    feed = model().decode(request(), value, request(), headers=[None, headers, None])
-    assert reasons(feed) == {1: reason}
-
-
-def test_a_packed_body_costs_what_is_inside() -> None:
-    """The cost of a gzip body is that of the text inside, told from the body's end."""
-    text = request(tensor([0.5] * 100_000, (1, 100_000)))
-    cost = model(shape=("N", None)).decoder.cost
-    assert cost(packed(text)) >= cost(text)
+# -- bodies without JSON ---------------------------------------------------------------------------------
 
 
 def raw(value: bytes, kind: str = "float", shape: Any = ("N", 2), **more: Any) -> Any:

@@ -230,7 +230,7 @@ def test_a_percent_sign_in_a_name_is_only_a_character() -> None:
 
 def test_an_expired_record_can_be_published() -> None:
     """The expired body names the record and says why there is no prediction."""
-    body = make_envelope().expired_body(
+    body, _ = make_envelope().expired(
         batch_of(1).columns, 0, "5200 ms old, limits.max_age_ms is 5000", SERVABLE
     )
     assert json.loads(body) == {
@@ -257,11 +257,11 @@ def test_an_error_body_names_the_request(value: bytes, headers: Any, id_: str) -
     """An error body has the id inside the refused request where it can be read, else the record's id."""
     batch = batch_of(1, headers=[headers], items=[None], values=[value])
     rejection = Rejection("invalid", "decode", "inputs: expected a list")
-    body = make_envelope(input_format="oip", errors=True).error_body(batch.columns, 0, rejection)
+    body, _ = make_envelope(input_format="oip", errors=True).error(batch.columns, 0, rejection)
     assert json.loads(body) == {"id": id_, "error": "inputs: expected a list"}
 
 
 def test_an_error_of_any_text_can_be_published() -> None:
     """An error message with characters that UTF-8 cannot encode is published with replacements."""
     rejection = Rejection("model_error", "infer", "bad \udcff name")
-    assert json.loads(make_envelope().error_body(batch_of(1).columns, 0, rejection))["error"] == "bad ? name"
+    assert json.loads(make_envelope().error(batch_of(1).columns, 0, rejection)[0])["error"] == "bad ? name"

@@ -169,7 +169,7 @@ def test_an_expired_record_is_answered_as_a_refused_one() -> None:
     envelope = make_envelope(input_format="oip", format="oip")
     columns = batch_of(1, values=[b'{"id": "seven"}']).columns
     servable = SimpleNamespace(model_name="digits", model_version="3f9c2a71")
-    body = json.loads(envelope.expired_body(columns, 0, "5200 ms late", servable))
+    body = json.loads(envelope.expired(columns, 0, "5200 ms late", servable)[0])
     assert body == {"id": "seven", "error": "expired: 5200 ms late"}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeClock, columns_of
+from fakes import FakeClock, FakeRollout, columns_of
 
 from worker.batch import STAGES, Array, Batch, Columns, Feed, Item, Lane, Partition, Run
 from worker.errors import Reject, Rejection
@@ -133,8 +133,9 @@ def servable(model: Model, fixed: bool = True, max_size: int = 64) -> Servable:
 
 
 def batch_for(servable: Servable, columns: Columns, taken_ns: int = 0, late_us: Array | None = None) -> Batch:
-    route: Any = None  # the engine does not ask for it
-    return Batch(None, range(len(columns)), columns, route, servable, taken_ns, 1_000_000.0, late_us)
+    return Batch(
+        None, range(len(columns)), columns, FakeRollout().route, servable, taken_ns, 1_000_000.0, late_us
+    )
 
 
 def process(servable: Servable, *values: str, engine: Engine | None = None) -> Batch:

@@ -15,7 +15,7 @@ import worker
 
 PACKAGE = Path(worker.__file__).parent
 LOOP = ("loop", "dead_letters.compose")
-ENGINE = ("serving", "records", "features", "encode", "model", "postprocess")
+ENGINE = ("serving", "payload", "records", "features", "encode", "model", "postprocess")
 SHARED = (
     "batch",
     "deadlines",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from encode_support import pipeline
-from fakes import columns_of
+from fakes import FakeRollout, columns_of
 
 from worker import extras
 from worker.batch import Array, Batch, Columns, Feed, Item, Lane, Padding, Partition
@@ -114,7 +114,7 @@ def servable(model: Model, max_size: int = 64, postprocess: Any = "raw", padding
 
 def process(one: Servable, values: Sequence[str]) -> Batch:
     columns = columns_of(Partition("in", 0), range(len(values)), [value.encode() for value in values])
-    route: Any = None
+    route = FakeRollout().route
     batch = Batch(None, range(len(columns)), columns, route, one, 0, 1_000_000.0)
     engine = Engine()
     for start, stop in engine.shards(batch):

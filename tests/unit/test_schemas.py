@@ -85,8 +85,8 @@ def test_real_predictions_errors_and_expiries_are_valid() -> None:
     encoder, envelope = make_encoder(OUTPUT), make_envelope()
     servable: Any = SimpleNamespace(model_name="digits", model_version="3f9c2a71")
     check("result", json.loads(encode(encoder, batch, SCORES).bodies[0] or b""))
-    check("result", json.loads(envelope.expired_body(batch.columns, 0, "too old", servable)))
-    check("result", json.loads(envelope.error_body(batch.columns, 0, Rejection("invalid", "decode", "no"))))
+    check("result", json.loads(envelope.expired(batch.columns, 0, "too old", servable)[0]))
+    check("result", json.loads(envelope.error(batch.columns, 0, Rejection("invalid", "decode", "no"))[0]))
 
 
 @pytest.mark.parametrize("binary", [False, True])

@@ -39,6 +39,8 @@ class FakeProcess:
 
     def send_signal(self, sig: int) -> None:
         self.signals.append(sig)
+        if sig == signal.SIGHUP:
+            return
         self.code = -KILL if sig == KILL else self.on_term
 
 
@@ -104,6 +106,20 @@ def test_the_first_signal_is_passed_on_once_and_drains(signum: int) -> None:
     world.signal(1, signum)
     assert world.supervisor.run() == 0
     assert [process.signals for _time, process in world.started] == [[TERM], [TERM]]
+
+
+def test_a_hangup_goes_to_every_replica_that_listens() -> None:
+    """SIGHUP is passed on once and ends nothing; to a replica that is still starting, as soon as it is up."""
+    world = World(2)
+    world.at(1, lambda: setattr(world.current(0), "member", "a"))
+    world.at(2, world.supervisor.read_again)
+    world.at(4, lambda: setattr(world.current(1), "member", "b"))
+    world.signal(6, TERM)
+    assert world.supervisor.run() == 0
+    assert [process.signals for _time, process in world.started] == [
+        [signal.SIGHUP, TERM],
+        [signal.SIGHUP, TERM],
+    ]
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

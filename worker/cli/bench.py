@@ -82,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
     settings = load(args.config, args.overrides)
     logs.configure(settings.secrets())
     pipeline = _pipeline(settings, args.pipeline)
+    if pipeline.input.unwrap or pipeline.output.wrap:
+        raise ConfigError(
+            "bench sends and reads values as they are; expected neither input.unwrap nor output.wrap"
+        )
 
     from worker.bench.load import Load
 

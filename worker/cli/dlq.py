@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from worker.cli.letter_text import as_dict, in_full
 from worker.cli.main import add_set_option
-from worker.cli.text import json_value, moment
-from worker.dead_letters.compose import CONNECT
+from worker.cli.payloads import reader_of_requests, unwrapped
 from worker.dead_letters.read import CONDITIONS, Letter, Source, matcher, original
 from worker.errors import ConfigError, StartError
 from worker.settings import Settings, load
@@ -29,9 +28,6 @@ from worker.text import printable
 if TYPE_CHECKING:
     from worker.kafka.letters import LetterReader, Returns
 
-PREVIEW_CHARACTERS = 2000
-LINE_BREAK = "\n"
-PREVIEW_BYTES = 256
 SETTLE_RECORDS = 500
 SETTLE_S = 1.0
 """Progress is committed after this many records or seconds: an interrupted replay may send that much twice."""
@@ -90,6 +86,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the one in this place of the dead-letter topic, or the one whose record was read in this place",
     )
     show.add_argument("--count", metavar="N", type=_positive(int), default=1, help="how many (default 1)")
+    show.add_argument(
+        "--unwrap",
+        action="store_true",
+        help="show values as they are inside input.unwrap, with the keys of CONFIG",
+    )
     replay = action("replay", _replay, "send records back to the topics they came from", REPLAY_NOTES)
     replay.add_argument("--rate", metavar="R", type=_positive(float), help="at most R records a second")
     replay.add_argument("--count", metavar="N", type=_positive(int), help="at most N records")
@@ -152,13 +153,17 @@ def _show(
     args: argparse.Namespace, settings: Settings, reader: LetterReader, matches: Callable[[Letter], bool]
 ) -> int:
     shown = 0
+    read = reader_of_requests(settings) if args.unwrap else None
     for letter in _candidates(args.at, reader):
         if not matches(letter):
             continue
+        if read is not None and letter.source is not None:
+            inside = read(letter.pipeline, letter.source.partition.topic)
+            letter = replace(letter, value=unwrapped(inside, letter.value, letter.headers))
         if args.json:
-            print(orjson.dumps(_as_dict(letter)).decode())
+            print(orjson.dumps(as_dict(letter)).decode())
         else:
-            print("\n" * bool(shown) + _in_full(letter))
+            print("\n" * bool(shown) + in_full(letter))
         shown += 1
         if shown == (1 if args.at else args.count):
             return 0
@@ -180,59 +185,6 @@ def _candidates(place: Source | None, reader: LetterReader) -> Iterator[Letter]:
         return (letter for letter in reader.read({}) if letter.source == place)
     starts = {place.partition.number: place.offset}
     return (letter for letter in reader.read(starts) if (letter.partition, letter.offset) == place)
-
-
-def _in_full(letter: Letter) -> str:
-    """One letter for a reader on a terminal."""
-    when = moment(letter.timestamp_ms, lambda at: at.isoformat(timespec="milliseconds"), UTC)
-    lines = [
-        ("dead letter", str(Source(letter.partition, letter.offset))),
-        ("from", str(letter.source or "unknown")),
-        ("timestamp", when),
-        ("reason", f"{letter.reason or '?'} in stage {letter.stage or '?'}"),
-        ("message", letter.text(CONNECT + "exception.message")),
-        ("key", "none" if letter.key is None else _preview(letter.key)),
-    ]
-    lines += [
-        (f"header {name}", "none" if value is None else _preview(value)) for name, value in letter.headers
-    ]
-    if letter.trimmed:
-        lines.append(("value", "not here: it did not fit the dead-letter topic, or could not be read"))
-    elif letter.value is None:
-        lines.append(("value", "none"))
-    else:
-        lines.append((f"value of {len(letter.value)} bytes", _preview(letter.value)))
-    return "\n".join(f"{printable(name)}: {printable(text, keep=LINE_BREAK)}" for name, text in lines)
-
-
-def _preview(value: bytes) -> str:
-    """The value as text if it is UTF-8, else its first bytes in hexadecimal."""
-    try:
-        text = value.decode()
-    except UnicodeDecodeError:
-        return value[:PREVIEW_BYTES].hex(" ") + " ..." * (len(value) > PREVIEW_BYTES)
-    return text[:PREVIEW_CHARACTERS] + " ..." * (len(text) > PREVIEW_CHARACTERS)
-
-
-def _as_dict(letter: Letter) -> dict[str, Any]:
-    return {
-        "topic": letter.partition.topic,
-        "partition": letter.partition.number,
-        "offset": letter.offset,
-        "timestamp_ms": letter.timestamp_ms,
-        "key": None if letter.key is None else _text_or_base64(letter.key),
-        "headers": {
-            name: None if value is None else _text_or_base64(value) for name, value in letter.headers
-        },
-        "value": json_value(letter.value),
-    }
-
-
-def _text_or_base64(value: bytes) -> Any:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(value).decode()}
 
 
 # replay

@@ -15,9 +15,11 @@ from worker import settings as configuration
 from worker.batch import Headers
 from worker.cli.connect import above_zero, add_property_option, at_least_one, connection, pair
 from worker.cli.main import add_set_option
+from worker.cli.payloads import sent_to
 from worker.cli.sources import Item, Source, opened
 from worker.errors import ConfigError
 from worker.kafka.tools import TopicWriter
+from worker.payload.wrapping import Wrapping
 
 PACE_S = 0.1
 """Acknowledgements are served at least this often while waiting for the next record's turn."""
@@ -42,7 +44,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topic", required=True)
     parser.add_argument("--bootstrap", metavar="H:P", help="the broker")
     parser.add_argument(
-        "--config", metavar="CONFIG", type=Path, help="take the broker from the worker's YAML file"
+        "--config",
+        metavar="CONFIG",
+        type=Path,
+        help="take the broker from the worker's YAML file, and wrap values as its input.unwrap expects them",
     )
     parser.add_argument(
         "--rate", type=above_zero, metavar="R", help="records per second (default: as fast as it goes)"
@@ -57,6 +62,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--raw",
         action="store_true",
         help="send each file, or all of standard input, as one record as it is, whatever its ending is",
+    )
+    parser.add_argument(
+        "--as-is",
+        action="store_true",
+        help="with --config: do not wrap values as input.unwrap of the topic's pipeline expects them",
     )
     parser.add_argument(
         "--key", metavar="FIELD", help="CSV column or JSON field that becomes the key; for a whole file: name"
@@ -83,13 +93,14 @@ def run(args: argparse.Namespace) -> int:
     items = chain([next(items)], items)  # a source that cannot be read is found before the broker is asked
     settings = configuration.load(args.config, args.overrides) if args.config is not None else None
     client = connection("streaminfer-produce", args.bootstrap, args.properties, settings)
+    wrapping = sent_to(settings, args.topic) if settings is not None and not args.as_is else None
     writer = TopicWriter(client, args.topic)
     if source.left_out:
         print(f"{source.name}: {source.left_out}", file=sys.stderr)
     mistake: ConfigError | None = None
     with _progress(args.count) as show:
         try:
-            _send(writer, items, headers, args.rate, show)
+            _send(writer, items if wrapping is None else _wrapped(items, wrapping), headers, args.rate, show)
         except ConfigError as error:
             mistake = error  # what was sent before it is on its way: wait for it and say how much that is
         for _left in writer.finish():
@@ -120,6 +131,13 @@ def _send(
         writer.send(item.value, item.key, [*headers, *item.headers])
         if number % 100 == 0:
             show(writer.acknowledged)
+
+
+def _wrapped(items: Iterator[Item], wrapping: Wrapping) -> Iterator[Item]:
+    """The items as the pipeline that reads them expects them."""
+    for item in items:
+        seal = wrapping.now()
+        yield item._replace(value=seal(item.value), headers=[*item.headers, *seal.headers])
 
 
 def _repeated(source: Source, count: int | None) -> Iterator[Item]:

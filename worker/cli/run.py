@@ -12,6 +12,7 @@ from worker.errors import ConfigError
 
 if TYPE_CHECKING:
     from worker.process.replica import Orders
+    from worker.process.run import Worker
     from worker.process.signals import Stop
     from worker.settings import Settings
 
@@ -25,7 +26,8 @@ worker.py in the current directory would be taken for this package."""
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Read records, run the model, publish predictions. SIGTERM or SIGINT drains, a second one stops now."
+        "Read records, run the model, publish predictions. SIGTERM or SIGINT drains, a second one stops now. "
+        "SIGHUP reads the keys of encrypted payloads again."
     )
     parser.epilog = "example: streaminfer run digits.yaml --replicas 2 --set batching.max_size=32"
     parser.add_argument("config", metavar="CONFIG", type=Path, help="the worker's YAML file")
@@ -74,9 +76,10 @@ def _run(args: argparse.Namespace, stop: Stop, orders: Orders | None) -> int:
     from worker import app
     from worker.process.run import run as run_worker
 
-    return run_worker(
-        settings, args.replica_index, lambda settings, index: app.build(settings, index, orders), stop
-    )
+    def build(settings: Settings, index: int) -> Worker:
+        return app.build(settings, index, orders, lambda: load(args.config, args.overrides).encryption)
+
+    return run_worker(settings, args.replica_index, build, stop)
 
 
 def _supervise(args: argparse.Namespace, stop: Stop) -> int:
@@ -88,6 +91,7 @@ def _supervise(args: argparse.Namespace, stop: Stop) -> int:
         lambda index, died: Replica([*command, str(index)], args.overrides, died), args.replicas
     )
     stop.give_to(supervisor.on_signal)
+    stop.read_again(supervisor.read_again)
     return supervisor.run()
 
 

@@ -10,6 +10,7 @@ import orjson
 from worker.batch import Batch, Columns, Headers, Partition
 from worker.errors import ConfigError, Reject
 from worker.loop.pool import InlinePool, Mailbox
+from worker.payload.headers import marks
 from worker.serving.engine import Engine
 from worker.serving.rollout import Rollout
 from worker.serving.runs import feeds, groups
@@ -30,7 +31,10 @@ def answer(rollout: Rollout, value: bytes, headers: Headers | None = None) -> An
         SickModel: the model no longer gives its known output.
     """
     servable = rollout.choose()
-    if len(value) > servable.free_bytes:
+    value, headers = _as_sent(rollout, value, headers)
+    if rollout.route.opening.applies(headers):
+        rollout.route.opening.cost(value, headers)
+    elif len(value) > servable.free_bytes:
         servable.cost(value)
     batch = _batch(rollout, servable, value, headers)
     pool = InlinePool(Engine(), Mailbox())
@@ -47,18 +51,32 @@ def answer(rollout: Rollout, value: bytes, headers: Headers | None = None) -> An
         raise ConfigError(
             f"--sample: {reason}, when this record runs beside others; expected batching.max_size: 1"
         )
-    body = batch.outcomes.bodies[0] or b""
+    sent = batch.outcomes.headers[0] if batch.outcomes.headers is not None else None
+    body = rollout.route.envelope.undo(batch.outcomes.bodies[0] or b"", sent)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         return body
 
 
+def _as_sent(rollout: Rollout, value: bytes, headers: Headers | None) -> tuple[bytes, Headers | None]:
+    """The sample wrapped as the pipeline expects it, unless its headers say that it is wrapped already."""
+    if not rollout.route.opening.always or marks(headers or []):
+        return value, headers
+    wrapping = rollout.route.opening.wrapping(min(rollout.route.topics))
+    if wrapping is None:
+        return value, headers
+    seal = wrapping.now()
+    return seal(value), [*(headers or []), *seal.headers]
+
+
 def _batch(rollout: Rollout, servable: Servable, value: bytes, headers: Headers | None) -> Batch:
     now_ms = time.time() * 1000
     source = Partition(min(rollout.route.topics), 0)
     columns = Columns([value], [None], [headers or None], [int(now_ms)], [0], [source])
-    return Batch(None, range(1), columns, rollout.route, servable, time.monotonic_ns(), now_ms)
+    batch = Batch(None, range(1), columns, rollout.route, servable, time.monotonic_ns(), now_ms)
+    batch.to_open = {0} if rollout.route.opening.applies(headers) else set()
+    return batch
 
 
 def _beside_others(batch: Batch) -> str:

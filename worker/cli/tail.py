@@ -6,6 +6,7 @@ import argparse
 import base64
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import orjson
 from worker import settings as configuration
 from worker.cli.connect import above_zero, add_property_option, at_least_one, connection
 from worker.cli.main import add_set_option
+from worker.cli.payloads import Read, reader_of_results, unwrapped
 from worker.cli.text import json_value, moment
 from worker.errors import ConfigError, StartError
 from worker.kafka.tools import Record, TopicReader
@@ -49,6 +51,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=at_least_one, metavar="N", help="end after this many records")
     parser.add_argument("--timeout", type=above_zero, metavar="S", help="end after this many seconds")
+    parser.add_argument(
+        "--unwrap",
+        action="store_true",
+        help="with CONFIG: show results as they were before output.wrap; needs the keys of an encrypted one",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per record")
     add_property_option(parser)
     add_set_option(parser)
@@ -62,11 +69,12 @@ def run(args: argparse.Namespace) -> int:
         StartError: no broker, no such topic, or fewer records than asked for in time.
     """
     topics, settings = _topics(args)
+    read = _unwrapping(args, settings)
     client = connection("streaminfer-tail", args.bootstrap, args.properties, settings)
     deadline = time.monotonic() + args.timeout if args.timeout is not None else None
     reader = TopicReader(client, topics, args.start)
     try:
-        seen = _print(reader, args, deadline)
+        seen = _print(reader, args, deadline, read)
     finally:
         reader.close()
     if args.count is not None and seen < args.count:
@@ -74,7 +82,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print(reader: TopicReader, args: argparse.Namespace, deadline: float | None) -> int:
+def _unwrapping(args: argparse.Namespace, settings: Settings | None) -> Callable[[str], Read | None]:
+    """By topic: what unwraps its values."""
+    if not args.unwrap:
+        return lambda topic: None
+    if settings is None or args.what not in (None, "results"):
+        raise ConfigError(
+            "--unwrap: expected CONFIG and its results; dlq show --unwrap shows what a dead letter holds"
+        )
+    return reader_of_results(settings)
+
+
+def _print(
+    reader: TopicReader,
+    args: argparse.Namespace,
+    deadline: float | None,
+    read: Callable[[str], Read | None],
+) -> int:
     """Print what comes; returns how many records that were."""
     show = _json_line if args.json else _readable_line
     out = sys.stdout.buffer
@@ -87,7 +111,8 @@ def _print(reader: TopicReader, args: argparse.Namespace, deadline: float | None
         if args.count is not None:
             records = records[: args.count - seen]
         for record in records:
-            out.write(show(record))
+            value = unwrapped(read(record.topic), record.value, record.headers)
+            out.write(show(record._replace(value=value)))
         if records:
             out.flush()
         seen += len(records)

@@ -46,6 +46,8 @@ class OutputFormat(Protocol):
     """Whether its bodies carry what a postprocess made; the others hold the model's outputs as they are."""
     expires_as_error: bool
     """Whether an expired record that is published is ``{"id", "error"}``, as a refused one is, instead of a JSON result."""
+    content_type: str
+    """MIME type of its bodies; a body that is of another one has it in a header."""
     reserved: frozenset[str]
     """Names (lower case) of headers that this format writes itself or that describe the input's body."""
     names_source: bool

@@ -40,6 +40,7 @@ class JsonEncoder:
     # Copied from a request, the content length would make a reader split this body.
     reserved = frozenset({CONTENT_LENGTH})
     expires_as_error = False
+    content_type = "application/json"
     names_source = False
 
     predicts = True

@@ -42,6 +42,7 @@ class OipEncoder:
     predicts = False
     reserved = frozenset({CONTENT_LENGTH, _CONTENT_TYPE})
     expires_as_error = True
+    content_type = "application/json"
     names_source = False
 
     def __init__(

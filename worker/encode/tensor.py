@@ -37,6 +37,7 @@ class TensorEncoder:
     predicts = False
     reserved = frozenset({"streaminfer.source", CONTENT_LENGTH})
     expires_as_error = False
+    content_type = "application/octet-stream"
     names_source = True
     has_header: ClassVar[bool] = False
     """Every body begins with the dtype and shape of its tensor."""

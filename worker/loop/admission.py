@@ -7,7 +7,8 @@ is a finished outcome inside its slab. It is never left out, so that order and c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
 
@@ -26,6 +27,9 @@ from worker.deadlines import Deadlines, carry_headers, expire
 from worker.errors import Reject, Rejection
 
 EXPIRY_HEADER = "ce_expirytime"
+EXPIRY_ATTRIBUTE = b'"expirytime"'
+EVENT_BYTES_MAX = 256 << 10
+"""Most bytes of a structured event that is parsed before it is routed. That takes less than 8 MiB, which is not charged."""
 
 
 class Rollout(Protocol):
@@ -58,6 +62,8 @@ class Admitted:
     decided: set[int]
     """Rows that need no model; their outcomes are below."""
     outcomes: Outcomes
+    to_open: set[int] = field(default_factory=set)
+    """Rows whose value is wrapped, or a structured event."""
     deadlines_ms: dict[int, float] = field(default_factory=dict)
     """Unix milliseconds of the rows that have a deadline ahead of them."""
     expired: str = ""
@@ -102,10 +108,13 @@ class Admission:
         if self._sole is not None and self._ordinary(columns, self._sole, chosen[self._sole]):
             costs = [chosen[self._sole].item_nbytes] * rows
             return Admitted([self._sole] * rows, chosen, costs, set(), Outcomes([]))
+        given = columns
+        if (counted := self._counted(columns)) is not None:
+            columns = replace(columns, headers=counted)
         routes = self.route_of(columns)
         costs = [chosen[route].item_nbytes if route is not None else 0 for route in routes]
         admitted = Admitted(routes, chosen, costs, set(), Outcomes.empty(rows))
-        for row, headers in enumerate(columns.headers):
+        for row, headers in enumerate(given.headers):
             if headers and headers[0][0] is SKIPPED_RECORD:
                 admitted.outcomes.dropped.add(row)
                 self._decide(admitted, row)
@@ -116,9 +125,9 @@ class Admission:
             if deadline_ms >= now_ms:
                 admitted.deadlines_ms[row], admitted.expired = deadline_ms, self.expired
             elif route is not None:
-                self._expire(admitted, columns, row, route, now_ms - deadline_ms)
+                self._expire(admitted, given, row, route, now_ms - deadline_ms)
         for row, route in enumerate(routes):
-            headers = columns.headers[row]
+            headers = given.headers[row]
             if row in admitted.decided:
                 continue
             if headers and (headers[0][0] is RENAMED_HEADERS or headers[0][0] is UNREAD_RECORD):
@@ -126,13 +135,15 @@ class Admission:
             elif route is None:
                 self._reject(admitted, row, Reject(_unroutable(columns, row), "unroutable"))
             else:
-                self._inspect(admitted, columns, row, route)
+                self._inspect(admitted, given, row, route)
         return admitted
 
     def _ordinary(self, columns: Columns, route: Route, servable: Servable) -> bool:
         """Whether no record here can need a second look: the case that carries the load, found without a loop."""
         most = min(route.max_bytes, servable.free_bytes)
         if not most or self.max_age_ms is not None or any(columns.headers):
+            return False
+        if route.opening is not None and route.opening.always:
             return False
         return not columns.values.count(None) and largest_bytes(columns.values) <= most
 
@@ -145,6 +156,29 @@ class Admission:
             candidates = self._by_topic.get(partition.topic, ())
             routes.append(next((r for r in candidates if matches(r.when, headers)), None))
         return routes
+
+    def _counted(self, columns: Columns) -> list[Headers | None] | None:
+        """The column of headers with the attributes of structured events, as far as anything here looks at them; None: as it is.
+
+        An event that is wrapped, or large, is parsed on the pool alone: its attributes count from there on. A broken one is
+        refused there.
+        """
+        found: list[Headers | None] | None = None
+        if not any(columns.headers):
+            return None
+        for row, headers in enumerate(columns.headers):
+            value = columns.values[row]
+            if not headers or not value or len(value) > EVENT_BYTES_MAX:
+                continue
+            routes = self._by_topic.get(columns.partitions[row].topic, ())
+            if not any(route.when for route in routes) and EXPIRY_ATTRIBUTE not in value:
+                continue
+            for route in routes[:1]:
+                if route.opening is not None and route.opening.applies(headers):
+                    found = found or [*columns.headers]
+                    with suppress(Reject):
+                        found[row] = route.opening.counted(value, headers)
+        return found
 
     def _deadlines(self, columns: Columns) -> list[tuple[int, float]]:
         """Rows that have a deadline, with it in Unix milliseconds; the earlier one where a row has two."""
@@ -166,11 +200,33 @@ class Admission:
         elif len(value) > route.max_bytes:
             limit = f"the record has {len(value)} bytes, input.max_bytes is {route.max_bytes}"
             self._reject(admitted, row, Reject(limit, "too_large"))
+        elif route.opening is not None and route.opening.applies(columns.headers[row]):
+            try:
+                admitted.costs[row] += self._opened(
+                    value, columns.headers[row], route, admitted.servables[route]
+                )
+                admitted.to_open.add(row)
+            except Reject as error:
+                self._reject(admitted, row, error)
         elif len(value) > (servable := admitted.servables[route]).free_bytes:
             try:
                 admitted.costs[row] += self._scratch(value, servable)
             except Reject as error:
                 self._reject(admitted, row, error)
+
+    def _opened(self, value: bytes, headers: Headers | None, route: Route, servable: Servable) -> int:
+        """Bytes that opening and decoding a wrapped record take; what only an upper bound says, at most the whole budget."""
+        assert route.opening is not None
+        inside, opening = route.opening.cost(value, headers)
+        room = self.budget_bytes - servable.item_nbytes - len(value)
+        if route.opening.hides:
+            return min(opening, room)
+        if opening > room:
+            raise Reject(
+                f"opening the record needs {opening} bytes, limits.in_flight_bytes is {self.budget_bytes}",
+                "too_large",
+            )
+        return min(opening + servable.cost_of_length(inside), room)
 
     def _scratch(self, value: bytes, servable: Servable) -> int:
         scratch = servable.cost(value)

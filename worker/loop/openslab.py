@@ -242,6 +242,8 @@ def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
             late_us = _picked(slab.late_us, part)
             taken = slab.taken_ns, slab.taken_ms, late_us
             batch = Batch(slab, part, columns, route, servable, *taken, cost_bytes=cost)
+            if admitted.to_open:
+                batch.to_open = {index for index, row in enumerate(part) if row in admitted.to_open}
             if admitted.deadlines_ms:
                 batch.deadlines = admitted.deadlines_of(part)
             batches.append(batch)

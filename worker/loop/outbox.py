@@ -218,8 +218,8 @@ class Outbox:
         yield self._letter(sheet, span, row, why)
         if route is not None and route.destination.errors:
             to = route.destination
-            body = route.envelope.error_body(columns, row, why)
-            key, headers = columns.keys[row], route.envelope.headers(columns, row)
+            body, headers = route.envelope.error(columns, row, why)
+            key = columns.keys[row]
             # An error that its topic would refuse stays out: the dead letter has said it already.
             if self._refusal(to.topic, key, body, headers) is None:
                 parts = [key], [body], [headers] if headers else None

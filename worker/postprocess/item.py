@@ -64,7 +64,7 @@ class InputItem:
     @property
     def headers(self) -> Headers:
         """The record's headers: pairs of name and bytes, or None for a header without a value."""
-        return self._batch.columns.headers[self._row] or []
+        return self._batch.headers[self._row] or []
 
     @property
     def fields(self) -> Mapping[str, Any] | None:

@@ -27,6 +27,9 @@ class Worker(Protocol):
     def ask_to_stop(self) -> None:
         """Drain soon; called on another thread."""
 
+    def read_keys_again(self) -> None:
+        """Take over the keys of encrypted payloads as they are configured now; called on another thread."""
+
     def end_now(self) -> None:
         """The process ends after this call, in the middle of a drain; called on another thread."""
 
@@ -57,6 +60,7 @@ def run(settings: Settings, index: int | None, build: Build, stop: Stop) -> int:
     runtime.prepare()
     worker = build(_of_replica(settings, index), index or 0)
     stop.drain_then_leave(worker.ask_to_stop, worker.end_now)
+    stop.read_again(worker.read_keys_again)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # building a client blocks all signals for a moment
     try:
         worker.run()

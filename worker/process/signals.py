@@ -1,5 +1,8 @@
 """SIGTERM, SIGINT and SIGHUP, obeyed from the first moment, whatever the main thread is stuck in.
 
+SIGTERM and SIGINT end the process, SIGHUP makes it read its keys again. A SIGHUP that comes because the terminal was
+closed is one to end, because whoever started the process there is gone.
+
 Python runs a signal handler on the main thread, between two of its instructions: a model that is loaded or warmed up in
 C++ would hold it up for as long as that takes. So the interpreter only writes the signal's number into a pipe, and a
 thread of its own acts on it.
@@ -18,13 +21,33 @@ from worker.process.leaving import leave
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class Stop:
-    """What a signal does. Until somebody asks for them, there is nothing to drain: the process ends with 0."""
+def on_terminal() -> bool:
+    """Whether the process has a controlling terminal now."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
-    def __init__(self, leave: Callable[[int], object] = leave) -> None:
+
+class Stop:
+    """What a signal does. Until somebody asks for them, there is nothing to drain: the process ends with 0.
+
+    Args:
+        leave: ends the process.
+        on_terminal: whether the process has a terminal; asked now and at each SIGHUP.
+    """
+
+    def __init__(
+        self, leave: Callable[[int], object] = leave, on_terminal: Callable[[], bool] = on_terminal
+    ) -> None:
         self._leave = leave
+        self._on_terminal = on_terminal
+        self._had_terminal = on_terminal()
         self._lock = threading.Lock()
         self._receive: Callable[[int], object] | None = None
+        self._reread: Callable[[], object] | None = None
+        self._reread_due = False
 
     def give_to(self, receive: Callable[[int], object]) -> None:
         """From now on ``receive`` is called with the number of each signal, on the thread of this module."""
@@ -48,10 +71,21 @@ class Stop:
 
         self.give_to(receive)
 
+    def read_again(self, reread: Callable[[], object]) -> None:
+        """From now on ``reread`` is called at SIGHUP, on the thread of this module; at once if one came before."""
+        with self._lock:
+            self._reread = reread
+            if self._reread_due:
+                reread()
+
     def arrived(self, number: int) -> None:
         """A signal came."""
         with self._lock:
-            if self._receive is None:
+            if number == signal.SIGHUP and not (self._had_terminal and not self._on_terminal()):
+                self._reread_due = True
+                if self._reread is not None:
+                    self._reread()
+            elif self._receive is None:
                 self._leave(0)
             else:
                 self._receive(number)

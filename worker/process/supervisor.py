@@ -60,6 +60,8 @@ class _Replica:
     delay_s: float = FIRST_DELAY_S
     member: str | None = None
     """The id that its last process had in the consumer group."""
+    reread_due: bool = False
+    """Its process has not yet been told to read its keys again."""
 
 
 class Supervisor:
@@ -89,6 +91,7 @@ class Supervisor:
         self._clock = clock
         self._sleep = sleep
         self._signals: list[int] = []
+        self._reread = False
         self._draining = False
         self._was_up = False
         """Whether any child was ever up."""
@@ -99,20 +102,35 @@ class Supervisor:
         """A signal came, on any thread; `run` acts at its next tick."""
         self._signals.append(signum)
 
+    def read_again(self) -> None:
+        """Have every replica read its keys again; called on any thread, `run` acts at its next tick."""
+        self._reread = True
+
     def run(self) -> int:
         """See the class."""
         while True:
+            if self._reread:
+                self._reread = False
+                for replica in self._replicas:
+                    replica.reread_due = replica.process is not None
             if len(self._signals) > 1:
                 return self._stop_now(self._signals[1])
             if self._signals:
                 self._drain("asked to")
             for replica in self._replicas:
                 self._reap(replica)
+                self._pass_on(replica)
             for replica in self._replicas:
                 self._start_if_due(replica)
             if all(replica.process is None and replica.start_at_s is None for replica in self._replicas):
                 return self._exit_code
             self._sleep(_TICK_S)
+
+    def _pass_on(self, replica: _Replica) -> None:
+        """Send a SIGHUP on. A process that is still starting may have read the old keys, and not yet listen to signals."""
+        if replica.reread_due and replica.process is not None and replica.process.member is not None:
+            replica.reread_due = False
+            replica.process.send_signal(signal.SIGHUP)
 
     def _start_if_due(self, replica: _Replica) -> None:
         now = self._clock()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from worker.errors import WorkerError
 from worker.process.rounds import Chore
 from worker.process.watchdog import Watchdog
 from worker.telemetry import logs
@@ -15,6 +16,7 @@ from worker.telemetry.vitals import Vitals
 
 if TYPE_CHECKING:
     from worker.loop.conductor import Conductor
+    from worker.payload.keys import Keys
     from worker.serving.loader import Loader
     from worker.serving.rollout import Rollout
 
@@ -60,6 +62,8 @@ class Worker:
     last_report: Callable[[], None]
     started: dict[str, Any]
     """What the first log line says of this worker."""
+    keys: Keys | None = None
+    """Of encrypted payloads."""
 
     def run(self) -> None:
         """Turn the loop until it has drained."""
@@ -72,6 +76,17 @@ class Worker:
         """Drain soon; called on the thread that receives signals."""
         self.conductor.stop_requested = True
         self.look.due_s = 0.0  # the last look at the ends, for the last metrics
+
+    def read_keys_again(self) -> None:
+        """Take over the keys as they are configured now, or keep those that are there; called as above."""
+        if self.keys is None:
+            log.info("nothing is read again at SIGHUP, because the configuration has no encryption")
+            return
+        try:
+            log.info("keys read again", keys=self.keys.read_again(), use=self.keys.ring.use)
+        except Exception as error:  # this thread must go on listening to signals
+            why = str(error) if isinstance(error, WorkerError) else type(error).__name__
+            log.error("keys not read again, the old ones stay", why=why)
 
     def end_now(self) -> None:
         """Let the loop note that no record is to blame for the end that follows; wait for it a moment at most."""

@@ -36,6 +36,8 @@ class Decoder(Protocol):
         """
         ...
 
+    # A decoder may also have ``cost_of_length(nbytes)``, for records that are wrapped; else it is taken for parsing JSON.
+
     def decode(
         self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
     ) -> None:

@@ -13,17 +13,12 @@ from worker.batch import CONTENT_LENGTH, Array, Columns, Feed, Headers, Item, Re
 from worker.errors import Reject
 from worker.features.values import TYPE_NAMES, missing_for, stack
 from worker.model.signature import Signature, TensorSpec
-from worker.records import gzip_body
 from worker.records.fields import check_missing
 from worker.records.json_text import parsed
 from worker.records.memory import WORST_FACTOR, check_empty, check_room, further_items_bytes, json_bytes
 from worker.records.rows import decode_each
 from worker.settings import LimitsSettings, PipelineSettings
 
-UNPACKED_FACTOR = 4
-"""A gzip body may unpack to so many times ``input.max_bytes``."""
-_ID_BYTES_MAX = 1 << 20
-"""Of a gzip body, for the id of a record that is refused."""
 _STRING_FACTOR = 14
 """A BYTES element of two characters takes 6 bytes in the record, and about 80 as a string with its pointer."""
 
@@ -50,20 +45,18 @@ class OipDecoder:
             (4 if s.dtype == object else s.dtype.itemsize for s in signature.inputs), default=1
         )
         self.strings = any(spec.dtype == object for spec in signature.inputs)
-        self.unpacked_bytes_max = UNPACKED_FACTOR * settings.input.max_bytes
         self.outputs = frozenset(spec.name for spec in signature.outputs)
 
     def cost(self, value: bytes) -> int:
-        """What unpacking, and parsing JSON or strings takes, and the tensors of all items but one."""
-        packed = gzip_body.stated_bytes(value)
-        if packed is not None:
-            length = min(packed, self.unpacked_bytes_max)
-            scratch = (1 + WORST_FACTOR) * length + further_items_bytes(length // 2, self.signature)
-            return check_room(value, scratch, self.signature, self.limits)
+        """What parsing JSON or strings takes, and the tensors of all items but one."""
         elements = max(value.count(b",") + 1, len(value) // self.itemsize)
         scratch = max(json_bytes(value), _STRING_FACTOR * len(value) if self.strings else 0)
         scratch += 2 * len(value) + further_items_bytes(elements, self.signature)
         return check_room(value, scratch, self.signature, self.limits)
+
+    def cost_of_length(self, nbytes: int) -> int:
+        """As :meth:`cost`, of a record of which only the length is known: the most it can be."""
+        return WORST_FACTOR * nbytes + further_items_bytes(nbytes // 2, self.signature)
 
     def decode(
         self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
@@ -76,10 +69,6 @@ class OipDecoder:
     @staticmethod
     def request_id(value: bytes, headers: Headers | None) -> str | None:
         """The id of a request that was refused or never decoded, as far as it can be read."""
-        try:
-            value = gzip_body.unpacked(value, _ID_BYTES_MAX) if gzip_body.is_packed(headers) else value
-        except Reject:
-            return None
         length = next((text for name, text in headers or () if name.lower() == CONTENT_LENGTH), None)
         try:
             request = orjson.loads(value[: int(length) if length else None])
@@ -89,8 +78,6 @@ class OipDecoder:
         return found if isinstance(found, str) else None
 
     def _item(self, value: bytes, headers: Headers) -> Item:
-        if gzip_body.is_packed(headers):
-            value = gzip_body.unpacked(value, self.unpacked_bytes_max)
         json_length = _json_length(value, headers)
         if json_length == 0:
             arrays = self._raw(value)

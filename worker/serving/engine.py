@@ -16,6 +16,7 @@ import numpy as np
 
 from worker.batch import STAGES, Array, Batch, Feed, Item, Outcomes, Run
 from worker.errors import Reject, Rejection
+from worker.serving import opened
 from worker.serving.ragged import cut
 from worker.serving.retrial import merge, postpone
 from worker.serving.runs import Group, feeds, groups, merged, take_rows
@@ -59,6 +60,8 @@ class Engine:
         arrays = _buffers(servable, rows) if servable.decoder.fixed else None
         items: list[Item | None] = [] if servable.decoder.fixed else [None] * rows
         batch.feed = Feed(arrays, items, [None] * rows)
+        if batch.to_open:
+            opened.prepare(batch)
         step = servable.decoder.shard_rows or rows
         late = _past_deadline(batch, batch.decode_started_ns, "decoded")
         return [
@@ -70,7 +73,10 @@ class Engine:
     def decode(self, batch: Batch, start: int, stop: int) -> None:
         """Decode rows ``start..stop``; what is wrong with a row is in ``batch.feed.rejected`` afterwards."""
         assert batch.feed is not None
-        _servable(batch).decoder.decode(batch.payloads, batch.columns, batch.feed, start, stop)
+        if batch.to_open or batch.headers is not batch.columns.headers:
+            opened.decode(batch, _servable(batch), start, stop)
+        else:
+            _servable(batch).decoder.decode(batch.payloads, batch.columns, batch.feed, start, stop)
         batch.decode_ended_ns = self._clock_ns()
 
     def infer(self, batch: Batch) -> None:
@@ -95,13 +101,15 @@ class Engine:
         Where custom code wants rows tried again, ``batch.again`` holds them afterwards. The outcomes of such a further try
         go to the batch that the rows belong to.
         """
-        encoder = _servable(batch).encoder
+        encoder, envelope = _servable(batch).encoder, batch.route.envelope
         assert batch.feed is not None
         assert batch.outcomes is not None
         for run in batch.runs:
             fragments = encoder.predict(batch, run)
             _stamp(batch, run, self._clock_ns())
             encoder.bodies(batch, run, fragments)
+            if envelope.completes:
+                envelope.complete(batch, run.rows)
             batch.items += sum(run.counts) if run.counts is not None else len(run.rows)
             run.outputs = {}
         batch.outcomes.rejected.update(batch.feed.rejected)

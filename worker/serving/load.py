@@ -13,6 +13,7 @@ from worker.model.headroom import resident_bytes
 from worker.model.session import LARGEST_UNKNOWN_SIZE, Model
 from worker.model.session import load as load_model
 from worker.model.tune import Tuning, quickest_s, tune, usable_cores
+from worker.payload.keys import Keys
 from worker.records import Decoder
 from worker.records import decoder as make_decoder
 from worker.serving.padding_check import ragged_of
@@ -34,12 +35,15 @@ SLAB_RECORDS_MAX = 2048
 log = structlog.get_logger()
 
 
-def load(settings: Settings, took: dict[str, int] | None = None) -> dict[str, Rollout]:
+def load(
+    settings: Settings, took: dict[str, int] | None = None, keys: Keys | None = None
+) -> dict[str, Rollout]:
     """Every pipeline with its model loaded, tuned and warm, by name and in the order of the configuration.
 
     Args:
         settings: with the file of each model, see :func:`worker.serving.versions.resolved`.
         took: gets the memory in bytes that each pipeline's load took.
+        keys: of ``encryption``, when somebody else wants to have them read again.
 
     Raises:
         WorkerError: a model, its labels, its formats or the budget do not fit together.
@@ -48,10 +52,12 @@ def load(settings: Settings, took: dict[str, int] | None = None) -> dict[str, Ro
         check_model_file(settings, name)
     for key, path in settings.label_files():
         labels_of(path, key)
+    if keys is None and settings.encryption is not None:
+        keys = Keys(settings.encryption)
+    routes = {name: route_of(name, wanted, keys) for name, wanted in settings.pipelines.items()}
     deadline = time.perf_counter() + TUNING_S
     rollouts = {}
-    for name, wanted in settings.pipelines.items():
-        route = route_of(name, wanted)
+    for name, route in routes.items():
         before_bytes = resident_bytes()
         rollouts[name] = Rollout(route, load_servable(settings, route, deadline))
         if took is not None:

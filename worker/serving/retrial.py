@@ -56,6 +56,8 @@ def postpone(batch: Batch, retry_s: float, now_ns: int) -> None:
         batch.taken_ms,
         batch.late_us[rows] if batch.late_us is not None else None,
         pick(batch.payloads, rows),
+        pick(batch.headers, rows),
+        {index for index, row in enumerate(rows) if row in batch.to_open},
         deadlines=batch.deadlines.part(rows) if batch.deadlines is not None else None,
         origin=Origin(origin.batch, pick([*origin.rows], rows), tries, origin.since_ns),
     )

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from worker.batch import Destination
+from worker.payload.events import Results
+from worker.payload.opening import Opening, opening_of
+from worker.payload.wrapping import wrapping_of
 from worker.records import id_reader
 from worker.registry import OUTPUT_FORMATS
 from worker.serving.envelope import Envelope
 
 if TYPE_CHECKING:
+    from worker.payload.keys import Keys
     from worker.settings import PipelineSettings
 
 
@@ -27,14 +31,20 @@ class Route:
     keep: Literal["all", "latest"] | int
     destination: Destination
     envelope: Envelope
+    opening: Opening
 
 
-def route_of(name: str, settings: PipelineSettings) -> Route:
+def route_of(name: str, settings: PipelineSettings, keys: Keys | None = None) -> Route:
     """The route of one pipeline.
 
     Args:
         name: the pipeline's key in the configuration.
+        keys: of ``encryption``; None without that section.
+
+    Raises:
+        ConfigError: a payload filter cannot be made.
     """
+    opening = opening_of(settings.input, keys)
     wanted, output = settings.input, settings.output
     written = OUTPUT_FORMATS.entry(output.format)
     return Route(
@@ -52,5 +62,9 @@ def route_of(name: str, settings: PipelineSettings) -> Route:
             written.names_source or output.body is not None,
             id_reader(wanted.format),
             written.expires_as_error,
+            wrapping_of(output, keys),
+            Results(output.cloudevents, written.content_type) if output.cloudevents else None,
+            opening,
         ),
+        opening=opening,
     )

@@ -16,6 +16,7 @@ from worker.batch import Array, Lane
 from worker.encode import Encoder
 from worker.model.signature import Signature
 from worker.records import Decoder
+from worker.records.memory import WORST_FACTOR
 from worker.serving.checkup import Checkup
 from worker.serving.ragged import Ragged
 from worker.serving.run_limit import RunLimit
@@ -119,6 +120,13 @@ class Servable:
 
     def cost(self, value: bytes) -> int:
         return self.decoder.cost(value)
+
+    def cost_of_length(self, nbytes: int) -> int:
+        """See :class:`worker.batch.Servable`."""
+        if nbytes <= self.decoder.free_bytes:
+            return 0
+        stated = getattr(self.decoder, "cost_of_length", None)
+        return int(stated(nbytes)) if stated is not None else WORST_FACTOR * nbytes
 
     def fields(self, payload: bytes) -> Mapping[str, Any] | None:
         if not getattr(self.decoder, "has_fields", False):

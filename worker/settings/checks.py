@@ -114,9 +114,12 @@ def check_together(settings: Settings) -> None:
     _check_names(settings)
     _check_transactions(settings)
     _check_topics(settings)
+    if settings.encryption is not None:
+        settings.encryption.read()
     for name in settings.pipelines:
         _check_model(settings, name)
         _check_pipeline(settings, name)
+        _check_payload(settings, name)
         check_budget(settings, name)
 
 
@@ -199,6 +202,38 @@ def _check_topics(settings: Settings) -> None:
             raise ConfigError(
                 f"{key}: got '{topic}', expected a topic that is not in "
                 f"{settings.key(read_by[topic], 'input.topics')}"
+            )
+
+
+_EVENTS_OWN = ("ce_source", "ce_type", "ce_id", "ce_specversion", "ce_time", "ce_correlationid")
+
+
+def _check_payload(settings: Settings, name: str) -> None:
+    """Refuse filters without their keys, sizes beyond the budget, and results that would be sent as their own requests."""
+    pipeline = settings.pipelines[name]
+    taken, sent = pipeline.input, pipeline.output
+    for key, filters in (("input.unwrap", taken.unwrap), ("output.wrap", sent.wrap)):
+        if "aes-256-gcm" not in (filters or ()):
+            continue
+        if settings.encryption is None:
+            raise ConfigError(f"{settings.key(name, key)}: aes-256-gcm needs encryption.keys")
+        if filters is sent.wrap and settings.encryption.use is None:
+            raise ConfigError(
+                f"encryption.use is required, because {settings.key(name, key)} has aes-256-gcm; "
+                f"expected one of {', '.join(settings.encryption.keys)}"
+            )
+    most = settings.limits.in_flight_bytes - WORKING_BYTES
+    if (taken.unwrap or taken.max_unwrapped_bytes) and taken.unwrapped_bytes > most:
+        raise ConfigError(
+            f"{settings.key(name, 'input.max_unwrapped_bytes')}: got {taken.unwrapped_bytes}, expected at most {most}: "
+            f"limits.in_flight_bytes {settings.limits.in_flight_bytes} - {WORKING_BYTES}"
+        )
+    refused = _EVENTS_OWN if sent.cloudevents is not None else _EVENTS_OWN[:2]
+    for header in sent.headers if isinstance(sent.headers, list) else ():
+        if header.lower() in refused:
+            raise ConfigError(
+                f"{settings.key(name, 'output.headers')}: got '{header}', expected none of {', '.join(refused)}: "
+                "a result is never sent as the event that its request is"
             )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
-from worker.registry import INPUT_FORMATS, OUTPUT_FORMATS
+from worker.registry import INPUT_FORMATS, OUTPUT_FORMATS, PAYLOAD_FILTERS
 from worker.settings.choice import NameIn
 
 MIB = 1 << 20
@@ -123,6 +123,7 @@ Divisors = Annotated[Numbers, AfterValidator(_non_zero)]
 INPUT_FORMAT = NameIn(INPUT_FORMATS)
 InputFormat = Annotated[str, INPUT_FORMAT]
 OutputFormat = Annotated[str, NameIn(OUTPUT_FORMATS)]
+Filters = Annotated[list[Annotated[str, NameIn(PAYLOAD_FILTERS)]], Field(min_length=1, max_length=4)]
 OpenSize = Annotated[
     tuple[int | None, int | None],
     BeforeValidator(_open_size),

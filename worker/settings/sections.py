@@ -25,12 +25,14 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from worker.registry import CONTENTS, INPUT_FORMATS, POSTPROCESSES
+from worker.registry import CONTENTS, INPUT_FORMATS, PAYLOAD_FILTERS, POSTPROCESSES
 from worker.settings.choice import INLINE, ChoiceOf, Chosen
+from worker.settings.encryption import EncryptionSettings
 from worker.settings.kinds import (
     MIB,
     Body,
     File,
+    Filters,
     Given,
     HostAndPort,
     InputFormat,
@@ -98,6 +100,10 @@ class InputSettings(Section):
     """What a record's value is, or custom code `f(value: bytes, headers) -> {tensor name: array of one item}`."""
     max_bytes: Positive = 8 * MIB
     """A larger record is a dead letter, undecoded."""
+    unwrap: Filters | None = None
+    """What is taken off a value before it is read, in this order; without it a header `content-encoding: gzip | zstd` is followed. Custom code: `f(value: bytes, headers) -> bytes`."""
+    max_unwrapped_bytes: Positive | None = None
+    """A value that is larger than this unwrapped is a dead letter; default: four times max_bytes."""
     start: Literal["earliest", "latest"] = "earliest"
     """Where a new consumer group begins."""
     keep: Literal["all", "latest"] | EverySettings = "all"
@@ -108,6 +114,11 @@ class InputSettings(Section):
     """Formats with fields: these, by name or dotted path, in this order, instead of "features"; `{from: user.age, default: 0}` gives one a default."""
     missing: Missing = "reject"
     """json and oip: what stands for a number that is null, NaN or a named field that is not there; `nan` also takes infinities."""
+
+    @property
+    def unwrapped_bytes(self) -> int:
+        """Most bytes that a value may have unwrapped."""
+        return self.max_unwrapped_bytes or 4 * self.max_bytes
 
     @property
     def field_names(self) -> tuple[str, ...]:
@@ -285,6 +296,15 @@ class CreateSettings(Section):
     """Copies of each partition; -1 = the broker's default."""
 
 
+class CloudEventsSettings(Section):
+    """Results as CloudEvents in binary mode."""
+
+    source: Text
+    """`ce_source` of every result, a URI reference such as /my/worker."""
+    type: Text
+    """`ce_type` of every result; with `.error` behind it where the record was refused or expired."""
+
+
 class OutputSettings(Section):
     """Where results go and what they are."""
 
@@ -302,6 +322,10 @@ class OutputSettings(Section):
     """json only: fields of the record, by name or dotted path, that its result has under `fields`; null where the record lacks one."""
     body: Body | None = None
     """json only: a body of one's own instead of the result: names, each with a dotted path into the result (`prediction.label`, `source.offset`) or into the record's fields (`ticket_id`, or `record.id`), or with a mapping of such names."""
+    wrap: Filters | None = None
+    """What is put around a result, in this order; header `content-encoding` says so. Custom code: `f(value: bytes) -> bytes`."""
+    cloudevents: CloudEventsSettings | None = None
+    """Results are CloudEvents in binary mode with this source and type; off unless given."""
     create: CreateSettings | None = None
     """Create missing output, dead-letter and metrics topics; without it they must exist."""
 
@@ -340,7 +364,12 @@ class PipelineSettings(Section):
     @property
     def custom_code(self) -> bool:
         """Whether the user's own Python runs for each record."""
-        return self.postprocess.code is not None or self.input.format not in INPUT_FORMATS
+        filters = [*(self.input.unwrap or ()), *(self.output.wrap or ())]
+        return (
+            self.postprocess.code is not None
+            or self.input.format not in INPUT_FORMATS
+            or any(each not in PAYLOAD_FILTERS for each in filters)
+        )
 
 
 class StopAfterSettings(Section):
@@ -490,6 +519,8 @@ class Settings(Section):
     ]
     """Kafka client properties by their librdkafka names."""
     security: SecuritySettings = SecuritySettings()
+    encryption: EncryptionSettings | None = None
+    """Keys of encrypted payloads; needed where `input.unwrap` or `output.wrap` has aes-256-gcm."""
     _base: Path = PrivateAttr(default_factory=Path)
 
     @property
@@ -506,6 +537,13 @@ class Settings(Section):
         for name, pipeline in self.pipelines.items():
             if pipeline.input.format not in INPUT_FORMATS:
                 yield self.key(name, "input.format"), pipeline.input.format
+            for setting, filters in (
+                ("input.unwrap", pipeline.input.unwrap),
+                ("output.wrap", pipeline.output.wrap),
+            ):
+                for each in filters or ():
+                    if each not in PAYLOAD_FILTERS:
+                        yield self.key(name, setting), each
             if pipeline.postprocess.code:
                 yield self.key(name, "postprocess"), pipeline.postprocess.code
 
@@ -526,6 +564,8 @@ class Settings(Section):
         plain["kafka"] = {
             name: "[redacted]" if is_secret(name) else value for name, value in plain["kafka"].items()
         }
+        if self.encryption is not None:
+            plain["encryption"] = self.encryption.redacted()
         return plain
 
     def secrets(self) -> list[str]:
@@ -540,6 +580,8 @@ class Settings(Section):
             for part in (value, *value.splitlines())
             if part.strip()
         }
+        if self.encryption is not None:
+            values.update(self.encryption.secrets())
         return sorted(values, key=len, reverse=True)
 
 

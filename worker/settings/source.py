@@ -21,6 +21,8 @@ from worker.errors import ConfigError
 Key = tuple[str, ...]
 """A setting by its path from the top: ``("input", "topics")``; ``*`` stands for a name of the user's choice."""
 
+_SECRET = (("kafka",), ("encryption",))
+"""Sections whose values no message shows."""
 VALUES_MAX = 100_000
 """Values in one configuration, those behind aliases counted each time; the largest real ones have hundreds."""
 _NULL = "tag:yaml.org,2002:null"
@@ -110,7 +112,7 @@ def sentence(error: ValidationError, document: Any, known: set[Key], hidden: Key
     if first["type"] == "missing":
         return f"{name} is required"
     message = _message(details, place, document)
-    if message.startswith("expected ") and place[:1] != ("kafka",):  # what is there may be a secret
+    if message.startswith("expected ") and place[:1] not in _SECRET:  # what is there may be a secret
         message = f"got {describe(first['input'])}, {message}"
     return f"{name}: {message}"
 
@@ -201,7 +203,8 @@ def _override(document: dict[str, Any], override: str) -> None:
             at[key] = {}
         if not isinstance(at[key], dict):
             parent = dotted([name.removesuffix(f".{rest}")])
-            raise ConfigError(f"{option}: {parent} is {describe(at[key])}, not a mapping")
+            found = "one value" if (name.partition(".")[0],) in _SECRET else describe(at[key])
+            raise ConfigError(f"{option}: {parent} is {found}, not a mapping")
         at = at[key]
 
 
@@ -239,7 +242,7 @@ def _expand(value: Any, key: Key) -> Any:
         return found
 
     expanded = _VARIABLE.sub(replacement, value)
-    if key[0] != "kafka" and _VARIABLE.fullmatch(value) and _MORE_THAN_TEXT.fullmatch(expanded):
+    if (key[0],) not in _SECRET and _VARIABLE.fullmatch(value) and _MORE_THAN_TEXT.fullmatch(expanded):
         try:
             return parse(expanded)
         except ConfigError:

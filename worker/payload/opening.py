@@ -1,0 +1,168 @@
+"""From a record's value to the bytes that its input format reads.
+
+Without a reference: the filters of ``input.unwrap``, or those that header ``content-encoding`` names, then the envelope of
+a structured CloudEvent. With one, the event is opened first, because it holds the reference; what was fetched is unwrapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from worker.batch import Headers
+from worker.errors import ConfigError, Reject
+from worker.payload import Filter, events, make_filter
+from worker.payload.headers import CONTENT_ENCODING, ENCRYPTION, encodings, is_structured, last, marks
+from worker.payload.wrapping import Wrapping
+
+if TYPE_CHECKING:
+    from worker.payload.keys import Keys
+    from worker.settings.sections import InputSettings
+
+FOLLOWED = ("gzip", "zstd")
+"""The filters that header ``content-encoding`` may name."""
+_LAYERS_MAX = 4
+_EVENT_TIMES = 32
+"""Upper bound of the memory for parsing an event, as a multiple of its length: JSON of one-digit numbers takes most."""
+
+
+class Opening:
+    """How the values of one route are opened. Pool threads share it; it keeps nothing of a record.
+
+    Args:
+        filters: of ``input.unwrap``; None without that setting: header ``content-encoding`` is followed.
+        at_most: most bytes that a value may have unwrapped, and between two filters.
+    """
+
+    def __init__(self, filters: Sequence[Filter] | None, at_most: int) -> None:
+        self._filters = filters
+        self._at_most = at_most
+        self._followed: dict[str, Filter] = {}
+        """By the word of header ``content-encoding``: its filter, made when a record first names it."""
+        self.always = bool(filters)
+        """Every record is wrapped, whatever its headers say."""
+        self.hides = self.runs_code or any(not layer.exact for layer in (filters or ())[1:])
+        """The length inside cannot be told before the value is unwrapped."""
+
+    def applies(self, headers: Headers | None) -> bool:
+        """Whether a record with these headers has to be opened."""
+        return self.always or (bool(headers) and marks(headers or []))
+
+    def cost(self, value: bytes, headers: Headers | None) -> tuple[int, int]:
+        """What opening a record needs: (most bytes that may be inside, bytes of memory for all steps together).
+
+        Raises:
+            Reject: the value's own header says that it cannot be unwrapped, or has too many bytes inside.
+        """
+        layers = self._layers(headers)
+        if not layers:
+            return self._event_cost(len(value), len(value), headers)
+        return self._cost(layers, layers[0].bound(value, self._at_most), headers)
+
+    def cost_of_length(self, nbytes: int, headers: Headers | None) -> tuple[int, int]:
+        """As :meth:`cost`, of a value of which only the length is known."""
+        layers = self._layers(headers)
+        if not layers:
+            return nbytes, 0
+        return self._cost(layers, min(self._at_most, layers[0].bound_of(nbytes)), headers)
+
+    def open(self, value: bytes, headers: Headers | None, topic: str) -> tuple[bytes, Headers | None]:
+        """The bytes to decode, and the headers as they count.
+
+        Raises:
+            Reject: ``too_large``, ``undecodable`` or ``invalid``.
+        """
+        value = self.unwrap(value, headers, topic)
+        if headers is None or not is_structured(headers):
+            return value, headers
+        event = events.parse(value)
+        return events.data(event), events.merged(headers, event)
+
+    def unwrap(self, value: bytes, headers: Headers | None, topic: str) -> bytes:
+        """The value without the filters around it; an event stays an event."""
+        for layer in self._layers(headers):
+            value = layer.unwrap(value, headers or [], topic, self._at_most)
+        return value
+
+    def counted(self, value: bytes, headers: Headers | None) -> Headers | None:
+        """The headers as they count for a record that is a structured event, readable as it is; else as they are.
+
+        Raises:
+            Reject: it is a broken one.
+        """
+        if headers is None or self._layers(headers) or not is_structured(headers):
+            return headers
+        return events.merged(headers, events.parse(value))
+
+    def _cost(self, layers: Sequence[Filter], first: int, headers: Headers | None) -> tuple[int, int]:
+        sizes = [first]
+        for layer in layers[1:]:
+            sizes.append(min(self._at_most, layer.bound_of(sizes[-1])))
+        # What a library grows its result in exists beside the result for a moment.
+        inside, steps = self._event_cost(sizes[-1], sizes[-1], headers)
+        return inside, sum(sizes) + max(sizes) + steps
+
+    def _event_cost(self, inside: int, nbytes: int, headers: Headers | None) -> tuple[int, int]:
+        return inside, (_EVENT_TIMES + 1) * nbytes if is_structured(headers) else 0
+
+    def _layers(self, headers: Headers | None) -> Sequence[Filter]:
+        """The filters around a record, outermost first.
+
+        Raises:
+            Reject: ``undecodable``: its headers name one that is not known, or not installed.
+        """
+        if self._filters is not None:
+            return self._filters
+        if not headers:
+            return ()
+        if last(headers, ENCRYPTION) is not None:
+            raise Reject(
+                f"the record has header {ENCRYPTION}; expected aes-256-gcm in input.unwrap for it",
+                "undecodable",
+            )
+        names = encodings(headers)
+        if len(names) > _LAYERS_MAX:
+            raise Reject(
+                f"header {CONTENT_ENCODING} names {len(names)} codings, expected at most {_LAYERS_MAX}"
+            )
+        return [self._named(name) for name in reversed(names)]
+
+    def _named(self, encoding: str) -> Filter:
+        found = self._followed.get(encoding)
+        if found is None:
+            if encoding not in FOLLOWED:
+                raise Reject(
+                    f'header {CONTENT_ENCODING} is "{encoding[:40]}"; expected {" or ".join(FOLLOWED)}, or none',
+                    "undecodable",
+                )
+            try:
+                found = self._followed[encoding] = make_filter(encoding, f"header {CONTENT_ENCODING}", None)
+            except ConfigError as error:  # the library is not installed
+                raise Reject(str(error), "undecodable") from None
+        return found
+
+    def within(self, at_most: int) -> Opening:
+        """The same with another bound."""
+        return Opening(self._filters, at_most)
+
+    def wrapping(self, topic: str) -> Wrapping | None:
+        """How a producer wraps what is opened here; None where that is nothing, or custom code, which has no way back."""
+        if not self._filters or self.runs_code:
+            return None
+        return Wrapping([*reversed(self._filters)], topic)
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether opening calls custom code."""
+        return any(layer.encoding is None and not layer.exact for layer in self._filters or ())
+
+
+def opening_of(settings: InputSettings, keys: Keys | None) -> Opening:
+    """How the records of a pipeline are opened.
+
+    Raises:
+        ConfigError: a library is missing, custom code cannot be imported, or there are no keys.
+    """
+    names = settings.unwrap
+    filters = None if names is None else [make_filter(name, "input.unwrap", keys) for name in names]
+    return Opening(filters, settings.unwrapped_bytes)
