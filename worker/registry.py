@@ -109,6 +109,11 @@ POSTPROCESSES: Registry[PostprocessEntry] = Registry(
     {
         "classification": "worker.postprocess.classification:Classification",
         "detection": "worker.postprocess.detection:Detection",
+        "keypoints": "worker.postprocess.keypoints:Keypoints",
+        "segmentation": "worker.postprocess.segmentation:Segmentation",
+        "regions": "worker.postprocess.regions:Regions",
+        "ctc": "worker.postprocess.ctc:Ctc",
+        "anomaly": "worker.postprocess.anomaly:Anomaly",
         "regression": "worker.postprocess.regression:Regression",
         "embedding": "worker.postprocess.embedding:Embedding",
         "raw": "worker.postprocess.raw:Raw",

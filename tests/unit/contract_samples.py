@@ -189,6 +189,26 @@ def _random(*item: int) -> Callable[[int], dict[str, Array]]:
     return lambda count: {"y": np.random.default_rng(7).random((count, *item), np.float32) * 9}
 
 
+def _shares(*item: int) -> Callable[[int], dict[str, Array]]:
+    """Numbers within 0 and 1."""
+    return lambda count: {"y": np.random.default_rng(5).random((count, *item), np.float32)}
+
+
+def _people(items: int) -> dict[str, Any]:
+    """Boxes of one class with two points, within a picture of 30 x 30 pixels."""
+    head = np.random.default_rng(3).random((items, 4 + 1 + 2 * 3, 20), np.float32)
+    head[:, :4] *= 30
+    return {"y": head}
+
+
+def _marks(items: int) -> dict[str, Any]:
+    """Score maps with a bar in each."""
+    maps = np.zeros((items, 1, 24, 40), np.float32)
+    for item, each in enumerate(maps):
+        each[0, 4 + item : 12 + item, 5:30] = 0.9
+    return {"y": maps}
+
+
 def custom_postprocess(outputs: dict[str, Array]) -> Any:
     """Custom code for the suite."""
     return {"sum": float(outputs["y"].sum())}
@@ -199,6 +219,11 @@ POSTPROCESSES: dict[str, PostprocessSample] = {
     "detection": PostprocessSample(
         _candidates, {"detection": {"layout": "yolov8", "score": 0.5, "iou": 0.5}}
     ),
+    "keypoints": PostprocessSample(_people, {"keypoints": {"score": 0.5}}),
+    "segmentation": PostprocessSample(_random(3, 6, 5)),
+    "regions": PostprocessSample(_marks),
+    "ctc": PostprocessSample(_shares(12, 4), {"ctc": {"alphabet": ["a", "b", "c"]}}),
+    "anomaly": PostprocessSample(_shares(1), {"anomaly": {"threshold": 0.5}}),
     "regression": PostprocessSample(_random(3)),
     "embedding": PostprocessSample(_random(8), {"embedding": {"normalize": True}}),
     "raw": PostprocessSample(_random(2, 3)),

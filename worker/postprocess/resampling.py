@@ -88,11 +88,11 @@ def best_class(scores: Array, best: Array, rows: Axis, columns: Axis) -> Array:
 
     A class that is best in all four cells around a pixel is best at the pixel, too: only the others are interpolated.
     """
-    above, below = best[rows.low], best[rows.high]
-    found = above[:, columns.low]
-    same = found == above[:, columns.high]
-    same &= found == below[:, columns.low]
-    same &= found == below[:, columns.high]
+    near, far = best[:, columns.low], best[:, columns.high]
+    found: Array = near[rows.low]
+    same = found == near[rows.high]
+    same &= found == far[rows.low]
+    same &= found == far[rows.high]
     y, x = np.nonzero(~same)
     flat, wide = scores.reshape(len(scores), -1), scores.shape[2]
     step = max(1, BAND_BYTES // (4 * scores.itemsize * len(scores)))
@@ -100,8 +100,8 @@ def best_class(scores: Array, best: Array, rows: Axis, columns: Axis) -> Array:
         v, u = y[start : start + step], x[start : start + step]
         down, right = rows.share[v], columns.share[u]
         top, bottom = rows.low[v] * wide, rows.high[v] * wide
-        near, far = columns.low[u], columns.high[u]
-        at = (flat[:, top + near] * (1 - right) + flat[:, top + far] * right) * (1 - down)
-        at += (flat[:, bottom + near] * (1 - right) + flat[:, bottom + far] * right) * down
+        here, beside = columns.low[u], columns.high[u]
+        at = (flat[:, top + here] * (1 - right) + flat[:, top + beside] * right) * (1 - down)
+        at += (flat[:, bottom + here] * (1 - right) + flat[:, bottom + beside] * right) * down
         found[v, u] = at.argmax(axis=0)
     return found
