@@ -30,6 +30,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 from decode_support import Decoding
 from encode_support import batch_of, encode, make_encoder
+from vision_targets import check_vision
 
 from worker import native
 from worker.batch import CONTENT_LENGTH, Columns, Feed, Headers, Partition
@@ -699,6 +700,11 @@ TARGETS = {
             b"\n",
             b"\xff",
         ],
+    ),
+    "vision": Target(
+        check_vision,
+        [bytes([way]) + bytes(range(0, 256, 7)) for way in range(12)] + [b"\x01" + FLOAT_TOKENS[0] * 9],
+        FLOAT_TOKENS,
     ),
     "result": Target(check_result, [b"\x02" + FLOAT_TOKENS[0] * 3, b"\x01" + bytes(range(50))], FLOAT_TOKENS),
 }

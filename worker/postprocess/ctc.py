@@ -79,7 +79,8 @@ class Ctc:
                 f"the model gave {steps.shape[2]} classes, {_FIELD} expects {len(self._texts)} with the blank"
             )
         best = steps.argmax(axis=2)
-        scores = np.take_along_axis(steps, best[:, :, np.newaxis], 2)[:, :, 0].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # NaN of items that are refused below
+            scores = np.take_along_axis(steps, best[:, :, np.newaxis], 2)[:, :, 0].astype(np.float64)
         if self._softmax:
             for item, row in enumerate(scores):  # one by one: a copy of all scores is not in the byte budget
                 row[:] = _softmax_of_best(steps[item], row)
@@ -90,8 +91,10 @@ class Ctc:
         with np.errstate(invalid="ignore"):
             means = np.bincount(rows, scores[kept], count) / np.maximum(lengths, 1)
         found = self._render(self._texts[best[kept]].tolist(), lengths.tolist(), means)
-        for item in np.flatnonzero((scores > HIGHEST_SCORE).any(axis=1)).tolist():
-            message = f"a score of {scores[item].max():.4g} is no probability; expected {_FIELD}.activation: softmax"
+        odd = (scores > HIGHEST_SCORE) | (scores < 0)
+        for item in np.flatnonzero(odd.any(axis=1)).tolist():
+            score = scores[item][odd[item]][0]
+            message = f"a score of {score:.4g} is no probability; expected {_FIELD}.activation: softmax"
             found[item] = Rejection.of(Reject(message, "model_error"), "postprocess", self)
         for item in rendering.non_finite_items(steps):
             found[item] = rendering.non_finite(self._output, self)
