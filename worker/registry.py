@@ -93,6 +93,8 @@ INPUT_FORMATS: Registry[InputFormat] = Registry(
         "tensor": "worker.records.tensor:TensorDecoder",
         "npy": "worker.records.npy:NpyDecoder",
         "oip": "worker.records.oip:OipDecoder",
+        "audio": "worker.records.audio:AudioDecoder",
+        "pcm16": "worker.records.pcm16:Pcm16Decoder",
     },
     custom="worker.records.custom:CustomDecoder",
 )
@@ -100,6 +102,7 @@ CONTENTS: Registry[Content] = Registry(
     "preprocess",
     {
         "image": "worker.features.picture:Picture",
+        "audio": "worker.features.sound:Sound",
         "numeric": "worker.features.numbers:Numeric",
         "constant": "worker.features.constant:Constant",
     },

@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import sounds
 
 from worker.batch import Array, Headers
 
@@ -30,8 +31,14 @@ class FormatSample:
     """ONNX element types it must be able to carry; the others may be refused at start, or as ``invalid``."""
     memory: Callable[[], dict[str, tuple[tuple[Any, ...], bytes]]] = dict
     """Large records (shape of the model's input, the record's bytes) whose reading takes much memory; made when asked."""
-    name: str = ""
+    name: Any = ""
     """``input.format``, where it is not the entry's name."""
+    shape: tuple[int, ...] = ITEM
+    """Of one item."""
+    kind: str = "uint8"
+    """ONNX element type for the tests that do not try all of them."""
+    read: Callable[[Array], Array] = np.asarray
+    """What an item is once it is read."""
     preprocess: dict[str, Any] | None = None
 
 
@@ -132,7 +139,36 @@ def _npy_memory() -> Memory:
     }
 
 
+def _sound_memory() -> Memory:
+    noise = np.random.default_rng(0).standard_normal((1_000_000, 1)).astype(np.float32) * 0.1
+    silence = np.zeros((10_000_000, 2), np.float32)
+    return {
+        "WAV": (("N", None), sounds.file(noise, 16_000)),
+        "WAV at another rate": (("N", None), sounds.file(noise, 44_100, "wav 24 bit")),
+        "many channels": (("N", None), sounds.file(noise[:500_000].repeat(24, axis=1), 48_000)),
+        "silence in FLAC": (("N", None), sounds.file(silence, 48_000, "flac")),
+        "MP3": (("N", None), sounds.file(noise, 48_000, "mp3")),
+        "Opus": (("N", None), sounds.file(noise, 48_000, "opus")),
+    }
+
+
 FORMATS: dict[str, FormatSample] = {
+    "audio": FormatSample(
+        lambda item: sounds.file(item.astype(np.float32), 16_000, "wav float"),
+        FLOATS,
+        _sound_memory,
+        shape=(40,),
+        kind="float",
+    ),
+    "pcm16": FormatSample(
+        lambda item: item.astype("<i2").tobytes(),
+        FLOATS,
+        lambda: {"samples": (("N", None), bytes(4_000_000))},
+        name={"pcm16": {"rate": 16_000}},
+        shape=(40,),
+        kind="float",
+        read=lambda item: item / 32_768,
+    ),
     "image": FormatSample(
         _png,
         FLOATS | INTEGERS - {"int8"},

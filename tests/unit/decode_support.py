@@ -24,7 +24,7 @@ class Decoding:
 
     def __init__(
         self,
-        input_format: str,
+        input_format: Any,
         inputs: dict[str, tuple[str, Sequence[Any]]],
         batchable: bool = True,
         outputs: Sequence[str] = ("y",),

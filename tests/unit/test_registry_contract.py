@@ -43,16 +43,16 @@ ALL_FORMATS = [*registry.INPUT_FORMATS, "custom"]
 ALL_POSTPROCESSES = [*registry.POSTPROCESSES, "custom"]
 
 
-def decoding(name: str, kind: str = "uint8", shape: tuple[Any, ...] = ITEM, **settings: Any) -> Decoding:
+def decoding(name: str, kind: str = "", **settings: Any) -> Decoding:
     sample = FORMATS[name]
-    inputs = {"x": (kind, ("N", *shape))}
+    inputs = {"x": (kind or sample.kind, ("N", *sample.shape))}
     return Decoding(sample.name or name, inputs, preprocess=sample.preprocess, **settings)
 
 
-def item_of(kind: str, seed: int = 0) -> Any:
-    numbers = np.random.default_rng(seed).integers(0, 2 if kind == "bool" else 100, ITEM)
+def item_of(kind: str, seed: int = 0, shape: tuple[int, ...] = ITEM) -> Any:
+    numbers = np.random.default_rng(seed).integers(0, 2 if kind == "bool" else 100, shape)
     if kind == "string":
-        return np.array([f"{number}é" for number in numbers.ravel()], object).reshape(ITEM)
+        return np.array([f"{number}é" for number in numbers.ravel()], object).reshape(shape)
     return numbers.astype(KINDS[kind])
 
 
@@ -94,7 +94,7 @@ def test_an_item_arrives_in_the_models_dtype(name: str, kind: str) -> None:
         assert kind not in sample.kinds
         assert re.match(r"(input\.format|preprocess)", refused)
         return
-    item = item_of(kind)
+    item = item_of(kind, shape=sample.shape)
     feed = one.decode(sample.write(item))
     if feed.rejected:
         assert kind not in sample.kinds, feed.rejected[0].message
@@ -102,7 +102,7 @@ def test_an_item_arrives_in_the_models_dtype(name: str, kind: str) -> None:
         return
     found = feed.arrays["x"][0] if feed.arrays is not None else feed.items[0].arrays["x"][0]  # type: ignore[union-attr]
     assert found.dtype == KINDS[kind]
-    assert np.array_equal(found, item)
+    assert np.array_equal(found, sample.read(item))
 
 
 def hostile(good: bytes) -> Iterator[bytes]:
@@ -123,10 +123,10 @@ def hostile(good: bytes) -> Iterator[bytes]:
 def test_hostile_bytes_cost_their_own_row_alone(name: str) -> None:
     """No bytes make a decoder raise; what is wrong with a row is its own rejection, and its neighbours are unmoved."""
     sample, one = FORMATS[name], decoding(name)
-    first, last = (sample.write(item_of("uint8", seed)) for seed in (1, 2))
+    first, last = (sample.write(item_of("uint8", seed, sample.shape)) for seed in (1, 2))
     expected = rows_of(one.decode(first, last))
     refused = 0
-    for value in hostile(sample.write(item_of("uint8"))):
+    for value in hostile(sample.write(item_of("uint8", shape=sample.shape))):
         found = rows_of(one.decode(first, value, last))
         assert [found[0], found[2]] == expected
         if isinstance(found[1], str):
@@ -138,8 +138,8 @@ def test_hostile_bytes_cost_their_own_row_alone(name: str) -> None:
 @pytest.mark.parametrize("name", ALL_FORMATS)
 def test_a_record_without_a_value_is_refused_not_fatal(name: str) -> None:
     """A decoder refuses a row that has no value, should one ever reach it."""
-    one = decoding(name)
-    good = FORMATS[name].write(item_of("uint8"))
+    sample, one = FORMATS[name], decoding(name)
+    good = sample.write(item_of("uint8", shape=sample.shape))
     found = rows_of(one.decode(good, None, good))  # type: ignore[arg-type]
     assert found[1] in REASONS
     assert found[0] == found[2] != found[1]
@@ -149,7 +149,7 @@ def test_a_record_without_a_value_is_refused_not_fatal(name: str) -> None:
 def test_rows_do_not_depend_on_each_other(name: str) -> None:
     """A row gives the same alone, in any order, and beside rows that are refused."""
     sample, one = FORMATS[name], decoding(name)
-    values = [sample.write(item_of("uint8", seed)) for seed in range(7)]
+    values = [sample.write(item_of("uint8", seed, sample.shape)) for seed in range(7)]
     values[2], values[5] = b"nonsense", values[5][:-3]
     alone = [rows_of(one.decode(value))[0] for value in values]
     random = np.random.default_rng(1)
@@ -161,8 +161,9 @@ def test_rows_do_not_depend_on_each_other(name: str) -> None:
 @pytest.mark.parametrize("name", ALL_FORMATS)
 def test_the_cost_is_known_before_anything_is_decoded(name: str) -> None:
     """The cost of any bytes is a number of bytes or a refusal, and nothing of the record is kept for it."""
+    sample = FORMATS[name]
     for one in (decoding(name), decoding(name, limits={"in_flight_bytes": 100})):
-        for value in hostile(FORMATS[name].write(item_of("uint8"))):
+        for value in hostile(sample.write(item_of("uint8", shape=sample.shape))):
             assert cost_of(one, value) in REASONS or cost_of(one, value) >= 0
 
 
@@ -179,9 +180,9 @@ def peak():
         return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
 
 sample = FORMATS[sys.argv[2]]
-small = sample.write(np.zeros((2, 3, 3), np.uint8))
+small = sample.write(np.zeros(sample.shape, np.uint8))
 for case, (shape, value) in sample.memory().items():
-    kind = "uint8" if sample.preprocess else "float"
+    kind = sample.kind if sample.preprocess else "float"
     one = Decoding(sample.name or sys.argv[2], {"x": (kind, shape)}, preprocess=sample.preprocess)
     one.decode(small)  # what is made once is no part of a record's cost
     sys.stdout.flush()

@@ -59,7 +59,7 @@ class PiecesFeature(FileFeature):
     def scratch(self, beginning: bytes) -> int:
         return 0
 
-    def windows(self, beginning: bytes) -> int:
+    def items_in(self, beginning: bytes) -> int:
         return len(beginning) // 4
 
     def file(self, record: Record) -> bytes:

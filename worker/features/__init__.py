@@ -100,6 +100,8 @@ class FileFeature(ABC):
     windowed = False
     """Whether it makes several items of one record: it puts an array (windows, ...) into ``items`` and their marks under
     ``opened[MARKS]``."""
+    reads_whole = False
+    """Whether the size of what it decodes to stands anywhere in the file, so that its beginning alone does not do."""
     further_nbytes = 0
     """Bytes of the tensors of each item beyond the first, its answers included; the decoder knows them."""
     answer_share = 0.0
@@ -129,7 +131,7 @@ class FileFeature(ABC):
         """How items of unlike length are made equally long; None = they have one shape, or share no run."""
         return None
 
-    def windows(self, beginning: bytes) -> int:
+    def items_in(self, beginning: bytes) -> int:
         """How many items the record has because of this file.
 
         Args:
@@ -145,7 +147,7 @@ class FileFeature(ABC):
         """
         scratch = self.scratch(beginning)
         if self.windowed:
-            scratch += (self.windows(beginning) - 1) * self.further_nbytes
+            scratch += (self.items_in(beginning) - 1) * self.further_nbytes
         return scratch
 
     def file(self, record: Record) -> bytes:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-from contextlib import suppress
+
+from worker.features.quiet import quiet_decoders
 
 # Headers are checked before every decode. This limit holds even if a decoder reads a header differently.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "40000000")
@@ -16,20 +16,6 @@ cv2.setNumThreads(1)  # the pool's threads already decode in parallel
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 
-def _quiet_decoders() -> None:
-    """Discard the warnings that libjpeg and libpng print for each broken picture: they would break the log's JSON lines.
-
-    Both libraries write to C's ``stderr`` stream. Python, ONNX Runtime and crash dumps write to the file descriptor or to
-    streams of their own; their output stays visible.
-    """
-    with suppress(OSError, ValueError):  # this C library has no such symbol: the warnings stay visible
-        libc = ctypes.CDLL(None)
-        libc.fopen.restype = ctypes.c_void_p
-        nowhere = libc.fopen(os.devnull.encode(), b"w")
-        if nowhere:
-            ctypes.c_void_p.in_dll(libc, "stderr").value = nowhere
-
-
-_quiet_decoders()
+quiet_decoders()
 
 __all__ = ["cv2"]

@@ -36,7 +36,7 @@ _ESCAPES = ((b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b""))
 class JsonDecoder(FieldsDecoder):
     """One JSON object per record; each model input is numbers or a picture from it."""
 
-    contents = ("numeric", "image")
+    contents = ("numeric", "image", "audio")
     has_fields = True
     takes_missing = True
 
@@ -193,12 +193,14 @@ def _places(value: bytes, name: bytes) -> Iterator[int]:
 
 def _scratch(value: bytes, start: int, feature: FileFeature) -> int:
     """Bytes that decoding needs for the base64 text at ``start``; 0 if it is not such a file."""
-    for length in _HEADER_LENGTHS:
+    for length in _HEADER_LENGTHS[-1:] if feature.reads_whole else _HEADER_LENGTHS:
         text = value[start : start + length].partition(b'"')[0]
         if b"\\" in text:
             for escape, plain in _ESCAPES:
                 text = text.replace(escape, plain)
         try:
+            if feature.reads_whole:
+                return feature.charge(base64_text.decoded(text.decode("ascii")))
             return feature.charge(base64_text.beginning(text))
         except (Reject, ValueError):
             # the header may be longer than this text; decoding reports any other fault

@@ -1,0 +1,75 @@
+"""Sound as a content: the settings and the entry; soundfile and soxr are imported only if a pipeline has sound."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from worker.features import Place
+from worker.model.signature import TensorSpec
+from worker.settings import LimitsSettings
+from worker.settings.kinds import Seconds
+from worker.settings.section import ContentSettings
+
+if TYPE_CHECKING:
+    from worker.features.sound_file import SoundFeature
+
+Rate = Annotated[int, Field(ge=1_000, le=768_000)]
+
+
+class AudioSettings(ContentSettings):
+    """From a sound file to mono samples of one rate, whole or in windows."""
+
+    rate: Rate = 16_000
+    """Samples per second that the model wants; other sounds are resampled."""
+    window_s: Seconds | None = None
+    """Seconds of one item: a record has as many items as windows, each with a prediction of its own; none: one item."""
+    hop_s: Seconds | None = None
+    """Seconds from the start of one window to the next; default: window_s."""
+    context_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds before each window that stand in front of it in the same item; zeros before the sound."""
+    pad: bool = True
+    """Whether a shorter end of the sound counts as a window, with zeros behind it."""
+    max_s: Seconds = 600.0
+    """A longer sound is a dead letter, undecoded."""
+
+    @model_validator(mode="after")
+    def _windows_first(self) -> AudioSettings:
+        if self.window_s is None and (self.hop_s is not None or self.context_s):
+            raise ValueError("expected window_s beside hop_s and context_s")
+        for name, seconds in (("window_s", self.window_s), ("hop_s", self.hop_s)):
+            if seconds is not None and round(seconds * self.rate) < 1:
+                raise ValueError(f"expected {name} of at least one sample: {1 / self.rate} s")
+        return self
+
+    @property
+    def item_samples(self) -> int | None:
+        """Samples of one item; None where that is the whole sound."""
+        if self.window_s is None:
+            return None
+        return round(self.window_s * self.rate) + round(self.context_s * self.rate)
+
+    @property
+    def one_shape(self) -> bool:
+        return self.window_s is not None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Lengths that a free dimension of the model's input is known to have."""
+        return [] if self.item_samples is None else [self.item_samples]
+
+
+class Sound:
+    """Sound: mono samples of one rate from a WAV, FLAC, OGG or MP3 file; in a JSON field as base64 text."""
+
+    settings: ClassVar[type[ContentSettings]] = AudioSettings
+
+    @staticmethod
+    def make(
+        options: AudioSettings | None, spec: TensorSpec, place: Place, key: str, limits: LimitsSettings
+    ) -> SoundFeature:
+        """See :class:`worker.features.Content`."""
+        from worker.features.sound_file import SoundFeature
+
+        return SoundFeature(options or AudioSettings(), spec, place, key, limits)

@@ -1,0 +1,223 @@
+"""A sound file in a record -> samples within the limits -> one item, or one item per window."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from worker.batch import Array, Feed, Padding
+from worker.errors import ConfigError, Reject
+from worker.features import MARKS, FileFeature, Opened, Place, Record
+from worker.features.sound import AudioSettings
+from worker.features.sound_decode import BLOCK_SAMPLES, Decoding
+from worker.features.sound_header import SoundHeader
+from worker.features.sound_windows import Windows
+from worker.model.signature import TensorSpec
+from worker.settings import LimitsSettings
+
+FREE_SCRATCH_BYTES = 8 << 20
+"""A decode that needs at most this much memory takes none from the byte budget."""
+_SAMPLE = 4
+"""Bytes of a sample."""
+_SOFTWARE_BYTES = 4 << 20
+"""What a decoder and a resampler need at most beside the samples."""
+
+
+class SoundFeature(FileFeature):
+    """Fills one model input with a sound, within the limits.
+
+    Args:
+        settings: rate, windows and longest sound.
+        spec: the model input: floats with one dimension for the samples; further dimensions have length 1.
+        place: where in the record the file is: bytes, or base64 text.
+        key: the setting's name, for errors.
+        limits: a sound whose decoding needs more than ``in_flight_bytes`` is refused.
+
+    Raises:
+        ConfigError: the input cannot hold samples, or soundfile or soxr is not installed.
+    """
+
+    reads_whole = True
+
+    def __init__(
+        self, settings: AudioSettings, spec: TensorSpec, place: Place, key: str, limits: LimitsSettings
+    ) -> None:
+        super().__init__(spec, place)
+        self._decoding = Decoding(settings.rate, key)
+        self._settings = settings
+        self._limit_bytes = limits.in_flight_bytes
+        self._shared = place.field, settings.rate, "sound"
+        """The key under which features that read the same sound share it."""
+        self._axis = _samples_axis(spec, key)
+        length = spec.item_shape[self._axis]
+        self.windows: Windows | None = None
+        if settings.window_s is not None:
+            self.windows = _windows_of(settings)
+            if length not in (None, self.windows.size):
+                raise ConfigError(
+                    f"{key}.window_s: an item has {self.windows.size} samples with its context, but the model's "
+                    f"input {spec.name} takes {length}; expected window_s and context_s that make "
+                    f"{length / settings.rate} s"
+                )
+        self.length = length
+        self.windowed = self.windows is not None
+
+    @property
+    def padding(self) -> Padding | None:
+        """See :class:`worker.features.FileFeature`."""
+        if self.length is not None or self.windowed:
+            return None
+        return Padding(self._axis, multiple=max(1, self._settings.rate // 10))
+
+    def scratch(self, beginning: bytes) -> int:
+        """See :class:`worker.features.FileFeature`."""
+        needed = self._room(self._decoding.header(beginning))
+        return needed if needed > FREE_SCRATCH_BYTES else 0
+
+    def _room(self, header: SoundHeader) -> int:
+        """What decoding needs.
+
+        Raises:
+            Reject: ``too_large``: longer than ``max_s``, or more than the whole budget.
+        """
+        needed = self._needed(header)
+        if needed > self._limit_bytes:
+            raise Reject(
+                f"decoding the sound needs {needed} bytes of memory, limits.in_flight_bytes is {self._limit_bytes}",
+                "too_large",
+            )
+        return needed
+
+    def items_in(self, beginning: bytes) -> int:
+        """See :class:`worker.features.FileFeature`."""
+        if self.windows is None:
+            return 1
+        header = self._decoding.header(beginning)
+        samples = self._decoding.samples(self._most(header), header.rate)
+        return max(1, self.windows.count(samples))
+
+    def write(self, record: Record, feed: Feed, row: int, items: dict[str, Array], opened: Opened) -> bool:
+        """See :class:`worker.features.Feature`."""
+        sound: Array | None = opened.get(self._shared)
+        if sound is None:
+            sound = opened[self._shared] = self._decoded(self.file(record))
+        if self.windows is not None:
+            if not self.windows.count(len(sound)):
+                raise Reject(
+                    f"{self._length_of(sound)}, expected at least window_s: {self._settings.window_s}"
+                )
+            items[self.spec.name] = self._shaped(self.windows.cut(sound))
+            opened[MARKS] = self.windows.marks(len(sound), self._settings.rate)
+            return True
+        if self.length is not None:
+            sound = self._of_length(sound, self.length)
+        item = self._shaped(sound[np.newaxis])[0]
+        if feed.arrays is not None:
+            feed.arrays[self.spec.name][row] = item
+        else:
+            items[self.spec.name] = item
+        return True
+
+    def _needed(self, header: SoundHeader) -> int:
+        """Bytes for decoding a sound and for its items in the batch, besides the slots of one item of length 1."""
+        frames = self._most(header)
+        samples = self._decoding.samples(frames, header.rate)
+        block = min(frames * header.channels, BLOCK_SAMPLES + header.channels)
+        if header.rate != self._settings.rate:
+            frames += samples
+        if self.windows is None:
+            items, further = samples, 2 * samples  # its copy in the run, padded up to half again
+        else:
+            items = max(1, self.windows.count(samples)) * self.windows.size
+            further = samples + self.windows.size + 2 * items
+        answers = 2 * round(items * self.spec.dtype.itemsize * self.answer_share)
+        return _SAMPLE * (frames + further + 2 * block) + answers + _SOFTWARE_BYTES
+
+    def _most(self, header: SoundHeader) -> int:
+        """Most samples of each channel.
+
+        Raises:
+            Reject: ``too_large``: longer than ``max_s``.
+        """
+        most = math.floor(self._settings.max_s * header.rate)
+        if header.frames is None:
+            return most
+        if header.kind == "mp3":
+            most += 2 * 1152  # the header counts what the encoder put before and behind the sound
+        if header.frames > most:
+            raise Reject(
+                f"the sound is {header.frames / header.rate:.1f} s long, preprocess.audio.max_s is "
+                f"{self._settings.max_s:g}",
+                "too_large",
+            )
+        return header.frames
+
+    def _decoded(self, value: bytes) -> Array:
+        """Mono samples at the wanted rate.
+
+        Raises:
+            Reject: broken, cut short, empty, not finite, or too long.
+        """
+        header = self._decoding.header(value)
+        self._room(header)
+        return self._decoding.mono(value, header, self._most(header))
+
+    def _of_length(self, sound: Array, length: int) -> Array:
+        """The sound with zeros behind it up to the model's length.
+
+        Raises:
+            Reject: ``invalid``: it is longer, or shorter without ``pad``.
+        """
+        if len(sound) == length:
+            return sound
+        if len(sound) > length or not self._settings.pad:
+            raise Reject(
+                f"{self._length_of(sound)}, the model's input {self.spec.name} takes {length / self._settings.rate} s"
+            )
+        padded = np.zeros(length, np.float32)
+        padded[: len(sound)] = sound
+        return padded
+
+    def _shaped(self, pieces: Array) -> Array:
+        """(items, samples) in the model's shape and dtype."""
+        shape = [1] * len(self.spec.item_shape)
+        shape[self._axis] = pieces.shape[1]
+        return pieces.reshape(len(pieces), *shape).astype(self.spec.dtype, copy=False)
+
+    def _length_of(self, sound: Array) -> str:
+        return f"the sound is {len(sound) / self._settings.rate} s long"
+
+
+def _windows_of(settings: AudioSettings) -> Windows:
+    assert settings.window_s is not None
+    length = round(settings.window_s * settings.rate)
+    hop = length if settings.hop_s is None else round(settings.hop_s * settings.rate)
+    return Windows(length, hop, round(settings.context_s * settings.rate), settings.pad)
+
+
+def _samples_axis(spec: TensorSpec, key: str) -> int:
+    """The axis of an item that counts samples: the free one, else the only one that is longer than 1.
+
+    Raises:
+        ConfigError: the input does not hold floats, or has no such axis, or several.
+    """
+    if spec.dtype.kind != "f":
+        raise ConfigError(
+            f"{key}: sound is made of floats, the model's input {spec.name} holds {spec.datatype}"
+        )
+    shape = spec.item_shape
+    longer = [axis for axis, length in enumerate(shape) if length != 1]
+    free = [axis for axis in longer if shape[axis] is None]
+    found = longer if len(longer) == 1 else free if len(longer) == 2 and len(free) == 1 else []
+    if not found and shape and set(shape) == {1}:
+        found = [len(shape) - 1]
+    if len(found) != 1 or any(length not in (1, None) for i, length in enumerate(shape) if i != found[0]):
+        if len(longer) > 1 and all(shape[axis] is None for axis in longer):
+            return longer[-1]  # [batch, channels, samples] with nothing known
+        text = str(list(shape)).replace("None", "?")
+        raise ConfigError(
+            f"{key}: an item of the model's input {spec.name} has shape {text}, which cannot hold the samples of "
+            "one channel; expected features, or one dimension longer than 1"
+        )
+    return found[0]
