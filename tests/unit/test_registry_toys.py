@@ -64,7 +64,7 @@ def test_settings_know_a_new_component(config: Path) -> None:
     schema = json_schema()
     assert schema["$defs"]["AboveSettings"]["properties"]["level"]["default"] == 0.5
     assert '"line"' in json.dumps(schema["$defs"]["InputSettings"])
-    with pytest.raises(ConfigError, match=r"oip, line or custom code"):
+    with pytest.raises(ConfigError, match=r", line or custom code"):
         load(config, ["input.format=lime"])
     with pytest.raises(ConfigError, match=r"postprocess\.above\.levle; the nearest known key is .*level"):
         load(config, ["postprocess.above={levle: 3}"])
