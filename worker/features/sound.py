@@ -2,20 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from worker.features import Place
 from worker.model.signature import TensorSpec
 from worker.settings import LimitsSettings
-from worker.settings.kinds import Seconds
-from worker.settings.section import ContentSettings
+from worker.settings.kinds import Seconds, from_file
+from worker.settings.section import ContentSettings, Section
 
 if TYPE_CHECKING:
     from worker.features.sound_file import SoundFeature
 
 Rate = Annotated[int, Field(ge=1_000, le=768_000)]
+Length = Annotated[int, Field(ge=2, le=1 << 16)]
+
+
+def _graph_file(path: Path) -> Path:
+    if path.suffix != ".onnx":
+        raise ValueError("expected whisper80, whisper128, kaldi80, a file *.onnx")
+    return path
+
+
+class MelSettings(Section):
+    """Log-mel features as librosa's ``melspectrogram`` (power 2, Hann window, centred frames, zeros beyond the ends)."""
+
+    n_fft: Length = 400
+    """Samples of one frame and of its Fourier transform."""
+    hop: Length = 160
+    """Samples from the start of one frame to the next."""
+    bins: Annotated[int, Field(ge=1, le=1024)] = 80
+    """Mel filters."""
+    f_min: Annotated[float, Field(ge=0)] = 0.0
+    """Hertz at which the lowest filter begins."""
+    f_max: Annotated[float, Field(gt=0)] | None = None
+    """Hertz at which the highest filter ends; default: half the rate."""
+    log: Literal["natural", "log10", "db", "none"] = "natural"
+    """The logarithm of the power, at least 1e-10; db: 10 log10, at most 80 below the loudest of the item, as `power_to_db`."""
+    norm: Literal["slaney", "none"] = "slaney"
+    """slaney: filters of equal area; none: of equal height."""
+    scale: Literal["slaney", "htk"] = "slaney"
+    """The mel scale."""
+
+
+Features = (
+    Literal["whisper80", "whisper128", "kaldi80"]
+    | MelSettings
+    | Annotated[Path, AfterValidator(_graph_file), AfterValidator(from_file)]
+    | None
+)
 
 
 class AudioSettings(ContentSettings):
@@ -33,6 +70,8 @@ class AudioSettings(ContentSettings):
     """Whether a shorter end of the sound counts as a window, with zeros behind it."""
     max_s: Seconds = 600.0
     """A longer sound is a dead letter, undecoded."""
+    features: Features = None
+    """What the model gets instead of samples: log-mel as Whisper or Kaldi compute it, as librosa with these parameters, or the output of an .onnx file of one's own that is run before the model."""
 
     @model_validator(mode="after")
     def _windows_first(self) -> AudioSettings:
@@ -41,6 +80,10 @@ class AudioSettings(ContentSettings):
         for name, seconds in (("window_s", self.window_s), ("hop_s", self.hop_s)):
             if seconds is not None and round(seconds * self.rate) < 1:
                 raise ValueError(f"expected {name} of at least one sample: {1 / self.rate} s")
+        if isinstance(self.features, MelSettings):
+            top = self.rate / 2
+            if not self.features.f_min < (self.features.f_max or top) <= top:
+                raise ValueError(f"expected f_min below f_max, and f_max at most half the rate: {top:g}")
         return self
 
     @property
@@ -57,7 +100,11 @@ class AudioSettings(ContentSettings):
     @property
     def sizes(self) -> list[int]:
         """Lengths that a free dimension of the model's input is known to have."""
-        return [] if self.item_samples is None else [self.item_samples]
+        if self.features is None:
+            return [] if self.item_samples is None else [self.item_samples]
+        from worker.features.sound_features import frames_of
+
+        return frames_of(self)
 
 
 class Sound:

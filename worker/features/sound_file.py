@@ -7,10 +7,11 @@ import math
 import numpy as np
 
 from worker.batch import Array, Feed, Padding
-from worker.errors import ConfigError, Reject
+from worker.errors import Reject
 from worker.features import MARKS, FileFeature, Opened, Place, Record
 from worker.features.sound import AudioSettings
 from worker.features.sound_decode import BLOCK_SAMPLES, Decoding
+from worker.features.sound_features import WINDOWS_AT_A_TIME, OwnGraph, features_of
 from worker.features.sound_header import SoundHeader
 from worker.features.sound_windows import Windows
 from worker.model.signature import TensorSpec
@@ -20,6 +21,8 @@ FREE_SCRATCH_BYTES = 8 << 20
 """A decode that needs at most this much memory takes none from the byte budget."""
 _SAMPLE = 4
 """Bytes of a sample."""
+_FRAMES_MULTIPLE = 10
+"""Frames that padded lengths are a multiple of."""
 _SOFTWARE_BYTES = 4 << 20
 """What a decoder and a resampler need at most beside the samples."""
 
@@ -49,26 +52,22 @@ class SoundFeature(FileFeature):
         self._limit_bytes = limits.in_flight_bytes
         self._shared = place.field, settings.rate, "sound"
         """The key under which features that read the same sound share it."""
-        self._axis = _samples_axis(spec, key)
-        length = spec.item_shape[self._axis]
+        self._features = features_of(settings, spec, key)
         self.windows: Windows | None = None
         if settings.window_s is not None:
             self.windows = _windows_of(settings)
-            if length not in (None, self.windows.size):
-                raise ConfigError(
-                    f"{key}.window_s: an item has {self.windows.size} samples with its context, but the model's "
-                    f"input {spec.name} takes {length}; expected window_s and context_s that make "
-                    f"{length / settings.rate} s"
-                )
-        self.length = length
+            self._features.check(self.windows.size, key, settings.rate)
+        self.length = self._features.whole_samples or self._features.length
+        """Samples of a sound that is not cut; None = any number."""
         self.windowed = self.windows is not None
 
     @property
     def padding(self) -> Padding | None:
         """See :class:`worker.features.FileFeature`."""
-        if self.length is not None or self.windowed:
+        if self.windowed or self.length is not None or isinstance(self._features, OwnGraph):
             return None
-        return Padding(self._axis, multiple=max(1, self._settings.rate // 10))
+        multiple = _FRAMES_MULTIPLE if self._settings.features is not None else self._settings.rate // 10
+        return Padding(self._features.axis, multiple=multiple)
 
     def scratch(self, beginning: bytes) -> int:
         """See :class:`worker.features.FileFeature`."""
@@ -126,13 +125,23 @@ class SoundFeature(FileFeature):
         block = min(frames * header.channels, BLOCK_SAMPLES + header.channels)
         if header.rate != self._settings.rate:
             frames += samples
+        whole = max(samples, self.length or 0)
         if self.windows is None:
-            items, further = samples, 2 * samples  # its copy in the run, padded up to half again
+            pieces, count = whole, 1
         else:
-            items = max(1, self.windows.count(samples)) * self.windows.size
-            further = samples + self.windows.size + 2 * items
-        answers = 2 * round(items * self.spec.dtype.itemsize * self.answer_share)
-        return _SAMPLE * (frames + further + 2 * block) + answers + _SOFTWARE_BYTES
+            count = max(1, self.windows.count(samples))
+            pieces = count * self.windows.size
+            whole += self.windows.size
+        item = self._features.item_elements(self.windows.size if self.windows else whole)
+        further = whole + pieces + 2 * count * item  # with its copy in the run, padded up to half again
+        answers = 2 * round(count * item * self.spec.dtype.itemsize * self.answer_share)
+        own = self._features.nbytes_per_sample * (whole if self.windows is None else self._at_a_time(count))
+        return _SAMPLE * (frames + further + 2 * block) + answers + own + _SOFTWARE_BYTES
+
+    def _at_a_time(self, windows: int) -> int:
+        """Samples whose features are computed together."""
+        assert self.windows is not None
+        return min(windows, WINDOWS_AT_A_TIME) * self.windows.size
 
     def _most(self, header: SoundHeader) -> int:
         """Most samples of each channel.
@@ -180,10 +189,19 @@ class SoundFeature(FileFeature):
         return padded
 
     def _shaped(self, pieces: Array) -> Array:
-        """(items, samples) in the model's shape and dtype."""
-        shape = [1] * len(self.spec.item_shape)
-        shape[self._axis] = pieces.shape[1]
-        return pieces.reshape(len(pieces), *shape).astype(self.spec.dtype, copy=False)
+        """(items, samples) in the model's shape and dtype.
+
+        Raises:
+            Reject: ``invalid``: the features do not have the model's shape.
+        """
+        found = self._features(pieces)
+        expected = self.spec.item_shape
+        if found.ndim != len(expected) + 1 or any(
+            wanted not in (None, there) for wanted, there in zip(expected, found.shape[1:], strict=True)
+        ):
+            text = str(list(expected)).replace("None", "?")
+            raise Reject(f"the features have shape {list(found.shape[1:])}, the model's input takes {text}")
+        return found.astype(self.spec.dtype, copy=False)
 
     def _length_of(self, sound: Array) -> str:
         return f"the sound is {len(sound) / self._settings.rate} s long"
@@ -194,30 +212,3 @@ def _windows_of(settings: AudioSettings) -> Windows:
     length = round(settings.window_s * settings.rate)
     hop = length if settings.hop_s is None else round(settings.hop_s * settings.rate)
     return Windows(length, hop, round(settings.context_s * settings.rate), settings.pad)
-
-
-def _samples_axis(spec: TensorSpec, key: str) -> int:
-    """The axis of an item that counts samples: the free one, else the only one that is longer than 1.
-
-    Raises:
-        ConfigError: the input does not hold floats, or has no such axis, or several.
-    """
-    if spec.dtype.kind != "f":
-        raise ConfigError(
-            f"{key}: sound is made of floats, the model's input {spec.name} holds {spec.datatype}"
-        )
-    shape = spec.item_shape
-    longer = [axis for axis, length in enumerate(shape) if length != 1]
-    free = [axis for axis in longer if shape[axis] is None]
-    found = longer if len(longer) == 1 else free if len(longer) == 2 and len(free) == 1 else []
-    if not found and shape and set(shape) == {1}:
-        found = [len(shape) - 1]
-    if len(found) != 1 or any(length not in (1, None) for i, length in enumerate(shape) if i != found[0]):
-        if len(longer) > 1 and all(shape[axis] is None for axis in longer):
-            return longer[-1]  # [batch, channels, samples] with nothing known
-        text = str(list(shape)).replace("None", "?")
-        raise ConfigError(
-            f"{key}: an item of the model's input {spec.name} has shape {text}, which cannot hold the samples of "
-            "one channel; expected features, or one dimension longer than 1"
-        )
-    return found[0]
