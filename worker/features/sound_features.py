@@ -237,7 +237,8 @@ def _mel_shape(spec: TensorSpec, recipe: MelRecipe, key: str) -> tuple[list[int 
             for second in range(first + 1, len(shape)):
                 bins, frames = (first, second) if bins_first else (second, first)
                 others = [length for axis, length in enumerate(shape) if axis not in (first, second)]
-                known = shape[bins] == recipe.bins or (shape[bins] is None and recipe.bins not in shape)
+                free = shape[bins] is None and shape[frames] is None
+                known = shape[bins] == recipe.bins or free
                 if known and all(length in (1, None) for length in others):
                     fitted = [1 if axis not in (bins, frames) else shape[axis] for axis in range(len(shape))]
                     fitted[bins] = recipe.bins

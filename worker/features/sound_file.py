@@ -133,7 +133,11 @@ class SoundFeature(FileFeature):
             pieces = count * self.windows.size
             whole += self.windows.size
         item = self._features.item_elements(self.windows.size if self.windows else whole)
-        further = whole + pieces + 2 * count * item  # with its copy in the run, padded up to half again
+        further = 2 * count * item  # with its copy in the run, padded up to half again
+        if self.windows is not None or self.length is not None:
+            further += whole  # the sound with zeros around it
+        if self.windows is not None and self._settings.features is not None:
+            further += pieces
         answers = 2 * round(count * item * self.spec.dtype.itemsize * self.answer_share)
         own = self._features.nbytes_per_sample * (whole if self.windows is None else self._at_a_time(count))
         return _SAMPLE * (frames + further + 2 * block) + answers + own + _SOFTWARE_BYTES
