@@ -90,6 +90,7 @@ INPUT_FORMATS: Registry[InputFormat] = Registry(
     {
         "image": "worker.records.image:ImageDecoder",
         "json": "worker.records.json:JsonDecoder",
+        "video": "worker.records.video:VideoDecoder",
         "tensor": "worker.records.tensor:TensorDecoder",
         "npy": "worker.records.npy:NpyDecoder",
         "oip": "worker.records.oip:OipDecoder",
@@ -103,6 +104,7 @@ CONTENTS: Registry[Content] = Registry(
     {
         "image": "worker.features.picture:Picture",
         "audio": "worker.features.sound:Sound",
+        "video": "worker.features.video:Video",
         "numeric": "worker.features.numbers:Numeric",
         "constant": "worker.features.constant:Constant",
     },

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import sounds
+from clips import write_clip
 
 from worker.batch import Array, Headers
 
@@ -60,6 +61,22 @@ def _npy(item: Array) -> bytes:
     file = io.BytesIO()
     np.save(file, item.astype("U8") if item.dtype == object else item)
     return file.getvalue()
+
+
+def _clip(item: Array) -> bytes:
+    """One picture, coded without loss."""
+    picture = np.ascontiguousarray(item.astype(np.uint8))
+    return write_clip([picture], "matroska", "libx264rgb", 1, {"crf": "0", "preset": "ultrafast"})
+
+
+def _video_memory() -> Memory:
+    large = [np.full((1080, 1920, 3), shade, np.uint8) for shade in (40, 200)]
+    many = [np.full((720, 1280, 3), shade, np.uint8) for shade in range(40, 240, 20)]
+    quick, deep = {"preset": "ultrafast"}, {"preset": "ultrafast", "refs": "8", "bf": "4"}
+    return {
+        "1080p, one size": (("N", 1080, 1920, 3), write_clip(large, "mp4", "libx264", 1, quick)),
+        "720p, its own size": (("N", None, None, 3), write_clip(many, "mp4", "libx264", 2, deep)),
+    }
 
 
 DATATYPES = {
@@ -179,6 +196,12 @@ FORMATS: dict[str, FormatSample] = {
         lambda item: json.dumps({"features": _plain(item)}).encode(),
         FLOATS | INTEGERS | {"bool", "string"},
         _json_memory,
+    ),
+    "video": FormatSample(
+        _clip,
+        FLOATS | INTEGERS - {"int8"},
+        _video_memory,
+        preprocess={"video": {"fps": 1}, "image": {"resize": "none"}},
     ),
     "tensor": FormatSample(
         lambda item: item.tobytes(),

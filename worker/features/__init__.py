@@ -104,6 +104,8 @@ class FileFeature(ABC):
     """Whether the size of what it decodes to stands anywhere in the file, so that its beginning alone does not do."""
     further_nbytes = 0
     """Bytes of the tensors of each item beyond the first, its answers included; the decoder knows them."""
+    batch_records: int | None = None
+    """Most records in one batch, because one may take long; None = as many as ``batching.max_size``."""
     answer_share = 0.0
     """Bytes of the model's answer for each byte of the item, as made-up items have shown; set by the decoder."""
 
@@ -174,8 +176,9 @@ class FileFeature(ABC):
 class Content(Protocol):
     """An entry of ``worker.registry.CONTENTS``. Importing it must not import OpenCV or another heavy library.
 
-    Two attributes are optional. ``takes_default = True``: the content can be made of ``Place.default``. ``placeless = True``:
-    it reads nothing of a record, so that it goes with every format that holds contents, and has no ``from``.
+    Three attributes are optional. ``takes_default = True``: the content can be made of ``Place.default``. ``placeless = True``:
+    it reads nothing of a record, so that it goes with every format that holds contents, and has no ``from``. ``holds``: names of
+    contents whose settings may stand beside its own, and then count as settings of its section.
     """
 
     settings: type[ContentSettings]

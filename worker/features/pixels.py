@@ -69,7 +69,9 @@ class ImagePreprocess:
         self.border = _border(settings, spec, self.channels, key)
         """(channels,) in the model's dtype: the input where there is no picture."""
         self.flags: int = _FLAGS[settings.color]
-        if settings.orientation == "ignore":
+        self.turns = settings.orientation == "exif"
+        """Whether the camera's orientation turns the picture."""
+        if not self.turns:
             self.flags |= cv2.IMREAD_IGNORE_ORIENTATION
 
     def plan(self, height: int, width: int) -> Plan:

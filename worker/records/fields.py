@@ -160,6 +160,9 @@ class FieldsDecoder:
         padding = {file.spec.name: file.padding for file in self.files}
         self.padding = {name: one for name, one in padding.items() if one is not None}
         """How items of unlike length share a run, by model input."""
+        bounds = [file.batch_records for file in self.files if file.batch_records is not None]
+        self.batch_records = min(bounds, default=None)
+        """Most records in one batch; None = as many as ``batching.max_size``."""
         self.shard_rows = SHARD_ROWS if any(feature.slow for feature in features) else 0
 
     def sources(self) -> dict[str, str]:

@@ -131,7 +131,7 @@ def _warm(settings: Settings, route: Route, model: Model, deadline: float, like:
         model,
         encoder,
         max_size=max_size,
-        batch_records=slab_records if joins_runs else max_size,
+        batch_records=slab_records if joins_runs else getattr(decoder, "batch_records", None) or max_size,
         slab_records=slab_records,
         lane=like.lane if like is not None else _lane(route, tuning, model),
         threads=threads,

@@ -156,6 +156,10 @@ class _FromContent(Section):
         if not isinstance(data, dict):
             return data
         given = {key: value for key, value in data.items() if key in CONTENTS and value is not None}
+        for name in [*given]:
+            for held in getattr(CONTENTS.entry(name), "holds", ()):
+                if held in given and isinstance(given[name], dict):
+                    given[name] = {**given[name], held: given.pop(held)}
         return {key: value for key, value in data.items() if key not in CONTENTS} | {INLINE: given}
 
     @model_serializer(mode="wrap")
