@@ -90,12 +90,12 @@ INPUT_FORMATS: Registry[InputFormat] = Registry(
     {
         "image": "worker.records.image:ImageDecoder",
         "json": "worker.records.json:JsonDecoder",
-        "video": "worker.records.video:VideoDecoder",
         "tensor": "worker.records.tensor:TensorDecoder",
         "npy": "worker.records.npy:NpyDecoder",
         "oip": "worker.records.oip:OipDecoder",
         "audio": "worker.records.audio:AudioDecoder",
         "pcm16": "worker.records.pcm16:Pcm16Decoder",
+        "video": "worker.records.video:VideoDecoder",
     },
     custom="worker.records.custom:CustomDecoder",
 )

@@ -6,6 +6,7 @@ if messaging, validation, isolation and bookkeeping were free.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
 from typing import Any
@@ -148,10 +149,44 @@ def _jpeg(workload: Workload, topic: str) -> Batch:
     return batch
 
 
+def _video(workload: Workload, topic: str) -> Batch:
+    import av
+
+    run = session(workload.settings["model"]["path"]).run
+    height, width = IMAGE["size"]
+    tables = [
+        ((np.arange(256) * IMAGE["scale"] - mean) / std).astype(np.float32)
+        for mean, std in zip(IMAGE["mean"], IMAGE["std"], strict=True)
+    ]
+
+    def batch(values: list[bytes], first_offset: int) -> list[bytes]:
+        bodies = []
+        for value in values:
+            items, due = [], 0.0
+            with av.open(io.BytesIO(value), format="mov") as container:
+                stream = container.streams.video[0]
+                stream.thread_type = "NONE"
+                for frame in container.decode(stream):
+                    if frame.time < due:
+                        continue
+                    due += 1
+                    picture = cv2.resize(frame.to_ndarray(format="rgb24"), (width, height))
+                    item = np.empty((3, height, width), np.float32)
+                    for plane, channel, table in zip(item, cv2.split(picture), tables, strict=True):
+                        cv2.LUT(channel, table, dst=plane)
+                    items.append(item)
+            best = run(None, {"x": np.stack(items)})[0].argmax(axis=1).tolist()
+            bodies.append(b'{"predictions":%b}' % orjson.dumps(best))
+        return bodies
+
+    return batch
+
+
 _MAKERS: dict[str, Callable[[Workload, str], Batch]] = {
     "json": _json,
     "raw": _raw,
     "frames": _frames,
     "jpeg": _jpeg,
     "resnet": _jpeg,
+    "video": _video,
 }

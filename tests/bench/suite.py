@@ -108,6 +108,14 @@ class Suite:
         """Frames through a network of SqueezeNet's size, on one thread and on two."""
         self._frames("jpeg")
 
+    def video(self) -> None:
+        """Clips, of which one picture a second goes through a network of SqueezeNet's size."""
+        work = self._workload("video")
+        one = self._worker(work, "worker, 1 thread", model={**work.settings["model"], "threads": 1})
+        found = self._compare(work.name, [one], work)
+        ratio = found[one.name].cpu_us / found["limit"].cpu_us
+        self.report.at_most(work.name, "CPU over decode + preprocess + run", ratio, 1.1)
+
     def resnet(self) -> None:
         """Frames through a network of ResNet-50's size."""
         self._frames("resnet")
@@ -395,6 +403,7 @@ GROUPS: dict[str, Callable[[Suite], None]] = {
     "frames": Suite.frames,
     "jpeg": Suite.jpeg,
     "resnet": Suite.resnet,
+    "video": Suite.video,
     "int8": Suite.int8,
     "delivery": Suite.delivery,
     "rtt": Suite.rtt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -132,6 +133,48 @@ def jpeg_int8(folder: Path) -> Workload:
     return plain
 
 
+def video(folder: Path) -> Workload:
+    """Clips of 5 s at 360p, of which one picture a second goes through a network of SqueezeNet's size."""
+    return Workload(
+        "video",
+        "MP4 clips of 5 s at 360p, 1 picture a second -> SqueezeNet-sized -> JSON",
+        clips(16),
+        {
+            "input": {"format": "video"},
+            "preprocess": {"video": {"fps": 1}, "image": IMAGE},
+            "model": {"path": str(squeezenet(folder))},
+            "batching": {"max_size": 8},
+            "postprocess": {"classification": {"top_k": 3, "activation": "softmax"}},
+            "output": {"format": "json"},
+        },
+        records=48,
+        single_records=16,
+        batch=1,
+    )
+
+
+def clips(count: int) -> list[bytes]:
+    """H.264 clips of 125 pictures of 640 x 360, a view that moves over a larger picture."""
+    import av
+
+    found = []
+    for seed in range(count):
+        coarse = np.random.default_rng(seed).integers(0, 256, (12, 20, 3), np.uint8)
+        view = cv2.resize(coarse, (960, 480), interpolation=cv2.INTER_CUBIC)
+        file = io.BytesIO()
+        with av.open(file, "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "crf": "28"})
+            stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
+            for number in range(125):
+                part = np.ascontiguousarray(
+                    view[number // 2 : number // 2 + 360, number * 2 : number * 2 + 640]
+                )
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(part, format="rgb24")))
+            container.mux(stream.encode())
+        found.append(file.getvalue())
+    return found
+
+
 def wide(folder: Path) -> Workload:
     """Raw tensors of 256 floats -> three layers of 1,024: a network that takes some 100 us and gains from batches."""
     rows = np.random.default_rng(1).random((DISTINCT, 256), np.float32)
@@ -189,6 +232,7 @@ WORKLOADS = {
     "jpeg": jpeg_squeezenet,
     "resnet": jpeg_resnet,
     "int8": jpeg_int8,
+    "video": video,
     "wide": wide,
 }
 """Maker of each workload by name; writes its model into the folder given."""

@@ -28,6 +28,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 sys.path.append(str(Path(__file__).parent.parent / "unit"))
 sys.path.append(str(Path(__file__).parent.parent))
 
+from clips import moving, write_clip
 from decode_support import Decoding
 from encode_support import batch_of, encode, make_encoder
 from vision_targets import check_vision
@@ -45,7 +46,7 @@ from worker.settings import load
 from worker.text import MESSAGE_BYTES_MAX
 
 MEANT = "worker.errors.Reject"
-REASONS = {"undecodable", "invalid", "too_many_pixels"}
+REASONS = {"undecodable", "invalid", "too_large", "too_many_pixels"}
 PIXELS = 1_000_000
 """``limits.image_pixels`` here: what a decode may allocate stays small enough to see a bomb."""
 RECORD = b"\x1e"
@@ -107,6 +108,59 @@ def check_image(data: bytes) -> None:
         geometry = feed.contexts[0]
         assert sorted((geometry.height, geometry.width)) == sorted((header.height, header.width))
         assert header.height * header.width <= PIXELS
+
+
+CLIPS = [
+    Decoding(
+        "video",
+        {"x": ("uint8", ["N", 16, 16, 3])},
+        limits={"image_pixels": PIXELS, "in_flight_bytes": 64 << 20},
+        preprocess={"video": {"fps": 5, "max_frames": 40}, "image": {"resize": "letterbox"}},
+    ),
+    Decoding(
+        "video",
+        {"x": ("float", ["N", 1, "H", "W"])},
+        limits={"image_pixels": PIXELS, "in_flight_bytes": 64 << 20},
+        preprocess={"image": {"size": [16, None], "color": "gray", "multiple": 8}},
+    ),
+]
+
+
+def check_video(data: bytes) -> None:
+    """A clip is items with ascending times, no more of them than its header let be charged; or a rejection that was meant."""
+    for decoding in CLIPS:
+        feed = decoding.decode(data)
+        if assert_meant(feed):
+            continue
+        item = feed.items[0]
+        assert item is not None
+        assert item.marks is not None
+        times = item.marks["time_s"].tolist()
+        assert times == sorted(times)
+        assert times[0] == 0
+        assert len(times) == item.count == len(item.arrays["x"]) <= 300
+        assert decoding.decoder.cost(data) >= item.arrays["x"].nbytes
+
+
+def video_seeds() -> list[bytes]:
+    """Every container, a clip that was written live, pictures that refer to later ones."""
+    pictures = moving(12, 16, 32)
+    live = {"movflags": "frag_keyframe+empty_moov"}
+    return [
+        write_clip(pictures, "mp4", "libx264", options={"bf": "3"}),
+        write_clip(pictures, "mp4", "libx264", container_options=live),
+        write_clip(pictures, "matroska", "libx264"),
+        write_clip(pictures, "webm", "libvpx"),
+        write_clip(pictures, "avi", "mpeg4"),
+    ]
+
+
+VIDEO_TOKENS = [
+    *(b"moov", b"trak", b"mdhd", b"tkhd", b"stsd", b"mvex", b"mehd", b"moof", b"mdat", b"free", b"avc1"),
+    *(b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75", b"\x44\x89", b"\xe0", b"\xb0", b"\xba"),
+    *(b"LIST", b"hdrl", b"avih", b"movi", b"idx1"),
+    *(b"\0" * 4, b"\xff" * 4, b"\0\0\0\x01", b"\x01\xff\xff\xff\xff\xff\xff\xff", b"\x7f\xff\xff\xff"),
+]
 
 
 def image_seeds() -> list[bytes]:
@@ -685,6 +739,7 @@ FLOAT_TOKENS = [np.array(f, t).tobytes() for f in FLOATS for t in ("f4", "f8")] 
 
 TARGETS = {
     "image": Target(check_image, image_seeds(), IMAGE_TOKENS, repaired),
+    "video": Target(check_video, video_seeds(), VIDEO_TOKENS),
     "json": Target(check_json, json_seeds(), JSON_TOKENS),
     "tensor": Target(check_tensor, [b"", b"\0\x01\x01", bytes(12), bytes(range(24))], FLOAT_TOKENS),
     "npy": Target(check_npy, npy_seeds(), NPY_TOKENS),

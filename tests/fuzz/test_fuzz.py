@@ -18,7 +18,7 @@ import pytest
 from fuzz_run import fuzz, inputs, run, tried, turns
 from fuzz_targets import TARGETS, Target, encoded
 
-CASES = {"image": 2000, "tensor": 2000, "npy": 2000, "oip": 2000, "letter": 2000}
+CASES = {"image": 2000, "video": 1000, "tensor": 2000, "npy": 2000, "oip": 2000, "letter": 2000}
 """Inputs per target; the others look at each of theirs many times over."""
 OTHERS = 400
 

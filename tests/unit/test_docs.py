@@ -153,6 +153,16 @@ def test_an_example_answers_its_sample(capsys: pytest.CaptureFixture[str]) -> No
     assert 'inputs      scans: image from the field "scan.pages[0].picture"' in printed
 
 
+def test_the_example_of_a_clip_answers_its_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command in the first line of examples/clip.yaml gives a prediction for each second of the clip."""
+    line = (ROOT / "examples" / "clip.yaml").read_text(encoding="utf-8").splitlines()[0]
+    command = shlex.split(line.partition("Try it: streaminfer ")[2])
+    assert main([part.replace("examples/", f"{ROOT}/examples/") for part in command]) == 0
+    printed = capsys.readouterr().out
+    found = re.findall(r'"time_s": ([0-9.]+), "label": "(\d)"', printed)
+    assert found == [("0.0", "7"), ("1.0", "3"), ("2.0", "0"), ("3.0", "1")]
+
+
 def test_the_custom_code_of_the_guide_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guide's custom code takes a record to a prediction, and refuses a record that is too short."""
     code = next(

@@ -195,8 +195,9 @@ class VideoFeature(FileFeature):
         """
         try:
             # Naming the container keeps FFmpeg from those that open other files or addresses.
+            bounds = self._bounds(header)
             with self._av.open(
-                io.BytesIO(value), format=header.kind, options=self._bounds(header)
+                io.BytesIO(value), format=header.kind, options=bounds, metadata_errors="ignore"
             ) as container:
                 yield from self._taken(container, header)
         except self._av.error.FFmpegError as error:

@@ -78,7 +78,7 @@ def peek(value: bytes, whole: bool = True) -> VideoHeader:
             other = next((name for start, name in _OTHER_FILES if value.startswith(start)), None)
             said = f"{other}; expected" if other else "no clip; expected"
             raise Reject(f"{said} an MP4, WebM, MKV or AVI file", "undecodable")
-    except (IndexError, struct.error):
+    except (IndexError, StopIteration, struct.error):
         raise Reject("a clip whose header is broken or ends early", "undecodable") from None
     if found.width < 1 or found.height < 1:
         raise Reject("a clip without pictures", "undecodable")
