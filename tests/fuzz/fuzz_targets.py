@@ -91,6 +91,18 @@ IMAGES = [
         limits={"image_pixels": PIXELS},
         preprocess={"image": {"resize": "crop", "interpolation": "area", "color": "bgr"}},
     ),
+    Decoding(
+        "image",
+        {"x": ("float", ["N", 3, "H", "W"])},
+        limits={"image_pixels": PIXELS, "in_flight_bytes": 32 << 20},
+        preprocess={"image": {"size": [12, None], "multiple": 8, "pad_to": [12, 16], "pad_value": 1.5}},
+    ),
+    Decoding(
+        "image",
+        {"x": ("uint8", ["N", "H", "W", 3])},
+        limits={"image_pixels": PIXELS, "in_flight_bytes": 32 << 20},
+        preprocess={"image": {"resize": "fit", "min_side": 16, "max_side": 64, "multiple": 8, "pad": "none"}},
+    ),
 ]
 
 

@@ -169,7 +169,7 @@ def test_the_cost_is_known_before_anything_is_decoded(name: str) -> None:
 
 MEASURE = """
 import json, os, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
 import numpy as np
 from contract_samples import FORMATS
 from decode_support import Decoding

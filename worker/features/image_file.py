@@ -97,6 +97,8 @@ class PictureFeature(FileFeature):
             Reject: the item would be too large.
         """
         height, width = header.height, header.width
+        if not (height and width):
+            return 0  # no decoder takes it
         # What a header says of a turned picture is swapped.
         if self._turns and height != width and orientation(file) >= _SWAPPED:
             height, width = width, height
