@@ -129,14 +129,14 @@ class PictureFeature(FileFeature):
         if pixels is None:
             pixels = opened[self._shared] = self._pixels(record)
         try:
-            plan = self.target.plan(*pixels.shape[:2])
             if feed.arrays is not None:
                 slot = feed.arrays[self.spec.name][row]
             else:
+                plan = self.target.plan(*pixels.shape[:2])
                 slot = items[self.spec.name] = np.empty(
                     self.target.item_shape(plan.height, plan.width), self.spec.dtype
                 )
-            geometry = self.target.write(pixels, slot, plan)
+            geometry = self.target.write(pixels, slot)
         except Reject as error:
             feed.rejected[row] = Rejection.of(error, "preprocess", self.target)
             return False

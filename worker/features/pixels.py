@@ -23,6 +23,9 @@ _FLAGS = {"rgb": cv2.IMREAD_COLOR_RGB, "bgr": cv2.IMREAD_COLOR, "gray": cv2.IMRE
 # The dtypes that cv2.LUT can write; numpy does the others, more slowly.
 _LUT_DTYPES = (np.float16, np.float32, np.float64)
 
+_SIZES_KEPT = 64
+"""Sizes of pictures whose plans are kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
@@ -68,6 +71,7 @@ class ImagePreprocess:
         self.tables = _tables(settings, spec, self.channels, key)
         self.border = _border(settings, spec, self.channels, key)
         """(channels,) in the model's dtype: the input where there is no picture."""
+        self._plans: dict[tuple[int, int], tuple[Plan, Geometry]] = {}
         self.flags: int = _FLAGS[settings.color]
         self.turns = settings.orientation == "exif"
         """Whether the camera's orientation turns the picture."""
@@ -80,7 +84,17 @@ class ImagePreprocess:
         Raises:
             Reject: the picture has another size than the model takes and resizing is off, or would grow too large.
         """
-        return self.fitting.plan(height, width)
+        return self._fitted(height, width)[0]
+
+    def _fitted(self, height: int, width: int) -> tuple[Plan, Geometry]:
+        """The plan and the geometry for a picture of this size; kept, because most pictures of a stream have few sizes."""
+        found = self._plans.get((height, width))
+        if found is None:
+            plan = self.fitting.plan(height, width)
+            found = plan, Geometry.of(plan, height, width)
+            if len(self._plans) < _SIZES_KEPT:
+                self._plans[height, width] = found
+        return found
 
     @property
     def padding(self) -> Padding | None:
@@ -94,19 +108,17 @@ class ImagePreprocess:
         axis = 2 if self.layout == "nchw" else 1
         return Padding(axis, float(self.border[0]), settings.multiple)
 
-    def write(self, pixels: Array, slot: Array, plan: Plan | None = None) -> Geometry:
+    def write(self, pixels: Array, slot: Array) -> Geometry:
         """Fit a picture into one item of the batch's own buffer.
 
         Args:
             pixels: uint8, (height, width) for gray, else (height, width, 3).
             slot: one item, C order, in the model's dtype and of :meth:`item_shape`.
-            plan: of :meth:`plan` for this picture, where the caller has it.
 
         Raises:
             Reject: see :meth:`plan`.
         """
-        height, width = pixels.shape[:2]
-        plan = plan or self.plan(height, width)
+        plan, geometry = self._fitted(*pixels.shape[:2])
         fitted = self._resized(pixels, plan)
         inner = slot
         if plan.inner_height < plan.height or plan.inner_width < plan.width:
@@ -115,7 +127,7 @@ class ImagePreprocess:
             self._write_interleaved(fitted, inner)
         else:
             self._write_planes(fitted, inner)
-        return Geometry.of(plan, height, width)
+        return geometry
 
     def item_shape(self, height: int, width: int) -> tuple[int, ...]:
         """The shape of an item of so many pixels, batch dimension left out."""

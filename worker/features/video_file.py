@@ -167,7 +167,7 @@ class VideoFeature(FileFeature):
                         array = np.empty((most, *shape), self.spec.dtype)
                     elif array.shape[1:] != shape:
                         raise Reject("the size of the pictures changes inside the clip")
-                    geometry: Geometry = self.target.write(pixels, array[len(times)], plan)
+                    geometry: Geometry = self.target.write(pixels, array[len(times)])
                 except Reject as error:
                     feed.rejected[row] = Rejection.of(error, "preprocess", self.target)
                     return False
