@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import limits
+import vision
 from peers import ANCHORS, PEERS
 from report import Measured, Paced, Report
 from stage import Broker, CpuWatch, Round, Running, Subject, busy_cores
@@ -128,6 +129,22 @@ class Suite:
         found = self._compare(work.name, ways)
         ratio = found["worker, 2 threads"].per_s / found["one_by_one"].per_s
         self.report.at_least(work.name, "frames/s over one by one", ratio, 3.0)
+
+    def vision(self) -> None:
+        """Boxes, masks and classes of pixels from a model's outputs, against the usual way with OpenCV."""
+        for name, ours, usual in vision.ways():
+            found = [Measured("vision", f"{name}, worker"), Measured("vision", f"{name}, usual way")]
+            for number in range(self.rounds + 1):
+                for measured, way in zip(found, (ours, usual), strict=True):
+                    us = vision.us_per_item(way)
+                    if number:  # the first round warms up
+                        measured.rounds.append(Round(us, 1e6 / us))
+            self.report.measured += found
+            ratio = found[0].cpu_us / found[1].cpu_us
+            # the worker also looks for NaN in all of the candidates, which takes as long as reading them
+            self.report.at_most(
+                "vision", f"CPU of {name} over the usual way", ratio, 4.0 if name == "boxes" else 0.6
+            )
 
     def auto(self) -> None:
         """What `auto` picks against the best of a sweep, for four very different models."""
@@ -405,6 +422,7 @@ GROUPS: dict[str, Callable[[Suite], None]] = {
     "resnet": Suite.resnet,
     "video": Suite.video,
     "int8": Suite.int8,
+    "vision": Suite.vision,
     "delivery": Suite.delivery,
     "rtt": Suite.rtt,
     "telemetry": Suite.telemetry,

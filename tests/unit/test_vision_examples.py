@@ -11,9 +11,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from test_answers_fit import loaded
 from test_postprocess_anomaly import reconstruction
 
 from worker.cli.main import main
+from worker.cli.sample import answer
+from worker.errors import ConfigError
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -130,3 +133,32 @@ SHOWN: dict[str, Any] = {
     "segmentation": _segmentation,
     "anomaly": _anomaly,
 }
+
+
+@pytest.mark.parametrize(
+    ("imgsz", "pixels"),
+    [("[24, 40]", 24 * 40), ("640", None), ("[0, 40]", None), ("[1e9, 40]", None), ("", None)],
+)
+def test_the_size_in_ultralytics_metadata_is_the_default(
+    tmp_path: Path, imgsz: str, pixels: int | None
+) -> None:
+    """A model of free sides gets pictures of the size that its file says; without one, the settings must give it."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["floats"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["floats", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "one"], ["ones"]),
+        helper.make_node("ReduceSum", ["ones", "axes"], ["y"], keepdims=0),
+    ]
+    constants = {"axes": np.array([1, 2, 3]), "zero": np.float32(0), "one": np.float32(1)}
+    given = models.tensor("x", np.uint8, ["N", 3, "H", "W"])
+    model = onnx.load_from_string(
+        models.build(nodes, [given], [models.tensor("y", np.float32, ["N"])], constants)
+    )
+    helper.set_model_props(model, {"imgsz": imgsz} if imgsz else {})
+    path = EXAMPLES / "frames" / "7.png"
+    if pixels is None:
+        with pytest.raises(ConfigError, match="size: required"):
+            loaded(tmp_path, model.SerializeToString(), "regression", format="image")
+        return
+    rollout = loaded(tmp_path, model.SerializeToString(), "regression", format="image")
+    assert answer(rollout, path.read_bytes())["prediction"] == {"value": 3 * pixels}

@@ -205,6 +205,10 @@ def _layout(settings: ImageSettings, spec: TensorSpec, channels: int, key: str) 
     return layout
 
 
+_TO_ONE_SIZE = ("stretch", "letterbox", "crop")
+"""The ways of resizing that need a size."""
+
+
 def _fitting(settings: ImageSettings, spec: TensorSpec, layout: str, key: str) -> Fitting:
     """How pictures get the height and width of an item.
 
@@ -214,6 +218,8 @@ def _fitting(settings: ImageSettings, spec: TensorSpec, layout: str, key: str) -
     in_model = spec.shape[2:4] if layout == "nchw" else spec.shape[1:3]
     shape = f"the model's input {spec.name} has shape {_shown(spec)}"
     given = settings.size or (None, None)
+    if settings.size is None and in_model == (None, None) and settings.resize in _TO_ONE_SIZE:
+        given = spec.suggested or given
     for wanted, fixed in zip(given, in_model, strict=True):
         open_side = settings.size is not None and wanted is None and any(given)
         if fixed is not None and (open_side or wanted not in (None, fixed)):

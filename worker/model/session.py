@@ -22,7 +22,7 @@ from worker.model.made_up import batch_of
 from worker.model.opening import import_runtime, one_line, specs_of
 from worker.model.probe import Probe, beside_variants, probe
 from worker.model.providers import check_providers, preload_libraries, provider_in_use
-from worker.model.signature import Shown, Signature, TensorSpec, with_wholes
+from worker.model.signature import Shown, Signature, TensorSpec, with_suggested_size, with_wholes
 from worker.model.tensorrt import TensorRt
 
 log = structlog.get_logger()
@@ -299,6 +299,7 @@ def _probed(
     _warn(name, found)
     metadata = described.get_modelmeta().custom_metadata_map
     shown = Shown(found.answers, metadata, found.answer_share, graph.class_names)
+    inputs = with_suggested_size(inputs, metadata)
     signature = Signature(inputs, _as_observed(outputs, found), found.batchable, shown)
     return Model(sessions, backend, signature, found, name=name, version=version, sha256=opening.sha256)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,9 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "tensor(string)": (np.object_, "BYTES"),
 }
 
+_SIDE_MAX = 1 << 14
+"""Most pixels of a side that a file may suggest."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -41,6 +45,8 @@ class TensorSpec:
     """Full shape, the batch dimension included; None = free."""
     names: tuple[str, ...] = ()
     """What the file calls each dimension; empty for a dimension of known length or without a name."""
+    suggested: tuple[int, int] | None = None
+    """Height and width that the file suggests for a picture whose sides it leaves free."""
     whole: tuple[int | None, ...] | None = None
     """Shape of the whole tensor, if one item is that: its first dimension counts no items. See :func:`with_wholes`."""
 
@@ -112,6 +118,21 @@ class Signature:
     def fixed(self) -> bool:
         """Whether one item of every input has a known shape."""
         return all(spec.fixed for spec in self.inputs)
+
+
+def with_suggested_size(
+    inputs: tuple[TensorSpec, ...], metadata: Mapping[str, str]
+) -> tuple[TensorSpec, ...]:
+    """The inputs, those of four dimensions with the size that Ultralytics writes into a file: ``imgsz``, height and width."""
+    try:
+        height, width = ast.literal_eval(metadata.get("imgsz", ""))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return inputs
+    if not all(isinstance(side, int) and 0 < side <= _SIDE_MAX for side in (height, width)):
+        return inputs
+    return tuple(
+        replace(spec, suggested=(height, width)) if len(spec.shape) == 4 else spec for spec in inputs
+    )
 
 
 def with_wholes(inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
