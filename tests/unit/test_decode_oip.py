@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 from decode_support import Decoding, reasons
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +57,15 @@ def test_a_json_request_holds_its_items() -> None:
         item = decoding.decode(request(tensor(data, (2, 2)))).items[0]
         assert item.arrays["x"].tolist() == [[1, 2], [3, 4]]
         assert (item.count, item.single) == (2, False)
+
+
+def test_a_parameter_without_effect_is_told_once() -> None:
+    """The log names each such parameter once, however many requests have it; the requests are answered."""
+    decoding = model()
+    with structlog.testing.capture_logs() as logs:
+        for parameters in ({"priority": 1, "mine": 2}, {"priority": 2, "timeout": 3}, {"timeout": 1}):
+            assert decoding.decode(request(parameters=parameters)).items[0] is not None
+    assert [entry["parameter"] for entry in logs] == ["priority", "timeout"]
 
 
 @pytest.mark.parametrize("kind", DATATYPES)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import structlog
 
 from worker.batch import CONTENT_LENGTH, Array, Columns, Feed, Headers, Item, Request
 from worker.errors import Reject
@@ -19,8 +20,12 @@ from worker.records.memory import WORST_FACTOR, check_empty, check_room, further
 from worker.records.rows import decode_each
 from worker.settings import LimitsSettings, PipelineSettings
 
+WITHOUT_EFFECT = ("priority", "timeout", "sequence_id", "sequence_start", "sequence_end")
+"""Parameters of a request that other servers act on."""
 _STRING_FACTOR = 14
 """A BYTES element of two characters takes 6 bytes in the record, and about 80 as a string with its pointer."""
+
+log = structlog.get_logger()
 
 
 class OipDecoder:
@@ -46,6 +51,7 @@ class OipDecoder:
         )
         self.strings = any(spec.dtype == object for spec in signature.inputs)
         self.outputs = frozenset(spec.name for spec in signature.outputs)
+        self._untold = {*WITHOUT_EFFECT}
 
     def cost(self, value: bytes) -> int:
         """What parsing JSON or strings takes, and the tensors of all items but one."""
@@ -92,7 +98,10 @@ class OipDecoder:
         id_ = body.get("id")
         if id_ is not None and not isinstance(id_, str):
             raise Reject(f"id: expected a string, got {TYPE_NAMES[type(id_)]}")
-        binary = _flag(_parameters(body, "the request"), "binary_data_output", "the request")
+        parameters = _parameters(body, "the request")
+        for name in self._untold.intersection(parameters):
+            self._tell(name)
+        binary = _flag(parameters, "binary_data_output", "the request")
         request = Request(id_, None, bool(binary))
         for output in _list_of(body, "outputs") if body.get("outputs") is not None else ():
             name = _name(output, "outputs")
@@ -112,6 +121,14 @@ class OipDecoder:
             if own is not None:
                 request.binary_outputs[name] = own
         return request
+
+    def _tell(self, parameter: str) -> None:
+        """Log, once for each name, that a parameter of a request changes nothing here."""
+        try:
+            self._untold.remove(parameter)  # of several threads, one succeeds
+        except KeyError:
+            return
+        log.warning("a parameter of requests has no effect in this worker", parameter=parameter)
 
     def _arrays(self, inputs: Sequence[Any], value: bytes, json_length: int | None) -> dict[str, Array]:
         """The request's tensors in the model's order."""
