@@ -11,6 +11,7 @@ from detection_support import fitted, mask_of, picture_signature, predicted
 from encode_support import pipeline
 
 from worker.errors import ConfigError
+from worker.model.signature import Shown, Signature, TensorSpec
 from worker.postprocess import postprocess
 
 RANDOM = np.random.default_rng(5)
@@ -335,3 +336,15 @@ def test_a_model_for_another_task_is_refused(layout: str, task: str, said: str) 
     signature = picture_signature({"y": (38, 90), "z": (32, 9, 9)}, (64, 64), metadata={"task": task})
     with pytest.raises(ConfigError, match=said):
         postprocess(pipeline({"detection": {"layout": layout}}).postprocess, signature, None)
+
+
+def test_a_model_of_a_fixed_batch_gives_items() -> None:
+    """A first dimension that the file fixes above 1 counts items, for layouts of one output and of several."""
+    outputs = {"y": (4, 40, 90), "z": (4, 32, 9, 9)}
+    given = TensorSpec.of("x", "tensor(float)", [4, 3, 64, 64])
+    specs = tuple(TensorSpec.of(name, "tensor(float)", shape) for name, shape in outputs.items())
+    answers = ({name: np.zeros(shape, np.float32) for name, shape in outputs.items()},)
+    model = Signature((given,), specs, False, Shown(answers))
+    one = postprocess(pipeline({"detection": {"layout": "yolov8-seg"}}).postprocess, model, None)
+    arrays = {name: answers[0][name][:1][np.newaxis] for name in outputs}
+    assert one.predictions(arrays, 1, [None], True) == [b'{"size":[64,64],"boxes":[]}']

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contract_samples import POSTPROCESSES
 from encode_support import batch_of, encode, make_encoder, make_envelope, request_item
 from jsonschema import Draft202012Validator
 
@@ -77,6 +78,20 @@ def test_real_boxes_are_valid() -> None:
     result = json.loads(outcomes.bodies[0] or b"")
     check("result", result)
     check("result", result["prediction"], "detection")
+
+
+@pytest.mark.parametrize("name", POSTPROCESSES)
+def test_what_a_postprocess_gives_is_in_the_schema(name: str) -> None:
+    """The sample of the contract suite gives a prediction that fits the postprocess's part of the schema."""
+    sample = POSTPROCESSES[name]
+    outputs = sample.outputs(1)
+    shapes = {key: ("float", ["N", *value.shape[1:]]) for key, value in outputs.items()}
+    encoder = make_encoder(shapes, postprocess=sample.settings or name)
+    result = json.loads(encode(encoder, batch_of(1), outputs).bodies[0] or b"")
+    check("result", result)
+    part = {"keypoints": "detection"}.get(name, name)
+    if part in schema("result")["$defs"]:
+        check("result", result["prediction"], part)
 
 
 def test_real_predictions_errors_and_expiries_are_valid() -> None:

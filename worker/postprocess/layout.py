@@ -96,9 +96,24 @@ def item_shape(signature: Signature, output: TensorSpec) -> Shape:
         answered = answer[output.name].shape[len(output.shape) - len(shape) :]
         if len(answered) == len(shape):
             shape = [known or found for known, found in zip(shape, answered, strict=True)]
+    if shape and shape[0] == _fixed_batch(signature):
+        shape[0] = 1
     while len(shape) > 2 and shape[0] == 1:
         shape = shape[1:]
     return tuple(shape)
+
+
+def item_of(signature: Signature, answer: Array) -> Array:
+    """The first item of an answer to a made-up item; the whole answer of a model whose output does not follow the batch."""
+    counted = signature.batchable or (answer.ndim and len(answer) == _fixed_batch(signature))
+    return answer[0] if counted else answer
+
+
+def _fixed_batch(signature: Signature) -> int | None:
+    """The first dimension above 1 that every input is fixed to, of which one item is a part; else None."""
+    firsts = {spec.shape[0] if spec.shape else None for spec in signature.inputs}
+    first = firsts.pop() if len(firsts) == 1 else None
+    return first if not signature.batchable and first is not None and first > 1 else None
 
 
 def matrix_output(signature: Signature, field: str) -> tuple[TensorSpec, int | None, int | None]:

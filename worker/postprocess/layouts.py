@@ -9,7 +9,7 @@ import numpy as np
 from worker.errors import ConfigError, Reject
 from worker.model.signature import Signature
 from worker.postprocess.finished import Detr, End2End, Tensorflow, Xyxy
-from worker.postprocess.layout import Layout, Names, Size, UnfitError, matrix_output
+from worker.postprocess.layout import Layout, Names, Size, UnfitError, item_of, matrix_output
 from worker.postprocess.yolo import YoloV5, YoloV8, YoloV8Seg, Yolox
 
 _FIELD = "postprocess.detection"
@@ -64,9 +64,7 @@ def layout_of(signature: Signature, name: str, labels: Sequence[str] | None, siz
 def _fitting(signature: Signature, name: str, names: Names | None, size: Size | None) -> Layout:
     found = LAYOUTS[name](signature, names, size)
     for answer in signature.shown.answers[:1]:
-        item = {
-            output: answer[output][0] if signature.batchable else answer[output] for output in found.outputs
-        }
+        item = {output: item_of(signature, answer[output]) for output in found.outputs}
         if not all(np.isfinite(values).all() for values in item.values()):
             continue
         try:
