@@ -54,6 +54,35 @@ def test_top_k_is_by_score_then_by_lower_class(scores: Any, top_k: int, threshol
         assert (prediction["label"], prediction["score"]) == (expected[0] if expected else (None, None))
 
 
+@given(
+    arrays(
+        np.float32,
+        st.tuples(st.integers(1, 6), st.integers(3, 8)),
+        elements=st.sampled_from([-1, 0, 0.25, 0.5, 1]),
+    ),
+    st.integers(1, 9),
+    st.dictionaries(
+        st.sampled_from(["default", "0", "1", "2"]), st.sampled_from([0.25, 0.3, -2, 2]), min_size=1
+    ),
+)
+def test_a_class_may_have_a_threshold_of_its_own(
+    scores: Any, top_k: int, thresholds: dict[str, float]
+) -> None:
+    """A class below its threshold is left out, and never takes the place of one that is above."""
+    least = [thresholds.get(str(i), thresholds.get("default", -np.inf)) for i in range(scores.shape[1])]
+    for row, prediction in zip(scores, classify(scores, top_k=top_k, threshold=thresholds), strict=True):
+        order = sorted(range(len(row)), key=lambda i: (-row[i], i))
+        assert top(prediction) == [(str(i), float(row[i])) for i in order if row[i] >= least[i]][:top_k]
+
+
+def test_thresholds_are_named_by_label() -> None:
+    """A label that the model does not have is refused at start, with those it has."""
+    options = {"threshold": {"default": 0.5, "dog": 0.9}}
+    assert classify(np.float32([[0.6, 0.8]]), labels=["cat", "dog"], **options)[0]["label"] == "cat"
+    with pytest.raises(ConfigError, match=r"classification\.threshold: got 'dog', expected one of cat, cow"):
+        classify(np.float32([[0.6, 0.8]]), labels=["cat", "cow"], **options)
+
+
 def test_the_default_is_the_best_class_by_its_index() -> None:
     """Without labels the label is the class index as a string, and top holds one class."""
     assert classify(np.float32([[0.1, 0.7, 0.2]])) == [

@@ -11,6 +11,7 @@ import pytest
 from detection_support import picture_signature, predicted
 from encode_support import pipeline
 
+from worker.cli.main import main
 from worker.errors import ConfigError
 from worker.postprocess import postprocess
 
@@ -128,3 +129,20 @@ def test_logits_are_refused_at_start() -> None:
             picture_signature({"y": (20, 8)}, (8, 8), answers=answers),
             None,
         )
+
+
+def test_a_missing_alphabet_is_told_before_the_model_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is a mistake in the configuration, exit code 2, also where the model's file is not there yet."""
+    config = tmp_path / "worker.yaml"
+    config.write_text("""
+input: {topics: [in], format: image}
+model: {path: model.onnx}
+postprocess: {ctc: {alphabet: letters.txt}}
+output: {topic: out}
+dead_letter: {topic: dead}
+kafka: {bootstrap.servers: "localhost:1", group.id: g}
+""")
+    assert main(["check", str(config), "--offline"]) == 2
+    assert "postprocess.ctc.alphabet: " in capsys.readouterr().out

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from detection_support import fitted, picture_signature, predicted
+from detection_support import fitted, picture_signature, predicted, step
 from encode_support import pipeline
 
 from worker.errors import ConfigError
@@ -110,6 +111,28 @@ def test_noise_is_refused_before_it_is_kept() -> None:
     """Over 262,144 runs would be more than a topic takes: the record is refused, whatever the picture's size."""
     noise = RANDOM.normal(size=(3, 600, 900))
     assert predicted({"segmentation": {}}, {"y": noise}, (600, 900))[0] == "too_large_output"
+
+
+@pytest.mark.parametrize("kind", ["classes", "masks"])
+def test_a_large_picture_takes_a_few_megabytes(kind: str) -> None:
+    """5 million pixels of answer are worked on in bands of columns: all of it stays below what a thread may take unasked."""
+    height, width, large = 2000, 2500, fitted(2000, 2500, (128 / 2500, 128 / 2000))
+    if kind == "classes":
+        settings, outputs = {"segmentation": {}}, {"y": smooth(4, 32, 32)}
+    else:
+        head = np.zeros((6, 4))
+        head[:, 0] = [64, 64, 128, 128, 0.9, 1]
+        settings = {"detection": {"layout": "yolov8-seg"}}
+        outputs = {"y": np.vstack([head, head[5:]]), "p": smooth(2, 32, 32)}
+    one = step(settings, outputs, (128, 128))
+    arrays = {name: array[np.newaxis].astype(np.float32) for name, array in outputs.items()}
+    tracemalloc.start()
+    [found] = one.predictions(arrays, 1, [large], False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(found, bytes)
+    assert f'"size":[{height},{width}]'.encode() in found
+    assert peak < 8 << 20
 
 
 @pytest.mark.parametrize(

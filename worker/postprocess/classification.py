@@ -150,7 +150,7 @@ class Classification:
             return best >= self._thresholds.least, classes
         least = self._thresholds.of(np.arange(scores.shape[1]))
         passing = np.where(scores >= least, scores.astype(np.float64), -np.inf)
-        classes = best_classes(passing, k)
+        classes = _in_order(passing)[:, :k]
         return passing[np.arange(len(scores))[:, np.newaxis], classes] > -np.inf, classes
 
     def _labels_for(self, classes: int) -> list[bytes]:
@@ -220,11 +220,16 @@ def best_classes(scores: Array, k: int) -> Array:
             best[:, place] = remaining.argmax(axis=1)
             remaining[rows, best[:, place]] = -np.inf
         return best
+    return _in_order(scores)[:, :k]
+
+
+def _in_order(scores: Array) -> Array:
+    """All class numbers (count, classes) by score descending, the lower class first on a tie."""
     # A stable ascending sort of the reversed classes, read backwards, has the lower class first on a tie;
     # negating the scores instead would wrap unsigned integers.
     ascending = np.argsort(scores[:, ::-1], axis=1, kind="stable")
     descending: Array = scores.shape[1] - 1 - ascending[:, ::-1]
-    return descending[:, :k]
+    return descending
 
 
 def _render(classes: Array, scores: Array, labels: list[bytes]) -> list[bytes]:

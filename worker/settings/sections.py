@@ -552,11 +552,12 @@ class Settings(Section):
                 yield self.key(name, "postprocess"), pipeline.postprocess.code
 
     def label_files(self) -> Iterator[tuple[str, Path]]:
-        """Every setting that names a labels file, with its path."""
+        """Every setting that names a file of labels or characters, one per line, with its path."""
         for name, pipeline in self.pipelines.items():
-            path = pipeline.label_file
-            if path is not None:
-                yield self.key(name, f"postprocess.{pipeline.postprocess.name}.labels"), path
+            for setting in ("labels", "alphabet"):
+                path = getattr(pipeline.postprocess.options, setting, None)
+                if isinstance(path, Path):
+                    yield self.key(name, f"postprocess.{pipeline.postprocess.name}.{setting}"), path
 
     def largest_record(self) -> int:
         """Bytes of the largest record any pipeline takes."""
