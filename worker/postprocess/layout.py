@@ -96,7 +96,7 @@ def item_shape(signature: Signature, output: TensorSpec) -> Shape:
         answered = answer[output.name].shape[len(output.shape) - len(shape) :]
         if len(answered) == len(shape):
             shape = [known or found for known, found in zip(shape, answered, strict=True)]
-    if shape and shape[0] == _fixed_batch(signature):
+    if shape and shape[0] is not None and shape[0] == _fixed_batch(signature):
         shape[0] = 1
     while len(shape) > 2 and shape[0] == 1:
         shape = shape[1:]
