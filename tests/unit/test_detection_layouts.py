@@ -242,6 +242,19 @@ def test_masks_too_ragged_are_refused() -> None:
     assert found[0] == "too_large_output"
 
 
+def test_masks_of_too_many_pixels_are_refused() -> None:
+    """Two boxes over a picture of 16,000 x 16,000 pixels would take seconds to answer: refused by their size."""
+    columns = np.array([[32, 32, 64, 64, 0.9, 1, 0]]).T.repeat(2, axis=1)
+    found = predicted(
+        {"detection": {"layout": "yolov8-seg", "nms": "none"}},
+        {"a": columns, "b": np.ones((2, 8, 8))},
+        (64, 64),
+        fitted(16_000, 16_000, (64 / 16_000, 64 / 16_000)),
+    )
+    assert found[0] == "too_large_output"
+    assert "512000000 pixels" in found[1]
+
+
 # -- what is asked for
 
 

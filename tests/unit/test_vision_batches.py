@@ -75,3 +75,23 @@ def test_padded_pictures_are_answered_in_their_own_pixels(tmp_path: Path) -> Non
         assert found == json.loads(alone.bodies[0] or b"")["prediction"]
         classes = np.repeat(found["rle"][::2], found["rle"][1::2]).reshape(found["size"], order="F")
         assert (classes == picture.argmax(axis=2)).mean() > 0.85
+
+
+def test_answers_are_in_the_upright_pictures_pixels(tmp_path: Path) -> None:
+    """A picture that its camera calls turned is answered as people see it: size, classes and boxes."""
+    picture = np.zeros((24, 48, 3), np.uint8)
+    picture[:, :16, 0] = 255  # a red left third, which turned clockwise is the upper third
+    picture[:, 16:, 2] = 255
+    jpeg = encode(".jpg", picture)
+    turned = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    file = jpeg[:2] + b"\xff\xe1" + (len(turned) + 2).to_bytes(2, "big") + turned + jpeg[2:]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(same(48, 48))
+    one = rollout(path, {"resize": "stretch"}, postprocess={"segmentation": {"labels": ["r", "g", "b"]}})
+    outcomes = answer(one, file).outcomes
+    assert outcomes is not None
+    found = json.loads(outcomes.bodies[0] or b"")["prediction"]
+    assert found["size"] == [48, 24]
+    classes = np.repeat(found["rle"][::2], found["rle"][1::2]).reshape(found["size"], order="F")
+    assert (classes[:14] == 0).all()
+    assert (classes[18:] == 2).all()
