@@ -75,6 +75,14 @@ def test_logits_become_probabilities() -> None:
         assert found == {"text": expected["text"], "score": pytest.approx(expected["score"], rel=1e-5)}
 
 
+def test_the_batch_may_stand_in_the_middle() -> None:
+    """[steps, 1, classes], as recurrent recognisers exported from PyTorch give it, one record at a time."""
+    settings = pipeline({"ctc": {"alphabet": LETTERS}}).postprocess
+    one = postprocess(settings, picture_signature({"y": (3, 1, 8)}, (8, 8), batchable=False), None)
+    scores = np.eye(8, dtype=np.float32)[[1, 0, 2]][:, np.newaxis]
+    assert one.predictions({"y": scores[np.newaxis]}, 1, [None], True) == [b'{"text":"ab","score":1.0}']
+
+
 def test_nothing_read_is_an_empty_text() -> None:
     """With score 0, as RapidOCR gives it."""
     scores = np.eye(8, dtype=np.float32)[[0, 0]]

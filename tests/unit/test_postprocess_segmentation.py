@@ -141,6 +141,7 @@ def test_a_large_picture_takes_a_few_megabytes(kind: str) -> None:
         ({}, (3, 8, 8), ["a", "b"], "labels names 2 classes, but .* has 3"),
         ({}, (21,), None, r"needs \[classes, height, width\]"),
         ({}, (1, 8, 8), None, "threshold: required, because .* has one channel"),
+        ({}, (8, 8, 3), None, r"shape \[8, 8, 3\], which as \[classes, height, width\] does not fit"),
         ({"threshold": 0.5}, (3, 8, 8), None, "threshold: got 0.5, expected none"),
     ],
 )

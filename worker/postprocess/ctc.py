@@ -47,6 +47,8 @@ class Ctc:
     def __init__(self, settings: CtcSettings, signature: Signature, labels: Sequence[str] | None) -> None:
         output = numeric_output(signature, _FIELD)
         shape = item_shape(signature, output)
+        if len(shape) == 3:  # a model that runs records alone may have its batch in the middle
+            shape = tuple(length for length in shape if length != 1)
         if len(shape) != 2:
             raise ConfigError(
                 f"{_FIELD} needs [steps, classes] per item, but the model's output {output.name!r} has shape "
@@ -73,7 +75,7 @@ class Ctc:
         self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
     ) -> list[bytes | Rejection]:
         steps = outputs[self._output]
-        steps = steps.reshape(count, *steps.shape[-2:])
+        steps = steps.reshape(count, -1, steps.shape[-1])
         if steps.shape[2] != len(self._texts):
             raise ValueError(
                 f"the model gave {steps.shape[2]} classes, {_FIELD} expects {len(self._texts)} with the blank"

@@ -14,7 +14,7 @@ from worker.model.signature import Signature
 from worker.postprocess import rendering
 from worker.postprocess.frame import Frame
 from worker.postprocess.labels import own_names
-from worker.postprocess.layout import as_floats, item_shape
+from worker.postprocess.layout import Shape, as_floats, item_shape
 from worker.postprocess.resampling import Grid, best_class
 from worker.postprocess.rle import RunCount, class_runs
 from worker.postprocess.selection import numeric_output
@@ -56,12 +56,24 @@ class Segmentation:
                 f"{output.name!r} has shape {list(output.shape)}"
             )
         self._output, self._frame = output.name, Frame(signature)
+        self._check_proportions(shape)
         self._chosen = len(shape) == 2 and output.dtype.kind in "iu"
         self._one_channel = len(shape) == 2 or shape[0] == 1
         self._classes = None if self._chosen else 2 if self._one_channel else shape[0]
         self._threshold = self._checked_threshold(settings.threshold)
         self._labels = self._checked_labels(signature, labels)
         self._check_answers(signature)
+
+    def _check_proportions(self, shape: Shape) -> None:
+        """Refuse cells that cannot lie on the input: such a shape has another order of dimensions."""
+        (height, width), size = shape[-2:], self._frame.size
+        if height is None or width is None or size is None:
+            return
+        if not 0.5 <= (height / size[0]) / (width / size[1]) <= 2:
+            raise ConfigError(
+                f"{_FIELD}: an item of the model's output {self._output!r} has shape {list(shape)}, which as [classes, height, "
+                f"width] does not fit an input of {size[0]} x {size[1]} pixels; expected that order of dimensions"
+            )
 
     def _checked_threshold(self, threshold: float | None) -> float | None:
         one = not self._chosen and self._one_channel
