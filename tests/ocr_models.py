@@ -47,6 +47,14 @@ def detector_input(picture: Any) -> Any:
     return _module("ch_ppocr_det/utils.py").DetPreProcess(736, "min", [0.5] * 3, [0.5] * 3)(picture)[0]
 
 
+def angle_input(picture: Any) -> Any:
+    """(3, 48, 192): what the package feeds its angle classifier for one BGR line."""
+    classifier = _module("ch_ppocr_cls/text_cls.py").TextClassifier
+    one = classifier.__new__(classifier)
+    one.cls_image_shape = [3, 48, 192]
+    return one.resize_norm_img(picture)
+
+
 def recognizer_input(picture: Any) -> Any:
     """(3, 48, width): what the package feeds its recogniser for one BGR line."""
     recognizer = _module("ch_ppocr_rec/text_recognize.py").TextRecognizer

@@ -55,6 +55,18 @@ def test_lines_of_any_width_read_as_rapidocr_reads_them(monkeypatch: pytest.Monk
         assert text
 
 
+def test_a_line_on_its_head_is_told_as_rapidocr_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line and the same line turned: the label, and the package's own score to 1e-5."""
+    rollout = example("ocr-angles.yaml", monkeypatch)
+    session = onnxruntime.InferenceSession(ocr_models.model("cls"))
+    upright = line(60, 480)
+    for picture, label in ((upright, "0"), (np.ascontiguousarray(upright[::-1, ::-1]), "180")):
+        scores = session.run(None, {"x": ocr_models.angle_input(picture)[None]})[0][0]
+        found = answer(rollout, encode(".png", picture[..., ::-1]))["prediction"]
+        assert found["label"] == label
+        assert found["score"] == pytest.approx(float(scores[int(label != "0")]), abs=1e-5)
+
+
 @pytest.mark.slow
 def test_pages_of_any_size_have_their_lines_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page as it is, twice as large, and beside an empty half: the same lines in each page's own pixels, to 12 of them."""
