@@ -277,7 +277,7 @@ class Conductor:
     def _look(self, intake: Intake, claimant: Intake | None, now_ns: int) -> IntakeView:
         may_submit, room = self._may_submit(intake, claimant), intake.room() > 0
         pace_left_s = intake.pace_left_s(now_ns)
-        newest = room and intake.newest_only and not self._isolation.caution
+        newest = room and intake.newest_only and not (self._isolation.caution or self.membership.rewinding)
         if not len(intake.open):
             return IntakeView(may_submit, room, False, False, 0.0, pace_left_s, newest)
         due = may_submit and self._is_complete(intake, now_ns)
