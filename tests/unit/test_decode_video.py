@@ -363,21 +363,21 @@ def test_image_stands_beside_video(preprocess: dict[str, Any]) -> None:
     assert first.preprocess.contents[0].options.image.size == (48, 64)  # type: ignore[attr-defined]
 
 
-def test_each_picture_has_a_prediction_with_its_time(tmp_path: Path) -> None:
-    """Through a loaded model: `predictions` has an entry for each picture, with `time_s`; each is that of the picture alone."""
-    models.write(tmp_path, models.image(size=None))
+def answered(folder: Path, clip: bytes, preprocess: dict[str, Any], **settings: Any) -> list[Any]:
+    """The predictions for a clip by ``model.onnx``, loaded and run as the worker does it."""
     document = {
         "input": {"topics": ["in"], "format": "video"},
-        "preprocess": {"video": {"fps": 2}, "image": {"size": [28, 28], "scale": 1 / 255}},
+        "preprocess": preprocess,
         "model": {"path": "model.onnx", "threads": 1},
         "batching": {"max_size": 2},
         "output": {"topic": "out"},
         "dead_letter": {"topic": "dead"},
         "kafka": {"bootstrap.servers": "localhost:9", "group.id": "g"},
+        **settings,
     }
-    (one,) = load(validate(document, tmp_path)).values()
+    (one,) = load(validate(document, folder)).values()
     assert one.choose().batch_records == 1
-    columns = columns_of(Partition("in", 0), [0], [CLIPS["mp4"]])
+    columns = columns_of(Partition("in", 0), [0], [clip])
     batch = Batch(None, [0], columns, one.route, one.choose(), 1, 1.0)
     pool = InlinePool(Engine(), Mailbox())
     pool.submit(batch)
@@ -385,6 +385,30 @@ def test_each_picture_has_a_prediction_with_its_time(tmp_path: Path) -> None:
     assert back.error is None
     assert batch.outcomes is not None
     assert not batch.outcomes.rejected, batch.outcomes.rejected
-    found = json.loads(batch.outcomes.bodies[0] or b"")["predictions"]
+    found: list[Any] = json.loads(batch.outcomes.bodies[0] or b"")["predictions"]
+    return found
+
+
+def test_each_picture_has_a_prediction_with_its_time(tmp_path: Path) -> None:
+    """Through a loaded model: `predictions` has an entry for each picture, with `time_s`, in runs of at most max_size."""
+    models.write(tmp_path, models.image(size=None))
+    image = {"size": [28, 28], "scale": 1 / 255}
+    found = answered(tmp_path, CLIPS["mp4"], {"video": {"fps": 2}, "image": image})
     assert [entry["time_s"] for entry in found] == [0, 0.5, 1, 1.5, 2]
     assert len({json.dumps(entry["outputs"]) for entry in found}) == 5
+
+
+def test_boxes_are_in_the_pixels_of_the_clip(tmp_path: Path) -> None:
+    """A detector's boxes for every picture of a clip find back through the letterbox: 64 x 48 stands 24 high in 32 x 32."""
+    head = np.array([[16, 16, 8, 8, 0.9, 0.1]], np.float32).T @ np.ones((1, 12), np.float32)
+    models.write(tmp_path, models.detector(head, little=0.0))
+    found = answered(
+        tmp_path,
+        CLIPS["mp4"],
+        {"video": {"fps": 1}, "image": {"resize": "letterbox"}},
+        postprocess={"detection": {"layout": "yolov8"}},
+    )
+    assert len(found) == 3
+    for entry in found:
+        (box,) = entry["boxes"]
+        assert box["xyxy"] == [24, 16, 40, 32]
