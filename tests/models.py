@@ -258,6 +258,20 @@ def recurrent(batch: str = "batch") -> bytes:
     )
 
 
+def running_sum() -> bytes:
+    """float32 x (N, 2) and before (N, 1): y = after = before + the sum of x."""
+    return build(
+        [
+            helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=1),
+            helper.make_node("Add", ["before", "sum"], ["after"]),
+            helper.make_node("Identity", ["after"], ["y"]),
+        ],
+        [tensor("x", np.float32, ["N", 2]), tensor("before", np.float32, ["N", 1])],
+        [tensor("y", np.float32, ["N", 1]), tensor("after", np.float32, ["N", 1])],
+        {"axes": np.array([1])},
+    )
+
+
 def linear_classifier(
     classes: Sequence[str] | Sequence[int] = ("a", "b", "c"), names_in_the_operator: bool = True
 ) -> bytes:

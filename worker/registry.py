@@ -121,6 +121,7 @@ POSTPROCESSES: Registry[PostprocessEntry] = Registry(
         "anomaly": "worker.postprocess.anomaly:Anomaly",
         "regression": "worker.postprocess.regression:Regression",
         "embedding": "worker.postprocess.embedding:Embedding",
+        "segments": "worker.postprocess.segments:Segments",
         "raw": "worker.postprocess.raw:Raw",
     },
     custom="worker.postprocess.custom:CustomPostprocess",

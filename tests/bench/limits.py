@@ -182,7 +182,14 @@ def _video(workload: Workload, topic: str) -> Batch:
     return batch
 
 
+def _audio(workload: Workload, topic: str) -> Batch:
+    from sound_work import limit
+
+    return limit(session(workload.settings["model"]["path"]).run, topic)
+
+
 _MAKERS: dict[str, Callable[[Workload, str], Batch]] = {
+    "audio": _audio,
     "json": _json,
     "raw": _raw,
     "frames": _frames,

@@ -117,6 +117,14 @@ class Suite:
         ratio = found[one.name].cpu_us / found["limit"].cpu_us
         self.report.at_most(work.name, "CPU over decode + preprocess + run", ratio, 1.1)
 
+    def audio(self) -> None:
+        """Clips of 5 s through mel features and a small network."""
+        work = self._workload("audio")
+        one = self._worker(work, model={**work.settings["model"], "threads": 1})
+        found = self._compare(work.name, [one], work)
+        ratio = found["worker"].cpu_us / found["limit"].cpu_us
+        self.report.at_most(work.name, "CPU over decode + features + run", ratio, 1.1)
+
     def resnet(self) -> None:
         """Frames through a network of ResNet-50's size."""
         self._frames("resnet")
@@ -415,6 +423,7 @@ class Suite:
 
 QUICK: Sequence[str] = ("json", "raw")
 GROUPS: dict[str, Callable[[Suite], None]] = {
+    "audio": Suite.audio,
     "json": Suite.json,
     "raw": Suite.raw,
     "frames": Suite.frames,

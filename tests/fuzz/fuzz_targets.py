@@ -31,6 +31,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 from clips import moving, write_clip
 from decode_support import Decoding
 from encode_support import batch_of, encode, make_encoder
+from sound_targets import SOUND_TOKENS, check_sound, sound_seeds
 from vision_targets import check_vision
 
 from worker import native
@@ -752,6 +753,7 @@ FLOAT_TOKENS = [np.array(f, t).tobytes() for f in FLOATS for t in ("f4", "f8")] 
 TARGETS = {
     "image": Target(check_image, image_seeds(), IMAGE_TOKENS, repaired),
     "video": Target(check_video, video_seeds(), VIDEO_TOKENS),
+    "sound": Target(check_sound, sound_seeds(), SOUND_TOKENS),
     "json": Target(check_json, json_seeds(), JSON_TOKENS),
     "tensor": Target(check_tensor, [b"", b"\0\x01\x01", bytes(12), bytes(range(24))], FLOAT_TOKENS),
     "npy": Target(check_npy, npy_seeds(), NPY_TOKENS),

@@ -286,6 +286,7 @@ POSTPROCESSES: dict[str, PostprocessSample] = {
     "regression": PostprocessSample(_random(3)),
     "embedding": PostprocessSample(_random(8), {"embedding": {"normalize": True}}),
     "raw": PostprocessSample(_random(2, 3)),
+    "segments": PostprocessSample(_random(1), {"segments": {"threshold": 0.0}}),
     "custom": PostprocessSample(_random(4), "contract_samples:custom_postprocess"),
 }
 

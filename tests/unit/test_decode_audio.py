@@ -242,6 +242,8 @@ def test_a_header_that_lies_is_undecodable() -> None:
             "invalid",
             "NaN or infinity",
         ),
+        (sounds.file(np.full((9, 1), 3e38, np.float32), 16_000, "wav float"), "invalid", "a sample of 3e+38"),
+        (sounds.file(np.full((9, 2), 3e38, np.float32), 16_000, "wav float"), "invalid", "NaN or infinity"),
         (sounds.file(np.zeros((1, 1), np.float32), 48_000), "invalid", "shorter than one sample"),
         (
             sounds.file(np.zeros((9, 1), np.float32), 100),

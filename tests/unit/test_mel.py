@@ -66,6 +66,26 @@ def test_features_are_those_of_the_reference(name: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4 if name == "power" else 0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["whisper80", "kaldi80", "htk", "power"])
+@pytest.mark.parametrize("samples", [1, 2, 150, 300, 700, 2_000, 30_000])
+def test_sounds_of_any_length_have_features(name: str, samples: int) -> None:
+    """The ends of a sound are mirrored or zeros however short it is; a part in the middle does not depend on the length."""
+    sound = sounds.speech(2.0)
+    one = features(sounds.file(sound[:samples], 16_000), features=RECIPES[name], window_s=samples / 16_000)
+    assert np.isfinite(one).all()
+    frames = one.shape[0] if name == "kaldi80" else one.shape[1]
+    if name in ("htk", "power"):
+        hop, n_fft = (256, 1024) if name == "htk" else (220, 441)
+        expected = 1 + samples // hop
+        longer = features(sounds.file(sound, 16_000), features=RECIPES[name], window_s=2.0)
+        inside = (samples - n_fft // 2) // hop
+        if inside > 0:
+            np.testing.assert_allclose(one[:, :inside], longer[:, :inside], rtol=1e-5, atol=1e-5)
+    else:
+        expected = (samples + 80) // 160 if name == "kaldi80" else samples // 160
+    assert frames == expected
+
+
 def test_whisper_features_are_of_30_seconds() -> None:
     """Without windows, Whisper's features are those of the sound with zeros up to 30 s; a longer sound is refused."""
     sound = sounds.speech(5.0)

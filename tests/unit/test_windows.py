@@ -101,6 +101,13 @@ def test_windows_give_what_the_model_gives(tmp_path: Path) -> None:
     assert outputs == (np.arange(12).reshape(3, 4) * 2.0).tolist()
 
 
+def test_custom_code_is_told_where_a_window_is(tmp_path: Path) -> None:
+    """A custom postprocess finds the start and the end of each window in item.window."""
+    rollout = rollout_of(tmp_path, models.identity(), "postprocess=toy_windows:where")
+    (answer,) = answers(rollout, [bytes(8)])
+    assert [p["at"] for p in answer["predictions"]] == [[0.0, 0.5], [0.5, 1.0]]
+
+
 def test_a_record_of_many_windows_runs_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No run holds more windows than the limit, also if one record has more; out of memory halves the limit."""
     rollout = rollout_of(tmp_path, models.identity(), "batching.max_size=8")

@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="an image, .npy or .json file, or a folder of them (each file one record); a video (its frames as JPEG); "
+        help="an image, a sound, .npy or .json file, or a folder of them (each file one record); a video (its frames as JPEG); "
         ".csv or .tsv (each row a JSON object); .jsonl (each line as it is); or - (lines of standard input)",
     )
     parser.add_argument("--topic", required=True)

@@ -23,9 +23,10 @@ from worker.errors import ConfigError
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 VIDEOS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mjpeg"})
+SOUNDS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
 LINES = frozenset({".jsonl", ".ndjson"})
 TABLES = frozenset({".csv", ".tsv"})
-WHOLE = (IMAGES, frozenset({".npy"}), frozenset({".json"}))
+WHOLE = (IMAGES, SOUNDS, frozenset({".npy"}), frozenset({".json"}))
 """Kinds of file that are one record as they are; a folder is read for the first of these that it holds."""
 NAME_FIELD = "name"
 """Names that ``--key`` accepts for a file that is sent whole, or for a frame."""
@@ -98,7 +99,9 @@ def _folder(path: Path, key: str | None, raw: bool) -> Source:
         files = next(filter(None, by_kind), [])
     if not files:
         expected = (
-            "at least one file" if raw else f"images or other files of one record each ({_whole_endings()})"
+            "at least one file"
+            if raw
+            else f"images, sounds or other files of one record each ({_whole_endings()})"
         )
         hint = "" if raw else "; --raw sends every file as it is"
         raise ConfigError(f"{path}: expected {expected} in the folder, found none{hint}")
@@ -238,6 +241,7 @@ def _field(value: bytes, key: str, where: str) -> bytes | None:
 
 KINDS: dict[frozenset[str], Callable[[Path, str | None], Iterator[Item]]] = {
     IMAGES: lambda path, key: iter([_whole(path, key)]),
+    SOUNDS: lambda path, key: iter([_whole(path, key)]),
     VIDEOS: _frames,
     TABLES: _rows,
     LINES: _lines_of_file,

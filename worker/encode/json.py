@@ -20,10 +20,10 @@ from worker import native
 from worker.batch import CONTENT_LENGTH, Array, Batch, Partition, Run, pick
 from worker.encode.own_body import own_body
 from worker.encode.rows import item_spans, put_off, request_of
-from worker.encode.windows import mark_windows
+from worker.encode.windows import mark_windows, marks_of
 from worker.errors import Postponed, Rejection
 from worker.model.signature import Signature
-from worker.postprocess import Fragment, ShowsOutputs, postprocess, rendering
+from worker.postprocess import Fragment, OfRecords, ShowsOutputs, postprocess, rendering
 from worker.postprocess.item import input_items
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ class JsonEncoder:
         if self._takes_items:
             contexts = input_items(batch, run)
         try:
+            if isinstance(self._postprocess, OfRecords):
+                return [*self._postprocess.of_records(outputs, item_spans(run), marks_of(batch, run))]
             found = [*self._postprocess.predictions(outputs, count, contexts, run.alone)]
         except Exception as error:
             return [Rejection.of(error, "postprocess", self._postprocess)] * len(run.rows)
@@ -126,9 +128,17 @@ class JsonEncoder:
                 for item in range(start, stop):
                     found[item] = self._postprocess.chosen(outputs, item, request.outputs)
 
+    def _with_batch_dimension(self, batch: Batch, rows: Iterable[int]) -> set[int]:
+        """Rows whose record had a batch dimension of its own: these give ``predictions``."""
+        assert batch.feed is not None
+        items = batch.feed.items
+        if not items or isinstance(self._postprocess, OfRecords):
+            return set()
+        return {row for row in rows if (item := items[row]) is not None and not item.single}
+
     def _texts(self, batch: Batch, run: Run, predictions: Sequence[bytes]) -> list[bytes]:
         columns = batch.columns.select(run.rows)
-        own, many = self._envelope.ids(batch, run.rows), _with_batch_dimension(batch, run.rows)
+        own, many = self._envelope.ids(batch, run.rows), self._with_batch_dimension(batch, run.rows)
         own_texts = {i: orjson.dumps(own[row]) for i, row in enumerate(run.rows) if row in own} if own else {}
         if native.records is not None and not many:
             bodies: list[bytes] = native.records.bodies(
@@ -199,13 +209,6 @@ def _latency(stages_us: dict[str, int | Array]) -> tuple[bytes, list[list[bytes]
             text = orjson.dumps(us / 1000)
         stages.append(b'"%b":%b' % (stage.encode(), text))
     return b'"latency_ms":{%b}' % b",".join(stages), columns
-
-
-def _with_batch_dimension(batch: Batch, rows: Iterable[int]) -> set[int]:
-    """Rows whose record had a batch dimension of its own: these give ``predictions``."""
-    assert batch.feed is not None
-    items = batch.feed.items
-    return {row for row in rows if (item := items[row]) is not None and not item.single} if items else set()
 
 
 def _joined(parts: list[Fragment]) -> Fragment:

@@ -42,3 +42,12 @@ def _merged(members: bytes, prediction: bytes) -> bytes:
         return b'{%b,"prediction":%b}' % (members, prediction)
     rest = prediction[1:].lstrip()
     return b"{" + members + (rest if rest == b"}" else b"," + rest)
+
+
+def marks_of(batch: Batch, run: Run) -> list[Mapping[str, Array] | None]:
+    """Per row of a run the marks of its windows; None where it has none."""
+    assert batch.feed is not None
+    if not batch.feed.items:
+        return [None] * len(run.rows)
+    items = [batch.feed.items[row] for row in run.rows]
+    return [None if item is None else item.marks for item in items]

@@ -7,6 +7,7 @@ logarithm shows that. Frames are worked on in blocks that stay in the processor'
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,8 @@ from worker.features.opencv import cv2
 Log = Literal["natural", "log10", "db", "none"]
 Kind = Literal["librosa", "whisper", "kaldi"]
 BLOCK_FRAMES = 128
+_BLOCK_SAMPLES = BLOCK_FRAMES * 400
+"""Samples of all frames worked on at a time: some 1 MiB per thread."""
 _BAND_PRODUCT = 250_000
 """Multiplications in one matrix product; above some 260,000, OpenBLAS starts threads of its own, which this process's
 threads would have to share the cores with."""
@@ -88,6 +91,9 @@ class LogMel:
             self._window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(r.window) / r.window)
             self._before = r.n_fft // 2
         self._bands = _bands(_by_part(weights.astype(np.float32), r.n_fft))
+        self._block = max(1, min(BLOCK_FRAMES, _BLOCK_SAMPLES // max(r.n_fft, r.hop)))
+        """Frames worked on at a time."""
+        self._memory = threading.local()
         self._quick = _smooth(r.n_fft) and r.n_fft % 2 == 0
 
     def __call__(self, sounds: Array) -> Array:
@@ -102,7 +108,7 @@ class LogMel:
         r = self.recipe
         count = r.frames(sounds.shape[1])
         found = np.empty((len(sounds), count, r.bins), np.float32)
-        together = max(1, BLOCK_FRAMES // max(1, count))
+        together = max(1, self._block // max(1, count))
         for first in range(0, len(sounds), together):
             self._fill(sounds[first : first + together], found[first : first + together])
         self._finish(found)
@@ -110,30 +116,58 @@ class LogMel:
 
     def _fill(self, sounds: Array, found: Array) -> None:
         """The mel power of a few sounds."""
-        r, count = self.recipe, found.shape[1]
+        count = found.shape[1]
         if not count:
             return
-        padded = self._padded(sounds, count)
+        samples, r = sounds.shape[1], self.recipe
+        behind = max(0, (count - 1) * r.hop + r.window - self._before - samples)
+        work = self._work()
+        if len(sounds) == 1 and samples > max(self._before, behind):
+            for start in range(0, count, self._block):
+                stop = min(count, start + self._block)
+                first = start * r.hop - self._before
+                piece = self._piece(sounds[0], first, first + (stop - start - 1) * r.hop + r.window, work)
+                frames = np.lib.stride_tricks.sliding_window_view(piece, r.window)[:: r.hop]
+                self._mel(self._squares(frames, work), found[:, start:stop])
+            return
+        padded = self._padded(sounds, behind)
         frames = np.lib.stride_tricks.sliding_window_view(padded, r.window, axis=1)[:, :: r.hop][:, :count]
-        step = min(count, max(1, BLOCK_FRAMES // len(sounds)))
-        work = _Work.of(step * len(sounds), r)
+        step = max(1, self._block // len(sounds))
         for start in range(0, count, step):
             part = frames[:, start : start + step]
-            out = found[:, start : start + step]
-            self._mel(self._squares(part[0] if len(part) == 1 else np.concatenate(part), work), out)
+            self._mel(self._squares(np.concatenate(part), work), found[:, start : start + step])
 
-    def _padded(self, sounds: Array, count: int) -> Array:
-        """The sounds in float64 with what the first and last frames need beyond their ends."""
-        r, samples = self.recipe, sounds.shape[1]
-        behind = max(0, (count - 1) * r.hop + r.window - self._before - samples)
+    def _work(self) -> _Work:
+        """This thread's memory for one block. Fresh memory for each call would cost as much as the features."""
+        work: _Work | None = getattr(self._memory, "work", None)
+        if work is None:
+            work = self._memory.work = _Work.of(self._block, self.recipe)
+        return work
+
+    def _piece(self, sound: Array, first: int, end: int, work: _Work) -> Array:
+        """Samples ``first`` to ``end`` of a sound in float64, with what stands beyond its ends."""
+        piece, samples = work.piece[: end - first], len(sound)
+        inside = slice(max(0, first), min(samples, end))
+        piece[inside.start - first : inside.stop - first] = sound[inside]
+        before, behind = np.arange(first, min(0, end)), np.arange(max(samples, first), end)
+        if self.recipe.kind == "librosa":
+            piece[: len(before)] = 0.0
+            piece[len(piece) - len(behind) :] = 0.0
+            return piece
+        again = self.recipe.kind == "kaldi"  # whether the outermost sample is mirrored, too
+        piece[: len(before)] = sound[-before - again]
+        piece[len(piece) - len(behind) :] = sound[2 * samples - 2 + again - behind]
+        return piece
+
+    def _padded(self, sounds: Array, behind: int) -> Array:
+        """The sounds in float64 with what stands beyond their ends."""
         room = ((0, 0), (self._before, behind))
         wide = sounds.astype(np.float64)
-        if r.kind == "librosa":
+        if self.recipe.kind == "librosa":
             return np.pad(wide, room)
-        mode: Literal["reflect", "symmetric"] = "symmetric" if r.kind == "kaldi" else "reflect"
-        if samples <= max(room[1]):  # shorter than what is mirrored: numpy mirrors again and again
-            return np.pad(wide, room, mode=mode if samples > 1 else "edge")
-        return np.pad(wide, room, mode=mode)
+        if sounds.shape[1] == 1:
+            return np.pad(wide, room, mode="edge")
+        return np.pad(wide, room, mode="symmetric" if self.recipe.kind == "kaldi" else "reflect")
 
     def _squares(self, frames: Array, work: _Work) -> Array:
         """The squares of the spectrum's parts, whose sums are the power: (frames, n_fft), float32.
@@ -191,8 +225,9 @@ class LogMel:
 
 @dataclass(frozen=True)
 class _Work:
-    """Memory of one block: frames, their spectra, the squares of these."""
+    """Memory of one block: samples, frames, their spectra, the squares of these."""
 
+    piece: Array
     ready: Array
     packed: Array
     squares: Array
@@ -200,7 +235,8 @@ class _Work:
     @classmethod
     def of(cls, frames: int, recipe: MelRecipe) -> _Work:
         shape = (frames, recipe.n_fft)
-        return cls(np.zeros(shape), np.empty(shape), np.empty(shape, np.float32))
+        piece = np.empty((frames - 1) * recipe.hop + recipe.window)
+        return cls(piece, np.zeros(shape), np.empty(shape), np.empty(shape, np.float32))
 
 
 def _by_part(weights: Array, n_fft: int) -> Array:

@@ -18,6 +18,8 @@ BLOCK_SAMPLES = 1 << 17
 FULL_SCALE = 32_768
 """16-bit samples are divided by this, as libsndfile does."""
 MP3_FRAME = 1152
+PEAK_MAX = 1e9
+"""Floats a little beyond 1 are common, and some files hold integers as floats. The squares of this still fit float32."""
 _UNKNOWN = 1 << 62
 
 
@@ -71,13 +73,16 @@ class Decoding:
         if header.pcm is not None:
             rate, sound = header.rate, _from_pcm(value, header)
         else:
-            with self._opened(value) as file:
+            with self._opened(value) as file, np.errstate(over="ignore", invalid="ignore"):
                 rate = file.samplerate
                 sound = self._decoded(file, header, most)
         if not len(sound):
             raise Reject("the sound has no samples")
-        if not np.isfinite(sound).all():
+        peak = max(float(sound.max()), -float(sound.min()))
+        if not np.isfinite(peak):
             raise Reject("the sound holds NaN or infinity")
+        if peak > PEAK_MAX:
+            raise Reject(f"the sound has a sample of {peak:.3g}, expected -1 to 1")
         if rate != self.rate:
             sound = self._soxr.resample(sound, rate, self.rate)
             if not len(sound):

@@ -83,7 +83,7 @@ class Mel:
         self.length = None if frames is None else self._samples_for(frames)
         if self.whole_samples is not None and self.length not in (None, self.whole_samples):
             self.whole_samples = None  # a model for shorter pieces
-        self.nbytes_per_sample = 8
+        self.nbytes_per_sample = 0
 
     def _samples_for(self, frames: int) -> int:
         r = self.recipe

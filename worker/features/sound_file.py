@@ -205,7 +205,13 @@ class SoundFeature(FileFeature):
         ):
             text = str(list(expected)).replace("None", "?")
             raise Reject(f"the features have shape {list(found.shape[1:])}, the model's input takes {text}")
-        return found.astype(self.spec.dtype, copy=False)
+        with np.errstate(over="ignore"):
+            item = found.astype(self.spec.dtype, copy=False)
+        if item.dtype == np.float16 and not np.isfinite(item).all():
+            raise Reject(
+                f"the sound's numbers are too large for the model's input {self.spec.name}, which is FP16"
+            )
+        return item
 
     def _length_of(self, sound: Array) -> str:
         return f"the sound is {len(sound) / self._settings.rate} s long"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from worker.model.fingerprint import model_sha256
 from worker.model.gpu import Cuda
 from worker.model.graph import read_graph
 from worker.model.made_up import batch_of
+from worker.model.observed import as_observed
 from worker.model.opening import import_runtime, one_line, specs_of
 from worker.model.probe import Probe, beside_variants, probe
 from worker.model.providers import check_providers, preload_libraries, provider_in_use
 from worker.model.signature import Shown, Signature, TensorSpec, with_suggested_size, with_wholes
 from worker.model.tensorrt import TensorRt
+from worker.model.wiring import Constants, WiredSessions, why_apart, wired
 
 log = structlog.get_logger()
 
@@ -111,6 +113,11 @@ class Model:
             Closed: after :meth:`close`.
         """
         return self._sessions.run(feeds)
+
+    def run_in_order(self, feeds: Tensors, counts: Sequence[int]) -> Tensors:
+        """See :meth:`worker.model.wiring.WiredSessions.run_in_order`; only where the signature has ``states``."""
+        assert isinstance(self._sessions, WiredSessions)
+        return self._sessions.run_in_order(feeds, counts)
 
     def interrupt(self) -> None:
         """Make the runs in progress fail before their next operator. Later runs are not affected."""
@@ -230,6 +237,8 @@ def load(
     max_size: int = LARGEST_UNKNOWN_SIZE,
     one_shape: bool = False,
     sizes: Sequence[int] = (),
+    constants: Constants | None = None,
+    state: Mapping[str, str] | None = None,
     device: int = 0,
 ) -> Model:
     """Load a model file and find out what it takes, what it gives and whether items may share a run.
@@ -244,12 +253,14 @@ def load(
         max_size: items in the largest batch, which TensorRT builds for.
         one_shape: items will have one shape even if the model takes any.
         sizes: lengths that an item's free dimension is known to have, for the made-up items.
+        constants: which inputs are the same in every run.
+        state: input -> output that fills it with the next item of a record.
         device: number of the GPU among the visible ones.
 
     Raises:
         StartError: no runtime, no such file, another SHA-256, not loadable, a provider that is not there, an
             input or output that is no tensor.
-        ConfigError: ``providers`` makes no sense on any machine.
+        ConfigError: ``providers`` makes no sense on any machine, or ``state`` does not fit the model.
     """
     runtime = import_runtime()
     digest = _checked_sha256(path, sha256)
@@ -260,14 +271,21 @@ def load(
     opening = Opening(runtime, path, providers, digest, instances, max_size, one_shape, device)
     opened = backend.open(opening)
     try:
-        return _probed(backend, opened, opening, name or path.stem, version or digest[:8], sizes)
+        wiring = constants, state or {}
+        return _probed(backend, opened, opening, name or path.stem, version or digest[:8], sizes, wiring)
     except BaseException:
         opened.close()
         raise
 
 
 def _probed(
-    backend: Backend, opened: Opened, opening: Opening, name: str, version: str, sizes: Sequence[int]
+    backend: Backend,
+    opened: Opened,
+    opening: Opening,
+    name: str,
+    version: str,
+    sizes: Sequence[int],
+    wiring: tuple[Constants | None, Mapping[str, str]],
 ) -> Model:
     """The model behind an opened file, once made-up items have shown what it does.
 
@@ -283,6 +301,7 @@ def _probed(
     sessions = opened.bind(inputs, outputs)
     graph = read_graph(path)
     try:
+        sessions, inputs, outputs, constants = wired(sessions, inputs, outputs, *wiring)
         found = probe(
             sessions.run,
             inputs,
@@ -291,6 +310,8 @@ def _probed(
             sizes=sizes,
             mixes=graph.mixes,
         )
+        if wiring[1] and found.batchable and found.item is not None and isinstance(sessions, WiredSessions):
+            found = replace(found, reason=why_apart(sessions, found.item, backend.tolerance))
         if found.item is None and backend.refuses_the_model(found.refusal):
             raise StartError(f"model.path: {path} cannot be run on {backend.name}: {one_line(found.refusal)}")
     except BaseException:
@@ -300,7 +321,14 @@ def _probed(
     metadata = described.get_modelmeta().custom_metadata_map
     shown = Shown(found.answers, metadata, found.answer_share, graph.class_names)
     inputs = with_suggested_size(inputs, metadata)
-    signature = Signature(inputs, _as_observed(outputs, found), found.batchable, shown)
+    signature = Signature(
+        inputs,
+        as_observed(outputs, found),
+        found.batchable,
+        constants=constants,
+        states=tuple(wiring[1]),
+        shown=shown,
+    )
     return Model(sessions, backend, signature, found, name=name, version=version, sha256=opening.sha256)
 
 
@@ -351,23 +379,3 @@ def _warn(name: str, found: Probe) -> None:
 
 def _copied(tensors: Tensors) -> Tensors:
     return {name: array.copy() for name, array in tensors.items()}
-
-
-def _as_observed(outputs: tuple[TensorSpec, ...], found: Probe) -> tuple[TensorSpec, ...]:
-    """The outputs with what an answer has shown: a declared shape may be wrong, and the runtime reports an unknown rank
-    as rank 0."""
-    if found.outputs is None:
-        return outputs
-    return tuple(_observed(spec, found.outputs[spec.name].shape, found.batchable) for spec in outputs)
-
-
-def _observed(spec: TensorSpec, answered: tuple[int, ...], batchable: bool) -> TensorSpec:
-    if len(spec.shape) != len(answered):
-        return replace(spec, shape=(None,) * len(answered), names=())
-    shape = [
-        declared if declared == length else None
-        for declared, length in zip(spec.shape, answered, strict=True)
-    ]
-    if batchable and shape:
-        shape[0] = None
-    return replace(spec, shape=tuple(shape))

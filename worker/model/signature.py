@@ -108,6 +108,11 @@ class Signature:
     batchable: bool = False
     """Every input's first dimension is free, and made-up items together gave what each gave alone."""
 
+    constants: tuple[str, ...] = ()
+    """Further inputs that are the same in every run; see :mod:`worker.model.wiring`."""
+    states: tuple[str, ...] = ()
+    """Further inputs that the model's own outputs fill: the items of a record run in order."""
+
     shown: Shown = field(default_factory=lambda: Shown(), compare=False, repr=False)
     """What else is known of the model."""
 

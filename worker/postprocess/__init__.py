@@ -6,7 +6,7 @@ would cost ten times as much.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from worker.batch import Array
@@ -36,6 +36,29 @@ class Postprocess(Protocol):
 
         Raises:
             Exception: the outputs do not have the shape that this postprocess reads; no item has a prediction.
+        """
+        ...
+
+
+@runtime_checkable
+class OfRecords(Protocol):
+    """A postprocess that makes one prediction of all windows of a record."""
+
+    def of_records(
+        self,
+        outputs: dict[str, Array],
+        spans: Sequence[tuple[int, int]],
+        marks: Sequence[Mapping[str, Array] | None],
+    ) -> Sequence[Fragment]:
+        """One fragment per record.
+
+        Args:
+            outputs: by name; the first dimension counts the windows of all records.
+            spans: per record its first window and the one behind its last.
+            marks: per record the marks of its windows, see :attr:`worker.batch.Item.marks`; None = it has no windows.
+
+        Raises:
+            Exception: the outputs do not have the shape that this postprocess reads; no record has a prediction.
         """
         ...
 

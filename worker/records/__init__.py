@@ -85,7 +85,12 @@ def id_reader(input_format: str) -> ReadId | None:
 
 def _check_inputs(settings: PipelineSettings, signature: Signature) -> None:
     """Check that ``preprocess.inputs``, if given, names every model input and nothing else."""
-    given, names = settings.preprocess.inputs, [spec.name for spec in signature.inputs]
+    names = [spec.name for spec in signature.inputs]
+    given = [name for name in settings.preprocess.inputs if name not in signature.constants]
+    if states := [name for name in given if name in signature.states]:
+        raise ConfigError(
+            f"preprocess.inputs.{states[0]}: model.state fills this input; expected it there alone"
+        )
     if given and set(given) != set(names):
         unknown = next((name for name in given if name not in names), None)
         missing = next((name for name in names if name not in given), None)

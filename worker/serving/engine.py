@@ -178,7 +178,7 @@ class Engine:
         model = servable.model
         fed = feeds(batch, model, group)
         started_ns = self._clock_ns()
-        if group.windowed:
+        if group.windowed or (model.signature.states and group.counts is not None):
             outputs = run_windows(model, fed, group, servable.run_limit.items)
             return Run(
                 group.rows, outputs, group.counts, group.alone, group.alone, started_ns, self._clock_ns()

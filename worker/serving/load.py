@@ -9,6 +9,7 @@ import structlog
 
 from worker.batch import Lane
 from worker.encode import encoder as make_encoder
+from worker.errors import ConfigError
 from worker.model.headroom import resident_bytes
 from worker.model.session import LARGEST_UNKNOWN_SIZE, Model
 from worker.model.session import load as load_model
@@ -16,6 +17,8 @@ from worker.model.tune import Tuning, quickest_s, tune, usable_cores
 from worker.payload.keys import Keys
 from worker.records import Decoder
 from worker.records import decoder as make_decoder
+from worker.registry import POSTPROCESSES
+from worker.serving.constants import constants_of
 from worker.serving.padding_check import ragged_of
 from worker.serving.rollout import Rollout
 from worker.serving.route import Route, route_of
@@ -89,6 +92,8 @@ def load_servable(
         max_size=_or(wanted.batching.max_size, LARGEST_UNKNOWN_SIZE),
         one_shape=wanted.preprocess.one_shape,
         sizes=[*([len(wanted.input.field_names)] if wanted.input.fields else ()), *wanted.preprocess.sizes],
+        constants=constants_of(wanted, settings.limits),
+        state=wanted.model.state,
     )
     try:
         return _warm(settings, route, model, deadline, like)
@@ -101,6 +106,11 @@ def _warm(settings: Settings, route: Route, model: Model, deadline: float, like:
     """The servable around a loaded model, with the figures measured for them; see :func:`load_servable`."""
     wanted = settings.pipelines[route.name]
     decoder = make_decoder(wanted, model.signature, settings.limits)
+    needs_windows = getattr(POSTPROCESSES.entry(wanted.postprocess.name), "needs_windows", False)
+    if needs_windows and not getattr(decoder, "windowed", False):
+        raise ConfigError(
+            f"postprocess.{wanted.postprocess.name}: goes with windows of sound only; expected preprocess.audio.window_s"
+        )
     labels = wanted.labels
     encoder = make_encoder(
         wanted, model.described or model.signature, model.name, model.version, labels, route.envelope

@@ -69,11 +69,16 @@ def groups(batch: Batch, servable: Servable) -> Iterator[Group]:
         for ours, items in by_length(feed, rows, servable.ragged, servable.run_limit):
             yield Group(ours, False, items, servable.ragged)
     else:
-        yield from _by_shape(feed, rows, servable.run_limit.items)
+        by_record = bool(servable.model.signature.states)
+        yield from _by_shape(feed, rows, servable.run_limit.items, by_record)
 
 
-def _by_shape(feed: Feed, rows: Iterable[int], limit: int) -> Iterator[Group]:
-    """Rows of the same item shape together, at most ``limit`` items; a record of more runs alone."""
+def _by_shape(feed: Feed, rows: Iterable[int], limit: int, by_record: bool) -> Iterator[Group]:
+    """Rows of the same item shape together, at most ``limit`` items; a record of more runs alone.
+
+    Args:
+        by_record: a record counts as one, however many items it has, because they run one after the other.
+    """
     gathered: dict[tuple[object, ...], tuple[list[int], list[Item]]] = {}
     counts: dict[tuple[object, ...], int] = {}
     for row in rows:
@@ -81,12 +86,13 @@ def _by_shape(feed: Feed, rows: Iterable[int], limit: int) -> Iterator[Group]:
         assert item is not None
         shape = tuple((name, array.shape[1:]) for name, array in item.arrays.items())
         before = counts.get(shape, 0)
-        if before and before + item.count > limit:
+        count = 1 if by_record else item.count
+        if before and before + count > limit:
             yield Group(gathered[shape][0], False, gathered[shape][1])
             before = 0
         if not before:
             gathered[shape] = [], []
-        counts[shape] = before + item.count
+        counts[shape] = before + count
         ours, items = gathered[shape]
         ours.append(row)
         items.append(item)

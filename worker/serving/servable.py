@@ -6,7 +6,7 @@ its runs teach (how many items fit its memory, whether it is still healthy) lies
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -47,6 +47,9 @@ class Model(Protocol):
         """No item with a known answer is at hand yet."""
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]: ...
+
+    def run_in_order(self, feeds: dict[str, Array], counts: Sequence[int]) -> dict[str, Array]:
+        """Of a recurrent model: the items of each record one after the other."""
 
     def sickness(self) -> str | None:
         """Run the item with the known answer; what is wrong with its answer, or None. Never raises."""

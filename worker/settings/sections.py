@@ -270,6 +270,8 @@ class ModelSettings(Section):
     """When given it must match."""
     providers: Providers = Field(default=["cpu"])
     """Execution providers in order; every one named must be in use, except a trailing cpu."""
+    state: dict[Text, Text] = Field(default={})
+    """Of a recurrent model, input: output that fills it: the items of one record run in order, from zeros on."""
     threads: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Threads of the process's one pool; 0 = everything on the main loop's thread."""
     instances: Positive | Literal["auto"] = "auto"
