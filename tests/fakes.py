@@ -702,8 +702,12 @@ def answer(batch: Batch, now_ns: int) -> None:
     """What a pipeline would make of the batch: ``<offset> ...`` per record; values that begin with ``bad`` are refused."""
     batch.outcomes = outcomes = Outcomes.empty(len(batch))
     batch.finished_ns = now_ns
-    for row, (value, offset) in enumerate(zip(batch.columns.values, batch.columns.offsets, strict=True)):
+    for row, (value, offset) in enumerate(zip(batch.payloads, batch.columns.offsets, strict=True)):
         assert value is not None, "a tombstone never reaches the engine"
+        assert not value.startswith(b"get "), "a record without its payload never reaches the engine"
+        _, fetched, place = value.partition(b"@")
+        partition = batch.columns.partitions[row]
+        assert not fetched or place == b"%s/%d/%d" % (partition.topic.encode(), partition.number, offset)
         if value.startswith(b"bad"):
             outcomes.rejected[row] = Rejection.of(Reject("bad record"), "decode", batch)
         else:

@@ -10,17 +10,20 @@ from fakes import DEAD_LETTERS, FakeClock, FakeMeters, FakePool, FakeRollout, Fa
 from worker.loop.accounts import Accounts
 from worker.loop.admission import Admission
 from worker.loop.at_least_once import AtLeastOnce
-from worker.loop.budget import Budget
+from worker.loop.budget import Budget, Share
 from worker.loop.caution import Caution
 from worker.loop.conductor import Conductor
 from worker.loop.delivery import Delivery
+from worker.loop.fetching import Fetching
 from worker.loop.intake import Intake
 from worker.loop.intakes import Intakes, groups
+from worker.loop.io_threads import Calls
 from worker.loop.isolation import Isolation
 from worker.loop.limit import DeadLetterRate
 from worker.loop.membership import Parts
 from worker.loop.outbox import Letterhead, Outbox
 from worker.loop.window import Window
+from worker.outside import Outside
 
 COMMIT_INTERVAL_S = 0.02
 
@@ -65,12 +68,14 @@ def make_loop(
     figures: Figures,
     make_delivery: Callable[[Caution], Delivery] | None = None,
     cpu_ns: Callable[[], int] = lambda: 0,
+    outside: tuple[Outside, Callable[[], Calls]] | None = None,
 ) -> World:
     """A loop over these fakes, not subscribed yet.
 
     Args:
         make_delivery: gives the delivery guarantee; at least once with a short commit interval unless given.
         cpu_ns: the CPU clock of the process, read once per slab.
+        outside: what the records of every route need from outside, and who makes the calls.
     """
     meters, log, window = FakeMeters(), NullLog(), Window()
     parted = groups(rollouts)
@@ -82,6 +87,7 @@ def make_loop(
             alone=len(parted) == 1,
             clock_ns=clock,
             cpu_ns=cpu_ns,
+            fetching=_fetching(group, share, outside, log, clock),
         )
         for group, share in zip(parted, budget.shares, strict=True)
     ]
@@ -118,3 +124,16 @@ def make_loop(
         clock.advance,
     )
     return World(conductor, window, budget, intakes, outbox, source, sink, pool, meters, log)
+
+
+def _fetching(
+    group: Sequence[FakeRollout],
+    share: Share,
+    outside: tuple[Outside, Callable[[], Calls]] | None,
+    log: NullLog,
+    clock: FakeClock,
+) -> Fetching | None:
+    if outside is None:
+        return None
+    needed = {rollout.route: (outside[0],) for rollout in group}
+    return Fetching(needed, outside[1](), share, log, clock, clock.wall_ms)

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from worker.batch import Route
 from worker.loop.accounts import Accounts
 from worker.loop.admission import Admission
 from worker.loop.at_least_once import AtLeastOnce
-from worker.loop.budget import Budget
+from worker.loop.budget import Budget, Share
 from worker.loop.caution import Caution, Note
 from worker.loop.conductor import Conductor
 from worker.loop.delivery import Delivery
 from worker.loop.exactly_once import ExactlyOnce
+from worker.loop.fetching import Fetching
 from worker.loop.intake import Intake
 from worker.loop.intakes import Intakes, groups
+from worker.loop.io_threads import IoThreads
 from worker.loop.isolation import Isolation
 from worker.loop.limit import DeadLetterRate
 from worker.loop.membership import Parts
@@ -28,6 +31,7 @@ from worker.loop.outbox import Letterhead, Outbox
 from worker.loop.pool import InlinePool, Mailbox, ThreadPool
 from worker.loop.tasks import spawn
 from worker.loop.window import Window
+from worker.outside import Outside
 from worker.serving.engine import Engine
 from worker.serving.rollout import Rollout
 from worker.settings import Settings
@@ -45,6 +49,8 @@ RETRY_SHARE = 0.75
 """Most of ``limits.stall_s`` for which custom code may hold a record: the watchdog must not take that for a stall."""
 
 log = logs.get("worker")
+
+AnyPool = ThreadPool | InlinePool
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,7 @@ def connect(settings: Settings, meters: Meters, group: str) -> Clients:
     return Clients(topics, source, open_sink(settings, topics, transactional_id), metrics)
 
 
-def pool_for(settings: Settings, rollouts: list[Rollout]) -> ThreadPool | InlinePool:
+def pool_for(settings: Settings, rollouts: list[Rollout]) -> AnyPool:
     """The one pool of a process: as many threads as its pipelines ask for at most, a lane for each servable."""
     servables = [rollout.choose() for rollout in rollouts]
     threads, lanes = max(servable.threads for servable in servables), [s.lane for s in servables]
@@ -105,7 +111,7 @@ def conductor_for(
     settings: Settings,
     rollouts: list[Rollout],
     clients: Clients,
-    pool: ThreadPool | InlinePool,
+    pool: AnyPool,
     meters: Meters,
     task_id: str,
     on_turn: Callable[[], None],
@@ -119,11 +125,13 @@ def conductor_for(
     limits = settings.limits
     parted, window = groups(rollouts), Window()
     budget = Budget(limits.in_flight_bytes, len(parted))
+    outside: dict[Route, Sequence[Outside]] = {each.route: each.route.outside for each in rollouts}
     intakes = [
         Intake(
             Admission(group, limits.max_age_ms, limits.expired, limits.in_flight_bytes),
             share,
             alone=len(parted) == 1,
+            fetching=_fetching(outside, [member.route for member in group], share, pool),
         )
         for group, share in zip(parted, budget.shares, strict=True)
     ]
@@ -152,6 +160,18 @@ def conductor_for(
         ordered=settings.order == "partition" or settings.delivery == "exactly_once",
         on_turn=on_turn,
     )
+
+
+def _fetching(
+    outside: Mapping[Route, Sequence[Outside]], group: Iterable[Route], share: Share, pool: AnyPool
+) -> Fetching | None:
+    """Where records of these routes get what they need from outside; None where none needs anything."""
+    needed = {route: outside[route] for route in group if outside[route]}
+    if not needed:
+        return None
+    threads = max(each.concurrency for chain in needed.values() for each in chain)
+    calls = IoThreads(threads, pool.nudge)
+    return Fetching(needed, calls, share, log, time.monotonic_ns, lambda: time.time() * 1000)
 
 
 def _outbox(settings: Settings, clients: Clients, task_id: str) -> Outbox:

@@ -40,6 +40,8 @@ Like the ones above it counts only as this very object."""
 
 STAGES = ("broker", "queue", "decode", "wait", "infer", "encode")
 """Stages of one result in order; their sum is ``total`` (contract section 3)."""
+FETCH = "fetch"
+"""A further stage, behind ``queue``, of records for which something was asked outside (contract section 7)."""
 
 
 class Partition(NamedTuple):
@@ -92,6 +94,20 @@ def _lengths(column: Sequence[bytes | None]) -> Iterable[int]:
     return map(len, filter(None, column) if missing else column)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What became of a record that may have needed something from outside."""
+
+    taken_ns: int
+    """Monotonic clock when the record was taken from Kafka."""
+    fetch_us: int = 0
+    """Microseconds for which it waited for the outside."""
+    payload: bytes | None = None
+    """What the decoder reads in place of the record's value; None: the value itself."""
+    rejection: Rejection | None = None
+    """Why it could not be had."""
+
+
 @dataclass(slots=True)
 class Columns:
     """Records as aligned columns.
@@ -106,6 +122,8 @@ class Columns:
     timestamps_ms: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     partitions: list[Partition] = field(default_factory=list)
+    fetched: list[Fetched] | None = None
+    """Where records may need something from outside."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -117,6 +135,8 @@ class Columns:
         self.timestamps_ms += other.timestamps_ms
         self.offsets += other.offsets
         self.partitions += other.partitions
+        if self.fetched is not None:
+            self.fetched += other.fetched or ()
 
     def select(self, rows: Sequence[int]) -> Columns:
         """These rows as columns of their own; the very same lists when ``rows`` is everything."""
@@ -129,6 +149,7 @@ class Columns:
             pick(self.timestamps_ms, rows),
             pick(self.offsets, rows),
             pick(self.partitions, rows),
+            pick(self.fetched, rows) if self.fetched is not None else None,
         )
 
 
@@ -463,6 +484,8 @@ class Batch:
     """Unix milliseconds at the same moment: the only clock comparable with the record timestamp."""
     late_us: NDArray[np.int64] | None = None
     """Per row the microseconds between the first take and its own, where the slab grew by several takes."""
+    fetch_us: NDArray[np.int64] | None = field(default=None, kw_only=True)
+    """Per row the microseconds for which it waited for something outside, where that is a stage."""
     payloads: list[bytes | None] = field(default_factory=list)
     """What decoders read: the very list ``columns.values``, unless a step before the decoder put other bytes here.
     ``columns.values`` stays the original, for dead letters. Given as empty, it is ``columns.values``."""

@@ -20,8 +20,12 @@ Reason = Literal[
     "unroutable",
     "expired",
     "crashed",
+    "reference_missing",
+    "reference_denied",
+    "reference_refused",
+    "reference_mismatch",
 ]
-Stage = Literal["decode", "preprocess", "infer", "postprocess", "encode", "publish"]
+Stage = Literal["fetch", "decode", "preprocess", "infer", "postprocess", "encode", "publish"]
 
 
 class Reject(Exception):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from worker.payload import FilterEntry
     from worker.postprocess import PostprocessEntry
     from worker.records import InputFormat
+    from worker.stores import FetcherEntry
 
 T = TypeVar("T")
 
@@ -125,6 +126,17 @@ POSTPROCESSES: Registry[PostprocessEntry] = Registry(
         "raw": "worker.postprocess.raw:Raw",
     },
     custom="worker.postprocess.custom:CustomPostprocess",
+)
+FETCHERS: Registry[FetcherEntry] = Registry(
+    "input.reference.allow",
+    {
+        "s3": "worker.stores.objects:S3",
+        "gs": "worker.stores.objects:GoogleCloud",
+        "az": "worker.stores.objects:Azure",
+        "https": "worker.stores.web:Web",
+        "http": "worker.stores.web:Web",
+        "file": "worker.stores.files:Files",
+    },
 )
 OUTPUT_FORMATS: Registry[OutputFormat] = Registry(
     "output.format",

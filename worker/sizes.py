@@ -62,6 +62,7 @@ def held_bytes(columns: Columns) -> int:
         + total_bytes(columns.keys)
         + sum(map(_held_headers_bytes, filter(None, columns.headers)))
         + HELD_RECORD_BYTES * len(columns)
+        + sum(len(fetched.payload or b"") for fetched in columns.fetched or ())
     )
 
 

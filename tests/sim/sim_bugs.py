@@ -7,6 +7,7 @@ each noun is there for.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from worker.loop.caution import Caution
 from worker.loop.conductor import Conductor
 from worker.loop.epochs import Epochs
 from worker.loop.exactly_once import ExactlyOnce
+from worker.loop.fetching import Fetching
 from worker.loop.intake import Intake
 from worker.loop.keep import Keep
 from worker.loop.openslab import OpenSlab
@@ -388,6 +390,32 @@ def survivors_are_charged_too(self: Caution, partition: Partition, next_offset: 
 def nothing_is_worked_on_alone(self: Caution, partition: Partition, offset: int) -> bool:
     """The process dies of the same record for ever."""
     return False
+
+
+# -- things outside --------------------------------------------------------------------------------------
+
+
+class _Overtaking(Fetching):
+    """Whoever has its payload leaves, whatever stands before it."""
+
+    def turn(self, room_bytes: Callable[[], int], in_flight: bool) -> Any:
+        for partition, line in self._lines.items():
+            self._lines[partition] = deque(sorted(line, key=lambda record: not record.ready))
+        return super().turn(room_bytes, in_flight)
+
+
+BUGS["overtaking_at_the_store"] = Bug(
+    world, "Fetching", _Overtaking, frozenset({"NothingCommittedEarly", "InOrder"}), {"fetches": True}
+)
+_close_drop = Fetching.drop
+
+
+@replaces(Fetching, "drop", "BytesBounded", "Progress", "NoBug", fetches=True)
+def bytes_of_revoked_payloads_leak(self: Fetching, partitions: Any) -> None:
+    """The records that wait for the store are forgotten, their bytes are not."""
+    before = self.claim.nbytes
+    _close_drop(self, partitions)
+    self.claim.adjust(before - self.claim.nbytes)
 
 
 # -- budget and progress --------------------------------------------------------------------------------

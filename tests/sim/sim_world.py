@@ -31,6 +31,7 @@ from fakes import (
     Witness,
     never,
 )
+from sim_store import SlowCalls, Store
 from world import Figures, make_loop
 
 from worker.batch import Batch, Headers, Lane, Partition
@@ -41,6 +42,7 @@ from worker.loop.caution import Caution
 from worker.loop.conductor import Conductor
 from worker.loop.delivery import Delivery
 from worker.loop.exactly_once import ExactlyOnce
+from worker.loop.fetching import Fetching
 from worker.loop.outbox import Outbox
 from worker.loop.pool import Returned
 from worker.loop.tasks import Task
@@ -142,6 +144,7 @@ class Replica:
     pool: SlowPool
     meters: FakeMeters
     log: NullLog
+    fetching: list[Fetching]
     disturbed: bool = False
     """It rewound, or lost partitions with work in flight: its counters need not match the broker's any more."""
 
@@ -289,6 +292,10 @@ class Schedule:
         self.capacity = rng.choice([3, 10, 1_000])
         self._slowest_s = rng.choice([0.0, 0.01, 0.01 if self._killers else 0.06])
         self._odd = rng.choice([0.0, 0.1, 0.4])
+        self._store_rng = Random(seed + 2_000_000)
+        self.fetches = not self._killers and self._store_rng.random() < 0.3
+        """Records have references to payloads in a store."""
+        self.store = Store(self.clock, self._store_rng, LARGEST_RECORD, self.cases)
         self.court.begin(self)
 
     # -- the play ----------------------------------------------------------------------------------------
@@ -389,9 +396,13 @@ class Schedule:
             ),
             lambda caution: self._delivery(source, sink, caution),
             cpu_ns=self.clock,  # always busy: slabs are kept as far apart as may be, and hold several records
+            outside=(self.store, lambda: SlowCalls(self.clock, self._store_rng)) if self.fetches else None,
         )
+        fetching = [intake.fetching for intake in world.intakes if intake.fetching is not None]
         self.cases["several intakes"] += len(world.intakes) > 1
-        replica = Replica(name, world.conductor, world.outbox, source, sink, pool, world.meters, world.log)
+        replica = Replica(
+            name, world.conductor, world.outbox, source, sink, pool, world.meters, world.log, fetching
+        )
         source.who = sink.who = replica
         return replica
 
@@ -430,6 +441,7 @@ class Schedule:
 
     def _disturb(self) -> None:
         rng, weather, kafka = self.rng, self._weather, self.kafka
+        self.store.up = self._store_rng.random() < (0.95 if self.store.up else 0.2)
         if not kafka.up:
             kafka.up = rng.random() < 0.2
         elif rng.random() < weather.outage:
@@ -462,7 +474,7 @@ class Schedule:
 
     def _calm(self) -> None:
         """No more faults; at least one replica."""
-        self._calmed = self.kafka.up = True
+        self._calmed = self.kafka.up = self.store.up = True
         for replica in self.replicas:
             replica.source.fuse = replica.sink.fuse = replica.pool.fuse = never
             replica.sink.stalled = replica.source.refuse_commits = False
@@ -478,6 +490,8 @@ class Schedule:
             return False
         if set(self.kafka.target) != set(self.kafka.logs):
             self.kafka.rebalance()  # somebody came back
+        if any(fetching.active for replica in self.replicas for fetching in replica.fetching):
+            return False
         return self.kafka.drained() and not any(r.window.slabs or len(r.sink) for r in self.replicas)
 
     def _state(self) -> str:
@@ -493,7 +507,14 @@ class Schedule:
         gap = rng.randint(1, 5) if rng.random() < 0.1 else 0
         record = self.kafka.append(partition, b"", gap, timestamp_ms=int(self.clock.wall_ms()))
         fate = self._odd_record(record) if rng.random() < self._odd else self._good_record(record)
+        if self.fetches and record.value is not None and self._expiry(record) is None:
+            fate = self.store.put(record, fate)
+            self.cases[fate] += fate.startswith("reference")
         self.fates[partition, record.offset] = fate
+
+    @staticmethod
+    def _expiry(record: Record) -> bytes | None:
+        return dict(record.headers or ()).get("ce_expirytime")
 
     def _good_record(self, record: Record) -> str:
         rng = self.rng

@@ -15,17 +15,21 @@ import worker
 
 PACKAGE = Path(worker.__file__).parent
 LOOP = ("loop", "dead_letters.compose")
-ENGINE = ("serving", "payload", "records", "features", "encode", "model", "postprocess")
+ENGINE = ("serving", "payload", "records", "features", "encode", "model", "postprocess", "stores")
 SHARED = (
     "batch",
     "deadlines",
     "errors",
+    "outside",
     "extras",
     "registry",
     "sending",
     "sizes",
     "text",
     "settings",
+    "stores.url",
+    "stores.allow",
+    "stores.options",
     "model.signature",
     "native",
 )

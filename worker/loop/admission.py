@@ -118,7 +118,7 @@ class Admission:
             if headers and headers[0][0] is SKIPPED_RECORD:
                 admitted.outcomes.dropped.add(row)
                 self._decide(admitted, row)
-        for row, deadline_ms in self._deadlines(columns):
+        for row, deadline_ms in self.deadlines(columns):
             route = routes[row]
             if row in admitted.decided:
                 continue
@@ -141,7 +141,7 @@ class Admission:
     def _ordinary(self, columns: Columns, route: Route, servable: Servable) -> bool:
         """Whether no record here can need a second look: the case that carries the load, found without a loop."""
         most = min(route.max_bytes, servable.free_bytes)
-        if not most or self.max_age_ms is not None or any(columns.headers):
+        if not most or self.max_age_ms is not None or any(columns.headers) or columns.fetched is not None:
             return False
         if route.opening is not None and route.opening.always:
             return False
@@ -156,6 +156,11 @@ class Admission:
             candidates = self._by_topic.get(partition.topic, ())
             routes.append(next((r for r in candidates if matches(r.when, headers)), None))
         return routes
+
+    def routed(self, columns: Columns) -> Sequence[Route | None]:
+        """The route of each record, by its headers as they count."""
+        counted = self._counted(columns)
+        return self.route_of(columns if counted is None else replace(columns, headers=counted))
 
     def _counted(self, columns: Columns) -> list[Headers | None] | None:
         """The column of headers with the attributes of structured events, as far as anything here looks at them; None: as it is.
@@ -180,7 +185,7 @@ class Admission:
                         found[row] = route.opening.counted(value, headers)
         return found
 
-    def _deadlines(self, columns: Columns) -> list[tuple[int, float]]:
+    def deadlines(self, columns: Columns) -> list[tuple[int, float]]:
         """Rows that have a deadline, with it in Unix milliseconds; the earlier one where a row has two."""
         deadlines: dict[int, float] = {}
         if self.max_age_ms is not None:
@@ -195,6 +200,14 @@ class Admission:
 
     def _inspect(self, admitted: Admitted, columns: Columns, row: int, route: Route) -> None:
         value = columns.values[row]
+        if columns.fetched is not None:
+            fetched = columns.fetched[row]
+            if fetched.rejection is not None:
+                admitted.outcomes.rejected[row] = fetched.rejection
+                self._decide(admitted, row)
+                return
+            if fetched.payload is not None:
+                value = fetched.payload
         if value is None:
             self._bury(admitted, columns, row, route)
         elif len(value) > route.max_bytes:

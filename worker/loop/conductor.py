@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
-from worker.batch import Batch, Lane
+from worker.batch import Batch, Lane, Partition
 from worker.errors import ClientFatal, DeadLetterLimit, DeliveryFailed, SickModel
+from worker.loop.awaited import Waits
 from worker.loop.intake import Intake
 from worker.loop.membership import Membership, Parts
 from worker.loop.pool import Returned
@@ -105,6 +106,10 @@ class Conductor:
         """Topics that are not fetched because their intake is full."""
         return self._intakes.paused
 
+    def waits(self) -> dict[Partition, Waits]:
+        """What partitions wait for outside; for the loop's own thread."""
+        return self._intakes.waits()
+
     # -- the loop ----------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -151,10 +156,10 @@ class Conductor:
         action = what_now(
             View(
                 views,
-                self._pool.outstanding > 0,
+                self._pool.outstanding > 0 or self._intakes.asking,
                 self._delivery.ready,
                 len(self._outbox) > 0 or self._delivery.waiting,
-                self.window.slabs > 0,
+                self.window.slabs > 0 or self._intakes.asking,
                 bool(self._isolation.caution),
             )
         )
@@ -171,6 +176,9 @@ class Conductor:
     def submit(self) -> None:
         """Close the open slabs that are due, and send their batches to the pool."""
         caution = self._isolation.caution
+        in_flight = self.window.slabs > 0
+        for told in self._intakes.fetch(self._clock_ns(), self._wall_ms(), in_flight, not caution):
+            self._accounts.left_out(told)
         for intake in self._intakes:
             while self._due(intake, self._intakes.claimant(caution), self._clock_ns()):
                 with self._accounts.timed("submit"):

@@ -14,6 +14,7 @@ from worker.batch import Columns, Lane, Route, Servable, Span, largest_bytes
 from worker.errors import Rejection
 from worker.loop.admission import Admission
 from worker.loop.budget import Share
+from worker.loop.fetching import Fetching
 from worker.loop.keep import Keep, LeftOut
 from worker.loop.openslab import OpenSlab
 from worker.loop.pace import Pace
@@ -37,6 +38,7 @@ class Intake:
         share: what it may hold of the byte budget.
         alone: there is no other intake.
         clock_ns: monotonic nanoseconds. cpu_ns: CPU time of the process.
+        fetching: where its records get what they need from outside; None where no route needs anything.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class Intake:
         alone: bool,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         cpu_ns: Callable[[], int] = time.process_time_ns,
+        fetching: Fetching | None = None,
     ) -> None:
         self.admission = admission
         self.share = share
+        self.fetching = fetching
         self.topics = frozenset(chain.from_iterable(route.topics for route in admission.rollouts))
         self.open = OpenSlab(share)
         self.paused = False
@@ -91,18 +95,48 @@ class Intake:
         thin = thin and bool(self._keep)
         if thin:
             columns, spans, told = self._keep.sparse(columns, spans)
-        self.open.append(columns, spans, now_ns, now_ms)
+        if self.fetching is None:
+            self.open.append(columns, spans, now_ns, now_ms)
+        else:
+            routes, deadlines_ms = self.admission.routed(columns), self.admission.deadlines(columns)
+            self.fetching.append(columns, spans, routes, dict(deadlines_ms), now_ns)
         if thin:
             told += self.open.thin(self._keep)
         if self.share.guaranteed:
             self._keep_free(0, largest_bytes(columns.values) + HELD_RECORD_BYTES)
         return told
 
+    def fetch(self, now_ns: int, now_ms: float, in_flight: bool, thin: bool) -> Sequence[LeftOut]:
+        """Go on with what its records need from outside; those that have it join the open slab.
+
+        Args:
+            in_flight: there are slabs in flight, of this intake or others.
+            thin: leave out what ``input.keep`` does not keep.
+
+        Returns:
+            The records that were left out.
+        """
+        if self.fetching is None or not (len(self.fetching) or self.fetching.active):
+            return ()
+        columns, spans = self.fetching.turn(lambda: self.free_for_payloads, in_flight)
+        if not columns.values:
+            return ()
+        self.open.append(columns, spans, now_ns, now_ms)
+        return self.open.thin(self._keep) if thin and self._keep else ()
+
     # -- what it has room for ----------------------------------------------------------------------------
 
     def room(self) -> int:
-        """Records the open slab may still take; none when the share of the byte budget is used up."""
-        return self._most - len(self.open) if self.share.free > self._kept_bytes else 0
+        """Records that may still come; none when the share of the byte budget is used up."""
+        if self.share.free <= self._kept_bytes:
+            return 0
+        return self._most - len(self.open) + self._room_ahead()
+
+    def _room_ahead(self) -> int:
+        """Records that may wait for something outside beside those of the open slab."""
+        if self.fetching is None:
+            return 0
+        return max(2 * self.fetching.concurrency, self.slab_records) - len(self.fetching)
 
     @property
     def _most(self) -> int:
@@ -122,7 +156,8 @@ class Intake:
     def full(self) -> bool:
         """Whether nothing more may come, not even what is fetched already."""
         spare = SPARE_RECORDS + self._spare_slabs * self.slab_records
-        return self.share.free <= self._kept_bytes or len(self.open) >= self._most + spare
+        most = self._most + spare + self._room_ahead()
+        return self.share.free <= self._kept_bytes or len(self.open) >= most
 
     def relaxed(self) -> bool:
         """Whether half of what it may hold is free."""
@@ -159,8 +194,11 @@ class Intake:
 
     def hungry(self) -> bool:
         """Whether it needs bytes that others hold: nothing of its own is in flight, and its records cannot go."""
+        if self.fetching is not None and self.fetching.starved:
+            return True
         waits = self._starved_at is not None or self.share.free <= 0
-        return waits and len(self.open) > 0 and self.share.held == self.open.claim.nbytes
+        unsubmitted = self.open.claim.nbytes + (self.fetching.claim.nbytes if self.fetching else 0)
+        return waits and len(self.open) > 0 and self.share.held == unsubmitted
 
     def close(
         self, now_ms: float, most: int, in_flight: bool, refused: Rejection | None = None

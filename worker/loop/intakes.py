@@ -8,6 +8,7 @@ from typing import Protocol
 
 from worker.batch import Columns, Partition, Span
 from worker.loop.admission import Rollout
+from worker.loop.awaited import Waits
 from worker.loop.caution import Caution
 from worker.loop.epochs import Epochs
 from worker.loop.intake import Intake
@@ -32,6 +33,7 @@ class Intakes:
         self._by_topic = {topic: intake for intake in intakes for topic in intake.topics}
         self._in_turn = list(intakes)
         """Whoever went last comes last."""
+        self._fetching = [intake.fetching for intake in intakes if intake.fetching is not None]
         self._source = source
 
     def __iter__(self) -> Iterator[Intake]:
@@ -54,20 +56,46 @@ class Intakes:
             yield from intake.append(part, ours, now_ns, now_ms, thin)
 
     def discard(self, epochs: Epochs) -> None:
-        """Forget the records of open slabs that are not ours any more."""
+        """Forget the records that are not submitted and not ours any more."""
         for intake in self._in_turn:
             intake.open.discard(epochs)
+        for fetching in self._fetching:
+            fetching.discard(epochs)
 
     def drop(self, partitions: Collection[Partition]) -> None:
-        """Forget these partitions' records in open slabs."""
+        """Forget these partitions' records that are not submitted."""
         for intake in self._in_turn:
             intake.open.drop(partitions)
+        for fetching in self._fetching:
+            fetching.drop(partitions)
 
     def close(self) -> None:
         """Take nothing more, and forget what is not submitted."""
         for intake in self._in_turn:
             intake.open.clear()
             self._source.pause(intake.topics)
+        for fetching in self._fetching:
+            fetching.clear()
+
+    # -- what records need from outside ----------------------------------------------------------------------
+
+    def fetch(self, now_ns: int, now_ms: float, in_flight: bool, thin: bool) -> Iterator[LeftOut]:
+        """Go on with what records need from outside; those that have it join the open slabs. See :meth:`Intake.fetch`."""
+        if self._fetching:
+            for intake in self._in_turn:
+                yield from intake.fetch(now_ns, now_ms, in_flight, thin)
+
+    @property
+    def asking(self) -> bool:
+        """Whether a call to the outside is under way."""
+        return any(fetching.active for fetching in self._fetching)
+
+    def waits(self) -> dict[Partition, Waits]:
+        """What partitions wait for outside."""
+        found: dict[Partition, Waits] = {}
+        for fetching in self._fetching:
+            found |= fetching.waits()
+        return found
 
     # -- whose turn it is ----------------------------------------------------------------------------------
 

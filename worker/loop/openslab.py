@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.batch import Batch, Columns, Outcomes, Partition, Route, Span, pick
+from worker.batch import Batch, Columns, Fetched, Outcomes, Partition, Route, Span, pick
 from worker.errors import Rejection
 from worker.loop.admission import Admission, Admitted
 from worker.loop.budget import Share
@@ -45,7 +45,9 @@ class OpenSlab:
             now_ns: monotonic nanoseconds. now_ms: Unix milliseconds.
         """
         base = len(self._columns)
-        if not base:
+        if columns.fetched is not None:
+            self._append_fetched(columns, spans, now_ns, now_ms)
+        elif not base:
             self.first_ns, self._first_ms = now_ns, now_ms
             self._columns, self._spans, self._late_us = columns, spans, []
         elif len(columns):
@@ -67,6 +69,18 @@ class OpenSlab:
             self._spans = without(self._spans, rows)
             self.claim.adjust(held_bytes(self._columns) - self.claim.nbytes)
         return told
+
+    def _append_fetched(self, columns: Columns, spans: list[Span], now_ns: int, now_ms: float) -> None:
+        """Add records that waited for something outside: the slab's time begins now, theirs began with their own take."""
+        base = len(self._columns)
+        if not base:
+            self.first_ns, self._first_ms = now_ns, now_ms
+            self._columns, self._spans, self._late_us = Columns(fetched=[]), [], []
+        self._late_us += [(fetched.taken_ns - self.first_ns) // 1000 for fetched in columns.fetched or ()]
+        self._columns.extend(columns)
+        self._spans += [
+            Span(s.partition, s.start + base, s.stop + base, s.next_offset, s.epoch) for s in spans
+        ]
 
     def discard(self, epochs: Epochs) -> None:
         """Forget the records that are not ours any more."""
@@ -246,8 +260,19 @@ def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
                 batch.to_open = {index for index, row in enumerate(part) if row in admitted.to_open}
             if admitted.deadlines_ms:
                 batch.deadlines = admitted.deadlines_of(part)
+            if columns.fetched is not None:
+                _lay_in_fetched(batch, columns.fetched)
             batches.append(batch)
     return batches
+
+
+def _lay_in_fetched(batch: Batch, fetched: Sequence[Fetched]) -> None:
+    """Give the decoder what was fetched, and the records the stage."""
+    batch.payloads = [
+        value if its.payload is None else its.payload
+        for value, its in zip(batch.columns.values, fetched, strict=True)
+    ]
+    batch.fetch_us = np.array([its.fetch_us for its in fetched], np.int64)
 
 
 def _picked(late_us: list[int], rows: Sequence[int]) -> NDArray[np.int64] | None:

@@ -52,18 +52,24 @@ class Mailbox:
     """Where finished batches come back; many writers, one reader."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[Returned] = SimpleQueue()
+        self._queue: SimpleQueue[Returned | None] = SimpleQueue()
 
     def put(self, returned: Returned) -> None:
         self._queue.put(returned)
 
+    def nudge(self) -> None:
+        """Let whoever waits in :meth:`drain` go on: there is something else to look at."""
+        self._queue.put(None)
+
     def drain(self, timeout_s: float = 0.0) -> list[Returned]:
-        """Everything that is back; waits up to ``timeout_s`` for the first."""
+        """Everything that is back; waits up to ``timeout_s`` for the first, or for a nudge."""
         found: list[Returned] = []
         try:
-            found.append(self._queue.get(timeout=timeout_s) if timeout_s > 0 else self._queue.get_nowait())
+            if timeout_s > 0 and (first := self._queue.get(timeout=timeout_s)) is not None:
+                found.append(first)
             while True:
-                found.append(self._queue.get_nowait())
+                if (back := self._queue.get_nowait()) is not None:
+                    found.append(back)
         except Empty:
             return found
 
@@ -130,6 +136,10 @@ class ThreadPool:
         for back in found:
             self._queues[back.batch.servable.lane].outstanding -= 1
         return found
+
+    def nudge(self) -> None:
+        """Let whoever waits in :meth:`collect` go on; for any thread."""
+        self._mailbox.nudge()
 
     def oldest(self) -> Batch | None:
         """The batch that has been worked on for longest; for any thread to ask."""
@@ -297,6 +307,10 @@ class InlinePool:
         """Submitted batches of which rows wait for a further try."""
         return [whole for _, _, whole in self._parked]
 
+    def nudge(self) -> None:
+        """Let whoever waits in :meth:`collect` go on; for any thread."""
+        self._mailbox.nudge()
+
     def oldest(self) -> Batch | None:
         """The batch being worked on; for any thread to ask."""
         return self._current
@@ -327,7 +341,7 @@ class InlinePool:
         for parked in [parked for parked in self._parked if parked[0] <= self._clock_ns()]:
             self._parked.remove(parked)
             self._process(*parked[1:])
-        found = self._mailbox.drain(timeout_s if self.outstanding else 0.0)
+        found = self._mailbox.drain(timeout_s)
         self.outstanding -= len(found)
         return found
 

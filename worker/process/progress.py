@@ -14,6 +14,7 @@ from worker.batch import Batch, Partition
 
 if TYPE_CHECKING:
     from worker.kafka.ends import Reach
+    from worker.loop.awaited import Waits
     from worker.loop.slab import Slab
     from worker.loop.window import Window
 
@@ -34,6 +35,8 @@ class PartitionView:
     """We do not fetch the partition, because we hold as much as we may."""
     waits: str = "to be read"
     """What it waits for, for people."""
+    away: bool = False
+    """It waits for someone outside who is away."""
 
     @property
     def behind(self) -> bool:
@@ -42,7 +45,11 @@ class PartitionView:
 
 
 def views(
-    window: Window, oldest: Batch | None, reach: Mapping[Partition, Reach], paused: Collection[str]
+    window: Window,
+    oldest: Batch | None,
+    reach: Mapping[Partition, Reach],
+    paused: Collection[str],
+    outside: Mapping[Partition, Waits] | None = None,
 ) -> dict[Partition, PartitionView]:
     """The assigned partitions as they are now; for the loop's thread.
 
@@ -50,6 +57,7 @@ def views(
         oldest: the batch that the pool has worked on for longest.
         reach: how far each partition was read and how far it goes.
         paused: topics that we do not fetch now.
+        outside: what partitions wait for before their records can be decoded.
     """
     found = {}
     for partition, read in reach.items():
@@ -69,6 +77,8 @@ def views(
                 queued=turn.waiting_for > 0 and (oldest is None or oldest.slab is not slab),
                 waits=_waits(slab),
             )
+        elif outside and (waits := outside.get(partition)) is not None:
+            view = replace(view, in_flight=waits.mark, waits=waits.sentence, away=waits.away)
         found[partition] = view
     return found
 
@@ -103,9 +113,10 @@ class _Seen:
 class Progress:
     """A partition whose lag grows while nothing of it moves.
 
-    Each partition counts for itself: a busy one does not excuse another. There are two excuses:
+    Each partition counts for itself: a busy one does not excuse another. There are three excuses:
 
     - No broker can be reached.
+    - It waits for someone outside, such as a store, who is away.
     - It waits for its turn: what is in flight of it is queued for the pool, or nothing is and we have paused it
       lately. For such a partition the movement of any other one counts, too.
 
@@ -154,7 +165,7 @@ class Progress:
         worst: tuple[str | None, float] = (None, 0.0)
         for partition, view in reading.partitions.items():
             seen = self._seen[partition]
-            if not view.behind or not reading.brokers:
+            if not view.behind or not reading.brokers or view.away:
                 seen.end, seen.at_s = view.end, now
             elif self._waits_its_turn(partition, view, now):
                 seen.at_s = max(seen.at_s, self._moved_s)

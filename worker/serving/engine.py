@@ -14,7 +14,7 @@ from typing import cast
 
 import numpy as np
 
-from worker.batch import STAGES, Array, Batch, Feed, Item, Outcomes, Run
+from worker.batch import FETCH, STAGES, Array, Batch, Feed, Item, Outcomes, Run
 from worker.errors import Reject, Rejection
 from worker.serving import opened
 from worker.serving.ragged import cut
@@ -281,6 +281,10 @@ def _stamp(batch: Batch, run: Run, now_ns: int) -> None:
         queue = np.maximum(queue - late_us, 0)
     np.maximum(broker, 0, out=broker)
     broker[written_us <= 0] = 0  # not known
+    fetch: int | Array = 0
+    if batch.fetch_us is not None:
+        fetch = np.minimum(take_rows(batch.fetch_us, run.rows), queue)
+        queue = queue - fetch
     times: tuple[Array, int | Array, int, int, int, int] = (
         broker,
         queue,
@@ -290,7 +294,10 @@ def _stamp(batch: Batch, run: Run, now_ns: int) -> None:
         _us(now_ns - run.ended_ns),
     )
     run.stages_us = dict(zip(STAGES, times, strict=True))
-    total: Array = broker + queue + sum(times[2:])
+    if batch.fetch_us is not None:
+        broker_queue = {stage: run.stages_us.pop(stage) for stage in STAGES[:2]}
+        run.stages_us = broker_queue | {FETCH: fetch} | run.stages_us
+    total: Array = broker + queue + fetch + sum(times[2:])
     run.stages_us["total"] = total
 
 

@@ -58,6 +58,7 @@ def postpone(batch: Batch, retry_s: float, now_ns: int) -> None:
         pick(batch.payloads, rows),
         pick(batch.headers, rows),
         {index for index, row in enumerate(rows) if row in batch.to_open},
+        fetch_us=batch.fetch_us[rows] if batch.fetch_us is not None else None,
         deadlines=batch.deadlines.part(rows) if batch.deadlines is not None else None,
         origin=Origin(origin.batch, pick([*origin.rows], rows), tries, origin.since_ns),
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from worker.batch import Destination
+from worker.outside import Outside
 from worker.payload.events import Results
 from worker.payload.opening import Opening, opening_of
 from worker.payload.wrapping import wrapping_of
@@ -32,6 +33,8 @@ class Route:
     destination: Destination
     envelope: Envelope
     opening: Opening
+    outside: tuple[Outside, ...] = ()
+    """Whom its records need before they can be decoded, in the order in which they are asked."""
 
 
 def route_of(name: str, settings: PipelineSettings, keys: Keys | None = None) -> Route:
@@ -67,4 +70,14 @@ def route_of(name: str, settings: PipelineSettings, keys: Keys | None = None) ->
             opening,
         ),
         opening=opening,
+        outside=_outside(settings),
     )
+
+
+def _outside(settings: PipelineSettings) -> tuple[Outside, ...]:
+    wanted = settings.input
+    if wanted.reference is None:
+        return ()
+    from worker.stores.references import References
+
+    return (References(wanted.reference, wanted.max_bytes),)

@@ -53,6 +53,8 @@ from worker.settings.kinds import (
 from worker.settings.references import labels_of
 from worker.settings.section import ContentSettings, Section
 from worker.settings.source import dotted
+from worker.settings.stores import ReferenceSettings, redacted
+from worker.settings.stores import secrets as store_secrets
 
 S = TypeVar("S", bound=Section)
 CONTENT = ChoiceOf(CONTENTS, "ContentSettings", "What a source holds.")
@@ -114,6 +116,8 @@ class InputSettings(Section):
     """Formats with fields: these, by name or dotted path, in this order, instead of "features"; `{from: user.age, default: 0}` gives one a default."""
     missing: Missing = "reject"
     """json and oip: what stands for a number that is null, NaN or a named field that is not there; `nan` also takes infinities."""
+    reference: ReferenceSettings | None = None
+    """The record names an object in a store, and the object is decoded in place of the record's value."""
 
     @property
     def unwrapped_bytes(self) -> int:
@@ -573,6 +577,10 @@ class Settings(Section):
         }
         if self.encryption is not None:
             plain["encryption"] = self.encryption.redacted()
+        for pipeline in plain["pipelines"].values():
+            reference = pipeline["input"].get("reference")
+            if reference is not None:
+                reference["options"] = redacted(reference["options"])
         return plain
 
     def secrets(self) -> list[str]:
@@ -589,6 +597,9 @@ class Settings(Section):
         }
         if self.encryption is not None:
             values.update(self.encryption.secrets())
+        for pipeline in self.pipelines.values():
+            if pipeline.input.reference is not None:
+                values.update(store_secrets(pipeline.input.reference.options))
         return sorted(values, key=len, reverse=True)
 
 

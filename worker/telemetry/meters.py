@@ -116,7 +116,10 @@ class PipelineCounts:
             errors=self.errors - earlier.errors,
             swaps=self.swaps - earlier.swaps,
             refused=self.refused - earlier.refused,
-            stages_us={stage: now.since(earlier.stages_us[stage]) for stage, now in self.stages_us.items()},
+            stages_us={
+                stage: now.since(earlier.stages_us.get(stage, Histogram()))
+                for stage, now in self.stages_us.items()
+            },
             batch_size=self.batch_size.since(earlier.batch_size),
         )
 
@@ -238,6 +241,8 @@ class Meters:
                 counts.batches += 1
                 counts.batch_size.add(items)
             for stage, us in run.stages_us.items():
+                if stage not in counts.stages_us:  # fetch, where records are fetched
+                    counts.stages_us[stage] = Histogram()
                 counts.stages_us[stage].add(us, len(run.rows))
 
     def hold_us(self, pipeline: str, us: Microseconds, records: int = 1) -> None:

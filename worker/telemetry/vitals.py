@@ -19,6 +19,7 @@ from worker.telemetry.meters import KafkaState, Meters, PartitionState, Snapshot
 
 if TYPE_CHECKING:
     from worker.kafka.ends import Reach
+    from worker.loop.awaited import Waits
     from worker.loop.budget import Budget
     from worker.loop.window import Window
 
@@ -40,6 +41,9 @@ class Loop(Protocol):
     @property
     def paused(self) -> frozenset[str]:
         """Topics that are not fetched because their intake is full."""
+
+    def waits(self) -> Mapping[Partition, Waits]:
+        """What partitions wait for outside; for the loop's thread."""
 
     @property
     def joined(self) -> bool: ...
@@ -130,7 +134,7 @@ class Vitals:
         if reason := self._unready(loop, source, alive, draining):
             detail["reason"] = reason
         standing = self._standing()
-        why = standing or self.waits_for_brokers()
+        why = standing or self.waits_for_brokers() or self.waits_outside()
         return Health(alive, reason is None, alive and standing is None, detail, why)
 
     def _unready(self, loop: Loop, source: Source, alive: bool, draining: bool) -> str | None:
@@ -163,6 +167,11 @@ class Vitals:
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._brokerless[1]))
         return f"waiting for brokers since {since}"
 
+    def waits_outside(self) -> str | None:
+        """A sentence while a partition waits for someone outside who is away."""
+        waits = next((view.waits for view in self._reading.partitions.values() if view.away), None)
+        return f"waiting {waits}" if waits else None
+
     def snapshot(self) -> Snapshot:
         """See :class:`worker.telemetry.http.Provider`."""
         return self._meters.snapshot() if self._parts is None else self.exchange.ask()
@@ -184,7 +193,7 @@ class Vitals:
             "bytes_in_flight": loop.budget.held,
             "records_in_flight": loop.window.records,
             "batches_in_pool": pool.outstanding,
-            "waits": self.waits_for_brokers(),
+            "waits": self.waits_for_brokers() or self.waits_outside(),
             "partitions": {
                 f"{p.topic}/{p.number}": {"position": view.position, "end": view.end, "waits": view.waits}
                 for p, view in self._reading.partitions.items()
@@ -207,7 +216,7 @@ class Vitals:
             self._brokerless = None
         elif self._brokerless is None:
             self._brokerless = (self._clock_ns(), self._wall_s())
-        seen = views(loop.window, pool.oldest(), self._reach, loop.paused)
+        seen = views(loop.window, pool.oldest(), self._reach, loop.paused, loop.waits())
         # a drain has a separate deadline, so progress is not watched meanwhile
         self._reading = Reading({} if loop.draining else seen, brokers=self._brokerless is None)
 
