@@ -677,6 +677,9 @@ class FakePool:
     def submit(self, batch: Batch) -> None:
         self.held.append(batch)
 
+    def waits(self) -> dict[Partition, Any]:
+        return {}
+
     def trying_again(self) -> list[Batch]:
         """What the test says."""
         return self.again

@@ -29,6 +29,7 @@ from worker.loop.limit import DeadLetterRate
 from worker.loop.membership import Parts
 from worker.loop.outbox import Letterhead, Outbox
 from worker.loop.pool import InlinePool, Mailbox, ThreadPool
+from worker.loop.storing import Storing
 from worker.loop.tasks import spawn
 from worker.loop.window import Window
 from worker.outside import Outside
@@ -50,7 +51,7 @@ RETRY_SHARE = 0.75
 
 log = logs.get("worker")
 
-AnyPool = ThreadPool | InlinePool
+AnyPool = ThreadPool | InlinePool | Storing
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,9 @@ def pool_for(settings: Settings, rollouts: list[Rollout]) -> AnyPool:
     threads, lanes = max(servable.threads for servable in servables), [s.lane for s in servables]
     retry_s = min(settings.limits.retry_s, RETRY_SHARE * settings.limits.stall_s)
     engine, mailbox = Engine(retry_s=retry_s), Mailbox()
-    return ThreadPool(engine, threads, lanes, mailbox) if threads else InlinePool(engine, mailbox)
+    pool = ThreadPool(engine, threads, lanes, mailbox) if threads else InlinePool(engine, mailbox)
+    at_once = max((offload.concurrency for r in rollouts if (offload := r.route.offload)), default=0)
+    return Storing(pool, IoThreads(at_once, pool.nudge), at_once, log) if at_once else pool
 
 
 def conductor_for(

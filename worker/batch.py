@@ -9,7 +9,7 @@ This file is long because values that refer to one another are explained in one 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -416,6 +416,19 @@ class Feed:
     """Rows that custom code wants tried again."""
 
 
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A result that must be written to a store before the batch goes back."""
+
+    what: str
+    """Its URL, for people."""
+    place: str
+    """The store, for people."""
+    nbytes: int
+    put: Callable[[], None]
+    """Write it, on a thread that may block; raises :class:`worker.outside.Away`."""
+
+
 @dataclass(slots=True)
 class Outcomes:
     """One outcome per row of a batch: a body to publish, a rejection, or nothing at all."""
@@ -496,6 +509,8 @@ class Batch:
     feed: Feed | None = None
     runs: list[Run] = field(default_factory=list)
     outcomes: Outcomes | None = None
+    aside: list[Aside] = field(default_factory=list, kw_only=True)
+    """Results that must be written to a store first."""
     sick: str | None = None
     """Why its servable can no longer be trusted; the batch then has no outcomes that may be published."""
     again: Again | None = None

@@ -43,10 +43,13 @@ class Played:
         """Let these calls end, or all of them."""
         for job, call in [(j, c) for j, c in self.running if not what or j.need.what in what]:
             self.running.remove((job, call))
-            try:
-                self._ended.append(Back(job, call()))
-            except Exception as error:
-                self._ended.append(Back(job, error=error))
+            self._end(job, call)
+
+    def _end(self, job: Any, call: Callable[[], Any]) -> None:
+        try:
+            self._ended.append(Back(job, call()))
+        except Exception as error:
+            self._ended.append(Back(job, error=error))
 
 
 class Shelf:

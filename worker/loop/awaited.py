@@ -64,8 +64,10 @@ class Awaited:
         asked = record.asked
         if asked is None:
             return Waits((record.offset, record.ready), "to be decoded", False)
-        mark = record.offset, asked.tries, asked.sized is None
-        place = asked.need.place
-        if place in self._away:
-            return Waits(mark, f"for the {place}, away since {self._away[place][1]}", True)
-        return Waits(mark, f"for {asked.need.what}", False)
+        return self.told(asked.need, (record.offset, asked.tries, asked.sized is None))
+
+    def told(self, need: Need, mark: Hashable) -> Waits:
+        """What somebody waits for who needs this."""
+        if need.place in self._away:
+            return Waits(mark, f"for the {need.place}, away since {self._away[need.place][1]}", True)
+        return Waits(mark, f"for {need.what}", False)

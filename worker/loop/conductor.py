@@ -40,6 +40,9 @@ class Pool(Protocol):
 
     def collect(self, timeout_s: float = 0.0) -> list[Returned]: ...
 
+    def waits(self) -> dict[Partition, Waits]:
+        """What partitions wait for outside whose batches are not back."""
+
 
 class Conductor:
     """See the module. Everything it needs is given.
@@ -108,7 +111,8 @@ class Conductor:
 
     def waits(self) -> dict[Partition, Waits]:
         """What partitions wait for outside; for the loop's own thread."""
-        return self._intakes.waits()
+        found = {p: waits for p, waits in self._intakes.waits().items() if self.window.oldest(p) is None}
+        return found | self._pool.waits()
 
     # -- the loop ----------------------------------------------------------------------------------------
 

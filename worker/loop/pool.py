@@ -18,7 +18,8 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from worker.batch import Batch, Lane
+from worker.batch import Batch, Lane, Partition
+from worker.loop.awaited import Waits
 from worker.loop.lanes import MOST_TRYING_AGAIN, Job, Queue
 
 Task = tuple[Job, Callable[[], None]]
@@ -140,6 +141,10 @@ class ThreadPool:
     def nudge(self) -> None:
         """Let whoever waits in :meth:`collect` go on; for any thread."""
         self._mailbox.nudge()
+
+    def waits(self) -> dict[Partition, Waits]:
+        """Nothing outside: see :class:`worker.loop.storing.Storing`."""
+        return {}
 
     def oldest(self) -> Batch | None:
         """The batch that has been worked on for longest; for any thread to ask."""
@@ -310,6 +315,10 @@ class InlinePool:
     def nudge(self) -> None:
         """Let whoever waits in :meth:`collect` go on; for any thread."""
         self._mailbox.nudge()
+
+    def waits(self) -> dict[Partition, Waits]:
+        """Nothing outside: see :class:`worker.loop.storing.Storing`."""
+        return {}
 
     def oldest(self) -> Batch | None:
         """The batch being worked on; for any thread to ask."""

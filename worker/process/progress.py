@@ -77,7 +77,7 @@ def views(
                 queued=turn.waiting_for > 0 and (oldest is None or oldest.slab is not slab),
                 waits=_waits(slab),
             )
-        elif outside and (waits := outside.get(partition)) is not None:
+        if outside and (waits := outside.get(partition)) is not None:
             view = replace(view, in_flight=waits.mark, waits=waits.sentence, away=waits.away)
         found[partition] = view
     return found

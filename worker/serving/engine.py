@@ -112,6 +112,8 @@ class Engine:
                 envelope.complete(batch, run.rows)
             batch.items += sum(run.counts) if run.counts is not None else len(run.rows)
             run.outputs = {}
+        if (offload := _servable(batch).offload) is not None:
+            offload.put_aside(batch)
         batch.outcomes.rejected.update(batch.feed.rejected)
         if batch.deadlines is not None:
             batch.deadlines.decide(batch)

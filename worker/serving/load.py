@@ -145,6 +145,7 @@ def _warm(settings: Settings, route: Route, model: Model, deadline: float, like:
         slab_records=slab_records,
         lane=like.lane if like is not None else _lane(route, tuning, model),
         threads=threads,
+        offload=route.offload,
         ragged=ragged_of(model, getattr(decoder, "padding", None), model.name, model.backend.tolerance),
     )
     _log_ready(route, servable, tuning)

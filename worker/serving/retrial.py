@@ -82,6 +82,7 @@ def merge(batch: Batch) -> None:
             whole.outcomes.headers = whole.outcomes.headers or [None] * len(whole)
             whole.outcomes.headers[its] = found.headers[row]
     whole.runs += batch.runs
+    whole.aside += batch.aside
     whole.items += batch.items
     whole.sick = whole.sick or batch.sick
     whole.finished_ns = batch.finished_ns

@@ -16,6 +16,7 @@ from worker.serving.envelope import Envelope
 
 if TYPE_CHECKING:
     from worker.payload.keys import Keys
+    from worker.serving.offload import Offload
     from worker.settings import PipelineSettings
 
 
@@ -35,6 +36,8 @@ class Route:
     opening: Opening
     outside: tuple[Outside, ...] = ()
     """Whom its records need before they can be decoded, in the order in which they are asked."""
+    offload: Offload | None = None
+    """Where large results go."""
 
 
 def route_of(name: str, settings: PipelineSettings, keys: Keys | None = None) -> Route:
@@ -50,6 +53,16 @@ def route_of(name: str, settings: PipelineSettings, keys: Keys | None = None) ->
     opening = opening_of(settings.input, keys)
     wanted, output = settings.input, settings.output
     written = OUTPUT_FORMATS.entry(output.format)
+    envelope = Envelope(
+        output.headers,
+        written.reserved,
+        written.names_source or output.body is not None,
+        id_reader(wanted.format),
+        written.expires_as_error,
+        wrapping_of(output, keys),
+        Results(output.cloudevents, written.content_type) if output.cloudevents else None,
+        opening,
+    )
     return Route(
         name=name,
         topics=frozenset(wanted.topics),
@@ -59,19 +72,20 @@ def route_of(name: str, settings: PipelineSettings, keys: Keys | None = None) ->
         max_wait_s=settings.batching.max_wait_ms / 1000,
         keep=wanted.keep if isinstance(wanted.keep, str) else wanted.keep.every,
         destination=Destination(output.topic, output.partition, output.errors),
-        envelope=Envelope(
-            output.headers,
-            written.reserved,
-            written.names_source or output.body is not None,
-            id_reader(wanted.format),
-            written.expires_as_error,
-            wrapping_of(output, keys),
-            Results(output.cloudevents, written.content_type) if output.cloudevents else None,
-            opening,
-        ),
+        envelope=envelope,
         opening=opening,
         outside=_outside(settings),
+        offload=_offload(settings, envelope),
     )
+
+
+def _offload(settings: PipelineSettings, envelope: Envelope) -> Offload | None:
+    wanted = settings.output
+    if wanted.offload is None:
+        return None
+    from worker.serving.offload import Offload
+
+    return Offload(wanted.offload, wanted.format, envelope)
 
 
 def _outside(settings: PipelineSettings) -> tuple[Outside, ...]:

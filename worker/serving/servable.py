@@ -18,6 +18,7 @@ from worker.model.signature import Signature
 from worker.records import Decoder
 from worker.records.memory import WORST_FACTOR
 from worker.serving.checkup import Checkup
+from worker.serving.offload import Offload
 from worker.serving.ragged import Ragged
 from worker.serving.run_limit import RunLimit
 
@@ -87,6 +88,8 @@ class Servable:
     """Threads of the pool that it was measured with; 0 = it runs on the loop's own thread."""
     ragged: Ragged | None = None
     """How records of unlike length share a run; None = only those of one shape do."""
+    offload: Offload | None = None
+    """Where large results go."""
     run_limit: RunLimit = field(init=False)
     checkup: Checkup = field(init=False, default_factory=Checkup)
     item_nbytes: int = field(init=False)

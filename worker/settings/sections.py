@@ -53,7 +53,7 @@ from worker.settings.kinds import (
 from worker.settings.references import labels_of
 from worker.settings.section import ContentSettings, Section
 from worker.settings.source import dotted
-from worker.settings.stores import ReferenceSettings, redacted
+from worker.settings.stores import OffloadSettings, ReferenceSettings, redacted
 from worker.settings.stores import secrets as store_secrets
 
 S = TypeVar("S", bound=Section)
@@ -336,6 +336,8 @@ class OutputSettings(Section):
     """What is put around a result, in this order; header `content-encoding` says so. Custom code: `f(value: bytes) -> bytes`."""
     cloudevents: CloudEventsSettings | None = None
     """Results are CloudEvents in binary mode with this source and type; off unless given."""
+    offload: OffloadSettings | None = None
+    """Write large results to a store, and send a small one that names the object."""
     create: CreateSettings | None = None
     """Create missing output, dead-letter and metrics topics; without it they must exist."""
 
@@ -578,9 +580,9 @@ class Settings(Section):
         if self.encryption is not None:
             plain["encryption"] = self.encryption.redacted()
         for pipeline in plain["pipelines"].values():
-            reference = pipeline["input"].get("reference")
-            if reference is not None:
-                reference["options"] = redacted(reference["options"])
+            for section in (pipeline["input"].get("reference"), pipeline["output"].get("offload")):
+                if section is not None:
+                    section["options"] = redacted(section["options"])
         return plain
 
     def secrets(self) -> list[str]:
@@ -598,8 +600,8 @@ class Settings(Section):
         if self.encryption is not None:
             values.update(self.encryption.secrets())
         for pipeline in self.pipelines.values():
-            if pipeline.input.reference is not None:
-                values.update(store_secrets(pipeline.input.reference.options))
+            for section in (pipeline.input.reference, pipeline.output.offload):
+                values.update(store_secrets(section.options) if section is not None else ())
         return sorted(values, key=len, reverse=True)
 
 

@@ -68,7 +68,8 @@ class Source(Protocol):
 class Pool(Protocol):
     """What vitals read of the pool."""
 
-    outstanding: int
+    @property
+    def outstanding(self) -> int: ...
 
     def oldest(self) -> Batch | None:
         """The batch that has been worked on for longest."""
