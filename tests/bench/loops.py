@@ -61,7 +61,8 @@ def bare(job: dict[str, Any], workload: Workload, running: Running) -> None:
     consumer = Consumer(properties)
     producer = Producer(producer_properties(settings))
     consumer.subscribe([job["input"]], on_assign=_announce)
-    bodies = by_hand(workload)(workload.values[:100], 1000) * 100
+    fetch = fetched_by(workload) if workload.name == "references" else None
+    bodies = [bytes(40)] * 10_000 if fetch else by_hand(workload)(workload.values[:100], 1000) * 100
     poll, consume, send = consumer.poll, consumer.consume, producer.produce_batch
     number: Callable[[Message], Any] = Message.partition
     while running:
@@ -71,7 +72,9 @@ def bare(job: dict[str, Any], workload: Workload, running: Running) -> None:
             continue
         messages = [first, *consume(job["batch"] * 8 - 1, 0)]
         messages.sort(key=number)
-        list(map(Message.value, messages))
+        values = list(map(Message.value, messages))
+        if fetch is not None:
+            fetch(values)
         for partition, run in groupby(messages, number):
             part = list(run)
             acknowledged = _Countdown(consumer, part)
@@ -86,6 +89,23 @@ def bare(job: dict[str, Any], workload: Workload, running: Running) -> None:
         producer.poll(0)
     producer.flush()
     consumer.close()
+
+
+def fetched_by(workload: Workload) -> Callable[[list[Any]], list[Any]]:
+    """What a client by hand does: 32 threads, each asks for an object by the store's own kept client."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import obstore
+    from obstore.store import S3Store
+
+    options = workload.settings["input"]["reference"]["options"]
+    store = S3Store("frames", config=options, client_options={"allow_http": True})
+    threads = ThreadPoolExecutor(32)
+
+    def one(value: bytes) -> bytes:
+        return obstore.get(store, json.loads(value)["url"].rpartition("/")[2]).bytes().to_bytes()
+
+    return lambda values: list(threads.map(one, values))
 
 
 class _Countdown:

@@ -105,6 +105,22 @@ class Suite:
         self.report.at_most(work.name, "CPU over the bare loop", worker.cpu_us / bare.cpu_us, 1.5)
         self.report.at_least(work.name, "frames/s over the bare loop", worker.per_s / bare.per_s, 0.7)
 
+    def references(self) -> None:
+        """The same frames in a store, 32 asked for at once: against a client by hand that only fetches and answers."""
+        port = self.folder / "shelf.port"
+        port.unlink(missing_ok=True)
+        shelf = subprocess.Popen([sys.executable, str(Path(__file__).with_name("shelf.py")), str(port)])
+        try:
+            while not port.exists() or not port.read_text():
+                time.sleep(0.05)
+            work = self._workload("references")
+            found = self._compare(work.name, [self._worker(work), self._loop(work, "bare")])
+        finally:
+            shelf.kill()
+            shelf.wait()
+        worker, bare = found["worker"], found["bare"]
+        self.report.at_least(work.name, "frames/s over a client by hand", worker.per_s / bare.per_s, 0.85)
+
     def jpeg(self) -> None:
         """Frames through a network of SqueezeNet's size, on one thread and on two."""
         self._frames("jpeg")
@@ -427,6 +443,7 @@ GROUPS: dict[str, Callable[[Suite], None]] = {
     "json": Suite.json,
     "raw": Suite.raw,
     "frames": Suite.frames,
+    "references": Suite.references,
     "jpeg": Suite.jpeg,
     "resnet": Suite.resnet,
     "video": Suite.video,

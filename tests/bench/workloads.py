@@ -108,6 +108,33 @@ def raw_frames(folder: Path) -> Workload:
     )
 
 
+def referenced_frames(folder: Path) -> Workload:
+    """The same frames in an S3 store on the loopback interface: the records name them."""
+    port = folder / "shelf.port"
+    options = {"endpoint": f"http://127.0.0.1:{port.read_text() if port.exists() else 1}", **STORE_OPTIONS}
+    return Workload(
+        "references",
+        "raw 224 px frames of 150 KB in an S3 store -> a few pixels of each",
+        [b'{"url": "s3://frames/%d"}' % number for number in range(64)],
+        {
+            "input": {
+                "format": "tensor",
+                "reference": {"from": "url", "allow": ["s3://frames/"], "options": options},
+            },
+            "model": {"path": str(few_pixels(folder)), "name": "pixels"},
+            "batching": {"max_size": 64},
+            "output": {"format": "tensor", "headers": "none"},
+        },
+        records=2_000,
+        single_records=100,
+        batch=64,
+        longer=4,
+    )
+
+
+STORE_OPTIONS = {"region": "us-east-1", "access_key_id": "AKIAKEYKEY", "secret_access_key": "SECRETSECRET"}
+
+
 def jpeg_squeezenet(folder: Path) -> Workload:
     """224 px JPEG frames -> a network of SqueezeNet 1.1's size -> the three best classes as JSON."""
     return _jpeg("jpeg", "JPEG 224 px -> SqueezeNet-sized -> JSON", squeezenet(folder), 300, 100)
@@ -231,6 +258,7 @@ WORKLOADS = {
     "json": json_mlp,
     "raw": raw_mlp,
     "frames": raw_frames,
+    "references": referenced_frames,
     "jpeg": jpeg_squeezenet,
     "resnet": jpeg_resnet,
     "int8": jpeg_int8,

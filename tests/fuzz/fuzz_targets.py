@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import posixpath
 import sys
 import tempfile
 import zlib
@@ -19,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import cv2
 import numpy as np
@@ -44,6 +46,7 @@ from worker.encode.oip import OipEncoder
 from worker.errors import ConfigError, Reject, Rejection
 from worker.features.picture_header import peek
 from worker.settings import load
+from worker.stores.allow import Allowed
 from worker.text import MESSAGE_BYTES_MAX
 
 MEANT = "worker.errors.Reject"
@@ -750,6 +753,63 @@ ENCODERS = [
 FLOATS = [0.0, -0.0, 1.0, 0.5, np.nan, np.inf, -np.inf, 3.4e38, 1e-45, 65504.0, 1e38, 2.0, 9.2e18]
 FLOAT_TOKENS = [np.array(f, t).tobytes() for f in FLOATS for t in ("f4", "f8")] + [b"\0\x7c", b"\xff\x7b"]
 
+ALLOWED = Allowed(["s3://frames/", "https://media.example/in/", "http://127.0.0.1:8080/", "file:///data/"])
+URL_SEEDS = [
+    b"s3://frames/a/b.jpg",
+    b"https://Media.Example.:443/in/%61?sig=x",
+    b"http://[::ffff:127.0.0.1]:8080/x",
+    b"https://media.example/in/../../x",
+    b"file:///data/a%20b",
+]
+URL_TOKENS = [
+    *(
+        b"%2e",
+        b"%2f",
+        b"%5c",
+        b"%25",
+        b"%00",
+        b"..",
+        b"//",
+        b"\\",
+        b"@",
+        b"#",
+        b"?",
+        b":",
+        b"[",
+        b"]",
+        b"::1",
+        b"xn--",
+    ),
+    *(
+        b"s3://",
+        b"https://",
+        b"http://",
+        b"file://",
+        b"127.1",
+        b"0x7f",
+        b"localhost",
+        "\uff0e".encode(),
+        "\u3002".encode(),
+    ),
+]
+
+
+def check_url(data: bytes) -> None:
+    """Any text is refused, or is under the allow list also to another reader of URLs, and to this one again."""
+    try:
+        url = ALLOWED.checked(data.decode("utf-8", "replace"))
+    except Reject:
+        return
+    text = url.place + url.target
+    parts = urlsplit(text)
+    places = {"s3": "frames", "https": "media.example", "http": "127.0.0.1", "file": ""}
+    assert (parts.hostname or "") == places[parts.scheme], text
+    assert parts.username is None, text
+    root = {"https": "/in/", "file": "/data/"}.get(parts.scheme, "/")
+    assert posixpath.normpath(unquote(parts.path)).startswith(root.rstrip("/") or "/"), text
+    assert ALLOWED.checked(text) == url
+
+
 TARGETS = {
     "image": Target(check_image, image_seeds(), IMAGE_TOKENS, repaired),
     "video": Target(check_video, video_seeds(), VIDEO_TOKENS),
@@ -775,5 +835,6 @@ TARGETS = {
         [bytes([way]) + bytes(range(0, 256, 7)) for way in range(12)] + [b"\x01" + FLOAT_TOKENS[0] * 9],
         FLOAT_TOKENS,
     ),
+    "url": Target(check_url, URL_SEEDS, URL_TOKENS),
     "result": Target(check_result, [b"\x02" + FLOAT_TOKENS[0] * 3, b"\x01" + bytes(range(50))], FLOAT_TOKENS),
 }

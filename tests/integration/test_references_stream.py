@@ -48,7 +48,7 @@ class Orders:
                 del shop.objects[path]
                 fate = "reference_missing"
             case 9:
-                shop.status[path] = [404, 404]  # it appears in time
+                shop.status[path] = [404]  # it appears in time
             case 13:
                 shop.status[path] = [403] * 99  # also to whoever asks again after a crash
                 fate = "reference_denied"
@@ -82,7 +82,7 @@ def sections(shop: Shop, stage: Stage, **reference: Any) -> dict[str, Any]:
             "max_bytes": 4_096,
             "reference": {
                 "allow": ["s3://frames/"],
-                "appear_s": 1.0,
+                "appear_s": 2.0,
                 "timeout_s": 3.0,
                 "attempts": 2,
                 "options": {

@@ -163,6 +163,22 @@ def test_the_example_of_a_clip_answers_its_sample(capsys: pytest.CaptureFixture[
     assert found == [("0.0", "7"), ("1.0", "3"), ("2.0", "0"), ("3.0", "1")]
 
 
+def test_the_example_of_references_answers_its_sample(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command in its first line answers a frame; so does a record that names the frame's file."""
+    monkeypatch.setenv("FRAMES", f"file://{ROOT}/examples/frames/")
+    line = (ROOT / "examples" / "references.yaml").read_text(encoding="utf-8").splitlines()[0]
+    command = shlex.split(line.partition("Try it: streaminfer ")[2])
+    command = [part.replace("examples/", f"{ROOT}/examples/") for part in command]
+    header = ["--sample-header", f"ce_dataref=file://{ROOT}/examples/frames/3.png"]
+    for arguments, label in ((command, "7"), ([*command, *header], "3")):
+        assert main(arguments) == 0
+        printed = capsys.readouterr().out
+        assert f'"label": "{label}"' in printed
+        assert f"references  file://{ROOT}/examples/frames/" in printed
+
+
 def test_the_custom_code_of_the_guide_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guide's custom code takes a record to a prediction, and refuses a record that is too short."""
     code = next(

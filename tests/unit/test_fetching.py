@@ -257,6 +257,31 @@ def test_what_is_not_there_in_time_is_rejected() -> None:
     assert [offset for _, offset, _ in out] == [0, 1]
 
 
+def test_an_outage_is_no_absence() -> None:
+    """The time in which a thing may appear does not pass while the store is away."""
+    room = Room()
+    room.shelf.things = {"a": NotYet(Reject("no"), within_s=2.0)}
+    room.take(A, b"get a")
+    room.turn()
+    room.calls.end()
+    room.shelf.things = {"a": Away("503")}
+    for _ in range(20):
+        assert room.turn() == []
+        room.calls.end()
+        room.clock.advance(1.0)
+    room.shelf.things = {"a": NotYet(Reject("no"), within_s=2.0)}
+    for _ in range(6):
+        room.turn()
+        room.calls.end()
+        assert room.turn() == []
+        room.clock.advance(0.3)
+    room.shelf.things = {}
+    room.clock.advance(1.0)
+    room.turn()
+    room.calls.end()
+    assert room.turn() == [(0, 0, b"<a>")]
+
+
 def test_a_thing_that_comes_late_is_taken() -> None:
     """What was not there at first and is there within its time is the record's payload."""
     room = Room()

@@ -113,6 +113,20 @@ def test_an_outage_is_no_standstill() -> None:
     assert world.stuck_within(15) is not None
 
 
+def test_a_store_that_is_away_is_no_standstill() -> None:
+    """However long: the partition that waits for it is excused, and no other one; once it is back, everybody has his time."""
+    world = World(A, B)
+    world.set(A, away=True, waits="for the store s3://frames, away since 12:00")
+    assert world.stuck_within(10 * STALL_S, B) is None
+    assert "in/1" in (world.stuck_within(STALL_S + 10) or "")
+    world = World(A)
+    world.set(A, away=True)
+    assert world.stuck_within(10 * STALL_S) is None
+    world.set(A, away=False)
+    assert world.stuck_within(STALL_S - 1) is None
+    assert "in/0" in (world.stuck_within(10) or "")
+
+
 def test_nothing_new_is_no_standstill() -> None:
     """Behind, but the end does not move: an idle upstream, or records of an open transaction."""
     world = World(A)

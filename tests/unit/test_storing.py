@@ -13,6 +13,7 @@ import pytest
 from encode_support import batch_of
 from fakes import FakeClock, FakePool, NullLog
 from test_fetching import Played
+from test_schemas import check
 
 from worker.batch import STAGES, Aside, Batch, Outcomes, Partition, Run
 from worker.errors import ConfigError
@@ -128,6 +129,7 @@ def test_a_large_result_is_an_object_and_a_small_one_names_it(tmp_path: Path) ->
         hashlib.sha256(large).hexdigest(),
     )
     assert small["latency_ms"]["total"] > 0
+    check("result", small)
     assert (batch.outcomes.bodies[0], batch.outcomes.bodies[2]) == (b"small", None)
     (aside,) = batch.aside
     assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ import pytest
 
 from worker.batch import Partition
 from worker.kafka.ends import Reach
+from worker.loop.awaited import Waits
 from worker.process.progress import PartitionView
 from worker.telemetry.meters import Meters
 from worker.telemetry.vitals import UNREADY_AFTER_S, Vitals
@@ -36,6 +37,7 @@ class Stage:
             budget=SimpleNamespace(held=7),
             turned_ns=int(self.now_s * 1e9),
             paused=frozenset(),
+            waits=dict,
             joined=True,
             draining=False,
             stop_requested=False,
@@ -153,6 +155,18 @@ def test_a_batch_behind_others_is_queued_and_the_one_that_runs_is_not() -> None:
         stage.pool.oldest = lambda oldest=oldest: oldest
         stage.attach()
         assert stage.vitals.reading().partitions[P].queued == queued
+
+
+def test_a_store_that_is_away_is_told_and_no_standstill() -> None:
+    """A partition that waits for a store says for which and since when; its mark moves with every try."""
+    stage = Stage()
+    stage.loop.waits = lambda: {P: Waits(("mark", 1), "for the store s3://frames, away since 12:00", True)}
+    stage.attach()
+    view: PartitionView = stage.vitals.reading().partitions[P]
+    assert (view.away, view.in_flight) == (True, ("mark", 1))
+    assert stage.vitals.waits_outside() == "waiting for the store s3://frames, away since 12:00"
+    assert stage.vitals.health().waits == stage.vitals.waits_outside()
+    assert stage.vitals.health().progressing
 
 
 def test_offsets_without_records_are_not_waited_for() -> None:

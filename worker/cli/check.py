@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from worker import native
 from worker import settings as configuration
 from worker.batch import Headers
+from worker.cli.check_stores import check_stores
 from worker.cli.main import add_set_option
 from worker.errors import ConfigError, Reject, WorkerError
 from worker.settings import MIB, Settings
@@ -100,6 +101,7 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace, hea
     report.line("batch path", True, f"{native.batch_path}, producer {native.producer_path}")
     report.line("memory", True, _memory(settings))
     report.line("credentials", True, _credentials(settings))
+    check_stores(report.check, settings, args.offline)
     if not args.offline:
         _check_broker(report, settings)
 

@@ -16,6 +16,7 @@ from worker.batch import Headers
 from worker.cli.connect import above_zero, add_property_option, at_least_one, connection, pair
 from worker.cli.main import add_set_option
 from worker.cli.payloads import sent_to
+from worker.cli.shelf import shelf_of
 from worker.cli.sources import Item, Source, opened
 from worker.errors import ConfigError
 from worker.kafka.tools import TopicWriter
@@ -69,6 +70,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="with --config: do not wrap values as input.unwrap of the topic's pipeline expects them",
     )
     parser.add_argument(
+        "--store",
+        metavar="URL",
+        help="write each record's value to a store as an object under this URL, and send a record that names it "
+        "(with its SHA-256); needs --config with input.reference",
+    )
+    parser.add_argument(
         "--key", metavar="FIELD", help="CSV column or JSON field that becomes the key; for a whole file: name"
     )
     parser.add_argument(
@@ -93,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     items = chain([next(items)], items)  # a source that cannot be read is found before the broker is asked
     settings = configuration.load(args.config, args.overrides) if args.config is not None else None
     client = connection("streaminfer-produce", args.bootstrap, args.properties, settings)
+    shelf = shelf_of(args.store, settings, args.topic)
     wrapping = sent_to(settings, args.topic) if settings is not None and not args.as_is else None
     writer = TopicWriter(client, args.topic)
     if source.left_out:
@@ -100,7 +108,10 @@ def run(args: argparse.Namespace) -> int:
     mistake: ConfigError | None = None
     with _progress(args.count) as show:
         try:
-            _send(writer, items if wrapping is None else _wrapped(items, wrapping), headers, args.rate, show)
+            sent_items = items if wrapping is None else _wrapped(items, wrapping)
+            if shelf is not None:
+                sent_items = shelf.stored(sent_items)
+            _send(writer, sent_items, headers, args.rate, show)
         except ConfigError as error:
             mistake = error  # what was sent before it is on its way: wait for it and say how much that is
         for _left in writer.finish():

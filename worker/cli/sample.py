@@ -8,8 +8,9 @@ from typing import Any
 import orjson
 
 from worker.batch import Batch, Columns, Headers, Partition
-from worker.errors import ConfigError, Reject
+from worker.errors import ConfigError, Reject, StartError
 from worker.loop.pool import InlinePool, Mailbox
+from worker.outside import Away, NotYet, Sized
 from worker.payload.headers import marks
 from worker.serving.engine import Engine
 from worker.serving.rollout import Rollout
@@ -29,9 +30,14 @@ def answer(rollout: Rollout, value: bytes, headers: Headers | None = None) -> An
         Reject: the record would become a dead letter; says for which reason.
         ConfigError: the record's answer would be another one in a batch.
         SickModel: the model no longer gives its known output.
+        StartError: the store that has what the record refers to is away.
     """
     servable = rollout.choose()
-    value, headers = _as_sent(rollout, value, headers)
+    payload = fetched(rollout, value, headers)
+    if payload is None:
+        value, headers = _as_sent(rollout, value, headers)
+    else:
+        value = payload
     if rollout.route.opening.applies(headers):
         rollout.route.opening.cost(value, headers)
     elif len(value) > servable.free_bytes:
@@ -57,6 +63,30 @@ def answer(rollout: Rollout, value: bytes, headers: Headers | None = None) -> An
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         return body
+
+
+def fetched(rollout: Rollout, value: bytes, headers: Headers | None) -> bytes | None:
+    """What the record's reference names; None where it has none.
+
+    Raises:
+        Reject: the record would become a dead letter.
+        StartError: whoever has it is away.
+    """
+    payload: bytes | None = None
+    for outside in rollout.route.outside:
+        need = outside.need(value if payload is None else payload, headers)
+        if need is None:
+            continue
+        try:
+            found = outside.ask(need, rollout.route.max_bytes)
+            if isinstance(found, Sized):
+                found = found.read()
+        except NotYet as error:
+            raise error.reject from None
+        except Away as error:
+            raise StartError(f"--sample: the {need.place} cannot be reached: {error}") from None
+        payload = payload if found is None else found
+    return payload
 
 
 def _as_sent(rollout: Rollout, value: bytes, headers: Headers | None) -> tuple[bytes, Headers | None]:

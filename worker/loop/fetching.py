@@ -305,6 +305,7 @@ class Fetching:
         if isinstance(error, Away):
             self._awaited.away(asked.need, str(error))
             longest_s = LONGEST_PAUSE_S
+            asked.missing_ns = 0  # an outage says nothing of what appears: that time begins anew
         else:
             self._awaited.answered(asked.need.place)
             asked.missing_ns = asked.missing_ns or now_ns

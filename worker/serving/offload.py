@@ -29,13 +29,13 @@ class Offload:
 
     Args:
         format_: ``output.format``.
-        envelope: of the route: ids of the answers.
+        envelope: of the route: ids of the answers; None where nothing is answered.
 
     Raises:
         ConfigError: the store's client is not installed, or its options do not fit.
     """
 
-    def __init__(self, settings: OffloadSettings, format_: str, envelope: Envelope) -> None:
+    def __init__(self, settings: OffloadSettings, format_: str, envelope: Envelope | None = None) -> None:
         allowed = Allowed([settings.to])
         self.root = allowed.roots[0]
         self.concurrency = settings.concurrency
@@ -63,7 +63,7 @@ class Offload:
         name = f"{topic}/{number}/{offset}-{digest[:16]}.{self._ending}"
         url = Url(self.root.scheme, self.root.host, self.root.port, self.root.path + name)
         batch.aside.append(Aside(str(url), f"store {url.place}", len(body), partial(self._put, url, body)))
-        own = self._envelope.ids(batch, [row])
+        own = self._envelope.ids(batch, [row]) if self._envelope is not None else {}
         stages = {
             stage: round(int(us[index] if isinstance(us, np.ndarray) else us) / 1000, 3)
             for stage, us in run.stages_us.items()

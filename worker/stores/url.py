@@ -20,7 +20,8 @@ _LONGEST = 8192
 _CONTROL_OR_SPACE = re.compile(r"[\x00-\x20\x7f-\xa0]")
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}", re.IGNORECASE)
-_HOST = re.compile(r"(?=.{1,253}\.?$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?\.?)+")
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?")
+_LONGEST_HOST = 253
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PATH_SAFE = _UNRESERVED | frozenset(b"/!$&'()*+,;=:@")
 _NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)", re.IGNORECASE)
@@ -163,7 +164,7 @@ def _host(host: str) -> str:
         except UnicodeError:
             raise BadUrl("its host is no domain name") from None
     host = host.lower().removesuffix(".")
-    if not _HOST.fullmatch(host) or ".." in host:
+    if len(host) > _LONGEST_HOST or not all(map(_LABEL.fullmatch, host.split("."))):
         raise BadUrl("its host is no domain name")
     if _NUMBER.fullmatch(host.rpartition(".")[2]):
         # 127.1, 0x7f000001 and 2130706433 are addresses to some resolvers, and names to others.
