@@ -160,15 +160,15 @@ def test_the_time_of_the_wait_is_told() -> None:
     assert [its.taken_ns for its in fetched] == [taken_ns, taken_ns]
 
 
-def test_no_more_calls_than_allowed_run_at_once() -> None:
-    """Four calls at once, the oldest records first; the next begins when one has ended."""
+def test_the_oldest_records_are_asked_for_first() -> None:
+    """Twice as many calls as may run at once are handed over, the oldest records' first; one more for each that ends."""
     room = Room()
-    room.take(A, *[b"get %d" % n for n in range(6)])
+    room.take(A, *[b"get %d" % n for n in range(10)])
     room.turn()
-    assert room.calls.asked == ["0", "1", "2", "3"]
+    assert room.calls.asked == [f"{n}" for n in range(8)]
     room.calls.end("2")
     room.turn()
-    assert room.calls.asked == ["0", "1", "3", "4"]
+    assert room.calls.asked == ["0", "1", "3", "4", "5", "6", "7", "8"]
 
 
 def test_memory_is_taken_from_the_budget_before_a_payload_is_read() -> None:

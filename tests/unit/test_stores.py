@@ -284,6 +284,58 @@ def test_many_threads_share_the_connections(shop: Shop) -> None:
     assert not failed
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"hello\r\n\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 1000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"a" * 200_000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+    ],
+)
+def test_an_answer_that_is_no_http_is_away(answer: bytes) -> None:
+    """Garbage, endless heads, chunks of less than nothing: waited for as any store that is not well."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/in/"
+        store = references(allow=[url])
+        for _ in range(2):
+            with pytest.raises(Away):
+                fetch(store, f"{url}a")
+
+
+def test_an_interim_answer_is_passed_over() -> None:
+    """100 Continue before the answer; a body without a length ends with the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(
+                    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello"
+                )
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/in/"
+        assert fetch(references(allow=[url]), f"{url}a") == b"hello"
+
+
 def test_files_under_a_folder(tmp_path: Path) -> None:
     """A file is a payload; a link out of the folder is refused, a folder denied, nothing is missing."""
     inside, outside = tmp_path / "in", tmp_path / "out"

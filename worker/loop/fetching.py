@@ -27,6 +27,8 @@ from worker.outside import Away, NotYet, Outside, Sized
 PAUSE_S, LONGEST_PAUSE_S, LONGEST_NOT_YET_S = 0.1, 2.0, 0.5
 """First pause before a thing is asked for again; each further one is twice as long, up to the second figure, or to the
 third one where the answer was that the thing is not there yet."""
+AHEAD = 2
+"""Calls that are handed to the I/O threads, as a multiple of those that run at once."""
 FIRST_SIZE = 256 << 10
 """Bytes that a payload is taken to have before any was seen."""
 
@@ -44,7 +46,7 @@ class Fetching:
 
     Args:
         outsides: whom the records of each route need, in the order in which they are asked.
-        calls: runs calls on I/O threads.
+        calls: runs calls on I/O threads, as many at once as the outsides allow.
         share: the byte budget of the intake.
         log: told when someone outside is away, and when it is back.
         clock_ns: monotonic nanoseconds. wall_ms: Unix milliseconds.
@@ -59,7 +61,9 @@ class Fetching:
         clock_ns: Callable[[], int],
         wall_ms: Callable[[], float],
     ) -> None:
-        self.concurrency = max(outside.concurrency for chain in outsides.values() for outside in chain)
+        at_once = max(outside.concurrency for chain in outsides.values() for outside in chain)
+        self.most_calls = AHEAD * at_once
+        """Calls under way or next in line: while the loop is busy with a batch, the I/O threads go on with these."""
         self.claim = share.claim()
         """Holds the bytes of the records that wait, of payloads that are here, and of payloads being read."""
         self.starved = False
@@ -198,7 +202,7 @@ class Fetching:
         while self._parked and self._parked[0][0] <= now_ns:
             _, serial, record = heapq.heappop(self._parked)
             heapq.heappush(self._due, (serial, record))
-        while self._due and self._active < self.concurrency:
+        while self._due and self._active < self.most_calls:
             _, record = heapq.heappop(self._due)
             asked = record.asked
             if asked is None or asked.record is not record or (record.gone and not asked.others):

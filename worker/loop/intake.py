@@ -136,7 +136,7 @@ class Intake:
         """Records that may wait for something outside beside those of the open slab."""
         if self.fetching is None:
             return 0
-        return max(2 * self.fetching.concurrency, self.slab_records) - len(self.fetching)
+        return max(2 * self.fetching.most_calls, self.slab_records) - len(self.fetching)
 
     @property
     def _most(self) -> int:

@@ -45,6 +45,8 @@ class IoThreads:
         self._wake = wake
         self._todo: SimpleQueue[tuple[Any, Callable[[], Any]] | None] = SimpleQueue()
         self._done: SimpleQueue[Back] = SimpleQueue()
+        self._told = False
+        """The loop was woken, and has not looked since."""
         self._threads = 0
         self._idle = threading.Semaphore(0)
 
@@ -57,6 +59,7 @@ class IoThreads:
 
     def back(self) -> list[Back]:
         found: list[Back] = []
+        self._told = False  # before the look: what ends from now on wakes the loop again
         try:
             while True:
                 found.append(self._done.get_nowait())
@@ -77,5 +80,7 @@ class IoThreads:
             self._done.put(back)
             # The names would keep the last payload alive until the next call.
             del task, job, call, back
-            self._wake()
             self._idle.release()
+            if not self._told:
+                self._told = True
+                self._wake()

@@ -6,7 +6,7 @@ address: a second DNS answer cannot lead it elsewhere. Connections are kept and 
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import io
 import ipaddress
 import socket
@@ -15,13 +15,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import cast
 
 from worker.outside import Away
 from worker.stores.url import Endpoint, Url
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Key = tuple[str, str, int | None]
+"""Scheme, host and port: whoever has the same may use a connection again."""
 PIECE_BYTES = 256 << 10
+READ_BYTES, LINE_BYTES, HEADERS_MAX = 64 << 10, 64 << 10, 200
+_ALWAYS = ("User-Agent: streaminfer", "Accept-Encoding: identity")
 KEPT_PER_HOST = 64
 KEPT_S = 20.0
 """Connections that nobody used for so long are closed: most servers have done so by then."""
@@ -43,50 +47,107 @@ class NotAllowed(Exception):
         self.address = address
 
 
-class _Plain(http.client.HTTPConnection):
-    """A connection to an address that was looked at before."""
+class _Connection:
+    """A connection to an address that was looked at before.
 
-    def __init__(self, url: Url | Endpoint, place: tuple[str, int], timeout_s: float) -> None:
-        super().__init__(url.host, url.port, timeout=timeout_s)
-        self._place = place
-        self.idle_since = 0.0
-
-    def connect(self) -> None:
-        self.sock = socket.socket(
-            socket.AF_INET6 if ":" in self._place[0] else socket.AF_INET, socket.SOCK_STREAM
-        )
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._place)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-class _Encrypted(_Plain):
-    """The same over TLS; the certificate is checked against the host's name."""
+    Raises:
+        OSError: it cannot be made.
+    """
 
     def __init__(
-        self, url: Url | Endpoint, place: tuple[str, int], timeout_s: float, tls: ssl.SSLContext
+        self, url: Url | Endpoint, place: tuple[str, int], timeout_s: float, tls: ssl.SSLContext | None
     ) -> None:
-        super().__init__(url, place, timeout_s)
-        self._tls = tls
+        family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._socket.settimeout(timeout_s)
+            self._socket.connect(place)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls is not None:  # the certificate is checked against the host's name
+                self._socket = tls.wrap_socket(self._socket, server_hostname=url.host)
+        except BaseException:
+            self._socket.close()
+            raise
+        self.reader = cast("io.BufferedReader", self._socket.makefile("rb", READ_BYTES))
+        self.idle_since = 0.0
 
-    def connect(self) -> None:
-        super().connect()
-        self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
+    def send(self, head: bytes, body: bytes | None) -> None:
+        self._socket.sendall(head)
+        if body:
+            self._socket.sendall(body)
+
+    def head(self) -> tuple[int, dict[str, str]]:
+        """Status and headers (names in lower case) of the next answer.
+
+        Raises:
+            OSError: the connection broke, or the answer is no HTTP.
+        """
+        while True:
+            line = self.reader.readline(LINE_BYTES)
+            if not line:
+                raise ConnectionResetError("closed before an answer")
+            version, _, rest = line.partition(b" ")
+            if not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
+                raise OSError("the answer is no HTTP")
+            headers: dict[str, str] = {"": version.decode("latin-1")}
+            for _ in range(HEADERS_MAX):
+                line = self.reader.readline(LINE_BYTES)
+                if line in (b"\r\n", b"\n"):
+                    break
+                name, colon, value = line.decode("latin-1").partition(":")
+                if not colon or not line.endswith(b"\n"):
+                    raise OSError("the answer is no HTTP")
+                headers[name.strip().lower()] = value.strip()
+            else:
+                raise OSError("the answer has too many headers")
+            if (status := int(rest[:3])) >= 200:
+                return status, headers
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.reader.close()
+        self._socket.close()
 
 
-@dataclass(slots=True)
 class Response:
-    """An answer of which nothing but the head has been read."""
+    """An answer of which nothing but the head has been read.
 
-    status: int
-    size: int | None
-    """Bytes of the body; None where the head does not say."""
-    location: str | None
-    _response: http.client.HTTPResponse
-    _connection: _Plain
-    _client: HttpClient
-    _key: tuple[str, str, int | None]
-    _kept: bool = False
+    Args:
+        has_body: whether a body follows.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_client",
+        "_connection",
+        "_has_body",
+        "_keeps",
+        "_key",
+        "location",
+        "size",
+        "status",
+    )
+
+    def __init__(
+        self,
+        client: HttpClient,
+        key: Key,
+        connection: _Connection,
+        status: int,
+        headers: dict[str, str],
+        has_body: bool,
+    ) -> None:
+        self._client = client
+        self._key = key
+        self._connection: _Connection | None = connection
+        self._has_body = has_body and status not in (204, 304)
+        self._chunked = "chunked" in headers.get("transfer-encoding", "").lower()
+        self._keeps = headers.get("connection", "").lower() != "close" and headers[""] == "HTTP/1.1"
+        self.status = status
+        self.location = headers.get("location")
+        length = headers.get("content-length", "")
+        self.size: int | None = int(length) if length.isdecimal() and not self._chunked else None
+        """Bytes of the body; None where the head does not say."""
 
     def read(self, most: int) -> bytes:
         """The whole body, at most so many bytes.
@@ -94,44 +155,86 @@ class Response:
         Raises:
             Away: the transfer broke off, or was too slow.
         """
-        response, whole = self._response, False
-        timeout_s = self._client.timeout_s
         expected = most if self.size is None else min(self.size, most)
-        ends = time.monotonic() + timeout_s + expected / LEAST_BYTES_PER_S
+        ends = time.monotonic() + self._client.timeout_s + expected / LEAST_BYTES_PER_S
+        connection = self._connection
+        assert connection is not None
         try:
-            first = response.read(min(PIECE_BYTES, most)) if most else b""
-            if len(first) == self.size or not first:
-                body = first
+            if not self._has_body:
+                body, whole = b"", True
+            elif self._chunked:
+                body, whole = _chunks(connection.reader, most, ends)
             else:
-                buffer = io.BytesIO()
-                buffer.write(first)
-                while buffer.tell() < most and (
-                    piece := response.read(min(PIECE_BYTES, most - buffer.tell()))
-                ):
-                    buffer.write(piece)
-                    if time.monotonic() > ends:
-                        raise TimeoutError
-                body = buffer.getvalue()
-            if self.size is not None and len(body) < expected:
-                raise Away("the transfer broke off")
-            whole = response.isclosed() and not response.will_close
-            return body
-        except (OSError, http.client.HTTPException) as error:
+                body = _piece(connection.reader, expected, ends)
+                # Without a length the body ends with the connection.
+                whole = self.size is not None and len(body) == self.size
+                if self.size is not None and len(body) < expected:
+                    raise Away("the transfer broke off")
+        except (OSError, ValueError) as error:
+            self.close()
             raise Away(_why(error, "the transfer broke off")) from None
-        finally:
-            if whole:
-                self._kept = True
-                self._client.keep(self._key, self._connection)
-            else:
-                self._connection.close()
+        except Away:
+            self.close()
+            raise
+        if whole and self._keeps:
+            self._connection = None
+            self._client.keep(self._key, connection)
+        self.close()
+        return body
 
     def close(self) -> None:
         """Give the body up."""
-        if self.size == 0 and not self._response.isclosed():
-            self._response.read()
-            self._client.keep(self._key, self._connection)
-        elif not self._kept:
-            self._connection.close()
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._keeps and (not self._has_body or self.size == 0):
+            self._client.keep(self._key, connection)
+        else:
+            connection.close()
+
+
+def _piece(reader: io.BufferedReader, nbytes: int, ends: float) -> bytes:
+    """So many bytes, or fewer where the connection ends before.
+
+    Raises:
+        TimeoutError: they come too slowly.
+    """
+    first = reader.read1(nbytes) if nbytes else b""
+    if len(first) == nbytes or not first:
+        return first
+    # Beside the buffer that grows, no more than one piece is in memory twice.
+    buffer = io.BytesIO()
+    buffer.write(first)
+    while (left := nbytes - buffer.tell()) and (piece := reader.read1(min(left, PIECE_BYTES))):
+        buffer.write(piece)
+        if time.monotonic() > ends:
+            raise TimeoutError
+    return buffer.getvalue()
+
+
+def _chunks(reader: io.BufferedReader, most: int, ends: float) -> tuple[bytes, bool]:
+    """A chunked body, at most so many bytes; whether that is all of it.
+
+    Raises:
+        OSError, ValueError: the connection broke, or the body is not in chunks.
+    """
+    buffer = io.BytesIO()
+    while True:
+        size = int(reader.readline(LINE_BYTES).partition(b";")[0], 16)
+        if size < 0:
+            raise ValueError("a chunk of less than nothing")
+        if size == 0:
+            while reader.readline(LINE_BYTES) not in (b"\r\n", b"\n", b""):
+                pass
+            return buffer.getvalue(), True
+        wanted = min(size, most - buffer.tell())
+        piece = _piece(reader, wanted, ends)
+        buffer.write(piece)
+        if len(piece) < wanted:
+            raise ConnectionResetError("the transfer broke off")
+        if wanted < size or buffer.tell() >= most:
+            return buffer.getvalue(), False
+        reader.readline(LINE_BYTES)
 
 
 class HttpClient:
@@ -148,7 +251,7 @@ class HttpClient:
         self._tls: ssl.SSLContext | None = None
         self._lock = threading.Lock()
         self._closed = False
-        self._kept: dict[tuple[str, str, int | None], deque[_Plain]] = {}
+        self._kept: dict[Key, deque[_Connection]] = {}
 
     def ask(
         self,
@@ -168,41 +271,33 @@ class HttpClient:
             NotAllowed: the host resolves to an address where none may be made.
         """
         key = url.scheme, url.host, url.port
-        sent = {
-            "Host": url.authority,
-            "User-Agent": "streaminfer",
-            "Accept-Encoding": "identity",
-            **(headers or {}),
-        }
+        lines = [f"{method} {url.target} HTTP/1.1", f"Host: {url.authority}", *_ALWAYS]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        if body is not None:
+            lines.append(f"Content-Length: {len(body)}")
+        head = "\r\n".join([*lines, "", ""]).encode("ascii")
         connection = self._idle(key)
         while True:
             fresh = connection is None
             if connection is None:
                 connection = self._connected(url, may_connect)
             try:
-                connection.request(method, url.target, body, sent)
-                response = connection.getresponse()
-            except (OSError, http.client.HTTPException) as error:
+                connection.send(head, body)
+                status, found = connection.head()
+            except OSError as error:
                 connection.close()
                 if not fresh and not isinstance(error, TimeoutError):
                     connection = None  # the server had closed a kept connection
                     continue
                 raise Away(_why(error, "no answer")) from None
-            status = response.status
+            response = Response(self, key, connection, status, found, method != "HEAD")
             if status >= 500 or status in _AGAIN:
-                connection.close()
+                response.close()
                 raise Away(f"status {status}")
-            found = Response(
-                status, response.length, response.headers.get("Location"), response, connection, self, key
-            )
-            if method == "HEAD":
-                found.size = _length(response)
-            return found
+            return response
 
-    def keep(self, key: tuple[str, str, int | None], connection: _Plain) -> None:
+    def keep(self, key: Key, connection: _Connection) -> None:
         """Use a connection again whose answer was read to the end."""
-        if connection.sock is None:
-            return
         connection.idle_since = time.monotonic()
         with self._lock:
             kept = self._kept.setdefault(key, deque())
@@ -220,7 +315,7 @@ class HttpClient:
         for connection in kept:
             connection.close()
 
-    def _idle(self, key: tuple[str, str, int | None]) -> _Plain | None:
+    def _idle(self, key: Key) -> _Connection | None:
         with self._lock:
             kept = self._kept.get(key)
             while kept:
@@ -230,7 +325,7 @@ class HttpClient:
                 connection.close()
         return None
 
-    def _connected(self, url: Url | Endpoint, may_connect: Callable[[Address], bool]) -> _Plain:
+    def _connected(self, url: Url | Endpoint, may_connect: Callable[[Address], bool]) -> _Connection:
         try:
             places = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
         except OSError:
@@ -242,26 +337,18 @@ class HttpClient:
                 raise NotAllowed(address)
         failure: Exception = Away("its name has no address")
         for *_, place in places:
-            connection = self._made(url, (str(place[0]), int(place[1])))
             try:
-                connection.connect()
-                return connection
+                return _Connection(url, (str(place[0]), int(place[1])), self.timeout_s, self._encrypting(url))
             except (OSError, ssl.SSLError) as error:
-                connection.close()
                 failure = Away(_why(error, "no connection"))
         raise failure
 
-    def _made(self, url: Url | Endpoint, place: tuple[str, int]) -> _Plain:
+    def _encrypting(self, url: Url | Endpoint) -> ssl.SSLContext | None:
         if url.scheme == "http":
-            return _Plain(url, place, self.timeout_s)
+            return None
         with self._lock:
             self._tls = self._tls or ssl.create_default_context(cafile=self._ca_file)
-        return _Encrypted(url, place, self.timeout_s, self._tls)
-
-
-def _length(response: http.client.HTTPResponse) -> int | None:
-    text = response.headers.get("Content-Length", "")
-    return int(text) if text.isdecimal() else None
+            return self._tls
 
 
 def _why(error: Exception, otherwise: str) -> str:
