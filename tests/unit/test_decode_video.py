@@ -270,6 +270,35 @@ def test_pictures_larger_than_the_header_says_are_refused() -> None:
     assert decoding().refusal(clip)[0] == "undecodable"
 
 
+def test_a_table_of_samples_that_cannot_be_is_refused() -> None:
+    """A header of a kilobyte that names 100 million samples would make FFmpeg take gigabytes."""
+    clip = CLIPS["mp4"]
+    place = clip.index(b"stsz") + 8
+    bomb = clip[:place] + struct.pack(">II", 1, 100_000_000) + clip[place + 8 :]
+    live = write_clip(moving(5), container_options={"movflags": "frag_keyframe+empty_moov"})
+    place = live.index(b"trun") + 4
+    fragment = live[:place] + struct.pack(">II", 0, 100_000_000) + live[place + 8 :]
+    hidden = (
+        clip + struct.pack(">I4sIIII", 24, b"xyzw", 16, 0x7374737A, 0, 1) + struct.pack(">I", 100_000_000)
+    )
+    hidden = hidden[: len(clip)] + struct.pack(">I", len(hidden) - len(clip)) + hidden[len(clip) + 4 :]
+    for value in (bomb, fragment, hidden):
+        reason, message = decoding().refusal(value)
+        assert (reason, "more samples than the file can hold" in message) == ("undecodable", True)
+
+
+def test_a_second_header_does_not_count() -> None:
+    """Size and length are those of the first header, which is the one that FFmpeg reads; a compressed one is refused."""
+    clip = CLIPS["mp4"]
+    place = clip.index(b"moov") - 4
+    header = clip[place:]
+    assert peek(clip + with_duration(with_size(clip, 16, 16), 1)[place:]) == peek(clip)
+    assert (
+        "compressed"
+        in decoding().refusal(header.replace(b"udta", b"cmov").join([b"", clip[:place]]) or clip)[1]
+    )
+
+
 def with_duration(clip: bytes, seconds: float) -> bytes:
     """An MP4 file whose video track says another duration."""
     place = clip.index(b"mdhd") + 4 + 12

@@ -206,7 +206,11 @@ class VideoFeature(FileFeature):
     def _bounds(self, header: VideoHeader) -> dict[str, str]:
         """What the decoder is held to: pictures no larger than the header says, in whole blocks of 64."""
         width, height = (-(-side // 64) * 64 for side in (header.width, header.height))
-        return {"max_pixels": str(max(width * height, _LEAST_PIXELS)), "probesize": str(1 << 20)}
+        return {
+            "max_pixels": str(max(width * height, _LEAST_PIXELS)),
+            "probesize": str(1 << 20),
+            "max_streams": "32",
+        }
 
     def _taken(self, container: Any, header: VideoHeader) -> Iterator[tuple[float, Array]]:
         stream = container.streams.best("video")

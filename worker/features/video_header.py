@@ -7,6 +7,7 @@ what they say.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -18,6 +19,9 @@ Kind = Literal["mov", "matroska", "avi"]
 _BOXES_MAX = 10_000
 """Boxes or elements that are looked at in one file."""
 _UNKNOWN = -1
+_TABLES = re.compile(rb"stsz|stz2|trun|cmov")
+"""Boxes of an MP4 file that say how many samples there are, and one that is a compressed header."""
+_UNREAD = frozenset((b"mdat", b"free", b"skip"))
 # Matroska element ids.
 _EBML, _SEGMENT, _INFO, _TRACKS, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1549A966, 0x1654AE6B, 0x1F43B675
 _SCALE, _DURATION, _TRACK, _VIDEO, _WIDTH, _HEIGHT = 0x2AD7B1, 0x4489, 0xAE, 0xE0, 0xB0, 0xBA
@@ -116,13 +120,18 @@ def _inside(value: bytes, box: _Box, *names: bytes) -> Iterator[_Box]:
 
 def _mp4(value: bytes, whole: bool) -> VideoHeader:
     movie: _Box | None = None
+    named = 0
     for box in _boxes(value, 0, len(value)):
         if whole and box.end > len(value):
             raise Reject("the clip ends early", "undecodable")
-        if box.name == b"moov":
+        if box.name == b"moov" and movie is None:  # FFmpeg passes over a second one
             movie = box
+        if box.name not in _UNREAD:
+            named += _check_samples(value, box)
     if movie is None:
         raise Reject("a clip without a header, or one that ends early", "undecodable")
+    if named > 2 * len(value):
+        raise Reject("a clip whose header names more samples than the file can hold", "undecodable")
     fragment = next(_inside(value, movie, b"mvex", b"mehd"), None)
     for track in _inside(value, movie, b"trak"):
         handler = next(_inside(value, track, b"mdia", b"hdlr"), None)
@@ -139,6 +148,27 @@ def _mp4(value: bytes, whole: bool) -> VideoHeader:
         known = duration is not None and duration > 0
         return VideoHeader("mov", width, height, duration if known else None, a == 0 and b != 0)
     raise Reject("a clip without pictures", "undecodable")
+
+
+def _check_samples(value: bytes, box: _Box) -> int:
+    """Samples, in bytes that they must have at least, that the tables in a box name; wherever in it they are.
+
+    FFmpeg takes 24 bytes or more for each sample that is named. A table of one size for all samples, and a fragment without
+    sizes, need no bytes for one.
+
+    Raises:
+        Reject: the header is compressed: unpacked it may have any size.
+    """
+    named = 0
+    for table in _TABLES.finditer(value, box.start, min(box.end, len(value))):
+        second, third = struct.unpack(">4xII", value[table.end() : table.end() + 12].ljust(12, b"\0"))
+        if table[0] == b"cmov":
+            raise Reject("a clip whose header is compressed", "undecodable")
+        if table[0] == b"stsz":
+            named += third * second if second else 4 * third
+        else:
+            named += third // 2 if table[0] == b"stz2" else second
+    return named
 
 
 def _sample_size(value: bytes, track: _Box) -> tuple[int, int]:
