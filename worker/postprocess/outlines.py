@@ -53,7 +53,8 @@ def rotated_boxes(scores: Array, options: Options) -> tuple[Array, Array]:
         mean = _mean_inside(scores, cv2.boxPoints((centre, (width, height), angle)))
         if mean < options.box_threshold:
             continue
-        grown = 2 * width * height * options.unclip / (2 * (width + height))
+        # twice area x ratio / perimeter; the outline of one cell has neither
+        grown = width * height * options.unclip / max(width + height, 1)
         larger = width + grown, height + grown
         if min(larger) < options.min_size + _GROWN:
             continue
