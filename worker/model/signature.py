@@ -108,13 +108,13 @@ class Signature:
     batchable: bool = False
     """Every input's first dimension is free, and made-up items together gave what each gave alone."""
 
+    shown: Shown = field(default_factory=lambda: Shown(), compare=False, repr=False)
+    """What else is known of the model."""
+
     constants: tuple[str, ...] = ()
     """Further inputs that are the same in every run; see :mod:`worker.model.wiring`."""
     states: tuple[str, ...] = ()
     """Further inputs that the model's own outputs fill: the items of a record run in order."""
-
-    shown: Shown = field(default_factory=lambda: Shown(), compare=False, repr=False)
-    """What else is known of the model."""
 
     def input(self, name: str) -> TensorSpec | None:
         return next((spec for spec in self.inputs if spec.name == name), None)
