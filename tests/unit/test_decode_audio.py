@@ -14,6 +14,7 @@ import soundfile
 import sounds
 import soxr
 from decode_support import Decoding
+from pydantic import ValidationError
 
 from worker.errors import ConfigError, Reject
 
@@ -274,6 +275,14 @@ def test_sound_in_a_json_field() -> None:
         "invalid",
         'the field "clip.data": expected base64 text, got an integer',
     )
+
+
+def test_the_place_may_be_said() -> None:
+    """`from: value` beside the other options says what is so anyway; a field is named under preprocess.inputs."""
+    value = sounds.file(sounds.speech(0.1), 16_000)
+    assert np.array_equal(decoding(**{"from": "value"}).item(value)[0], by_hand(value, 16_000))
+    with pytest.raises(ValidationError, match=r"a field stands under preprocess\.inputs\.<tensor>\.from"):
+        decoding(**{"from": "clip"})
 
 
 def test_raw_samples() -> None:

@@ -26,6 +26,12 @@ def _graph_file(path: Path) -> Path:
     return path
 
 
+def _value(place: str) -> str:
+    if place != "value":
+        raise ValueError("expected value; a field stands under preprocess.inputs.<tensor>.from")
+    return place
+
+
 class MelSettings(Section):
     """Log-mel features as librosa's ``melspectrogram`` (power 2, Hann window, centred frames, zeros beyond the ends)."""
 
@@ -58,6 +64,8 @@ Features = (
 class AudioSettings(ContentSettings):
     """From a sound file to mono samples of one rate, whole or in windows."""
 
+    from_: Annotated[str, AfterValidator(_value)] = Field(default="value", alias="from")
+    """`value`: the record's value, or the field that `from` names under preprocess.inputs.<tensor>."""
     rate: Rate = 16_000
     """Samples per second that the model wants; other sounds are resampled."""
     window_s: Seconds | None = None
