@@ -91,6 +91,7 @@ INPUT_FORMATS: Registry[InputFormat] = Registry(
     {
         "image": "worker.records.image:ImageDecoder",
         "json": "worker.records.json:JsonDecoder",
+        "bytes": "worker.records.bytes:BytesDecoder",
         "tensor": "worker.records.tensor:TensorDecoder",
         "npy": "worker.records.npy:NpyDecoder",
         "oip": "worker.records.oip:OipDecoder",
@@ -108,6 +109,7 @@ CONTENTS: Registry[Content] = Registry(
         "video": "worker.features.video:Video",
         "numeric": "worker.features.numbers:Numeric",
         "constant": "worker.features.constant:Constant",
+        "bytes": "worker.features.byte_values:Bytes",
     },
 )
 POSTPROCESSES: Registry[PostprocessEntry] = Registry(

@@ -41,6 +41,8 @@ class FormatSample:
     read: Callable[[Array], Array] = np.asarray
     """What an item is once it is read."""
     preprocess: dict[str, Any] | None = None
+    refuses: int = 40
+    """At least as many of the suite's hostile records must be refused."""
 
 
 INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -202,6 +204,13 @@ FORMATS: dict[str, FormatSample] = {
         FLOATS | INTEGERS - {"int8"},
         _video_memory,
         preprocess={"video": {"fps": 1}, "image": {"resize": "none"}},
+    ),
+    "bytes": FormatSample(
+        lambda item: item.astype(np.uint8).tobytes(),
+        FLOATS | INTEGERS - {"int8"},
+        lambda: {"one file": (("N", 1_000_000), b"\0" * 4_000_000)},
+        preprocess={"bytes": {"min_bytes": 18}},
+        refuses=25,
     ),
     "tensor": FormatSample(
         lambda item: item.tobytes(),

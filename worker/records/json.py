@@ -36,7 +36,7 @@ _ESCAPES = ((b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b""))
 class JsonDecoder(FieldsDecoder):
     """One JSON object per record; each model input is numbers or a picture from it."""
 
-    contents = ("numeric", "image", "audio")
+    contents = ("numeric", "image", "audio", "bytes")
     has_fields = True
     takes_missing = True
 
