@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -68,6 +68,24 @@ def likely_sizes(inputs: Sequence[TensorSpec], known: Sequence[int] = ()) -> lis
     # networks for images halve them several times; those for audio take windows of about 512 samples
     guesses = (32, 1, 16, 224) if any(len(spec.shape) == 4 for spec in inputs) else (4, 1, 16, 512)
     return list(dict.fromkeys((*known, *guesses)))
+
+
+def pinned(inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]]) -> tuple[TensorSpec, ...]:
+    """The inputs with known lengths in the place of free ones; an input's first dimension stays if it counts items.
+
+    Args:
+        shapes: by input, the shape of the tensor of one item, its batch dimension included.
+    """
+    found = []
+    for spec in inputs:
+        shape = shapes.get(spec.name)
+        if shape is None:
+            found.append(spec)
+        elif spec.whole is not None:
+            found.append(replace(spec, whole=tuple(shape)))
+        else:
+            found.append(replace(spec, shape=(*spec.shape[:1], *shape[1:])))
+    return tuple(found)
 
 
 def batch_of(item: Tensors, count: int) -> Tensors:

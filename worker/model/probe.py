@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from worker.model.backend import Tensors
 from worker.model.compare import ABSOLUTE_TOLERANCE, difference, same
-from worker.model.made_up import FIRST, joined, likely_sizes, made_up, second_items
+from worker.model.made_up import FIRST, joined, likely_sizes, made_up, pinned, second_items
 from worker.model.signature import TensorSpec
 
 Run = Callable[[Tensors], Tensors]
@@ -76,6 +76,7 @@ def probe(
     tolerance: float = 0.0,
     max_size: int = 2,
     sizes: Sequence[int] = (),
+    shapes: Sequence[Mapping[str, Sequence[int]]] = (),
     mixes: str | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Probe:
@@ -87,13 +88,14 @@ def probe(
         tolerance: what floats may differ by besides, as a share of the output's largest value.
         max_size: items in the largest batch that is tried.
         sizes: known lengths of an item's free dimension, tried before likely ones.
+        shapes: what one item's tensors look like, by input; these are made up, and no others, if there are any.
         mixes: a clause on what in the model is known to mix the items of a batch.
         clock: seconds.
     """
     refusal = ""
-    for size in likely_sizes(inputs, sizes):
+    for known, size in _candidates(inputs, sizes, shapes):
         for recipe in FIRST if any(spec.dtype.kind != "f" for spec in inputs) else FIRST[:1]:
-            item = made_up(inputs, size, recipe)
+            item = made_up(known, size, recipe)
             try:
                 answer, again = run(item), run(item)
             except Exception as error:
@@ -103,9 +105,18 @@ def probe(
                 return Probe(item, answer, reason=mixes or "it answers one item differently each time")
             trial = _Trial(run, tolerance, max_size, clock, _Sample(item, answer, 1.0))
             reason = mixes or _fixed_first(inputs) or _not_one_row(answer) or _two_batches(run, inputs, item)
-            reason = trial.alone(inputs, size, reason) if reason else trial.together(inputs, size)
+            reason = trial.alone(known, size, reason) if reason else trial.together(known, size)
             return Probe(item, answer, True, "", reason, trial.answers, trial.largest)
     return Probe(None, refusal=refusal, reason="it refuses the made-up items")
+
+
+def _candidates(
+    inputs: Sequence[TensorSpec], sizes: Sequence[int], shapes: Sequence[Mapping[str, Sequence[int]]]
+) -> Iterator[tuple[Sequence[TensorSpec], int]]:
+    """The inputs with the lengths to try, and the length of a dimension that stays free."""
+    for known in [pinned(inputs, each) for each in shapes] or [tuple(inputs)]:
+        for size in likely_sizes(known, sizes):
+            yield known, size
 
 
 def beside_variants(run: Run, item: Tensors, tolerance: float = 0.0) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from worker.model.observed import as_observed
 from worker.model.opening import import_runtime, one_line, specs_of
 from worker.model.probe import Probe, beside_variants, probe
 from worker.model.providers import check_providers, preload_libraries, provider_in_use
+from worker.model.shapes import run_each, side_by_side
 from worker.model.signature import Shown, Signature, TensorSpec, with_suggested_size, with_wholes
 from worker.model.tensorrt import TensorRt
 from worker.model.wiring import Constants, WiredSessions, why_apart, wired
@@ -239,6 +241,7 @@ def load(
     sizes: Sequence[int] = (),
     constants: Constants | None = None,
     state: Mapping[str, str] | None = None,
+    shapes: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({}),
     device: int = 0,
 ) -> Model:
     """Load a model file and find out what it takes, what it gives and whether items may share a run.
@@ -255,6 +258,7 @@ def load(
         sizes: lengths that an item's free dimension is known to have, for the made-up items.
         constants: which inputs are the same in every run.
         state: input -> output that fills it with the next item of a record.
+        shapes: ``model.shapes``: by input, shapes of an item's tensor for the made-up items.
         device: number of the GPU among the visible ones.
 
     Raises:
@@ -272,7 +276,9 @@ def load(
     opened = backend.open(opening)
     try:
         wiring = constants, state or {}
-        return _probed(backend, opened, opening, name or path.stem, version or digest[:8], sizes, wiring)
+        return _probed(
+            backend, opened, opening, name or path.stem, version or digest[:8], sizes, wiring, shapes
+        )
     except BaseException:
         opened.close()
         raise
@@ -286,6 +292,7 @@ def _probed(
     version: str,
     sizes: Sequence[int],
     wiring: tuple[Constants | None, Mapping[str, str]],
+    shapes: Mapping[str, Sequence[Sequence[int]]],
 ) -> Model:
     """The model behind an opened file, once made-up items have shown what it does.
 
@@ -298,6 +305,7 @@ def _probed(
     outputs = specs_of("output", described.get_outputs(), name)
     if not inputs:
         raise StartError(f"model.path: {path} has no input, so that nothing of a record would reach it")
+    known = side_by_side(shapes, inputs)
     sessions = opened.bind(inputs, outputs)
     graph = read_graph(path)
     try:
@@ -308,6 +316,7 @@ def _probed(
             tolerance=backend.tolerance,
             max_size=opening.max_size,
             sizes=sizes,
+            shapes=known,
             mixes=graph.mixes,
         )
         if wiring[1] and found.batchable and found.item is not None and isinstance(sessions, WiredSessions):
@@ -318,6 +327,7 @@ def _probed(
         sessions.close()
         raise
     _warn(name, found)
+    run_each(sessions.run, inputs, known[1:], name)
     metadata = described.get_modelmeta().custom_metadata_map
     shown = Shown(found.answers, metadata, found.answer_share, graph.class_names)
     inputs = with_suggested_size(inputs, metadata)

@@ -91,6 +91,7 @@ def load_servable(
         instances=_or(wanted.model.instances, 1),
         max_size=_or(wanted.batching.max_size, LARGEST_UNKNOWN_SIZE),
         one_shape=wanted.preprocess.one_shape,
+        shapes=wanted.model.shapes,
         sizes=[*([len(wanted.input.field_names)] if wanted.input.fields else ()), *wanted.preprocess.sizes],
         constants=constants_of(wanted, settings.limits),
         state=wanted.model.state,

@@ -272,6 +272,10 @@ class ModelSettings(Section):
     """With path: version in results; default: the first 8 hex digits of the SHA-256 over the file and its external data. With repository: latest (the default), a version, or an alias of aliases.yaml."""
     sha256: Sha256 | None = None
     """When given it must match."""
+    shapes: dict[
+        Text, Annotated[list[Annotated[list[Positive], Field(min_length=1)]], Field(min_length=1)]
+    ] = Field(default={})
+    """Per model input the shapes of an item's tensor, its batch dimension included, that the model is tried and warmed with, such as [[1, 576]]; default: likely lengths for free dimensions."""
     providers: Providers = Field(default=["cpu"])
     """Execution providers in order; every one named must be in use, except a trailing cpu."""
     state: dict[Text, Text] = Field(default={})
