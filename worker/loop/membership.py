@@ -186,7 +186,10 @@ class Membership:
             self._verbs.commit(wait=True)
         except DeliveryFailed as failure:
             done, failed = False, failure
-        self._release_notes(partitions)
+        if failed is None and not self.rewinding:
+            self._release_notes(partitions)
+        else:  # what is committed is not known: a note beside our position could take the committed one back
+            self._caution.dropped(partitions)
         self._window.revoke(partitions)
         if failed is not None:
             self.rewind(failed)  # the partitions that stay; the revoked ones are the next owner's to read
