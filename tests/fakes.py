@@ -30,6 +30,7 @@ from worker.batch import (
 )
 from worker.errors import Reject, Rejection, SickModel, TransactionFailed
 from worker.loop.pool import Returned
+from worker.loop.series import Sample
 from worker.sending import PartitionMode, Sending
 from worker.sizes import HELD_HEADER_BYTES, HELD_RECORD_BYTES
 
@@ -716,6 +717,8 @@ def answer(batch: Batch, now_ns: int) -> None:
         else:
             # "huge" comes out ten times as long as it went in: the only result that outgrows its topic
             outcomes.bodies[row] = b"%d %s" % (offset, value * 10 if value.startswith(b"huge") else b"ok")
+            if isinstance(value, Sample) and not value.startswith(b"huge"):
+                outcomes.bodies[row] = b"%d %s" % (offset, b",".join(value.window or ()))
 
 
 class FakeEnvelope:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from worker.batch import Route
+from worker.batch import Partition, Route
 from worker.loop.accounts import Accounts
 from worker.loop.admission import Admission
 from worker.loop.at_least_once import AtLeastOnce
@@ -29,10 +29,13 @@ from worker.loop.limit import DeadLetterRate
 from worker.loop.membership import Parts
 from worker.loop.outbox import Letterhead, Outbox
 from worker.loop.pool import InlinePool, Mailbox, ThreadPool
+from worker.loop.series import Rules
+from worker.loop.series_source import SeriesSource
 from worker.loop.storing import Storing
 from worker.loop.tasks import spawn
 from worker.loop.window import Window
 from worker.outside import Outside
+from worker.records.windowed import SampleReader, WindowedDecoder
 from worker.serving.engine import Engine
 from worker.serving.rollout import Rollout
 from worker.settings import Settings
@@ -138,18 +141,19 @@ def conductor_for(
         )
         for group, share in zip(parted, budget.shares, strict=True)
     ]
+    source = _source(settings, rollouts, clients, intakes)
     # An upper bound of the records of one partition that a dying process had in flight.
     reach = {topic: 2 * intake.slab_records for intake in intakes for topic in intake.topics}
     caution = Caution(reach, settings.dead_letter.max_crashes)
     parts = Parts(
-        clients.source,
-        Intakes(intakes, clients.source),
+        source,
+        Intakes(intakes, source),
         budget,
         window,
         _outbox(settings, clients, task_id),
         clients.sink,
-        _delivery(settings, clients, meters, caution),
-        Isolation(caution, clients.source, window),
+        _delivery(settings, clients, source, meters, caution),
+        Isolation(caution, source, window),
         Accounts([meters], settings.name),
         log,
         time.monotonic_ns,
@@ -192,19 +196,51 @@ def _outbox(settings: Settings, clients: Clients, task_id: str) -> Outbox:
     return Outbox(clients.sink, head, limit)
 
 
-def _delivery(settings: Settings, clients: Clients, meters: Meters, caution: Caution) -> Delivery:
-    source, sink = clients.source, clients.sink
+def _source(
+    settings: Settings, rollouts: list[Rollout], clients: Clients, intakes: list[Intake]
+) -> KafkaSource | SeriesSource:
+    """What the loop takes records from: the client, or windows over its records where a pipeline asks for them."""
+    by_route = {rollout.route.name: rollout for rollout in rollouts}
+    readers: dict[str, tuple[SampleReader, Rules]] = {}
+    for name, pipeline in settings.pipelines.items():
+        wanted, decoder = pipeline.input.window, by_route[name].choose().decoder
+        if wanted is not None and isinstance(decoder, WindowedDecoder):
+            rules = Rules(wanted.size, wanted.hop or wanted.size, wanted.keys, wanted.within)
+            reader = SampleReader(decoder.samples, decoder.sample, wanted.by, pipeline.input.max_bytes)
+            readers |= dict.fromkeys(pipeline.input.topics, (reader, rules))
+    if not readers:
+        return clients.source
+    claims = {
+        topic: intake.share.claim() for intake in intakes for topic in intake.topics if topic in readers
+    }
+    most_bytes = settings.limits.in_flight_bytes // (4 * len(readers))
+    return SeriesSource(clients.source, readers, claims, most_bytes, clients.source.committed, log)
+
+
+def _delivery(
+    settings: Settings,
+    clients: Clients,
+    source: KafkaSource | SeriesSource,
+    meters: Meters,
+    caution: Caution,
+) -> Delivery:
+    sink = clients.sink
     if settings.delivery == "at_least_once":
         return AtLeastOnce(source, sink, COMMIT_INTERVAL_S, time.monotonic_ns, caution.metadata)
+
+    def annotate(positions: dict[Partition, int]) -> dict[Partition, str]:
+        notes = caution.metadata(positions)
+        return source.annotated(positions, notes) if isinstance(source, SeriesSource) else notes
+
     from worker.kafka.transactions import KafkaTransactions
 
     return ExactlyOnce(
-        KafkaTransactions(source, sink),
+        KafkaTransactions(clients.source, sink),
         settings.transaction.max_ms / 1000,
         settings.transaction.max_records,
         settings.limits.revoke_s,
         time.monotonic_ns,
         meters.transaction,
         spawn,
-        caution.metadata,
+        annotate,
     )

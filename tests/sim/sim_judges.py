@@ -147,7 +147,7 @@ class BytesBounded(Judge):
 
     def quiet(self) -> None:
         for replica in self.schedule.replicas:
-            if replica.budget.held:
+            if replica.budget.held != self.schedule.kept_bytes(replica):
                 raise self.broken(f"{replica.name} is idle and holds {replica.budget}")
             if replica.window.records:
                 raise self.broken(f"{replica.name} is idle and counts {replica.window.records} in flight")

@@ -32,7 +32,7 @@ from fakes import (
     never,
 )
 from sim_store import SlowCalls, Store
-from world import Figures, make_loop
+from world import Figures, World, make_loop
 
 from worker.batch import Batch, Headers, Lane, Partition
 from worker.errors import ClientFatal, Stalled, WorkerError
@@ -40,7 +40,7 @@ from worker.loop.at_least_once import AtLeastOnce
 from worker.loop.budget import Budget
 from worker.loop.caution import Caution
 from worker.loop.conductor import Conductor
-from worker.loop.delivery import Delivery
+from worker.loop.delivery import Annotate, Delivery
 from worker.loop.exactly_once import ExactlyOnce
 from worker.loop.fetching import Fetching
 from worker.loop.outbox import Outbox
@@ -145,6 +145,8 @@ class Replica:
     meters: FakeMeters
     log: NullLog
     fetching: list[Fetching]
+    between: Any
+    """What the loop sees of the source."""
     disturbed: bool = False
     """It rewound, or lost partitions with work in flight: its counters need not match the broker's any more."""
 
@@ -273,7 +275,7 @@ class Schedule:
         self.limit_bytes = rng.choice([LARGEST_RECORD * 4, 20_000, 1_000_000])
         self.exactly_once = rng.random() < 0.3
         self.ordered = self.exactly_once or rng.random() < 0.8
-        self.rollouts = _rollouts(rng, Random(seed + 2_000_000))
+        self.rollouts = self.make_rollouts(rng, Random(seed + 2_000_000))
         self.slab_records = max(rollout.stable.slab_records for rollout in self.rollouts)
         self._tombstone = self.rollouts[0].route.tombstone
         self._expired = rng.choice(["dead_letter", "drop", "publish"])
@@ -297,6 +299,10 @@ class Schedule:
         """Records have references to payloads in a store."""
         self.store = Store(self.clock, self._store_rng, LARGEST_RECORD, self.cases)
         self.court.begin(self)
+
+    def make_rollouts(self, rng: Random, keeping: Random) -> list[FakeRollout]:
+        """The pipelines."""
+        return _rollouts(rng, keeping)
 
     # -- the play ----------------------------------------------------------------------------------------
 
@@ -367,7 +373,7 @@ class Schedule:
     def _start(self) -> Replica:
         self._started += 1
         replica = self._build(f"replica-{self._started}")
-        replica.source.subscribe(replica.conductor.membership)
+        replica.between.subscribe(replica.conductor.membership)
         self.replicas.append(replica)
         self.kafka.rebalance()
         return replica
@@ -379,9 +385,10 @@ class Schedule:
         )
         sink.limits = {RESULTS: 1_000, DEAD_LETTERS: 2_500}
         pool = SlowPool(self.clock, self.rng, self._slowest_s, self.rng.randint(1, 3))
+        between = self._between(source)
         world = make_loop(
             self.clock,
-            source,
+            between,
             sink,
             pool,
             self.rollouts,
@@ -394,21 +401,46 @@ class Schedule:
                 expired=self._expired,
                 max_crashes=3 if self._killers else 10_000,
             ),
-            lambda caution: self._delivery(source, sink, caution),
+            lambda caution: self._delivery(source, between, sink, caution),
             cpu_ns=self.clock,  # always busy: slabs are kept as far apart as may be, and hold several records
             outside=(self.store, lambda: SlowCalls(self.clock, self._store_rng)) if self.fetches else None,
         )
         fetching = [intake.fetching for intake in world.intakes if intake.fetching is not None]
+        self._built(between, world)
         self.cases["several intakes"] += len(world.intakes) > 1
         replica = Replica(
-            name, world.conductor, world.outbox, source, sink, pool, world.meters, world.log, fetching
+            name,
+            world.conductor,
+            world.outbox,
+            source,
+            sink,
+            pool,
+            world.meters,
+            world.log,
+            fetching,
+            between,
         )
         source.who = sink.who = replica
         return replica
 
-    def _delivery(self, source: FakeSource, sink: FakeSink, caution: Caution) -> Delivery:
+    def _between(self, source: FakeSource) -> Any:
+        """What the loop sees of the source."""
+        return source
+
+    def _built(self, between: Any, world: World) -> None:
+        """The loop of a replica is put together."""
+
+    def kept_bytes(self, replica: Replica) -> int:
+        """Bytes that a replica holds when nothing is in flight."""
+        return 0
+
+    def _annotated(self, between: Any, caution: Caution) -> Annotate:
+        """What gives the metadata of a transaction's positions."""
+        return caution.metadata
+
+    def _delivery(self, source: FakeSource, between: Any, sink: FakeSink, caution: Caution) -> Delivery:
         if not self.exactly_once:
-            return AtLeastOnce(source, sink, 0.05, self.clock, caution.metadata)
+            return AtLeastOnce(between, sink, 0.05, self.clock, caution.metadata)
         transactions = FakeTransactions(self.kafka, source, sink, self.rng, self._client_rng)
 
         def spawn(name: str, call: Callable[[], None]) -> Task:
@@ -421,7 +453,14 @@ class Schedule:
             return StuckTask()
 
         return ExactlyOnce(
-            transactions, 0.05, 20, 1.0, self.clock, self._count_transaction, spawn, caution.metadata
+            transactions,
+            0.05,
+            20,
+            1.0,
+            self.clock,
+            self._count_transaction,
+            spawn,
+            self._annotated(between, caution),
         )
 
     def _count_transaction(self, result: str) -> None:

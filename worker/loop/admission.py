@@ -25,6 +25,7 @@ from worker.batch import (
 )
 from worker.deadlines import Deadlines, carry_headers, expire
 from worker.errors import Reject, Rejection
+from worker.loop.series import Sample
 
 EXPIRY_HEADER = "ce_expirytime"
 EXPIRY_ATTRIBUTE = b'"expirytime"'
@@ -145,6 +146,8 @@ class Admission:
             return False
         if route.opening is not None and route.opening.always:
             return False
+        if type(columns.values[0]) is Sample:
+            return False
         return not columns.values.count(None) and largest_bytes(columns.values) <= most
 
     def route_of(self, columns: Columns) -> Sequence[Route | None]:
@@ -213,6 +216,8 @@ class Admission:
         elif len(value) > route.max_bytes:
             limit = f"the record has {len(value)} bytes, input.max_bytes is {route.max_bytes}"
             self._reject(admitted, row, Reject(limit, "too_large"))
+        elif isinstance(value, Sample):
+            self._put_into_window(admitted, row, value)
         elif route.opening is not None and route.opening.applies(columns.headers[row]):
             try:
                 admitted.costs[row] += self._opened(
@@ -240,6 +245,16 @@ class Admission:
                 "too_large",
             )
         return min(opening + servable.cost_of_length(inside), room)
+
+    def _put_into_window(self, admitted: Admitted, row: int, sample: Sample) -> None:
+        """Only the record that completes a window goes to the model."""
+        if sample.refused is not None:
+            self._reject(admitted, row, sample.refused)
+        elif sample.window is None:
+            admitted.outcomes.dropped.add(row)
+            self._decide(admitted, row)
+        else:
+            admitted.costs[row] += sum(map(len, sample.window))
 
     def _scratch(self, value: bytes, servable: Servable) -> int:
         scratch = servable.cost(value)

@@ -23,7 +23,8 @@ from dataclasses import dataclass, replace
 
 from worker.batch import Partition
 
-_NOTE = re.compile(r"streaminfer;attempts=(\d+);until=(\d+)(?:;at=(\d+))?(;why=timeout)?")
+_NOTE = re.compile(r"streaminfer;attempts=(\d+);until=(\d+)(?:;at=(\d+))?(;why=timeout)?(?:;series=.*)?")
+"""The marks of :mod:`worker.loop.series` may stand behind it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,25 @@ def decoder(settings: PipelineSettings, signature: Signature, limits: LimitsSett
         ConfigError: format, preprocessing and the model's inputs cannot go together.
     """
     _check_inputs(settings, signature)
+    if settings.input.window is not None:
+        return _windowed(settings, signature, limits)
     return INPUT_FORMATS.entry(settings.input.format)(settings, signature, limits)
+
+
+def _windowed(settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> Decoder:
+    """The decoder of windows over records."""
+    from worker.records.windowed import WindowedDecoder, sample_signature
+
+    window = settings.input.window
+    assert window is not None
+    inner = sample_signature(signature, window.size)
+    samples = INPUT_FORMATS.entry(settings.input.format)(settings, inner, limits)
+    if not samples.fixed or samples.shard_rows:
+        raise ConfigError(
+            "input.window: each record is one sample of numbers, decoded on the loop's thread; pictures and other files "
+            "are too slow for that"
+        )
+    return WindowedDecoder(samples, signature, inner.inputs[0], window.size)
 
 
 def id_reader(input_format: str) -> ReadId | None:

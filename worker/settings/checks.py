@@ -237,6 +237,35 @@ def _check_payload(settings: Settings, name: str) -> None:
             )
 
 
+def _check_window(settings: Settings, name: str) -> None:
+    """Windows are made of every record of a topic, whatever its headers."""
+    pipeline, key = settings.pipelines[name], settings.key(name, "input.window")
+    if pipeline.input.format not in ("json", "tensor"):
+        raise ConfigError(f"{key}: goes with input.format json or tensor only, got '{pipeline.input.format}'")
+    if pipeline.input.keep != "all":
+        raise ConfigError(f"{key}: goes with input.keep all only: every record is a sample")
+    if pipeline.input.unwrap:
+        raise ConfigError(
+            f"{key}: does not go with input.unwrap: samples are read on the loop's thread, as they are"
+        )
+    others = [
+        other
+        for other, each in settings.pipelines.items()
+        if other != name and {*each.input.topics} & {*pipeline.input.topics}
+    ]
+    if pipeline.when is not None or others:
+        reason = f"{others[0]} reads it too" if others else "when takes some of its records only"
+        raise ConfigError(
+            f"{key}: expected a topic of its own, because windows are made of all its records; {reason}"
+        )
+    assert pipeline.input.window is not None
+    if pipeline.input.window.by != "key" and pipeline.input.format != "json":
+        raise ConfigError(
+            f"{key}.by: got '{pipeline.input.window.by}', expected key: records of input.format "
+            f"{pipeline.input.format} have no fields"
+        )
+
+
 def _check_pipeline(settings: Settings, name: str) -> None:
     """Refuse an input format, preprocessing, postprocessing and output format that do not fit together."""
     pipeline = settings.pipelines[name]
@@ -253,6 +282,8 @@ def _check_pipeline(settings: Settings, name: str) -> None:
         raise ConfigError(
             f"{settings.key(name, 'input.missing')}: goes with input.format {' or '.join(taking)} only, got '{taken}'"
         )
+    if pipeline.input.window is not None:
+        _check_window(settings, name)
     if pre.inputs and pre.content is not None:
         raise ConfigError(
             f"{settings.key(name, 'preprocess')}: expected only one of inputs and {pre.content.name}"

@@ -93,6 +93,27 @@ class EverySettings(Section):
     """Of each key's records (without a key: of a partition's) every n-th is answered, the first one included."""
 
 
+class WindowSettings(Section):
+    """Records are single samples; the model takes windows of them."""
+
+    by: Text = "key"
+    """What samples of one series have in common: `key` for the record's key, or a field's name or dotted path."""
+    size: Annotated[int, Field(ge=1, le=100_000)]
+    """Samples in one window: the first dimension of an item of the model's input."""
+    hop: Positive | None = None
+    """Samples from the beginning of one window to that of the next; default: `size`, at most `size`."""
+    keys: Annotated[int, Field(ge=1, le=1_200)] = 1_000
+    """Most series of one partition with an incomplete window; a record that would begin one more is invalid."""
+    within: Annotated[int, Field(ge=1, le=2_000_000)] = 1_000_000
+    """A window that is incomplete so many offsets after its first record is given up: its series begins anew."""
+
+    @model_validator(mode="after")
+    def _hops_within(self) -> WindowSettings:
+        if self.hop is not None and self.hop > self.size:
+            raise ValueError(f"expected hop of at most size, {self.size}")
+        return self
+
+
 class InputSettings(Section):
     """Where records come from and what they are."""
 
@@ -118,6 +139,9 @@ class InputSettings(Section):
     """json and oip: what stands for a number that is null, NaN or a named field that is not there; `nan` also takes infinities."""
     reference: ReferenceSettings | None = None
     """The record names an object in a store, and the object is decoded in place of the record's value."""
+
+    window: WindowSettings | None = None
+    """json and tensor: records are single samples of series; each complete window of them is answered."""
 
     @property
     def unwrapped_bytes(self) -> int:
