@@ -45,6 +45,7 @@ from worker.encode.json import JsonEncoder
 from worker.encode.oip import OipEncoder
 from worker.errors import ConfigError, Reject, Rejection
 from worker.features.picture_header import peek
+from worker.loop.series import Marks, with_marks
 from worker.settings import load
 from worker.stores.allow import Allowed
 from worker.text import MESSAGE_BYTES_MAX
@@ -231,6 +232,49 @@ IMAGE_TOKENS = [
     *(b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\xff\x3f", b"\0\x01"),
 ]
 
+# -- bytes ----------------------------------------------------------------------------------------------
+
+BYTES = [
+    Decoding(
+        "bytes",
+        {"x": ("int32", ["N", 16])},
+        preprocess={"bytes": {"pad": 256, "head_tail": True, "strip": True}},
+    ),
+    Decoding(
+        "bytes", {"x": ("uint8", ["N", "L"])}, preprocess={"bytes": {"length": 5, "strip": True, "block": 5}}
+    ),
+]
+
+
+def check_bytes(data: bytes) -> None:
+    """Every file has an item, of its own bytes in their order and of padding."""
+    both, short = (decoding.decode(data) for decoding in BYTES)
+    assert not both.rejected
+    assert not short.rejected
+    assert both.arrays is not None
+    item = both.arrays["x"][0].tolist()
+    head, tail = data[:4096].lstrip()[:8], data[-4096:].rstrip()[-8:]
+    assert item == [*head, *[256] * (8 - len(head)), *[256] * (8 - len(tail)), *tail]
+    assert short.items[0] is not None
+    begin = data[:5].lstrip()
+    assert short.items[0].arrays["x"].tolist() == [[*begin, *[0] * (5 - len(begin))]]
+
+
+# -- windows --------------------------------------------------------------------------------------------
+
+
+def check_marks(data: bytes) -> None:
+    """No metadata beside a committed position makes reading it raise; what is read is written as it was."""
+    text = data.decode("latin-1")
+    try:
+        marks = Marks.parse(text)
+    except ValueError:
+        raise AssertionError("metadata that cannot be read") from None
+    if marks is not None:
+        assert Marks.parse(with_marks("", marks)) == marks
+        assert list(marks.offsets) == sorted(marks.offsets)
+
+
 # -- JSON -----------------------------------------------------------------------------------------------
 
 FEATURES = [
@@ -246,8 +290,19 @@ NAMED = [
     Decoding("json", {"x": ("int32", ["N", 2])}, fields=["b", "a"]),
     Decoding("json", {"x": ("float", ["N"])}),
     Decoding("json", {"a": ("float", ["N"]), "features": ("double", ["N", 3])}),
+    Decoding("json", {"x": ("float", ["N", 3])}, fields=["a.b", "c[0].b", "c[1]"]),
+    Decoding("json", {"x": ("int64", ["N", 2])}, fields=["b", '"a.b".c']),
+    Decoding(
+        "json",
+        {"x": ("float", ["N", 2]), "k": ("int64", ["N", 1])},
+        preprocess={"inputs": {"x": {"from": "a.features"}, "k": {"constant": 7}}},
+    ),
 ]
 OTHER_JSON = [
+    Decoding(
+        "json", {"x": ("float", ["N", 2])}, fields=["c[-1].b", {"from": "a.b", "default": 3}], missing="nan"
+    ),
+    Decoding("json", {"x": ("int32", ["N", 8])}, preprocess={"inputs": {"x": {"from": "a.b", "bytes": {}}}}),
     Decoding("json", {"x": ("float", [])}, batchable=False),
     Decoding("json", {"x": ("float", ["N", "L", 2])}),
     Decoding("json", {"x": ("string", ["N", 2])}),
@@ -315,8 +370,14 @@ def json_seeds() -> list[bytes]:
         {"a": 1, "b": 2.5, "c": -3},
         {"features": [True, False]},
         {"image": picture, "a": [1]},
+        {"a": {"b": 1}, "c": [{"b": 2}, 3], "b": 4},
+        {"a": {"features": [1, 2], "b": None}, "c": [{"b": 2, "x": [{}]}, 3.5]},
+        {"a.b": 1, "a": {"b": 2}, "c": [{"b": 2}, 3]},
+        {"a.b": {"c": 1}, "b": 2},
+        {"a": {"b": picture}},
     ]
     texts = [json.dumps(record).encode() for record in records]
+    texts += [b'{"a":{"b":1},"a":{"b":2},"c":[{"b":2},3]}', b'{"a":{"b":1,"b":2},"c":[{"b":2},3]}']
     twice = b'{"features":[1,2,3],"features":7}'
     two = b'{"features":[1,2,3]},{"features":[4,5,6]}'
     # joined, the first two of these are one record, which makes up for two being two
@@ -327,6 +388,7 @@ def json_seeds() -> list[bytes]:
 
 
 JSON_TOKENS = [
+    *(b'"c":[', b'{"b":', b'"a.b"', b'"a":{"b":'),
     *(b'"features"', b'"a"', b'"b"', b'"image"', b'"inputs"', b'"feature\\u0073"', b"\\u0000", b"\\ud800"),
     *(
         b"{",
@@ -814,6 +876,16 @@ TARGETS = {
     "image": Target(check_image, image_seeds(), IMAGE_TOKENS, repaired),
     "video": Target(check_video, video_seeds(), VIDEO_TOKENS),
     "sound": Target(check_sound, sound_seeds(), SOUND_TOKENS),
+    "bytes": Target(check_bytes, [b"", b" \n a \t", bytes(range(40)), b" " * 9000], [b" ", b"\n", b"\0"]),
+    "marks": Target(
+        check_marks,
+        [
+            str(Marks(900, tuple(range(0, 900, 7)))).encode(),
+            b"streaminfer;attempts=1;until=3;series=9+3:AQ",
+            b";series=5",
+        ],
+        [b";series=", b"+", b":", b"_w", b"gICA", b"\xff"],
+    ),
     "json": Target(check_json, json_seeds(), JSON_TOKENS),
     "tensor": Target(check_tensor, [b"", b"\0\x01\x01", bytes(12), bytes(range(24))], FLOAT_TOKENS),
     "npy": Target(check_npy, npy_seeds(), NPY_TOKENS),

@@ -12,6 +12,7 @@ import pytest
 from decode_support import Decoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_decode_missing import ways
 
 from worker.errors import ConfigError, Reject
 from worker.records.paths import ABSENT, Path, written
@@ -188,6 +189,65 @@ def test_a_picture_at_the_end_of_a_path_states_what_its_decode_takes(field: str)
         {field: large},
     ):
         assert one.decoder.cost(json.dumps(way).encode()) >= 1700 * 1800 * 6
+
+
+VALUES = st.sampled_from(
+    ["1", "2.5", "-3e2", "null", "true", '"7"', "[1]", "[]", "{}", '{"b": 4}', "1e400", " 5 "]
+)
+OBJECTS = st.lists(st.tuples(st.sampled_from(["b", "c", "x", "a.b"]), VALUES), max_size=3).map(
+    lambda pairs: "{" + ", ".join(f'"{key}": {value}' for key, value in pairs) + "}"
+)
+LISTS = st.lists(OBJECTS | VALUES, max_size=3).map(lambda parts: "[" + ",".join(parts) + "]")
+NESTED = st.lists(
+    st.tuples(st.sampled_from(["a", "a", "l", "l", "a.b", "p", "\\u0061"]), OBJECTS | LISTS | VALUES),
+    min_size=2,
+    max_size=5,
+).map(lambda pairs: "{" + ", ".join(f'"{key}": {value}' for key, value in pairs) + "}")
+
+
+@given(
+    st.lists(NESTED, min_size=1, max_size=5),
+    st.sampled_from(["reject", 3]),
+    st.sampled_from(["float", "int64"]),
+)
+@settings(max_examples=300, deadline=None)
+def test_all_ways_to_read_paths_accept_the_same_records(records: list[str], missing: Any, kind: str) -> None:
+    """The compiled reader finds at the end of a path what the reader of one record finds, or leaves the record to it."""
+    records = [*records, '{"a": {"b": 1}, "l": [{"b": 2}, 3], "p": 4}']
+    one = Decoding("json", {"x": (kind, ("N", 4))}, fields=["a.b", "l[0].b", "l[1]", "p"], missing=missing)
+    values = [record.encode() for record in records]
+    seen = []
+    for way in ways(one):
+        feed = way.decode(*values)
+        assert feed.arrays is not None
+        refused = {row: (why.reason, why.message) for row, why in feed.rejected.items()}
+        rows = {row: feed.arrays["x"][row].tobytes() for row in range(len(values)) if row not in refused}
+        seen.append((refused, rows))
+    assert all(way == seen[0] for way in seen)
+    assert len(values) - 1 in seen[0][1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (["a.b", "a"], "the field"),
+        (["a.b", '"a.b"'], [[2, 2]]),
+        (["a[-1].b", "p"], "the field"),
+        (["l[-1].b", "p"], [[9, 4]]),
+        (['"a"."b"', "a.b"], [[1, 2]]),
+        (["l[0].b", "l.b"], "the field"),
+    ],
+)
+def test_paths_that_cross_are_read_one_by_one(fields: list[str], expected: Any) -> None:
+    """Fields that lie inside one another, or count from the end, are read as a single record is."""
+    one = model(shape=("N", 2), fields=fields)
+    value = b'{"a": {"b": 1}, "a.b": 2, "l": [{"b": 8}, {"b": 9}], "p": 4}'
+    feed = one.decode(value)
+    if isinstance(expected, str):
+        assert expected in feed.rejected[0].message
+    else:
+        assert feed.arrays is not None
+        assert feed.arrays["x"].tolist() == expected
 
 
 # -- defaults ------------------------------------------------------------------------------------------

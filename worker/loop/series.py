@@ -20,7 +20,7 @@ from worker.errors import Reject
 
 SAMPLE_BYTES = 120
 """Memory of a sample beside its bytes: the objects around it."""
-_NOTE = re.compile(r";series=(\d+)(?:\+(\d+):([A-Za-z0-9_-]*))?$")
+_NOTE = re.compile(r";series=([0-9]{1,19})(?:\+([0-9]{1,19}):([A-Za-z0-9_-]{0,4096}))?\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,23 @@ class Marks:
 
     @classmethod
     def parse(cls, metadata: str) -> Marks | None:
-        """The marks in a commit's metadata; None where there are none."""
+        """The marks in a commit's metadata; None where there are none, or where another program wrote something like them."""
         found = _NOTE.search(metadata)
         if found is None:
             return None
+        try:
+            marks = cls._read(found)
+        except ValueError:
+            return None
+        return marks if str(marks) == found[0] else None
+
+    @classmethod
+    def _read(cls, found: re.Match[str]) -> Marks:
+        """The marks in a text of the right form.
+
+        Raises:
+            ValueError: it is no text that a worker writes.
+        """
         at = int(found[1])
         if found[2] is None:
             return cls(at)

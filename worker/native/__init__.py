@@ -12,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 
 SWITCH = "STREAMINFER_NATIVE"
-INTERFACE = 3
+INTERFACE = 4
 """What a compiled module must say of itself; one built from other sources is as good as none."""
 
 

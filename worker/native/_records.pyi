@@ -15,10 +15,15 @@ class Reader:
         fields: per JSON field (name in UTF-8, index of its target, place of its first element in the item,
             number of elements, whether a flat list of them will do, whether one bare number will do).
         targets: per model input (dtype code of the struct module, item size in bytes, elements per item).
+        ways: per field the steps that lead to it (UTF-8 of a key, or a place in a list); empty where it is a key of the
+            record itself. Fields must not lie inside one another.
     """
 
     def __new__(
-        cls, fields: list[tuple[bytes, int, int, int, bool, bool]], targets: list[tuple[str, int, int]]
+        cls,
+        fields: list[tuple[bytes, int, int, int, bool, bool]],
+        targets: list[tuple[str, int, int]],
+        ways: list[tuple[bytes | int, ...]] = ...,
     ) -> Reader: ...
     def read(self, values: list[Any], start: int, stop: int, arrays: list[NDArray[Any]]) -> list[int]:
         """Decode rows start..stop into the same rows of the arrays, one (rows, *item) array per target, C order.

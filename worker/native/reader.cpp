@@ -170,16 +170,57 @@ const char* read_as(char code, const char* p, const char* end, std::int64_t coun
 
 }  // namespace
 
-Plan::Plan(std::vector<Field> fields, std::vector<Target> targets)
-    : fields_(std::move(fields)), targets_(std::move(targets)) {
-    for (std::size_t i = 0; i < fields_.size(); ++i) by_name_.emplace(fields_[i].name, i);
+Plan::Plan(std::vector<Field> fields, std::vector<Target> targets, const std::vector<std::vector<Step>>& ways)
+    : fields_(std::move(fields)), targets_(std::move(targets)), nodes_(1) {
+    for (std::size_t i = 0; i < fields_.size(); ++i) {
+        if (i < ways.size() && !ways[i].empty()) {
+            add(ways[i], i);
+        } else {
+            entry(0, Step{fields_[i].name, -1}, Entry::field, i);
+        }
+    }
+    for (std::size_t i = 0; i < fields_.size() && i < ways.size(); ++i) {
+        if (!ways[i].empty()) entry(0, Step{fields_[i].name, -1}, Entry::closer, 0);
+    }
+    for (Node& node : nodes_) {
+        for (std::size_t i = 0; i < node.keys.size(); ++i) node.by_key.emplace(node.keys[i], i);
+    }
 }
 
-// The field of this name, else the number of fields. Records mostly have theirs in the same order.
-std::size_t Plan::find(std::string_view key, std::size_t guess) const {
-    if (guess < fields_.size() && fields_[guess].name == key) return guess;
-    const auto found = by_name_.find(key);
-    return found == by_name_.end() ? fields_.size() : found->second;
+// Adds the way to a field. It leads over objects and lists; what is one in one way is one in all.
+void Plan::add(const std::vector<Step>& steps, std::size_t field) {
+    std::size_t node = 0;
+    for (std::size_t i = 0; i + 1 < steps.size(); ++i) {
+        Node& here = nodes_[node];
+        std::size_t found = here.entries.size();
+        for (std::size_t k = 0; k < here.entries.size(); ++k) {
+            const bool same = steps[i].place < 0 ? here.keys[k] == steps[i].key : here.places[k] == steps[i].place;
+            if (same && here.entries[k].kind == Entry::inside) found = k;
+        }
+        if (found < here.entries.size()) {
+            node = here.entries[found].index;
+            continue;
+        }
+        nodes_.emplace_back();
+        nodes_.back().list = steps[i + 1].place >= 0;
+        entry(node, steps[i], Entry::inside, nodes_.size() - 1);
+        node = nodes_.size() - 1;
+    }
+    entry(node, steps.back(), Entry::field, field);
+}
+
+std::size_t Plan::entry(std::size_t node, const Step& step, Entry::Kind kind, std::size_t index) {
+    nodes_[node].keys.push_back(step.key);
+    nodes_[node].places.push_back(step.place);
+    nodes_[node].entries.push_back(Entry{kind, index, entries_});
+    return entries_++;
+}
+
+// The entry of this key, else the number of entries. Records mostly have theirs in the same order.
+std::size_t Plan::find(const Node& node, std::string_view key, std::size_t guess) {
+    if (guess < node.keys.size() && node.keys[guess] == key) return guess;
+    const auto found = node.by_key.find(key);
+    return found == node.by_key.end() ? node.entries.size() : found->second;
 }
 
 // Reads the value of a field; behind it, or null.
@@ -195,33 +236,67 @@ const char* Plan::value(const char* p, const char* end, const Field& field, char
     return p < end && *p == ']' ? p + 1 : nullptr;
 }
 
-bool Plan::read(const char* p, const char* end, const std::vector<char*>& items, Pass& pass) const {
-    const std::uint64_t record = ++pass.record;
-    std::size_t found = 0, guess = 0;
-    p = blank(p, end);
-    if (p == end || *p != '{') return false;
+// Reads what an entry stands for; behind it, or null.
+const char* Plan::enter(const Entry& entry, const char* p, const char* end, const std::vector<char*>& items,
+                        Pass& pass) const {
+    if (entry.kind == Entry::closer) return nullptr;
+    if (pass.seen[entry.number] == pass.record) return nullptr;  // of a name that is there twice the last one counts
+    pass.seen[entry.number] = pass.record;
+    if (entry.kind == Entry::field) {
+        ++pass.found;
+        const Field& field = fields_[entry.index];
+        return value(p, end, field, items[field.target]);
+    }
+    const Node& node = nodes_[entry.index];
+    return node.list ? list(node, p, end, items, pass) : object(node, p, end, items, pass);
+}
+
+const char* Plan::list(const Node& node, const char* p, const char* end, const std::vector<char*>& items,
+                       Pass& pass) const {
+    if (p == end || *p != '[') return nullptr;
+    std::int64_t place = 0;
+    do {
+        p = blank(p + 1, end);  // behind the bracket or a comma
+        std::size_t index = 0;
+        while (index < node.places.size() && node.places[index] != place) ++index;
+        p = index == node.places.size() ? pass_over(p, end, DEPTH_MAX) : enter(node.entries[index], p, end, items, pass);
+        if (p == nullptr) return nullptr;
+        p = blank(p, end);
+        ++place;
+    } while (p < end && *p == ',');
+    return p < end && *p == ']' ? p + 1 : nullptr;
+}
+
+const char* Plan::object(const Node& node, const char* p, const char* end, const std::vector<char*>& items,
+                         Pass& pass) const {
+    if (p == end || *p != '{') return nullptr;
+    std::size_t guess = 0;
     do {
         p = blank(p + 1, end);  // behind the brace or a comma
-        if (p == end || *p != '"') return false;
+        if (p == end || *p != '"') return nullptr;
         const char* key = p + 1;
-        if ((p = string(key, end, false)) == nullptr) return false;
-        const std::size_t index = find(std::string_view(key, static_cast<std::size_t>(p - 1 - key)), guess);
+        if ((p = string(key, end, false)) == nullptr) return nullptr;
+        const std::size_t index = find(node, std::string_view(key, static_cast<std::size_t>(p - 1 - key)), guess);
         p = blank(p, end);
-        if (p == end || *p != ':') return false;
+        if (p == end || *p != ':') return nullptr;
         p = blank(p + 1, end);
-        if (index == fields_.size()) {
+        if (index == node.entries.size()) {
             p = pass_over(p, end, DEPTH_MAX);
         } else {
-            if (pass.seen[index] == record) return false;  // of a name that is there twice the last one counts
-            pass.seen[index] = record;
-            ++found;
             guess = index + 1;
-            p = value(p, end, fields_[index], items[fields_[index].target]);
+            p = enter(node.entries[index], p, end, items, pass);
         }
-        if (p == nullptr) return false;
+        if (p == nullptr) return nullptr;
         p = blank(p, end);
     } while (p < end && *p == ',');
-    return p < end && *p == '}' && blank(p + 1, end) == end && found == fields_.size();
+    return p < end && *p == '}' ? p + 1 : nullptr;
+}
+
+bool Plan::read(const char* p, const char* end, const std::vector<char*>& items, Pass& pass) const {
+    ++pass.record;
+    pass.found = 0;
+    p = object(nodes_[0], blank(p, end), end, items, pass);
+    return p != nullptr && blank(p, end) == end && pass.found == fields_.size();
 }
 
 }  // namespace reader

@@ -15,7 +15,7 @@ using namespace python;
 namespace {
 
 // Counts up when a function takes or gives something else: an old build beside new Python code is not used.
-constexpr long INTERFACE = 3;
+constexpr long INTERFACE = 4;
 
 // A C-order buffer held for as long as this lives.
 class Buffer {
@@ -63,10 +63,33 @@ struct ReaderObject {
     reader::Plan* plan;
 };
 
+// Per field its steps: bytes for a key, an integer for a place in a list.
+std::vector<std::vector<reader::Step>> ways_of(PyObject* given) {
+    std::vector<std::vector<reader::Step>> ways;
+    for (Py_ssize_t i = 0; given != nullptr && i < PyList_GET_SIZE(given); ++i) {
+        PyObject* steps = PyList_GET_ITEM(given, i);
+        if (!PyTuple_Check(steps)) raise(PyExc_TypeError, "a way is a tuple of steps");
+        ways.emplace_back();
+        for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(steps); ++k) {
+            PyObject* step = PyTuple_GET_ITEM(steps, k);
+            if (PyBytes_Check(step)) {
+                ways.back().push_back({std::string(bytes(step)), -1});
+                continue;
+            }
+            const std::int64_t place = integer(step);
+            if (place < 0 || k == 0) raise(PyExc_ValueError, "a place in a list counts from 0 and is no first step");
+            ways.back().push_back({std::string(), place});
+        }
+    }
+    return ways;
+}
+
 PyObject* reader_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
     return guarded([&]() -> PyObject* {
-        PyObject *fields, *targets;
-        if (!PyArg_ParseTuple(arguments, "O!O!", &PyList_Type, &fields, &PyList_Type, &targets)) throw Raised();
+        PyObject *fields, *targets, *given = nullptr;
+        if (!PyArg_ParseTuple(arguments, "O!O!|O!", &PyList_Type, &fields, &PyList_Type, &targets, &PyList_Type, &given)) {
+            throw Raised();
+        }
         std::vector<reader::Target> inputs;
         for (Py_ssize_t i = 0; i < PyList_GET_SIZE(targets); ++i) {
             int code;
@@ -90,7 +113,8 @@ PyObject* reader_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
                               bare != 0});
         }
         Ref self(type->tp_alloc(type, 0));
-        reinterpret_cast<ReaderObject*>(self.get())->plan = new reader::Plan(std::move(wanted), std::move(inputs));
+        reinterpret_cast<ReaderObject*>(self.get())->plan =
+            new reader::Plan(std::move(wanted), std::move(inputs), ways_of(given));
         return self.release();
     });
 }

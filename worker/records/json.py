@@ -23,6 +23,7 @@ from worker.records.fields import FieldPlaces, FieldsDecoder, check_missing, che
 from worker.records.joined import JoinedParser, fill
 from worker.records.json_text import parsed
 from worker.records.memory import CHUNK_BYTES, check_room, json_bytes
+from worker.records.paths import Path
 from worker.records.rows import decode_each
 from worker.settings import LimitsSettings, PipelineSettings
 
@@ -30,6 +31,8 @@ _OPENING = re.compile(rb'\s*:\s*"')
 _HEADER_LENGTHS = (1 << 10, 96 << 10, 1 << 40)
 """Bytes of base64 text searched for a file's header; each length is tried in turn."""
 _FEW_QUOTES = 200
+_DEPTH_MAX = 32
+"""Most steps of a path that the compiled reader follows."""
 _ESCAPES = ((b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b""))
 
 
@@ -229,8 +232,6 @@ def _reader(sources: Sequence[NumbersFeature]) -> Any | None:
         return None
     fields: list[tuple[bytes, int, int, int, bool, bool]] = []
     targets: list[tuple[str, int, int]] = []
-    if not all(source.plain for source in sources):
-        return None
     for index, source in enumerate(sources):
         dtype, shape = source.spec.dtype, source.spec.item_shape
         size = math.prod(d or 0 for d in shape)
@@ -244,6 +245,33 @@ def _reader(sources: Sequence[NumbersFeature]) -> Any | None:
         else:
             bare = size == 1 and (source.field != "features" or not shape)
             fields.append((source.field.encode(), index, 0, size, True, bare))
-    if len({name for name, *_ in fields}) != len(fields):
-        return None  # two inputs read the same field
-    return native.records.Reader(fields, targets)
+    paths = [Path.of(name.decode()) for name, *_ in fields]
+    if not _apart(paths):
+        return None
+    ways = [() if path.plain else tuple(map(_encoded, path.steps)) for path in paths]
+    return native.records.Reader(fields, targets, ways)
+
+
+def _apart(paths: Sequence[Path]) -> bool:
+    """Whether the compiled reader can tell these fields apart.
+
+    No two may be one, and none may lie inside another. What is an object on one way must not be a list on another. No index
+    may count from the end, and no field of the record itself may have the whole text of a path as its name.
+    """
+    ways = [path.steps for path in paths]
+    if len(set(ways)) != len(ways) or any(step < 0 for way in ways for step in way if isinstance(step, int)):
+        return False
+    inside = {way[:length] for way in ways for length in range(1, len(way))}
+    if inside.intersection(ways) or max(map(len, ways)) > _DEPTH_MAX:
+        return False
+    lists: dict[tuple[str | int, ...], bool] = {}
+    for way in ways:
+        for length in range(1, len(way)):
+            if lists.setdefault(way[:length], isinstance(way[length], int)) != isinstance(way[length], int):
+                return False
+    texts = {path.text for path in paths if not path.plain}
+    return not texts.intersection(way[0] for way in ways)
+
+
+def _encoded(step: str | int) -> bytes | int:
+    return step.encode() if isinstance(step, str) else step
