@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path as FilePath
 from typing import Any
 
 import cv2
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_decode_missing import ways
 
+from worker.cli.sources import opened
 from worker.errors import ConfigError, Reject
 from worker.records.paths import ABSENT, Path, written
 from worker.settings import json_schema
@@ -322,6 +324,24 @@ def test_a_picture_has_no_default() -> None:
     inputs = {"x": {"from": "a", "default": "0", "image": {"size": [8, 8]}}}
     with pytest.raises(ConfigError, match=r"preprocess\.inputs\.x\.default: does not go with image"):
         model("uint8", ("N", 8, 8, 3), preprocess={"inputs": inputs})
+
+
+@pytest.mark.parametrize(
+    ("key", "line", "expected"),
+    [
+        ("customer.id", b'{"customer": {"id": "ann"}}', b"ann"),
+        ("items[0]", b'{"items": [7]}', b"7"),
+        ("a.b", b'{"a.b": null, "a": {"b": 1}}', None),
+    ],
+)
+def test_produce_takes_the_key_at_the_end_of_a_path(
+    tmp_path: FilePath, key: str, line: bytes, expected: bytes | None
+) -> None:
+    """`produce --key` names a field of a JSON line by its path."""
+    (tmp_path / "records.jsonl").write_bytes(line + b"\n")
+    assert [item.key for item in opened(str(tmp_path / "records.jsonl"), key).read()] == [expected]
+    with pytest.raises(ConfigError, match=r"line 1: expected a JSON object with the field other\.id"):
+        list(opened(str(tmp_path / "records.jsonl"), "other.id").read())
 
 
 # -- constants -----------------------------------------------------------------------------------------

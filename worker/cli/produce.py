@@ -76,7 +76,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "(with its SHA-256); needs --config with input.reference",
     )
     parser.add_argument(
-        "--key", metavar="FIELD", help="CSV column or JSON field that becomes the key; for a whole file: name"
+        "--key",
+        metavar="FIELD",
+        help="CSV column, or JSON field or path, that becomes the key; for a whole file: name",
     )
     parser.add_argument(
         "--header", dest="headers", metavar="K=V", action="append", default=[], help="may be repeated"

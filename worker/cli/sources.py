@@ -19,7 +19,8 @@ from typing import NamedTuple
 import orjson
 
 from worker.batch import Headers
-from worker.errors import ConfigError
+from worker.errors import ConfigError, Reject
+from worker.records import paths
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 VIDEOS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mjpeg"})
@@ -229,11 +230,13 @@ def _field(value: bytes, key: str, where: str) -> bytes | None:
     """A field of a JSON object as text: a string as it is, null as no key, anything else as JSON."""
     try:
         document = orjson.loads(value)
-        found = document[key]
+        found = paths.Path.of(key).find(document) if isinstance(document, dict) else paths.ABSENT
     except orjson.JSONDecodeError:
         raise ConfigError(f"{where}: --key {key} needs a JSON object, this is not JSON") from None
-    except (KeyError, TypeError, IndexError):
-        raise ConfigError(f"{where}: expected a JSON object with the field {key} (--key)") from None
+    except Reject:
+        found = paths.ABSENT
+    if found is paths.ABSENT:
+        raise ConfigError(f"{where}: expected a JSON object with the field {key} (--key)")
     if found is None:
         return None
     return found.encode() if isinstance(found, str) else orjson.dumps(found)
