@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,27 @@ class Suite:
                 add.at_least(group, f"records/s over {peer}", worker.per_s / found[peer].per_s, bound)
         if "java" in found:
             add.at_most(group, "CPU over Java by hand", worker.cpu_us / found["java"].cpu_us, 1.0)
+
+    def paths(self) -> None:
+        """Fields inside objects, and fields of the record in the result, against a list of the same numbers."""
+        plain, nested = self._workload("json"), self._workload("paths")
+
+        def shaped(**output: Any) -> Workload:
+            return replace(nested, settings={**nested.settings, "output": {"format": "json", **output}})
+
+        found = self._compare(
+            nested.name,
+            [
+                self._worker(plain, "a list"),
+                self._worker(nested),
+                self._worker(shaped(copy=["id", "reading.values.n0"]), "copy"),
+                self._worker(shaped(body={"id": "record.id", "label": "prediction.label"}), "body"),
+            ],
+        )
+        add, group, base = self.report, nested.name, found["a list"].cpu_us
+        add.at_most(group, "CPU, dotted paths over a list", found["worker"].cpu_us / base, 1.25)
+        add.at_most(group, "CPU, output.copy over a list", found["copy"].cpu_us / base, 3.0)
+        add.at_most(group, "CPU, output.body over a list", found["body"].cpu_us / base, 4.5)
 
     def raw(self) -> None:
         """Raw tensors in and out: messaging is nearly all there is."""
@@ -441,6 +462,7 @@ QUICK: Sequence[str] = ("json", "raw")
 GROUPS: dict[str, Callable[[Suite], None]] = {
     "audio": Suite.audio,
     "json": Suite.json,
+    "paths": Suite.paths,
     "raw": Suite.raw,
     "frames": Suite.frames,
     "references": Suite.references,

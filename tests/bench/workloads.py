@@ -7,7 +7,7 @@ import io
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,29 @@ def json_mlp(folder: Path) -> Workload:
         single_records=3_000,
         batch=256,
         longer=3,
+    )
+
+
+def nested_mlp(folder: Path) -> Workload:
+    """The same numbers inside objects, 20 fields by dotted path -> the same network and results."""
+    plain = json_mlp(folder)
+    names = [f"n{number}" for number in range(FEATURES)]
+    values = [
+        orjson.dumps(
+            {
+                "id": number,
+                "reading": {"values": dict(zip(names, orjson.loads(value)["features"], strict=True))},
+            }
+        )
+        for number, value in enumerate(plain.values)
+    ]
+    fields = [f"reading.values.{name}" for name in names]
+    return replace(
+        plain,
+        name="paths",
+        title="JSON, 20 fields by dotted path -> MLP 20-64-64-10 -> JSON",
+        values=values,
+        settings={**plain.settings, "input": {"format": "json", "fields": fields}},
     )
 
 
@@ -256,6 +279,7 @@ IMAGE = {
 WORKLOADS = {
     "audio": lambda folder: _sound_work().audio_cnn(folder),
     "json": json_mlp,
+    "paths": nested_mlp,
     "raw": raw_mlp,
     "frames": raw_frames,
     "references": referenced_frames,
