@@ -53,6 +53,10 @@ class Load:
 
     def __init__(self, settings: Settings, pipeline: PipelineSettings, values: Sequence[bytes]) -> None:
         output = pipeline.output
+        if pipeline.input.window is not None:
+            raise ConfigError(
+                "input.window: bench waits for a result of each record, and most samples have none"
+            )
         if (output.format in ("tensor", "npy") or output.body is not None) and output.headers == "none":
             kind = output.format if output.body is None else "output.body"
             raise ConfigError(
