@@ -881,8 +881,8 @@ TARGETS = {
         check_marks,
         [
             str(Marks(900, tuple(range(0, 900, 7)))).encode(),
-            b"streaminfer;attempts=1;until=3;series=9+3:AQ",
-            b";series=5",
+            b"streaminfer;attempts=1;until=3;series=9+3:AQ;",
+            b";series=5;",
         ],
         [b";series=", b"+", b":", b"_w", b"gICA", b"\xff"],
     ),

@@ -113,10 +113,10 @@ def test_whoever_goes_on_from_marks_finds_the_same_windows(
     assert run(Series(rules, marks), again, position) == [each for each in everything if each[0] >= position]
 
 
-@given(st.sets(st.integers(0, 3_000_000), max_size=200), st.integers(0, 5))
+@given(st.sets(st.integers(0, 3_000_000), max_size=200), st.integers(0, 5), st.text(max_size=3))
 @settings(max_examples=200, deadline=None)
-def test_marks_travel_beside_a_note(offsets: set[int], attempts: int) -> None:
-    """What is written into the metadata of a commit is read from it, with a note of caution before it and without."""
+def test_marks_travel_beside_a_note(offsets: set[int], attempts: int, garbage: str) -> None:
+    """What is written into the metadata of a commit is read from it, with a note before it and without, whatever follows."""
     marks = Marks(3_000_001, tuple(sorted(offsets)))
     note = Note(attempts, 12, 3, timed_out=True)
     assert Marks.parse(with_marks(str(note), marks)) == marks
@@ -124,6 +124,8 @@ def test_marks_travel_beside_a_note(offsets: set[int], attempts: int) -> None:
     assert Marks.parse(with_marks("", marks)) == marks
     assert Note.parse(with_marks("", marks)) is None
     assert Marks.parse(str(note)) is None
+    behind = with_marks(str(note), marks) + garbage
+    assert (Marks.parse(behind), Note.parse(behind)) == (marks, note)
 
 
 def test_as_many_marks_as_allowed_fit_into_a_commit() -> None:

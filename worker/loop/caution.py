@@ -23,7 +23,9 @@ from dataclasses import dataclass, replace
 
 from worker.batch import Partition
 
-_NOTE = re.compile(r"streaminfer;attempts=(\d+);until=(\d+)(?:;at=(\d+))?(;why=timeout)?(?:;series=.*)?")
+_NOTE = re.compile(
+    r"streaminfer;attempts=(\d+);until=(\d+)(?:;at=(\d+))?(;why=timeout)?(?:;series=.*)?", re.DOTALL
+)
 """The marks of :mod:`worker.loop.series` may stand behind it."""
 
 

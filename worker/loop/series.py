@@ -20,7 +20,9 @@ from worker.errors import Reject
 
 SAMPLE_BYTES = 120
 """Memory of a sample beside its bytes: the objects around it."""
-_NOTE = re.compile(r";series=([0-9]{1,19})(?:\+([0-9]{1,19}):([A-Za-z0-9_-]{0,4096}))?\Z")
+_NOTE = re.compile(r";series=([0-9]{1,19})(?:\+([0-9]{1,19}):([A-Za-z0-9_-]{0,4096}))?;")
+"""It has an end of its own: the Python client reads metadata as a C string, though its end has no NUL, and so what stands
+behind it in memory, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Marks:
     def __str__(self) -> str:
         """As a part of a commit's metadata."""
         if not self.offsets:
-            return f";series={self.at}"
+            return f";series={self.at};"
         gaps = bytearray()
         before = self.offsets[0]
         for offset in self.offsets[1:]:
@@ -61,7 +63,7 @@ class Marks:
                 gap >>= 7
             gaps.append(gap)
         text = base64.urlsafe_b64encode(gaps).decode().rstrip("=")
-        return f";series={self.at}+{self.at - self.offsets[0]}:{text}"
+        return f";series={self.at}+{self.at - self.offsets[0]}:{text};"
 
     @classmethod
     def parse(cls, metadata: str) -> Marks | None:
