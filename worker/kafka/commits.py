@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from worker.batch import Partition
+from worker.kafka.notes import sealed
 
 LOOKUP_TIMEOUT_S = 5.0
 """Longest wait for the broker's answer to one question; the questions of a rebalance are among them."""
@@ -48,7 +49,7 @@ class Commits:
         """See :meth:`worker.kafka.source.KafkaSource.commit`."""
         if positions:
             offsets = [
-                TopicPartition(place.topic, place.number, offset, metadata=metadata.get(place, ""))
+                TopicPartition(place.topic, place.number, offset, metadata=sealed(metadata.get(place, "")))
                 for place, offset in positions.items()
             ]
             if wait:

@@ -27,6 +27,7 @@ from worker.kafka.commits import Commits
 from worker.kafka.ends import Ends, Reach
 from worker.kafka.health import ClientHealth
 from worker.kafka.lost_positions import LostPositions
+from worker.kafka.notes import opened
 from worker.kafka.properties import admin_properties, build, consumer_properties
 from worker.kafka.starts import Starts
 from worker.sizes import HELD_RECORD_BYTES, largest_record_bytes
@@ -283,7 +284,7 @@ class KafkaSource:
         """
         found = self._commits.committed(partitions_of(partitions))
         return {
-            Partition(tp.topic, tp.partition): (tp.offset if tp.offset >= 0 else None, tp.metadata or "")
+            Partition(tp.topic, tp.partition): (tp.offset if tp.offset >= 0 else None, opened(tp.metadata))
             for tp in found
         }
 

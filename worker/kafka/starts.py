@@ -11,6 +11,7 @@ from confluent_kafka.admin import AdminClient
 
 from worker.batch import Partition
 from worker.kafka.commits import LOOKUP_TIMEOUT_S, Commits
+from worker.kafka.notes import opened
 from worker.kafka.properties import build
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Starts:
             try:
                 for tp in self._commits.committed(TopicPartition(*place) for place in unknown):
                     if tp.offset >= 0:
-                        self.set(Partition(tp.topic, tp.partition), tp.offset, tp.metadata or "")
+                        self.set(Partition(tp.topic, tp.partition), tp.offset, opened(tp.metadata))
             except KafkaException as error:
                 log.warning("committed offsets are not known yet: %s", error.args[0].str())
         return {place: self._found[place] for place in wanted if place in self._found}
@@ -88,7 +89,7 @@ class Starts:
             self._start_at_end(topic, [tp for tp in new if tp.topic == topic])
         for tp, found in zip(partitions, stored, strict=True):
             if tp.offset >= 0:
-                self.set(Partition(tp.topic, tp.partition), tp.offset, found.metadata or "")
+                self.set(Partition(tp.topic, tp.partition), tp.offset, opened(found.metadata))
 
     def resolve_one(self, place: Partition) -> int:
         """The start of one partition; negative: the broker decides.

@@ -19,6 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from worker.batch import Partition
 from worker.errors import ClientFatal, StartError, TransactionFailed
+from worker.kafka.notes import sealed
 
 if TYPE_CHECKING:
     from worker.kafka.sink import Outputs
@@ -92,7 +93,7 @@ class KafkaTransactions:
     def commit(self, positions: dict[Partition, int], metadata: dict[Partition, str], group: Any) -> None:
         producer = self._sink.producer  # the same for both calls, however long the first one takes
         offsets = [
-            TopicPartition(p.topic, p.number, offset, metadata=metadata.get(p, ""))
+            TopicPartition(p.topic, p.number, offset, metadata=sealed(metadata.get(p, "")))
             for p, offset in positions.items()
         ]
         with self._sink.lend(producer):
