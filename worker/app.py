@@ -63,6 +63,8 @@ def build(
     check_properties(
         settings.kafka
     )  # first: loading a large model takes longer than finding a misspelt property
+    if any(each.input.reference or each.output.offload for each in settings.pipelines.values()):
+        runtime.share_memory()
     meters = Meters(dict.fromkeys(settings.pipelines))
     vitals = Vitals(meters, settings.limits.stall_s)
     info = WorkerInfo(

@@ -140,6 +140,7 @@ class Suite:
             shelf.kill()
             shelf.wait()
         worker, bare = found["worker"], found["bare"]
+        self.report.at_most(work.name, "CPU over a client by hand", worker.cpu_us / bare.cpu_us, 1.25)
         self.report.at_least(work.name, "frames/s over a client by hand", worker.per_s / bare.per_s, 0.85)
 
     def jpeg(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import Message
 from fault_stage import MODES, PARTITIONS, Stage
 from shop import Shop
-from stream import Sent, produce, wait_for
+from stream import Sent, judge, produce, wait_for
 
 from worker.kafka.broker import EmbeddedBroker
 
@@ -190,8 +190,6 @@ def test_killed_during_an_outage_of_the_store(kafka: str, shop: Shop, tmp_path: 
     kill_and_replace()
     stage.wait_for_everything()
     assert [worker.stop()[0] for worker in stage.workers] == [0], stage.logs()
-    from stream import judge
-
     outputs = stage.outputs()
     verdict = judge(stage.sent, outputs, _place(stage.sent))
     assert not [*verdict.lost, *verdict.reordered, *verdict.unknown], (verdict, stage.logs())
@@ -199,6 +197,40 @@ def test_killed_during_an_outage_of_the_store(kafka: str, shop: Shop, tmp_path: 
     reasons = Counter(orders.fates.values())
     assert min(reasons[reason] for reason in ("reference_missing", "reference_denied", "too_large")) > 10
     check_fates(orders, stage.sent, outputs)
+
+
+@pytest.mark.timeout(90)
+def test_large_results_wait_for_a_store_that_is_away(
+    embedded_broker: EmbeddedBroker, shop: Shop, tmp_path: Path
+) -> None:
+    """300 results of which each is an object: the store is down meanwhile; every one is there, in order, with its digest."""
+    stage = Stage(embedded_broker.bootstrap, tmp_path / "stage")
+    for topic in (stage.input, stage.output, stage.letters, stage.metrics):
+        embedded_broker.create_topic(topic, PARTITIONS)
+    options = sections(shop, stage)["input"]["reference"]["options"]
+    output = {
+        "topic": stage.output,
+        "offload": {"to": "s3://results/", "over_bytes": 50, "timeout_s": 3, "options": options},
+    }
+    worker = stage.start("at_least_once", output=output)
+    worker.wait_ready()
+    stage.send(100)
+    wait_for(lambda: len(shop.objects) > 20, "the first objects")
+    shop.down = 503
+    stage.send(200, first=2.0)
+    wait_for(lambda: '"away"' in worker.text(), "the outage in the log")
+    tries = sum(shop.asked.values())
+    wait_for(lambda: sum(shop.asked.values()) > tries + 20, "tries while it is down")
+    shop.down = 0
+    stage.wait_for_everything()
+    assert worker.stop()[0] == 0, stage.logs()
+    verdict = judge(stage.sent, stage.outputs())
+    assert verdict.clean, verdict
+    for message in stage.outputs():
+        small = orjson.loads(message.value())
+        stored = shop.objects["/" + small["dataref"].removeprefix("s3://")]
+        assert hashlib.sha256(stored).hexdigest() == small["sha256"]
+        assert orjson.loads(stored)["id"] == small["id"]
 
 
 def _place(sent: list[Sent]) -> Any:

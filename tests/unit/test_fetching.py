@@ -357,6 +357,19 @@ def test_revoked_records_are_forgotten_and_their_bytes_given_back() -> None:
     assert (room.budget.held, len(room.fetching)) == (0, 0)
 
 
+def test_nobody_holds_back_for_records_that_are_gone() -> None:
+    """An intake whose payload did not fit stops asking the others for room once its records were revoked."""
+    room = Room(1_000)
+    room.shelf.things = {"big": b"x" * 5_000}
+    room.take(A, b"get big")
+    room.turn()
+    room.calls.end()
+    room.fetching.turn(lambda: 0, True)
+    assert room.fetching.starved
+    room.fetching.drop([A])
+    assert not room.fetching.starved
+
+
 def test_records_of_an_earlier_epoch_are_forgotten() -> None:
     """After a rewind the records that were taken before it do not come out."""
     room, epochs = Room(), Epochs()

@@ -353,6 +353,8 @@ class Fetching:
                 self._let_go(record)
         self._sized = [(serial, record) for serial, record in self._sized if not record.gone]
         heapq.heapify(self._sized)
+        if not self._sized:
+            self.starved = False  # else the other intakes would hold back for nothing
         self._lines = {partition: line for partition, line in self._lines.items() if line}
 
     def _let_go(self, record: Record) -> None:

@@ -14,7 +14,10 @@ COLLECT_EVERY = 50_000
 several times per slab. That costs 8 % of the CPU for small records and finds nothing: records form no cycles."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's numbers for the two parameters."""
+M_ARENA_MAX = -8
+"""As above."""
 KEPT_BYTES, LARGE_BLOCK_BYTES = 64 << 20, 16 << 20
+FETCHED_BLOCK_BYTES = 1 << 20
 
 
 def prepare() -> None:
@@ -27,6 +30,19 @@ def prepare() -> None:
 def loaded() -> None:
     """Exclude everything that exists now, models included, from garbage collection: it lives as long as the process."""
     gc.freeze()
+
+
+def share_memory() -> None:
+    """For workers that fetch payloads: all threads take memory from one pool, and large blocks go back at once.
+
+    Call this before threads are made. glibc gives threads pools of their own, and keeps what is freed in each. Payloads
+    that many I/O threads fetch would leave several times the byte budget there (measured: 445 MiB over the warm process
+    for a budget of 96 MiB and objects of 8 MB; 100 MiB so).
+    """
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_ARENA_MAX, 1)
+        mallopt(M_MMAP_THRESHOLD, FETCHED_BLOCK_BYTES)
 
 
 def _fix_allocator() -> None:

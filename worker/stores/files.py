@@ -44,9 +44,13 @@ class Files:
         try:
             # The links of the folder itself are the operator's, those below it may be anybody's.
             real = Path(os.path.realpath(path))
-            if not any(real.is_relative_to(os.path.realpath(root)) for root in self._roots):
+            if not self._allowed(real):
                 raise Reject(f"{url} is a link that leads out of the allowed folder", "reference_refused")
             descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            # A folder may have become a link since it was looked at.
+            if not self._inside(descriptor):
+                os.close(descriptor)
+                raise Reject(f"{url} is a link that leads out of the allowed folder", "reference_refused")
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 os.close(descriptor)
@@ -84,6 +88,16 @@ class Files:
 
     def close(self) -> None:
         """Nothing is kept that needs it."""
+
+    def _allowed(self, real: Path) -> bool:
+        return any(real.is_relative_to(os.path.realpath(root)) for root in self._roots)
+
+    def _inside(self, descriptor: int) -> bool:
+        """Whether an open file lies under an allowed folder, where the system tells."""
+        try:
+            return self._allowed(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        except OSError:
+            return True
 
     def _look_at_root(self, path: Path) -> None:
         """A share that is not mounted now is away; that says nothing of the file."""

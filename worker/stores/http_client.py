@@ -199,17 +199,15 @@ def _piece(reader: io.BufferedReader, nbytes: int, ends: float) -> bytes:
     Raises:
         TimeoutError: they come too slowly.
     """
-    first = reader.read1(nbytes) if nbytes else b""
-    if len(first) == nbytes or not first:
-        return first
-    # Beside the buffer that grows, no more than one piece is in memory twice.
-    buffer = io.BytesIO()
-    buffer.write(first)
-    while (left := nbytes - buffer.tell()) and (piece := reader.read1(min(left, PIECE_BYTES))):
-        buffer.write(piece)
-        if time.monotonic() > ends:
-            raise TimeoutError
-    return buffer.getvalue()
+    # One block of the size from the start: neither growth nor a copy, so that no more memory is taken than was asked for.
+    buffer = io.BytesIO(bytes(nbytes))
+    done = 0
+    with buffer.getbuffer() as view:
+        while done < nbytes and (got := reader.readinto1(view[done : done + PIECE_BYTES])):
+            done += got
+            if time.monotonic() > ends:
+                raise TimeoutError
+    return buffer.getvalue() if done == nbytes else buffer.getvalue()[:done]
 
 
 def _chunks(reader: io.BufferedReader, most: int, ends: float) -> tuple[bytes, bool]:
