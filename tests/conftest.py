@@ -67,6 +67,27 @@ def start_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
         yield lambda *options: _from_jars(running, tmp_path_factory.mktemp("kafka"), *options)
 
 
+@pytest.fixture(scope="session")
+def schema_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real schema registry: ``SCHEMA_REGISTRY_URL``, or Apicurio Registry from its own jars.
+
+    Without any the test is skipped and says why; with ``REQUIRE_REGISTRY=1`` that is a failure.
+    """
+    if given := os.environ.get("SCHEMA_REGISTRY_URL"):
+        yield given
+        return
+    command = [sys.executable, str(SCRIPT.with_name("registry"))]
+    place = ["--dir", str(tmp_path_factory.mktemp("registry"))]
+    started = subprocess.run([*command, "start", *place], capture_output=True, text=True)
+    if started.returncode:
+        why = f"no real schema registry: {started.stderr.strip().splitlines()[-1]}"
+        if os.environ.get("REQUIRE_REGISTRY") == "1":
+            pytest.fail(why)
+        pytest.skip(why)
+    yield started.stdout.strip()
+    subprocess.run([*command, "stop", *place], check=True)
+
+
 def _in_docker(running: ExitStack) -> str | None:
     if shutil.which("docker") is None:
         return None

@@ -21,6 +21,7 @@ from worker.process.replica import Orders
 from worker.process.rounds import Chore, Rounds, every
 from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Outage, Standstill, Watchdog
 from worker.process.worker import Worker
+from worker.schema_registry.opening import open_registry
 from worker.serving.load import load
 from worker.serving.loader import Loader, Swap
 from worker.serving.rollout import Rollout
@@ -75,7 +76,7 @@ def build(
     took: dict[str, int] = {}
     with_files, found = resolved(settings)
     keys = Keys(settings.encryption, reread) if settings.encryption is not None else None
-    rollouts = load(with_files, took, keys)
+    rollouts = load(with_files, took, keys, open_registry(settings))
     runtime.loaded()
     for name, rollout in rollouts.items():
         meters.model(name, _label(rollout.stable))
@@ -161,7 +162,7 @@ class _Parts:
             ).stuck,
             BatchDeadline(limits.batch_timeout_s, self._pool.oldest, self._interrupt, awake).stuck,
             Standstill(limits.stall_s, lambda: conductor.turned_ns, awake).stuck,
-            Outage(limits.outage_s, self._vitals.brokers_away, awake).stuck,
+            Outage(limits.outage_s, self._vitals.someone_away, awake).stuck,
             progress.stuck,
         ]
         return Watchdog(checks, self._vitals.state, log.error, logs.say, awake, leave)

@@ -221,7 +221,7 @@ class Servable(Protocol):
             Reject: the record's header already says that it cannot be decoded.
         """
 
-    def fields(self, payload: bytes) -> Mapping[str, Any] | None:
+    def fields(self, payload: bytes, headers: Headers | None = None) -> Mapping[str, Any] | None:
         """The named fields of a record, where its format has such; it was decoded without a fault before."""
 
     def interrupt(self) -> None:

@@ -58,6 +58,13 @@ class Retry(Exception):
         self.after_s = max(0.0, float(after_s))
 
 
+class Waiting(Retry):
+    """What the record needs is not known yet and is being asked for: the record is tried again until it is, however long.
+
+    Whoever raises it has had it asked for. ``limits.retry_s`` does not count.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Rejection:
     """Why one record became a dead letter: what the headers of contract section 4 say."""
@@ -80,14 +87,17 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """A record that custom code wants tried again: what it becomes if the time for that is over."""
+    """A record that is tried again: what it becomes if the time for that is over."""
 
     rejection: Rejection
     after_s: float
+    limited: bool = True
+    """Whether there is an end to it: ``limits.retry_s``."""
 
     @classmethod
     def of(cls, error: Retry, stage: Stage, step: object) -> Postponed:
-        return cls(Rejection.of(error, stage, step, "model_error"), error.after_s)
+        limited = not isinstance(error, Waiting)
+        return cls(Rejection.of(error, stage, step, "model_error"), error.after_s, limited)
 
 
 def class_path(thing: object) -> str:

@@ -73,6 +73,9 @@ class Outside(Protocol):
     def shared(self) -> bool:
         """One answer serves all records with an equal need, now and later (a schema). Else each record asks for itself."""
 
+    # An outside may also have ``here(columns) -> bool``: whether every record of a take certainly has all that it needs. It
+    # is asked before each record is looked at, so it must be quicker than that.
+
     def need(self, payload: bytes | None, headers: Headers | None) -> Need | None:
         """What a record needs; None when that is nothing, or is here already. Quick: the loop's thread calls it.
 

@@ -98,6 +98,9 @@ INPUT_FORMATS: Registry[InputFormat] = Registry(
         "audio": "worker.records.audio:AudioDecoder",
         "pcm16": "worker.records.pcm16:Pcm16Decoder",
         "video": "worker.records.video:VideoDecoder",
+        "avro": "worker.records.avro:AvroDecoder",
+        "protobuf": "worker.records.protobuf:ProtobufDecoder",
+        "json_schema": "worker.records.json_schema:JsonSchemaDecoder",
     },
     custom="worker.records.custom:CustomDecoder",
 )
@@ -147,6 +150,9 @@ OUTPUT_FORMATS: Registry[OutputFormat] = Registry(
         "oip": "worker.encode.oip:OipEncoder",
         "tensor": "worker.encode.tensor:TensorEncoder",
         "npy": "worker.encode.tensor:NpyEncoder",
+        "avro": "worker.encode.avro:AvroEncoder",
+        "protobuf": "worker.encode.protobuf:ProtobufEncoder",
+        "json_schema": "worker.encode.json_schema:JsonSchemaEncoder",
     },
 )
 PAYLOAD_FILTERS: Registry[FilterEntry] = Registry(

@@ -118,6 +118,14 @@ class Suite:
         add.at_least(group, "records/s over the bare loop", worker.per_s / bare.per_s, 0.7)
         add.at_least(group, "records/s over one by one", worker.per_s / found["one_by_one"].per_s, 150)
 
+    def avro(self) -> None:
+        """Avro records of 20 fields: against the quickest kept decoder, the run and the bare loop."""
+        work = self._workload("avro")
+        found = self._compare(work.name, [self._worker(work), self._loop(work, "bare")], work)
+        floor = found["limit"].cpu_us + found["bare"].cpu_us
+        ratio = found["worker"].cpu_us / floor
+        self.report.at_most(work.name, "CPU over decoder, run and bare loop", ratio, 1.3)
+
     def frames(self) -> None:
         """Raw frames of 150 KB: fetching, joining and letting go of them is nearly all there is."""
         work = self._workload("frames")
@@ -465,6 +473,7 @@ GROUPS: dict[str, Callable[[Suite], None]] = {
     "json": Suite.json,
     "paths": Suite.paths,
     "raw": Suite.raw,
+    "avro": Suite.avro,
     "frames": Suite.frames,
     "references": Suite.references,
     "jpeg": Suite.jpeg,

@@ -111,6 +111,46 @@ def raw_mlp(folder: Path) -> Workload:
     )
 
 
+AVRO_SCHEMA = {
+    "type": "record",
+    "name": "Reading",
+    "fields": [{"name": f"f{i}", "type": "double"} for i in range(FEATURES)],
+}
+
+
+def avro_mlp(folder: Path) -> Workload:
+    """Avro records of 20 doubles with a schema's id in front, the same network, the same JSON results."""
+    import fastavro
+
+    schemas = folder / "schemas"
+    schemas.mkdir(exist_ok=True)
+    (schemas / "1.avsc").write_text(json.dumps(AVRO_SCHEMA))
+    parsed = fastavro.parse_schema(AVRO_SCHEMA)
+    values = []
+    for row in np.random.default_rng(1).random((DISTINCT, FEATURES), np.float32):
+        stream = io.BytesIO(b"\0\0\0\0\1")
+        stream.seek(5)
+        fastavro.schemaless_writer(stream, parsed, {f"f{i}": float(value) for i, value in enumerate(row)})
+        values.append(stream.getvalue())
+    return Workload(
+        "avro",
+        "Avro, 20 fields -> MLP 20-64-64-10 -> JSON",
+        values,
+        {
+            "input": {"format": "avro", "fields": [f"f{i}" for i in range(FEATURES)]},
+            "registry": {"folder": str(schemas)},
+            "model": {"path": str(mlp(folder)), "name": "mlp"},
+            "batching": {"max_size": 256},
+            "postprocess": {"classification": {"top_k": 3}},
+            "output": {"format": "json"},
+        },
+        records=50_000,
+        single_records=3_000,
+        batch=256,
+        longer=3,
+    )
+
+
 def raw_frames(folder: Path) -> Workload:
     """Raw 224 px frames of 150 KB -> a model that looks at a few pixels: what large records cost on their way."""
     values = [cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_COLOR) for frame in frames(64, 224)]
@@ -281,6 +321,7 @@ WORKLOADS = {
     "json": json_mlp,
     "paths": nested_mlp,
     "raw": raw_mlp,
+    "avro": avro_mlp,
     "frames": raw_frames,
     "references": referenced_frames,
     "jpeg": jpeg_squeezenet,

@@ -30,6 +30,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 sys.path.append(str(Path(__file__).parent.parent / "unit"))
 sys.path.append(str(Path(__file__).parent.parent))
 
+import fuzz_registry
 from clips import moving, write_clip
 from decode_support import Decoding
 from encode_support import batch_of, encode, make_encoder
@@ -908,5 +909,10 @@ TARGETS = {
         FLOAT_TOKENS,
     ),
     "url": Target(check_url, URL_SEEDS, URL_TOKENS),
+    "avro": Target(fuzz_registry.check_avro, fuzz_registry.avro_seeds(), fuzz_registry.AVRO_TOKENS),
+    "protobuf": Target(
+        fuzz_registry.check_protobuf, fuzz_registry.protobuf_seeds(), fuzz_registry.PROTOBUF_TOKENS
+    ),
+    "schema": Target(fuzz_registry.check_schema, fuzz_registry.schema_seeds(), fuzz_registry.SCHEMA_TOKENS),
     "result": Target(check_result, [b"\x02" + FLOAT_TOKENS[0] * 3, b"\x01" + bytes(range(50))], FLOAT_TOKENS),
 }

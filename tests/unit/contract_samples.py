@@ -12,11 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import cv2
+import fastavro
 import numpy as np
 import sounds
 from clips import write_clip
+from google.protobuf import descriptor_pool, message_factory
 
 from worker.batch import Array, Headers
+from worker.encode.registered import schema_text
+from worker.records.protobuf_schema import ProtobufSchema
+from worker.schema_registry import proto_text
+from worker.schema_registry.schema import Schema
 
 ITEM = (2, 3, 3)
 """Shape of one item: a picture of 2 x 3 pixels, or as many numbers."""
@@ -43,6 +49,8 @@ class FormatSample:
     preprocess: dict[str, Any] | None = None
     refuses: int = 40
     """At least as many of the suite's hostile records must be refused."""
+    schemas: dict[int | str, Schema] | None = None
+    """What a schema registry knows, where the format needs one."""
 
 
 INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -123,6 +131,90 @@ CELLS = {
     "nothing": b"null,",
 }
 Memory = dict[str, tuple[tuple[Any, ...], bytes]]
+
+AVRO_ITEM: dict[str, Any] = {
+    "type": "record",
+    "name": "Reading",
+    "fields": [
+        {"name": "features", "type": {"type": "array", "items": ["boolean", "long", "double", "string"]}}
+    ],
+}
+AVRO_LISTS: dict[str, Any] = {
+    "type": "record",
+    "name": "Lists",
+    "fields": [
+        {"name": "features", "type": {"type": "array", "items": {"type": "array", "items": "int"}}},
+        {"name": "names", "type": {"type": "array", "items": "string"}},
+        {"name": "more", "type": {"type": "map", "values": "boolean"}},
+    ],
+}
+AVRO_TREE: dict[str, Any] = {
+    "type": "record",
+    "name": "Tree",
+    "fields": [{"name": "features", "type": "int"}, {"name": "left", "type": ["null", "Tree"]}],
+}
+SCHEMAS: dict[int | str, Schema] = {
+    1: Schema("AVRO", json.dumps(AVRO_ITEM)),
+    2: Schema("AVRO", json.dumps(AVRO_LISTS)),
+    3: Schema("AVRO", json.dumps(AVRO_TREE)),
+    4: Schema("JSON", json.dumps({"type": "object"})),
+    5: Schema(
+        "PROTOBUF",
+        """
+        syntax = "proto3";
+        message Item { repeated double features = 1; repeated string texts = 2; repeated Item items = 3; }
+        message Texts { repeated string features = 1; }
+        message Integers { repeated uint64 features = 1; }
+        message Truths { repeated bool features = 1; }
+        """,
+    ),
+}
+PROTOBUF_KINDS = {"f": (0, "Item"), "O": (1, "Texts"), "b": (3, "Truths")}
+
+
+def _protobuf(item: Array) -> bytes:
+    file = proto_text.parse(SCHEMAS[5].text)
+    file.name = "items.proto"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    index, name = PROTOBUF_KINDS.get(item.dtype.kind, (2, "Integers"))
+    message = message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
+    values = message(features=_plain(item.ravel())).SerializeToString()
+    return b"\0\0\0\0\5" + (bytes([2, 2 * index]) if index else b"\0") + values
+
+
+def _protobuf_memory() -> Memory:
+    frame = b"\0\0\0\0\5\0"
+    packed = bytes([0x0A, SIZE & 0x7F | 0x80, SIZE >> 7 & 0x7F | 0x80, SIZE >> 14])
+    return {
+        "numbers": (("N", None), _protobuf(np.full(SIZE // 8, 0.5))),
+        "damaged numbers": (("N", None), frame + packed + b"\x01" * SIZE),
+        "empty texts": (("N", None), frame + b"\x12\0" * (SIZE // 2)),
+        "texts": (("N", None), frame + b"\x12\1a" * (SIZE // 3)),
+        "empty messages": (("N", None), frame + b"\x1a\0" * (SIZE // 8)),
+        "unknown fields": (("N", None), frame + b"\x7a\1a" * (SIZE // 3)),
+    }
+
+
+def _avro(number: int, schema: Any, record: Any) -> bytes:
+    stream = io.BytesIO()
+    fastavro.schemaless_writer(stream, fastavro.parse_schema(schema), record)
+    return number.to_bytes(5, "big") + stream.getvalue()
+
+
+def _avro_memory() -> Memory:
+    empty: dict[str, Any] = {"features": [], "names": [], "more": {}}
+    return {
+        "numbers": (("N", None), _avro(1, AVRO_ITEM, {"features": [1000] * (SIZE // 3)})),
+        "texts": (("N", None), _avro(1, AVRO_ITEM, {"features": ["a"] * (SIZE // 3)})),
+        "empty lists": (("N", None), _avro(2, AVRO_LISTS, empty | {"features": [[]] * SIZE})),
+        "wide texts": (("N", None), _avro(2, AVRO_LISTS, empty | {"names": ["a" * SIZE + "\U0001f600"]})),
+        "a map": (
+            ("N", None),
+            _avro(2, AVRO_LISTS, empty | {"more": {f"{i:x}": True for i in range(SIZE // 8)}}),
+        ),
+        "a deep tree": (("N", None), _avro(3, AVRO_TREE, {"features": 1, "left": None}) + b"\2" * SIZE),
+    }
 
 
 def _json_memory() -> Memory:
@@ -227,6 +319,24 @@ FORMATS: dict[str, FormatSample] = {
         FLOATS - {"float16"} | INTEGERS | {"bool", "string"},
         lambda: {name: (("N", None), _oip_of(cell)) for name, cell in CELLS.items()},
     ),
+    "avro": FormatSample(
+        lambda item: _avro(1, AVRO_ITEM, {"features": _plain(item.ravel())}),
+        FLOATS | INTEGERS | {"bool", "string"},
+        _avro_memory,
+        schemas=SCHEMAS,
+    ),
+    "protobuf": FormatSample(
+        _protobuf,
+        FLOATS | INTEGERS | {"bool", "string"},
+        _protobuf_memory,
+        schemas=SCHEMAS,
+    ),
+    "json_schema": FormatSample(
+        lambda item: b"\0\0\0\0\4" + json.dumps({"features": _plain(item)}).encode(),
+        FLOATS | INTEGERS | {"bool", "string"},
+        lambda: {name: (shape, b"\0\0\0\0\4" + text) for name, (shape, text) in _json_memory().items()},
+        schemas=SCHEMAS,
+    ),
     "custom": FormatSample(
         lambda item: json.dumps(_plain(item)).encode(),
         FLOATS | INTEGERS | {"bool", "string"},
@@ -306,10 +416,29 @@ def _read_oip(body: bytes) -> Any:
     return np.array(output["data"], np.float32).reshape(output["shape"])[0]
 
 
+def read_avro(body: bytes) -> Any:
+    """A result, without the frame of its schema."""
+    schema = fastavro.parse_schema(json.loads(schema_text("result.avsc")))
+    return fastavro.schemaless_reader(io.BytesIO(body[5:]), schema, None)
+
+
+def read_protobuf(body: bytes) -> Any:
+    """A result, without the frame of its schema."""
+    schema = Schema("PROTOBUF", schema_text("result.proto"))
+    return ProtobufSchema(schema).reader((0,)).read(body, 6)
+
+
+def _tensor(tensor: Any) -> Any:
+    return np.float32(tensor["numbers"]).reshape(tensor["shape"])
+
+
 OUTPUT_FORMATS: dict[str, Callable[[bytes], Any]] = {
     "json": lambda body: np.float32(json.loads(body)["prediction"]["outputs"]["y"]),
     "oip": _read_oip,
     "tensor": lambda body: np.frombuffer(body, "<f4").reshape(2, 3),
     "npy": lambda body: np.load(io.BytesIO(body), allow_pickle=False),
+    "avro": lambda body: _tensor(read_avro(body)["prediction"]["outputs"]["y"]),
+    "protobuf": lambda body: _tensor(read_protobuf(body)["prediction"]["outputs"]["y"]),
+    "json_schema": lambda body: np.float32(json.loads(body[5:])["prediction"]["outputs"]["y"]),
 }
 """How a body's first output is read back."""

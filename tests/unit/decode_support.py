@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,25 @@ import numpy as np
 from worker.batch import Columns, Feed, Headers
 from worker.model.signature import Signature, TensorSpec
 from worker.records import Decoder, decoder
+from worker.schema_registry.book import Schemas, Shelf, UnknownSchema
+from worker.schema_registry.schema import Schema
 from worker.settings import LimitsSettings, PipelineSettings
+
+
+class SchemasAtHand(Schemas):
+    """A schema registry that answers at once."""
+
+    def __init__(self, schemas: Mapping[int | str, Schema]) -> None:
+        super().__init__(self)
+        self.held = schemas
+
+    def get(self, key: int | str, kind: str) -> Schema:
+        if key not in self.held:
+            raise UnknownSchema("not found")
+        return self.held[key]
+
+    def ask(self, shelf: Shelf[Any], key: int | str) -> None:
+        self.look_up(shelf, key)
 
 
 class Decoding:
@@ -20,6 +38,7 @@ class Decoding:
         input_format: ``input.format``.
         inputs: per model input (ONNX element type, shape); a string dimension is free.
         settings: further sections of the pipeline; ``fields`` and ``missing`` go into ``input``, ``limits`` stands for itself.
+        schemas: what the schema registry knows; it answers at once.
     """
 
     def __init__(
@@ -32,6 +51,7 @@ class Decoding:
         fields: list[str] | None = None,
         preprocess: dict[str, Any] | None = None,
         missing: Any = "reject",
+        schemas: Mapping[int | str, Schema] | None = None,
     ) -> None:
         specs = tuple(TensorSpec.of(name, f"tensor({kind})", shape) for name, (kind, shape) in inputs.items())
         made = tuple(TensorSpec.of(name, "tensor(float)", ["N", 1]) for name in outputs)
@@ -43,7 +63,8 @@ class Decoding:
             "output": {"topic": "out"},
         }
         settings = PipelineSettings.model_validate(document)
-        self.decoder: Decoder = decoder(settings, self.signature, LimitsSettings(**(limits or {})))
+        known = SchemasAtHand(schemas) if schemas is not None else None
+        self.decoder: Decoder = decoder(settings, self.signature, LimitsSettings(**(limits or {})), known)
 
     def decode(self, *values: bytes | None, headers: Sequence[Headers | None] | None = None) -> Feed:
         """The batch's input side after these records."""

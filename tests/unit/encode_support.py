@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from decode_support import SchemasAtHand
 from fakes import FakeRollout
 
 from worker.batch import STAGES, Array, Batch, Columns, Feed, Headers, Item, Outcomes, Partition, Request, Run
 from worker.encode import Encoder, encoder
 from worker.model.signature import Shown, Signature, TensorSpec
+from worker.schema_registry.opening import Registry
 from worker.serving.envelope import Envelope
 from worker.serving.route import route_of
 from worker.settings import PipelineSettings, validate
+from worker.settings.schema_registry import RegistrySettings
 
+REGISTERED = ("avro", "protobuf", "json_schema")
+"""Output formats that need a schema registry; here nothing is registered, and every schema has the id 0."""
 ROLLOUT = FakeRollout()
 TIMESTAMP_MS = 1_763_676_000_123
 
@@ -30,6 +35,8 @@ def pipeline(postprocess: Any = "raw", input_format: str = "json", **output: Any
         "dead_letter": {"topic": "dead"},
         "kafka": {"bootstrap.servers": "localhost:9092", "group.id": "digits"},
     }
+    if output.get("format") in REGISTERED:
+        document["registry"] = {"url": "http://localhost:1"}
     return validate(document, Path.cwd()).pipelines["digits"]
 
 
@@ -49,12 +56,14 @@ def make_encoder(
     **settings: Any,
 ) -> Encoder:
     wanted = pipeline(**settings)
-    envelope = route_of("digits", wanted).envelope
+    envelope = make_envelope(**settings)
     return encoder(wanted, signature(outputs, batchable), "digits", "3f9c2a71", labels, envelope)
 
 
 def make_envelope(**settings: Any) -> Envelope:
-    return route_of("digits", pipeline(**settings)).envelope
+    ids = settings.pop("ids", "prefix")
+    registry = Registry(RegistrySettings(url="http://localhost:1", ids=ids), SchemasAtHand({}), None)
+    return route_of("digits", pipeline(**settings), registry=registry).envelope
 
 
 def batch_of(

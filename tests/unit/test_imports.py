@@ -15,7 +15,17 @@ import worker
 
 PACKAGE = Path(worker.__file__).parent
 LOOP = ("loop", "dead_letters.compose")
-ENGINE = ("serving", "payload", "records", "features", "encode", "model", "postprocess", "stores")
+ENGINE = (
+    "serving",
+    "payload",
+    "records",
+    "features",
+    "encode",
+    "model",
+    "postprocess",
+    "schema_registry",
+    "stores",
+)
 SHARED = (
     "batch",
     "deadlines",
@@ -37,7 +47,7 @@ SHARED = (
 
 
 def test_only_the_kafka_package_knows_the_kafka_client() -> None:
-    """Only worker/kafka imports confluent_kafka."""
+    """Only worker/kafka imports confluent_kafka; its client of a schema registry is loaded by name, as every extra is."""
     assert importers_of("confluent_kafka") <= within("kafka")
 
 

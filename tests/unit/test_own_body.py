@@ -31,7 +31,7 @@ class ReadsJson:
 
     model_name: str = "digits"
 
-    def fields(self, payload: bytes) -> dict[str, Any]:
+    def fields(self, payload: bytes, headers: Any = None) -> dict[str, Any]:
         return parsed(payload)
 
 
@@ -116,7 +116,7 @@ def test_what_the_parser_takes_can_be_written() -> None:
         b'{"features": [1], "a": ' + b"[" * 300 + b"]" * 300 + b"}",
     ]
     made = batch(*values)
-    made.servable.fields = lambda payload: parsed(payload, takes_nan=True)  # type: ignore[method-assign, assignment]
+    made.servable.fields = lambda payload, headers: parsed(payload, takes_nan=True)  # type: ignore[method-assign, assignment]
     found = outcomes(made, copy=["a"])
     assert not found.rejected
     fields = [json.loads(body or b"")["fields"]["a"] for body in found.bodies]

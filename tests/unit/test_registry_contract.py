@@ -46,7 +46,9 @@ ALL_POSTPROCESSES = [*registry.POSTPROCESSES, "custom"]
 def decoding(name: str, kind: str = "", **settings: Any) -> Decoding:
     sample = FORMATS[name]
     inputs = {"x": (kind or sample.kind, ("N", *sample.shape))}
-    return Decoding(sample.name or name, inputs, preprocess=sample.preprocess, **settings)
+    return Decoding(
+        sample.name or name, inputs, preprocess=sample.preprocess, schemas=sample.schemas, **settings
+    )
 
 
 def item_of(kind: str, seed: int = 0, shape: tuple[int, ...] = ITEM) -> Any:
@@ -183,7 +185,9 @@ sample = FORMATS[sys.argv[2]]
 small = sample.write(np.zeros(sample.shape, np.uint8))
 for case, (shape, value) in sample.memory().items():
     kind = sample.kind if sample.preprocess else "float"
-    one = Decoding(sample.name or sys.argv[2], {"x": (kind, shape)}, preprocess=sample.preprocess)
+    one = Decoding(
+        sample.name or sys.argv[2], {"x": (kind, shape)}, preprocess=sample.preprocess, schemas=sample.schemas
+    )
     one.decode(small)  # what is made once is no part of a record's cost
     sys.stdout.flush()
     child = os.fork()

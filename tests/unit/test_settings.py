@@ -334,7 +334,7 @@ def test_malformed_override_is_one_sentence(written: Any, override: str) -> None
             {"output__format": "oip", "postprocess": "regression"},
             "output.format: 'oip' goes with postprocess raw only",
         ),
-        ({"input__fields": ["a"], "input__format": "npy"}, "input.fields: goes with input.format json only"),
+        ({"input__fields": ["a"], "input__format": "npy"}, "input.fields: goes with input.format json or "),
         ({"preprocess": {"numeric": {}}, "input__format": "tensor"}, "preprocess.numeric: does not go with"),
         (
             {"preprocess": {"numeric": {}, "image": {}}},

@@ -12,8 +12,10 @@ import orjson
 
 from worker.cli.connect import above_zero
 from worker.cli.main import add_set_option
+from worker.cli.registered import Framer, expects_schemas
 from worker.cli.sources import ENDINGS, opened
 from worker.errors import ConfigError, WorkerError
+from worker.registry import OUTPUT_FORMATS
 from worker.settings import PipelineSettings, Settings, load
 from worker.telemetry import logs
 
@@ -87,9 +89,17 @@ def run(args: argparse.Namespace) -> int:
             "bench sends and reads values as they are; expected neither input.unwrap nor output.wrap"
         )
 
+    if getattr(OUTPUT_FORMATS.entry(pipeline.output.format), "needs_schemas", False):
+        raise ConfigError(
+            f"bench does not read results as {pipeline.output.format}; expected --set output.format=json"
+        )
+
     from worker.bench.load import Load
 
     values = _values(args.source)
+    if settings.registry is not None and expects_schemas(settings, pipeline.input.topics[0]):
+        framer = Framer(settings.registry, pipeline.input.topics[0])
+        values = [value if value[:1] in (b"\0", b"\1") else framer.framed(value) for value in values]
     for_people = nullcontext() if args.json is None else redirect_stdout(sys.stderr)
     with for_people, Load(settings, pipeline, values) as group:
         group.probe()

@@ -113,7 +113,7 @@ def _check_files(report: Report, settings: Settings, args: argparse.Namespace, h
     report.check("model file", lambda: _model_files(settings), str)
     samples = _samples(report, settings, args.samples)
     if report.first_failure is None:
-        _check_engine(report, settings, samples, headers)
+        _check_engine(report, settings, samples, headers, args.offline)
 
 
 def _with_versions(report: Report, configured: Settings) -> Settings | None:
@@ -160,12 +160,16 @@ class Report:
             print(f"{'ok  ' if ok else 'FAIL'} {name:<11} {message}")
 
 
-def _check_engine(report: Report, settings: Settings, samples: Sequence[Sample], headers: Headers) -> None:
+def _check_engine(
+    report: Report, settings: Settings, samples: Sequence[Sample], headers: Headers, offline: bool
+) -> None:
     """Load every model, say what it is, and send each sample through its pipeline."""
     from worker.cli.sample import answer  # imports the runtime: only once the cheap checks have passed
+    from worker.schema_registry.opening import open_registry
     from worker.serving.load import load
 
-    rollouts = report.check("model", lambda: load(settings), _models_line)
+    registry = open_registry(settings, offline, registers=False)
+    rollouts = report.check("model", lambda: load(settings, registry=registry), _models_line)
     if rollouts is None:
         return
     for name, rollout in rollouts.items():
@@ -180,6 +184,8 @@ def _check_engine(report: Report, settings: Settings, samples: Sequence[Sample],
             report.check("golden", partial(_golden, settings, rollout), str)
     for sample in samples:
         report.check("sample", partial(_answer, answer, rollouts, sample, headers), _sample_line)
+    if registry is not None:
+        registry.close()
 
 
 def _golden(settings: Settings, rollout: Rollout) -> str:

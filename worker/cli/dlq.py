@@ -19,6 +19,7 @@ import orjson
 from worker.cli.letter_text import as_dict, in_full
 from worker.cli.main import add_set_option
 from worker.cli.payloads import reader_of_requests, unwrapped
+from worker.cli.registered import Unframer
 from worker.dead_letters.read import CONDITIONS, Letter, Source, matcher, original
 from worker.errors import ConfigError, StartError
 from worker.settings import Settings, load
@@ -153,13 +154,8 @@ def _show(
     args: argparse.Namespace, settings: Settings, reader: LetterReader, matches: Callable[[Letter], bool]
 ) -> int:
     shown = 0
-    read = reader_of_requests(settings) if args.unwrap else None
-    for letter in _candidates(args.at, reader):
-        if not matches(letter):
-            continue
-        if read is not None and letter.source is not None:
-            inside = read(letter.pipeline, letter.source.partition.topic)
-            letter = replace(letter, value=unwrapped(inside, letter.value, letter.headers))
+    letters = (letter for letter in _candidates(args.at, reader) if matches(letter))
+    for letter in _readable(letters, args.unwrap, settings):
         if args.json:
             print(orjson.dumps(as_dict(letter)).decode())
         else:
@@ -175,6 +171,24 @@ def _show(
             file=sys.stderr,
         )
     return 0
+
+
+def _readable(letters: Iterator[Letter], unwraps: bool, settings: Settings) -> Iterator[Letter]:
+    """These letters with values for people: unwrapped where that is wanted, and as JSON where they name a schema."""
+    read = reader_of_requests(settings) if unwraps else None
+    plain = Unframer(settings.registry) if settings.registry is not None else None
+    try:
+        for letter in letters:
+            value = letter.value
+            if read is not None and letter.source is not None:
+                inside = read(letter.pipeline, letter.source.partition.topic)
+                value = unwrapped(inside, value, letter.headers)
+            if plain is not None:
+                value = plain.json(value, letter.headers)
+            yield replace(letter, value=value)
+    finally:
+        if plain is not None:
+            plain.close()
 
 
 def _candidates(place: Source | None, reader: LetterReader) -> Iterator[Letter]:

@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import cast
 
 from worker import settings as configuration
 from worker.batch import Headers
 from worker.cli.connect import above_zero, add_property_option, at_least_one, connection, pair
 from worker.cli.main import add_set_option
 from worker.cli.payloads import sent_to
+from worker.cli.registered import Framer, add_registry_options, expects_schemas, registry_settings
 from worker.cli.shelf import shelf_of
 from worker.cli.sources import Item, Source, opened
 from worker.errors import ConfigError
 from worker.kafka.tools import TopicWriter
 from worker.payload.wrapping import Wrapping
+from worker.settings import Settings
 
 PACE_S = 0.1
 """Acknowledgements are served at least this often while waiting for the next record's turn."""
@@ -30,6 +33,7 @@ examples:
   streaminfer produce frames/ --topic digits --bootstrap localhost:9092 --rate 20
   streaminfer produce rows.csv --topic houses --config houses.yaml --key id --header source=test
   streaminfer produce clips/ --raw --topic clips --bootstrap localhost:9092
+  streaminfer produce rows.csv --topic readings --bootstrap localhost:9092 --registry http://localhost:8081
   cat records.jsonl | streaminfer produce - --topic houses --bootstrap localhost:9092"""
 
 
@@ -83,6 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--header", dest="headers", metavar="K=V", action="append", default=[], help="may be repeated"
     )
+    add_registry_options(parser)
     add_property_option(parser)
     add_set_option(parser)
 
@@ -103,6 +108,9 @@ def run(args: argparse.Namespace) -> int:
     settings = configuration.load(args.config, args.overrides) if args.config is not None else None
     client = connection("streaminfer-produce", args.bootstrap, args.properties, settings)
     shelf = shelf_of(args.store, settings, args.topic)
+    framer = _framer(args, settings)
+    if framer is not None:
+        items = _framed(items, framer)
     wrapping = sent_to(settings, args.topic) if settings is not None and not args.as_is else None
     writer = TopicWriter(client, args.topic)
     if source.left_out:
@@ -124,6 +132,24 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{mistake}; {sent} before that")
     print(sent)
     return 0
+
+
+def _framer(args: argparse.Namespace, settings: Settings | None) -> Framer | None:
+    """What makes the records of a topic whose records name their schema; None where they are sent as they are."""
+    wanted = registry_settings(args.registry, settings)
+    if wanted is None:
+        if args.schema is not None:
+            raise ConfigError("--schema: expected --registry, or --config with registry, beside it")
+        return None
+    if args.registry is None and (args.as_is or not expects_schemas(cast("Settings", settings), args.topic)):
+        return None
+    return Framer(wanted, args.topic, args.schema)
+
+
+def _framed(items: Iterator[Item], framer: Framer) -> Iterator[Item]:
+    """These JSON records, written with the schema of the topic."""
+    for item in items:
+        yield item._replace(value=framer.framed(item.value))
 
 
 def _send(

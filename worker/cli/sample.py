@@ -9,13 +9,16 @@ import orjson
 
 from worker.batch import Batch, Columns, Headers, Partition
 from worker.errors import ConfigError, Reject, StartError
-from worker.loop.pool import InlinePool, Mailbox
+from worker.loop.pool import InlinePool, Mailbox, Returned
 from worker.outside import Away, NotYet, Sized
 from worker.payload.headers import marks
 from worker.serving.engine import Engine
 from worker.serving.rollout import Rollout
 from worker.serving.runs import feeds, groups
 from worker.serving.servable import Servable
+
+WAIT_S = 15.0
+"""For so long a sample waits for its schema."""
 
 
 def answer(rollout: Rollout, value: bytes, headers: Headers | None = None) -> Any:
@@ -45,7 +48,7 @@ def answer(rollout: Rollout, value: bytes, headers: Headers | None = None) -> An
     batch = _batch(rollout, servable, value, headers)
     pool = InlinePool(Engine(), Mailbox())
     pool.submit(batch)
-    (back,) = pool.collect()
+    back = _collected(pool)
     if back.error is not None:
         raise back.error
     if batch.sick is not None:
@@ -60,7 +63,7 @@ def answer(rollout: Rollout, value: bytes, headers: Headers | None = None) -> An
     sent = batch.outcomes.headers[0] if batch.outcomes.headers is not None else None
     body = rollout.route.envelope.undo(batch.outcomes.bodies[0] or b"", sent)
     try:
-        return orjson.loads(body)
+        return rollout.route.envelope.read(body)
     except orjson.JSONDecodeError:
         return body
 
@@ -98,6 +101,22 @@ def _as_sent(rollout: Rollout, value: bytes, headers: Headers | None) -> tuple[b
         return value, headers
     seal = wrapping.now()
     return seal(value), [*(headers or []), *seal.headers]
+
+
+def _collected(pool: InlinePool) -> Returned:
+    """The batch when it is back: a record may wait for its schema.
+
+    Raises:
+        StartError: it waits for too long.
+    """
+    deadline = time.monotonic() + WAIT_S
+    while not (found := pool.collect()):
+        if time.monotonic() > deadline:
+            raise StartError(
+                "--sample: the schema registry does not answer; expected registry.url to be reachable"
+            )
+        time.sleep(0.005)
+    return found[0]
 
 
 def _batch(rollout: Rollout, servable: Servable, value: bytes, headers: Headers | None) -> Batch:

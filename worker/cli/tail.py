@@ -16,6 +16,7 @@ from worker import settings as configuration
 from worker.cli.connect import above_zero, add_property_option, at_least_one, connection
 from worker.cli.main import add_set_option
 from worker.cli.payloads import Read, reader_of_results, unwrapped
+from worker.cli.registered import Unframer, registry_settings
 from worker.cli.text import json_value, moment
 from worker.errors import ConfigError, StartError
 from worker.kafka.tools import Record, TopicReader
@@ -57,6 +58,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="with CONFIG: show results as they were before output.wrap; needs the keys of an encrypted one",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per record")
+    parser.add_argument(
+        "--registry",
+        metavar="URL",
+        help="show records that name their schema as JSON (default: the registry of CONFIG)",
+    )
     add_property_option(parser)
     add_set_option(parser)
 
@@ -70,13 +76,17 @@ def run(args: argparse.Namespace) -> int:
     """
     topics, settings = _topics(args)
     read = _unwrapping(args, settings)
+    registry = registry_settings(args.registry, settings)
+    plain = Unframer(registry) if registry is not None and args.what != "metrics" else None
     client = connection("streaminfer-tail", args.bootstrap, args.properties, settings)
     deadline = time.monotonic() + args.timeout if args.timeout is not None else None
     reader = TopicReader(client, topics, args.start)
     try:
-        seen = _print(reader, args, deadline, read)
+        seen = _print(reader, args, deadline, read, plain)
     finally:
         reader.close()
+        if plain is not None:
+            plain.close()
     if args.count is not None and seen < args.count:
         raise StartError(f"{seen} of {args.count} records came within {args.timeout:g} s")
     return 0
@@ -98,6 +108,7 @@ def _print(
     args: argparse.Namespace,
     deadline: float | None,
     read: Callable[[str], Read | None],
+    plain: Unframer | None,
 ) -> int:
     """Print what comes; returns how many records that were."""
     show = _json_line if args.json else _readable_line
@@ -112,6 +123,8 @@ def _print(
             records = records[: args.count - seen]
         for record in records:
             value = unwrapped(read(record.topic), record.value, record.headers)
+            if plain is not None:
+                value = plain.json(value, record.headers)
             out.write(show(record._replace(value=value)))
         if records:
             out.flush()

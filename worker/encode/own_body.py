@@ -57,7 +57,7 @@ class OwnBody:
     def _made(self, batch: Batch, row: int, body: bytes) -> bytes:
         fields: Mapping[str, Any] = {}
         if self._has_fields:
-            fields = batch.servable.fields(batch.payloads[row] or b"") or {}
+            fields = batch.servable.fields(batch.payloads[row] or b"", batch.columns.headers[row]) or {}
         copied = {name: _found(path, fields) for name, path in self._copied.items()}
         if self._body is None:
             return body[:-1] + b',"fields":' + _text(copied) + b"}"

@@ -23,6 +23,7 @@ TYPE_NAMES = {
     dict: "an object",
     int: "an integer",
     float: "a number",
+    bytes: "bytes",
 }
 _EXPECTED: dict[str, tuple[frozenset[type], str]] = {
     "f": (frozenset((int, float)), "a number"),

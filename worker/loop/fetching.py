@@ -33,6 +33,11 @@ FIRST_SIZE = 256 << 10
 """Bytes that a payload is taken to have before any was seen."""
 
 
+def _nothing_known(columns: Columns) -> bool:
+    """An outside that cannot tell for a whole take: each record is looked at."""
+    return False
+
+
 class Log(Protocol):
     """A structured logger."""
 
@@ -69,6 +74,9 @@ class Fetching:
         self.starved = False
         """The oldest payload that waits for bytes does not fit, and nothing of this intake can make room."""
         self._outsides = outsides
+        self._here = [
+            getattr(outside, "here", _nothing_known) for chain in outsides.values() for outside in chain
+        ]
         self._calls = calls
         self._share = share
         self._clock_ns = clock_ns
@@ -100,6 +108,10 @@ class Fetching:
         return (
             f"<Fetching {self._records} records, {self._active} calls under way, {self.claim.nbytes} bytes>"
         )
+
+    def passes(self, columns: Columns) -> bool:
+        """Whether a take needs nothing and has nobody to wait for, so that it may go to the open slab as it is."""
+        return not self._records and all(here(columns) for here in self._here)
 
     # -- records that come and go --------------------------------------------------------------------------
 

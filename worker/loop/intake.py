@@ -95,7 +95,7 @@ class Intake:
         thin = thin and bool(self._keep)
         if thin:
             columns, spans, told = self._keep.sparse(columns, spans)
-        if self.fetching is None:
+        if self.fetching is None or self.fetching.passes(columns):
             self.open.append(columns, spans, now_ns, now_ms)
         else:
             routes, deadlines_ms = self.admission.routed(columns), self.admission.deadlines(columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,8 @@ class OpenSlab:
             now_ns: monotonic nanoseconds. now_ms: Unix milliseconds.
         """
         base = len(self._columns)
+        if columns.fetched is None and self._columns.fetched is not None and base:
+            columns = replace(columns, fetched=[Fetched(now_ns)] * len(columns))
         if columns.fetched is not None:
             self._append_fetched(columns, spans, now_ns, now_ms)
         elif not base:
@@ -76,6 +79,9 @@ class OpenSlab:
         if not base:
             self.first_ns, self._first_ms = now_ns, now_ms
             self._columns, self._spans, self._late_us = Columns(fetched=[]), [], []
+        elif self._columns.fetched is None:  # they needed nothing
+            self._late_us = self._late_us or [0] * base
+            self._columns.fetched = [Fetched(self.first_ns + late_us * 1000) for late_us in self._late_us]
         self._late_us += [(fetched.taken_ns - self.first_ns) // 1000 for fetched in columns.fetched or ()]
         self._columns.extend(columns)
         self._spans += [

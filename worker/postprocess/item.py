@@ -69,7 +69,7 @@ class InputItem:
     @property
     def fields(self) -> Mapping[str, Any] | None:
         """The record's named fields, as in a JSON object; None if its format has none. Parsed at each access."""
-        return self._batch.servable.fields(self._batch.payloads[self._row] or b"")
+        return self._batch.servable.fields(self._batch.payloads[self._row] or b"", self.headers)
 
     @property
     def mask(self) -> Array | None:

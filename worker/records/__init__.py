@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from worker.batch import Columns, Feed, Headers
 from worker.errors import ConfigError
 from worker.model.signature import Signature
 from worker.registry import INPUT_FORMATS
 from worker.settings import LimitsSettings, PipelineSettings
+
+if TYPE_CHECKING:
+    from worker.schema_registry.book import Schemas
 
 ReadId = Callable[[bytes, Headers | None], str | None]
 """Reads the id inside the value of a record, given its headers; None if it has none or cannot be read."""
@@ -67,8 +70,21 @@ class InputFormat(Protocol):
     ) -> Decoder: ...
 
 
-def decoder(settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> Decoder:
+class FramedFormat(Protocol):
+    """An entry whose records name their schema, which has ``needs_schemas = True``."""
+
+    def __call__(
+        self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings, schemas: Schemas
+    ) -> Decoder: ...
+
+
+def decoder(
+    settings: PipelineSettings, signature: Signature, limits: LimitsSettings, schemas: Schemas | None = None
+) -> Decoder:
     """The decoder of a pipeline's input format.
+
+    Args:
+        schemas: of the schema registry; None where there is none.
 
     Raises:
         ConfigError: format, preprocessing and the model's inputs cannot go together.
@@ -76,7 +92,12 @@ def decoder(settings: PipelineSettings, signature: Signature, limits: LimitsSett
     _check_inputs(settings, signature)
     if settings.input.window is not None:
         return _windowed(settings, signature, limits)
-    return INPUT_FORMATS.entry(settings.input.format)(settings, signature, limits)
+    entry = INPUT_FORMATS.entry(settings.input.format)
+    if not getattr(entry, "needs_schemas", False):
+        return entry(settings, signature, limits)
+    if schemas is None:
+        raise ConfigError(f"input.format: {settings.input.format} needs registry: {{url: ...}}")
+    return cast("FramedFormat", entry)(settings, signature, limits, schemas)
 
 
 def _windowed(settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> Decoder:
@@ -85,6 +106,8 @@ def _windowed(settings: PipelineSettings, signature: Signature, limits: LimitsSe
 
     window = settings.input.window
     assert window is not None
+    if getattr(INPUT_FORMATS.entry(settings.input.format), "needs_schemas", False):
+        raise ConfigError(f"input.window: does not go with input.format {settings.input.format}")
     inner = sample_signature(signature, window.size)
     samples = INPUT_FORMATS.entry(settings.input.format)(settings, inner, limits)
     if not samples.fixed or samples.shard_rows:

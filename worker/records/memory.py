@@ -24,6 +24,8 @@ CODE_FACTOR = 16
 
 WORST_FACTOR = 32
 """Upper bound of the memory for parsing JSON, as a multiple of its length, if the text cannot be read yet."""
+ROUGHLY_BYTES = 16 << 20
+"""A record that certainly takes no more memory than this is not looked at more closely."""
 _NO_SIGNS = bytes(set(range(256)) - set(b',:"[{'))
 _ELEMENT, _NUMBER, _NUMBER_PER_BYTE, _STRING, _BRACKET, _KEY = 28, 32, 8, 66, 100, 150
 

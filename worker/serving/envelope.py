@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import orjson
 
@@ -14,6 +14,7 @@ from worker.errors import Postponed, Rejection, Retry
 from worker.payload import events
 from worker.payload.headers import CONTENT_ENCODING, CONTENT_TYPE, ENCRYPTION, is_structured
 from worker.records import ReadId
+from worker.schema_registry.frame import HEADER as SCHEMA_ID
 
 if TYPE_CHECKING:
     from worker.payload.opening import Opening
@@ -24,6 +25,19 @@ SOURCE = "streaminfer.source"
 _PEEK_BYTES = 1 << 20
 """Most bytes that are unwrapped for the id of a record that is refused."""
 _TRACE = frozenset({"traceparent", "tracestate"})
+
+
+class Writer(Protocol):
+    """Writes values of an output topic in another format than JSON: see :mod:`worker.encode.registered`."""
+
+    headers: Headers
+    """What every output that has a value carries."""
+
+    def write(self, body: bytes) -> bytes:
+        """The value of a JSON body."""
+
+    def read(self, value: bytes) -> Any:
+        """A value as plain data, for people."""
 
 
 class Envelope:
@@ -39,6 +53,7 @@ class Envelope:
         wrapping: wraps every body; None = bodies go out as they are.
         results: makes every answer an event; None = they are none.
         opening: how the route's records are opened.
+        writer: writes every value of the output topic in another format than JSON; None = values stay as they are.
     """
 
     def __init__(
@@ -51,7 +66,13 @@ class Envelope:
         wrapping: Wrapping | None = None,
         results: events.Results | None = None,
         opening: Opening | None = None,
+        writer: Writer | None = None,
     ) -> None:
+        self._always: Headers = writer.headers if writer is not None else []
+        self.write: Callable[[bytes], bytes] = writer.write if writer is not None else bytes
+        """Makes a value of the output topic of its JSON."""
+        self.read: Callable[[bytes], Any] = writer.read if writer is not None else orjson.loads
+        """Makes plain data of such a value."""
         self._wrapping = wrapping
         self._results = results
         self._peek = opening.within(_PEEK_BYTES) if opening is not None and not opening.runs_code else None
@@ -60,7 +81,7 @@ class Envelope:
         self._expires_as_error = expires_as_error
         self._copies_all = copied == "all"
         self._copied = frozenset(copied if isinstance(copied, list) else _TRACE if copied == "trace" else ())
-        self._reserved = reserved | {CONTENT_ENCODING, ENCRYPTION}
+        self._reserved = reserved | {CONTENT_ENCODING, ENCRYPTION, SCHEMA_ID}
         if self._copies_all:  # by name a user may ask for one of them
             self._reserved |= events.OWN
         if results is not None:
@@ -90,6 +111,10 @@ class Envelope:
             column = header_column(batch)
             for row in rows:
                 column[row] = [*(column[row] or ()), (SOURCE, source_of(batch.columns, row).encode())]
+        if self._always:
+            column = header_column(batch)
+            for row in rows:
+                column[row] = [*(column[row] or ()), *self._always]
         theirs = pick(inputs, rows)
         if not (self._copies_all or self._copied) or not any(theirs):
             return
@@ -174,7 +199,8 @@ class Envelope:
         self, columns: Columns, row: int, id_: str, said: dict[str, Any]
     ) -> tuple[bytes, Headers | None]:
         """A body that says why there is no answer, with its headers, wrapped as answers are."""
-        body, headers = orjson.dumps(said), self.headers(columns, row) or []
+        body = self.write(orjson.dumps(said))
+        headers = [*(self.headers(columns, row) or []), *self._always]
         if self._results is not None:
             self._results.add(headers, source_of(columns, row), id_, events.now(), error=True)
         if self._wrapping is not None:

@@ -18,6 +18,7 @@ from worker.payload.keys import Keys
 from worker.records import Decoder
 from worker.records import decoder as make_decoder
 from worker.registry import POSTPROCESSES
+from worker.schema_registry.opening import Registry
 from worker.serving.constants import constants_of
 from worker.serving.padding_check import ragged_of
 from worker.serving.rollout import Rollout
@@ -39,7 +40,10 @@ log = structlog.get_logger()
 
 
 def load(
-    settings: Settings, took: dict[str, int] | None = None, keys: Keys | None = None
+    settings: Settings,
+    took: dict[str, int] | None = None,
+    keys: Keys | None = None,
+    registry: Registry | None = None,
 ) -> dict[str, Rollout]:
     """Every pipeline with its model loaded, tuned and warm, by name and in the order of the configuration.
 
@@ -47,6 +51,7 @@ def load(
         settings: with the file of each model, see :func:`worker.serving.versions.resolved`.
         took: gets the memory in bytes that each pipeline's load took.
         keys: of ``encryption``, when somebody else wants to have them read again.
+        registry: the schema registry; None where no pipeline needs one.
 
     Raises:
         WorkerError: a model, its labels, its formats or the budget do not fit together.
@@ -57,7 +62,7 @@ def load(
         labels_of(path, key)
     if keys is None and settings.encryption is not None:
         keys = Keys(settings.encryption)
-    routes = {name: route_of(name, wanted, keys) for name, wanted in settings.pipelines.items()}
+    routes = {name: route_of(name, wanted, keys, registry) for name, wanted in settings.pipelines.items()}
     deadline = time.perf_counter() + TUNING_S
     rollouts = {}
     for name, route in routes.items():
@@ -106,15 +111,14 @@ def load_servable(
 def _warm(settings: Settings, route: Route, model: Model, deadline: float, like: Servable | None) -> Servable:
     """The servable around a loaded model, with the figures measured for them; see :func:`load_servable`."""
     wanted = settings.pipelines[route.name]
-    decoder = make_decoder(wanted, model.signature, settings.limits)
+    decoder = make_decoder(wanted, model.signature, settings.limits, route.schemas)
     needs_windows = getattr(POSTPROCESSES.entry(wanted.postprocess.name), "needs_windows", False)
     if needs_windows and not getattr(decoder, "windowed", False):
         raise ConfigError(
             f"postprocess.{wanted.postprocess.name}: goes with windows of sound only; expected preprocess.audio.window_s"
         )
-    labels = wanted.labels
     encoder = make_encoder(
-        wanted, model.described or model.signature, model.name, model.version, labels, route.envelope
+        wanted, model.described or model.signature, model.name, model.version, wanted.labels, route.envelope
     )
     model.forget()
     signature = model.signature

@@ -1,4 +1,7 @@
-"""Rows that custom code wants tried again: as a batch of their own, later, until an answer or the end of the time for it."""
+"""Rows that are tried again: as a batch of their own, later, until an answer or the end of the time for it.
+
+Custom code asks for it, or a decoder whose schema is not known yet; for the latter there is no end of the time.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ from worker.batch import Again, Batch, Origin, pick
 
 LONGEST_PAUSE_S = 10.0
 """A wait that custom code did not ask for itself grows up to this."""
+
+LONGEST_WAIT_S = 0.25
+"""Between two tries of rows that wait for what somebody else asks for: looking whether it is there costs next to nothing."""
 
 log = structlog.get_logger()
 
@@ -27,18 +33,23 @@ def postpone(batch: Batch, retry_s: float, now_ns: int) -> None:
     origin = batch.origin or Origin(batch, range(len(batch)), 0, now_ns)
     tries = origin.tries + 1
     asked_s = max(row.after_s for row in postponed.values())
-    pause_s = max(asked_s, min(asked_s * 2.0**origin.tries, LONGEST_PAUSE_S))
+    limited = any(row.limited for row in postponed.values())
+    longest_s = LONGEST_PAUSE_S if limited else LONGEST_WAIT_S
+    pause_s = max(asked_s, min(asked_s * 2.0 ** min(origin.tries, 30), longest_s))
     waited_s = (now_ns - origin.since_ns) / 1e9
-    if waited_s + pause_s > retry_s:
+    rows = sorted(postponed)
+    if limited and waited_s + pause_s > retry_s:
         told = f" (tried {tries} times in {waited_s:.1f} s)" if tries > 1 else ""
         for row, why in postponed.items():
-            rejection = why.rejection
-            batch.outcomes.rejected[row] = replace(
-                rejection, message=rejection.message + told, attempts=tries
-            )
-        return
-    rows = sorted(postponed)
-    if tries == 1:
+            if why.limited:
+                rejection = why.rejection
+                batch.outcomes.rejected[row] = replace(
+                    rejection, message=rejection.message + told, attempts=tries
+                )
+        rows = [row for row in rows if not postponed[row].limited]
+        if not rows:
+            return
+    if tries == 1 and limited:
         log.warning(
             "records wait to be tried again",
             pipeline=batch.route.name,

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from worker.batch import Destination
+from worker.errors import ConfigError
 from worker.outside import Outside
 from worker.payload.events import Results
 from worker.payload.opening import Opening, opening_of
 from worker.payload.wrapping import wrapping_of
 from worker.records import id_reader
-from worker.registry import OUTPUT_FORMATS
-from worker.serving.envelope import Envelope
+from worker.registry import INPUT_FORMATS, OUTPUT_FORMATS
+from worker.serving.envelope import Envelope, Writer
 
 if TYPE_CHECKING:
     from worker.payload.keys import Keys
+    from worker.schema_registry.book import Schemas, Shelf
+    from worker.schema_registry.opening import Registry
     from worker.serving.offload import Offload
     from worker.settings import PipelineSettings
+
+
+class FramedFormat(Protocol):
+    """An input format whose records name their schema."""
+
+    def shelf_of(self, schemas: Schemas) -> Shelf[Any]:
+        """The readers of its schemas."""
+
+
+class RegisteredFormat(Protocol):
+    """An output format whose results have a schema in a registry."""
+
+    def writer(self, registry: Registry, topic: str) -> Writer:
+        """Registers the schema under the topic's subject."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,18 +51,23 @@ class Route:
     destination: Destination
     envelope: Envelope
     opening: Opening
+    schemas: Schemas | None = None
+    """Of the records that name theirs; None where there is no schema registry."""
     outside: tuple[Outside, ...] = ()
     """Whom its records need before they can be decoded, in the order in which they are asked."""
     offload: Offload | None = None
     """Where large results go."""
 
 
-def route_of(name: str, settings: PipelineSettings, keys: Keys | None = None) -> Route:
+def route_of(
+    name: str, settings: PipelineSettings, keys: Keys | None = None, registry: Registry | None = None
+) -> Route:
     """The route of one pipeline.
 
     Args:
         name: the pipeline's key in the configuration.
         keys: of ``encryption``; None without that section.
+        registry: the schema registry; None where no pipeline needs one.
 
     Raises:
         ConfigError: a payload filter cannot be made.
@@ -62,6 +84,7 @@ def route_of(name: str, settings: PipelineSettings, keys: Keys | None = None) ->
         wrapping_of(output, keys),
         Results(output.cloudevents, written.content_type) if output.cloudevents else None,
         opening,
+        _writer(settings, registry),
     )
     return Route(
         name=name,
@@ -74,7 +97,8 @@ def route_of(name: str, settings: PipelineSettings, keys: Keys | None = None) ->
         destination=Destination(output.topic, output.partition, output.errors),
         envelope=envelope,
         opening=opening,
-        outside=_outside(settings),
+        outside=(*_outside(settings), *_schemas(settings, opening, registry)),
+        schemas=registry.schemas if registry is not None else None,
         offload=_offload(settings, envelope),
     )
 
@@ -95,3 +119,28 @@ def _outside(settings: PipelineSettings) -> tuple[Outside, ...]:
     from worker.stores.references import References
 
     return (References(wanted.reference, wanted.max_bytes),)
+
+
+def _schemas(settings: PipelineSettings, opening: Opening, registry: Registry | None) -> tuple[Outside, ...]:
+    """The schema registry, where the records of a format name their schemas."""
+    entry = INPUT_FORMATS.entry(settings.input.format)
+    if registry is None or not getattr(entry, "needs_schemas", False):
+        return ()
+    from worker.schema_registry.outside import SchemasNeeded
+
+    shelf = cast("FramedFormat", entry).shelf_of(registry.schemas)
+    return (SchemasNeeded(shelf, registry.place, opening.applies),)
+
+
+def _writer(settings: PipelineSettings, registry: Registry | None) -> Writer | None:
+    """What writes the values of a format whose schema is in a registry, where it is registered now; None for the others.
+
+    Raises:
+        StartError: the registry does not answer, or does not take the schema.
+    """
+    written = OUTPUT_FORMATS.entry(settings.output.format)
+    if not getattr(written, "needs_schemas", False):
+        return None
+    if registry is None:
+        raise ConfigError(f"output.format: {settings.output.format} needs registry: {{url: ...}}")
+    return cast("RegisteredFormat", written).writer(registry, settings.output.topic)

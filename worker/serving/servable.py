@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from worker.batch import Array, Lane
+from worker.batch import Array, Headers, Lane
 from worker.encode import Encoder
 from worker.model.signature import Signature
 from worker.records import Decoder
@@ -134,9 +134,12 @@ class Servable:
         stated = getattr(self.decoder, "cost_of_length", None)
         return int(stated(nbytes)) if stated is not None else WORST_FACTOR * nbytes
 
-    def fields(self, payload: bytes) -> Mapping[str, Any] | None:
+    def fields(self, payload: bytes, headers: Headers | None = None) -> Mapping[str, Any] | None:
         if not getattr(self.decoder, "has_fields", False):
             return None
+        if getattr(self.decoder, "needs_schemas", False):  # the header may name the schema
+            record: Mapping[str, Any] = self.decoder.open_record(payload, headers)  # type: ignore[attr-defined]
+            return record
         fields: Mapping[str, Any] = self.decoder.open(payload)  # type: ignore[attr-defined]
         return fields
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
+from typing import Any
 
 from worker.errors import ConfigError, StartError
 from worker.registry import CONTENTS, INPUT_FORMATS, OUTPUT_FORMATS
@@ -120,6 +121,7 @@ def check_together(settings: Settings) -> None:
         _check_model(settings, name)
         _check_pipeline(settings, name)
         _check_payload(settings, name)
+        _check_registry(settings, name)
         check_budget(settings, name)
 
 
@@ -312,3 +314,19 @@ def _check_pipeline(settings: Settings, name: str) -> None:
             f"{settings.key(name, 'output.format')}: '{pipeline.output.format}' goes with postprocess raw only; "
             "expected json, or no postprocess"
         )
+
+
+def _check_registry(settings: Settings, name: str) -> None:
+    """Refuse a format whose schemas are in a registry if none is configured."""
+    if settings.registry is not None:
+        return
+    pipeline = settings.pipelines[name]
+    formats: dict[str, tuple[str, Any]] = {
+        "input.format": (pipeline.input.format, INPUT_FORMATS.entry(pipeline.input.format)),
+        "output.format": (pipeline.output.format, OUTPUT_FORMATS.entry(pipeline.output.format)),
+    }
+    for key, (value, entry) in formats.items():
+        if getattr(entry, "needs_schemas", False):
+            raise ConfigError(
+                f"{settings.key(name, key)}: '{value}' needs a schema registry; expected registry: {{url: http://...}}"
+            )

@@ -91,6 +91,7 @@ Label = Annotated[str, Field(min_length=1), AfterValidator(str.strip)]
 Topic = Annotated[str, AfterValidator(_topic_name)]
 File = Annotated[Path, AfterValidator(from_file)]
 Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Wait = Annotated[float, Field(gt=0, le=1_000_000)]
 """Seconds of one wait; the operating system limits how long a wait can be."""

@@ -51,6 +51,7 @@ from worker.settings.kinds import (
     from_file,
 )
 from worker.settings.references import labels_of
+from worker.settings.schema_registry import RegistrySettings
 from worker.settings.section import ContentSettings, Section
 from worker.settings.source import dotted
 from worker.settings.stores import OffloadSettings, ReferenceSettings, redacted
@@ -561,6 +562,8 @@ class Settings(Section):
     security: SecuritySettings = SecuritySettings()
     encryption: EncryptionSettings | None = None
     """Keys of encrypted payloads; needed where `input.unwrap` or `output.wrap` has aes-256-gcm."""
+    registry: RegistrySettings | None = None
+    """The schema registry of the formats avro, protobuf and json_schema."""
     _base: Path = PrivateAttr(default_factory=Path)
 
     @property
@@ -611,6 +614,8 @@ class Settings(Section):
             for section in (pipeline["input"].get("reference"), pipeline["output"].get("offload")):
                 if section is not None:
                     section["options"] = redacted(section["options"])
+        if self.registry is not None:
+            plain["registry"] = self.registry.redacted()
         return plain
 
     def secrets(self) -> list[str]:
@@ -630,6 +635,7 @@ class Settings(Section):
         for pipeline in self.pipelines.values():
             for section in (pipeline.input.reference, pipeline.output.offload):
                 values.update(store_secrets(section.options) if section is not None else ())
+        values |= self.registry.secrets() if self.registry is not None else set()
         return sorted(values, key=len, reverse=True)
 
 

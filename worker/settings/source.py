@@ -21,7 +21,9 @@ from worker.errors import ConfigError
 Key = tuple[str, ...]
 """A setting by its path from the top: ``("input", "topics")``; ``*`` stands for a name of the user's choice."""
 
-_SECRET = (("kafka",), ("encryption",))
+FLAT: tuple[Key, ...] = (("kafka",), ("registry",))
+"""Sections whose keys hold dots of their own."""
+_SECRET: tuple[Key, ...] = (*FLAT, ("encryption",))
 """Sections whose values no message shows."""
 VALUES_MAX = 100_000
 """Values in one configuration, those behind aliases counted each time; the largest real ones have hundreds."""
@@ -181,7 +183,7 @@ def _text_of(path: Path) -> str:
 
 
 def _override(document: dict[str, Any], override: str) -> None:
-    """Lay one ``a.b=yaml`` over the document; behind ``kafka.`` the rest is one key."""
+    """Lay one ``a.b=yaml`` over the document; behind ``kafka.`` and ``registry.`` the rest is one key."""
     name, equals, text = override.partition("=")
     name = name.strip()
     option = f"--set {dotted([name])}"
@@ -195,7 +197,7 @@ def _override(document: dict[str, Any], override: str) -> None:
     at = document
     rest = name
     while True:
-        key, rest = _split(rest, at, whole=at is document.get("kafka"))
+        key, rest = _split(rest, at, whole=_is_flat(at, document))
         if not rest:
             at[key] = value
             return
@@ -206,6 +208,10 @@ def _override(document: dict[str, Any], override: str) -> None:
             found = "one value" if (name.partition(".")[0],) in _SECRET else describe(at[key])
             raise ConfigError(f"{option}: {parent} is {found}, not a mapping")
         at = at[key]
+
+
+def _is_flat(mapping: Mapping[str, Any], document: Mapping[str, Any]) -> bool:
+    return any(mapping is document.get(section) for (section, *_) in FLAT)
 
 
 def _split(name: str, mapping: Mapping[str, Any], whole: bool) -> tuple[str, str]:
@@ -222,8 +228,8 @@ def _split(name: str, mapping: Mapping[str, Any], whole: bool) -> tuple[str, str
 def _expand(value: Any, key: Key) -> Any:
     """``value`` with every ``${ENV}`` and ``${ENV:-default}`` in its texts replaced.
 
-    A text that is one variable and nothing else may stand for a list, a mapping or null; not under ``kafka``,
-    where a password may well begin with a bracket.
+    A text that is one variable and nothing else may stand for a list, a mapping or null; not under ``kafka``
+    or ``registry``, where a password may well begin with a bracket.
     """
     if isinstance(value, dict):
         return {name: _expand(inner, (*key, str(name))) for name, inner in value.items()}

@@ -64,6 +64,8 @@ class KafkaState:
     """Partitions assigned to this process."""
     errors: Counter[str] = field(default_factory=Counter)
     """Name of librdkafka's error code -> errors of the clients since the start."""
+    outside: bool = True
+    """Whether everyone outside for whom records wait, such as a store, can be reached."""
 
 
 @dataclass(slots=True)

@@ -130,6 +130,12 @@ ASSIGNED_PARTITIONS = Metric(
 BROKER_AVAILABLE = Metric(
     "broker_available", "gauge", "", "1 while the consumer is connected to any broker, else 0."
 )
+OUTSIDE_AVAILABLE = Metric(
+    "outside_available",
+    "gauge",
+    "",
+    "0 while a store or a schema registry that records wait for does not answer, else 1.",
+)
 KAFKA_ERRORS = Metric(
     "kafka_errors_total",
     "counter",
@@ -166,6 +172,7 @@ METRICS = (
     MODEL_REFUSED,
     ASSIGNED_PARTITIONS,
     BROKER_AVAILABLE,
+    OUTSIDE_AVAILABLE,
     KAFKA_ERRORS,
     LOG_LINES_DROPPED,
 )

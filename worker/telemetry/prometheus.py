@@ -81,6 +81,7 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
         yield names.REWINDS, (cause,), rewinds
     yield names.ASSIGNED_PARTITIONS, (), snapshot.kafka.assigned
     yield names.BROKER_AVAILABLE, (), snapshot.kafka.available
+    yield names.OUTSIDE_AVAILABLE, (), snapshot.kafka.outside
     for code, errors in snapshot.kafka.errors.items():
         yield names.KAFKA_ERRORS, (code,), errors
     yield names.LOG_LINES_DROPPED, (), logs.dropped_lines()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 1.0
 """How often the ends of the partitions are looked up."""
+REGISTRY = "schema registry"
+"""How the place begins that a registry has among those that records wait for."""
 UNREADY_AFTER_S = 10.0
 """After this long without any broker the worker is not ready. The restart of one broker usually takes less."""
 
@@ -158,6 +160,11 @@ class Vitals:
         """Whether no broker can be reached, as of the last look."""
         return self._brokerless is not None
 
+    def someone_away(self) -> bool:
+        """Whether the brokers, or a schema registry that records wait for, cannot be reached, as of the last look."""
+        views = self._reading.partitions.values()
+        return self.brokers_away() or any(view.away and REGISTRY in view.waits for view in views)
+
     def _brokerless_s(self) -> float:
         return 0.0 if self._brokerless is None else (self._clock_ns() - self._brokerless[0]) / 1e9
 
@@ -240,7 +247,8 @@ class Vitals:
                 reach.unreadable if position == reach.position else 0,
                 reach.age_s,
             )
-        kafka = KafkaState(self._brokerless is None, len(window.owned), sum(self._errors(), Counter()))
+        errors = sum(self._errors(), Counter())
+        kafka = KafkaState(self._brokerless is None, len(window.owned), errors, self.waits_outside() is None)
         return self._meters.snapshot(loop.budget.held, partitions, kafka)
 
     def answer(self) -> None:
