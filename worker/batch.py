@@ -26,6 +26,9 @@ T = TypeVar("T")
 CONTENT_LENGTH = "inference-header-content-length"
 """Record header of a binary Open Inference Protocol body: the length of its JSON part in ASCII decimal."""
 
+PAYLOAD_HEADERS = frozenset({"content-encoding", "content-type", "streaminfer.encryption"})
+"""Names (lower case) of the headers that may say that a value is wrapped, or a structured event."""
+
 RENAMED_HEADERS = "streaminfer.headers.renamed"
 """Name of a header that the source puts before those of a record whose header names are not all UTF-8. It counts only
 as this very object (compare with ``is``): anyone can send a header of the same name."""
@@ -239,12 +242,20 @@ class Envelope(Protocol):
         """Do that for the finished results of these rows."""
 
     def error(self, columns: Columns, row: int, rejection: Rejection) -> tuple[bytes, Headers | None]:
-        """What a rejected record puts on the output topic where ``output.errors`` is on: body and headers."""
+        """What a rejected record puts on the output topic where ``output.errors`` is on: body and headers.
+
+        Raises:
+            Reject: custom code cannot wrap it; nothing goes out then.
+        """
 
     def expired(
         self, columns: Columns, row: int, message: str, servable: Servable
     ) -> tuple[bytes, Headers | None]:
-        """What an expired record puts on the output topic where ``limits.expired`` is ``publish``: body and headers."""
+        """What an expired record puts on the output topic where ``limits.expired`` is ``publish``: body and headers.
+
+        Raises:
+            Reject: custom code cannot wrap it.
+        """
 
     def headers(self, columns: Columns, row: int) -> Headers | None:
         """Headers of a tombstone that is passed on; None where it has none."""
@@ -264,12 +275,19 @@ class Opening(Protocol):
     def applies(self, headers: Headers | None) -> bool:
         """Whether a record with these headers has to be opened."""
 
-    def cost(self, value: bytes, headers: Headers | None) -> tuple[int, int]:
-        """What opening a record needs: (most bytes that may be inside, bytes of memory for it).
+    @property
+    def secret(self) -> bool:
+        """What is inside is encrypted: no message may quote it."""
+
+    def cost(self, value: bytes, headers: Headers | None) -> tuple[int, int, int]:
+        """What opening a record needs: (most bytes inside, memory for unwrapping, most memory for parsing an event).
 
         Raises:
             Reject: the value's own header says that it cannot be opened.
         """
+
+    def is_event(self, headers: Headers) -> bool:
+        """Whether the headers say that the value is a structured event."""
 
     def counted(self, value: bytes, headers: Headers | None) -> Headers | None:
         """The headers as they count: with the attributes of a structured event, where the value is a readable one.

@@ -74,7 +74,11 @@ def expire(
     elif policy == "drop":
         outcomes.dropped.add(row)
     else:
-        outcomes.bodies[row], headers = route.envelope.expired(columns, row, message, servable)
+        try:
+            outcomes.bodies[row], headers = route.envelope.expired(columns, row, message, servable)
+        except Reject as error:
+            outcomes.rejected[row] = Rejection.of(error, "encode", route.envelope)
+            return
         _put_headers(outcomes, row, headers)
 
 

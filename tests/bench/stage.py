@@ -27,8 +27,11 @@ from typing import IO, Any
 import yaml
 from confluent_kafka import OFFSET_END, Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from payloads import wrapped
 from peers import PEERS
 from workloads import Workload
+
+from worker.batch import Headers
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -138,6 +141,8 @@ class Subject:
     replicas: int = 1
     metrics: bool = False
     """With a metrics topic and an HTTP port."""
+    headers: Headers = field(default_factory=list)
+    """Of every record."""
     warm_up: int = 0
     """Records before its rounds; 0 = a tenth of a round."""
     counts_records: bool = False
@@ -323,6 +328,10 @@ class Running:
 
     def _fill(self, count: int) -> None:
         subject, values = self.subject, self.subject.workload.values
+        headers = subject.headers
+        if subject.workload.wrap:
+            values, needed = wrapped(values, subject.workload.wrap, self._input)
+            headers = headers or needed
         if subject.broker.kind == "embedded":
             waiting = sum(map(len, values)) / len(values) * count / subject.partitions
             assert waiting < EMBEDDED_BYTES_PER_PARTITION, (
@@ -335,12 +344,24 @@ class Running:
         for partition in range(subject.partitions):
             part = rows[: min(share, left)]
             left -= len(part)
+            if headers:  # which a batch cannot have
+                self._fill_one_by_one(part, partition, headers)
+                continue
             for start in range(0, len(part), 1000):
                 chunk, sent = part[start : start + 1000], 0
                 while (sent := sent + self._producer.produce_batch(self._input, chunk[sent:], partition=partition)) < len(chunk):  # fmt: skip
                     self._producer.poll(0.01)
         if self._producer.flush(60):
             raise RuntimeError(f"{subject.name}: its input topic could not be filled")
+
+    def _fill_one_by_one(self, part: list[dict[str, bytes]], partition: int, headers: Headers) -> None:
+        for row in part:
+            while True:
+                try:
+                    self._producer.produce(self._input, row["value"], partition=partition, headers=headers)
+                    break
+                except BufferError:
+                    self._producer.poll(0.01)
 
     def cpu_s(self) -> float:
         """CPU seconds of all its processes together."""

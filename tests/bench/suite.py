@@ -16,6 +16,7 @@ from typing import Any
 
 import limits
 import vision
+from payloads import ENCRYPTION, library_us
 from peers import ANCHORS, PEERS
 from report import Measured, Paced, Report
 from stage import Broker, CpuWatch, Round, Running, Subject, busy_cores
@@ -263,6 +264,28 @@ class Suite:
         found = self._compare("telemetry", [self._worker(work, "off"), on])
         self.report.at_most("telemetry", "CPU, on over off", found["on"].cpu_us / found["off"].cpu_us, 1.05)
 
+    def payloads(self) -> None:
+        """Wrapped values against the plain ones and the library's own call to unwrap them."""
+        self._wrapped("payloads", ["gzip", "zstd"])
+        self._wrapped("frames", ["aes-256-gcm"])
+
+    def _wrapped(self, name: str, filters: Sequence[str]) -> None:
+        """The same records plain, with a header that is read as well, and in each of these filters."""
+        work, group = self._workload(name), f"{name}, wrapped"
+        plain = self._worker(work, "plain")
+        plain.headers = [("x-kind", b"a header as long as that of an encrypted value, which is read as well")]
+        subjects, alone = [plain], {}
+        for each in filters:
+            alone[each] = library_us(work.values, each)
+            unwraps = {**work.settings["input"], "unwrap": [each]}
+            inside = replace(work, wrap=(each,), settings={**work.settings, "input": unwraps})
+            keys = {"encryption": ENCRYPTION} if each == "aes-256-gcm" else {}
+            subjects.append(self._worker(inside, each, **keys))
+        found = self._compare(group, subjects)
+        for each, library in alone.items():
+            ratio = found[each].cpu_us / (found["plain"].cpu_us + library)
+            self.report.at_most(group, f"CPU, {each} over plain + the library's call", ratio, 1.1)
+
     def spread(self) -> None:
         """The same records over 1, 12 and 100 partitions."""
         work = self._workload("json")
@@ -484,6 +507,7 @@ GROUPS: dict[str, Callable[[Suite], None]] = {
     "delivery": Suite.delivery,
     "rtt": Suite.rtt,
     "telemetry": Suite.telemetry,
+    "payloads": Suite.payloads,
     "partitions": Suite.spread,
     "backlog": Suite.backlog,
     "replicas": Suite.replicas,

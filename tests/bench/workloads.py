@@ -41,6 +41,8 @@ class Workload:
     """Best batch of the hand-written ways."""
     longer: int = 1
     """How many times as many make a round on a real broker."""
+    wrap: tuple[str, ...] = ()
+    """Payload filters around the values, the innermost first; the worker's configuration takes them off."""
 
     @property
     def long_records(self) -> int:
@@ -88,6 +90,27 @@ def nested_mlp(folder: Path) -> Workload:
         title="JSON, 20 fields by dotted path -> MLP 20-64-64-10 -> JSON",
         values=values,
         settings={**plain.settings, "input": {"format": "json", "fields": fields}},
+    )
+
+
+def wide_json(folder: Path) -> Workload:
+    """JSON with 1,000 features, some 9 KB: what is worth wrapping."""
+    rows = np.random.default_rng(1).random((200, 1000), np.float32).round(6)
+    return Workload(
+        "payloads",
+        "JSON of 9 KB with 1,000 features -> MLP 1000-64-10 -> JSON, plain and wrapped",
+        [orjson.dumps({"features": row}, option=orjson.OPT_SERIALIZE_NUMPY) for row in rows],
+        {
+            "input": {"format": "json"},
+            "model": {"path": str(many_features(folder)), "name": "mlp", "threads": 1},
+            "batching": {"max_size": 64},
+            "postprocess": {"classification": {"top_k": 3}},
+            "output": {"format": "json"},
+        },
+        records=4_000,
+        single_records=1_000,
+        batch=64,
+        longer=5,
     )
 
 
@@ -329,6 +352,7 @@ WORKLOADS = {
     "int8": jpeg_int8,
     "video": video,
     "wide": wide,
+    "payloads": wide_json,
 }
 """Maker of each workload by name; writes its model into the folder given."""
 
@@ -411,6 +435,12 @@ def mlp(folder: Path) -> Path:
     return graph.save(
         folder / "mlp.onnx", [FEATURES], graph.node("Softmax", graph.dense(x, 64, CLASSES), axis=-1)
     )
+
+
+def many_features(folder: Path) -> Path:
+    graph = Graph()
+    hidden = graph.relu(graph.dense("x", 1000, 64))
+    return graph.save(folder / "many-features.onnx", [1000], graph.dense(hidden, 64, CLASSES))
 
 
 def few_pixels(folder: Path) -> Path:

@@ -34,6 +34,15 @@ import fuzz_registry
 from clips import moving, write_clip
 from decode_support import Decoding
 from encode_support import batch_of, encode, make_encoder
+from fuzz_payloads import (
+    EVENT_TOKENS,
+    EVENTS,
+    FILTER_SEEDS,
+    check_encrypted,
+    check_event,
+    check_filter,
+    encrypted,
+)
 from sound_targets import SOUND_TOKENS, check_sound, sound_seeds
 from vision_targets import check_vision
 
@@ -914,5 +923,10 @@ TARGETS = {
         fuzz_registry.check_protobuf, fuzz_registry.protobuf_seeds(), fuzz_registry.PROTOBUF_TOKENS
     ),
     "schema": Target(fuzz_registry.check_schema, fuzz_registry.schema_seeds(), fuzz_registry.SCHEMA_TOKENS),
+    "filter": Target(check_filter, FILTER_SEEDS, [seed[:18] for seed in FILTER_SEEDS] + [b"\xff" * 4]),
+    "encrypted": Target(
+        check_encrypted, [encrypted(), b"v1;alg=A256GCM;kid=a;salt=\n"], [b"kid=a", b";", b"=="]
+    ),
+    "event": Target(check_event, [json.dumps(event).encode() for event in EVENTS], EVENT_TOKENS),
     "result": Target(check_result, [b"\x02" + FLOAT_TOKENS[0] * 3, b"\x01" + bytes(range(50))], FLOAT_TOKENS),
 }

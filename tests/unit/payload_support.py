@@ -57,6 +57,7 @@ class Stream:
         with structlog.testing.capture_logs():
             self.rollout = next(iter(load(self.settings, keys=self.keys).values()))
         self.budget_bytes = self.settings.limits.in_flight_bytes
+        self.sick: str | None = None
         self.cost_bytes = 0
         """What the last records were charged beside their own bytes."""
 
@@ -80,11 +81,14 @@ class Stream:
         assert slab is not None
         assert len(slab.columns) == rows, "the records do not fit the budget together"
         self.cost_bytes = sum(batch.cost_bytes for batch in slab.batches)
-        pool = InlinePool(Engine(), Mailbox())
+        pool = InlinePool(Engine(retry_s=5.0), Mailbox())
         for batch in slab.batches:
             pool.submit(batch)
-            for back in pool.collect():
-                assert back.error is None, back.error
+            back: list[Any] = []
+            while not back:  # a record may want to be tried again
+                back = pool.collect(0.01)
+            assert back[0].error is None, back[0].error
+            self.sick = self.sick or batch.sick
         self.columns = slab.columns
         return lay_out(slab)
 

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from payload_support import Stream, document, gz, prediction, record
 
 from worker import settings
-from worker.batch import Columns, Headers, Partition
+from worker.batch import Batch, Columns, Headers, Partition
 from worker.errors import ConfigError, Reject
 from worker.loop.admission import EVENT_BYTES_MAX, Admission
 from worker.payload.opening import Opening
+from worker.serving.engine import Engine
 
 STRUCTURED = [("content-type", b"application/cloudevents+json")]
 OPENING = Opening(None, 1 << 20)
@@ -287,6 +288,39 @@ def admitted(*records: tuple[bytes, Headers], when: tuple[str, bytes] | None = N
         [Partition("in", 0)] * rows,
     )
     return Admission(fakes, None, "dead_letter", 1 << 30).admit(columns, 1e12)
+
+
+def test_a_large_event_is_charged_for_what_is_in_it() -> None:
+    """An event of one long text takes little more than its bytes; one of many small numbers takes many times as much."""
+    text = structured(data_base64="QUJD" * 2_000_000)
+    numbers = structured([0] * 500_000)
+    for (value, headers), least, most in ((text, 2, 6), (numbers, 8, 40)):
+        inside, unwrapping, event = OPENING.cost(value, headers)
+        assert (inside, unwrapping) == (len(value), 0)
+        assert least * len(value) <= event <= most * len(value)
+
+
+def test_what_an_event_refers_to_is_decoded_in_its_place(tmp_path: Path) -> None:
+    """A payload that was fetched for an event is unwrapped by the record's headers; the id is the event's."""
+    stream = Stream(tmp_path)
+    value = json.dumps(event(data_base64=None, dataref="s3://b/o")).encode()
+    columns = Columns(
+        [value], [None], [[*STRUCTURED, ("content-encoding", b"gzip")]], [0], [5], [Partition("in", 0)]
+    )
+    servable = stream.rollout.choose()
+    batch = Batch(
+        None, range(1), columns, stream.rollout.route, servable, 0, 0.0, payloads=[gz(record(1, 2, 3, 4))]
+    )
+    batch.to_open = {0}
+    engine = Engine()
+    for start, stop in engine.shards(batch):
+        engine.decode(batch, start, stop)
+    engine.infer(batch)
+    engine.finish(batch)
+    assert batch.outcomes is not None
+    assert not batch.outcomes.rejected
+    assert prediction(batch.outcomes.bodies[0]) == [1, 2, 3, 4]
+    assert json.loads(batch.outcomes.bodies[0] or b"")["id"] == "e1"
 
 
 def test_attributes_route_a_record() -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import models
 import pytest
 import yaml
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -59,11 +60,12 @@ def decrypted(value: bytes | None, headers: Headers | None, topic: str = RESULTS
     return AESGCM(data_key).decrypt(value[:12], value[12:], header + b"\n" + topic.encode())
 
 
-def stream_of(folder: Path, use: str | None = None, **sections: Any) -> Stream:
+def stream_of(folder: Path, model: bytes | None = None, use: str | None = None, **sections: Any) -> Stream:
     wrap = {"wrap": ["aes-256-gcm"]} if use else {}
     sections.setdefault("output", wrap)
     stream = Stream(
         folder,
+        model,
         **{"input": {"unwrap": ["aes-256-gcm"]}, "encryption": {"keys": TEXTS, "use": use}, **sections},
     )
     stream.wrap = encrypted  # type: ignore[assignment]
@@ -216,6 +218,30 @@ def test_an_encrypted_record_without_the_setting_is_told_apart(tmp_path: Path) -
     reason, message = Stream(tmp_path).refusal(*encrypted(record(1, 2, 3, 4)))
     assert reason == "undecodable"
     assert message == f"the record has header {HEADER}; expected aes-256-gcm in input.unwrap for it"
+
+
+def quotes(outputs: dict[str, Any]) -> Any:
+    """Custom code whose exception repeats what it was given."""
+    raise ValueError(f"cannot use {outputs['y'].tolist()} of the passphrase")
+
+
+def test_an_exception_that_quotes_the_content_is_not_told(tmp_path: Path) -> None:
+    """Custom code and the runtime may put values into their messages: of an encrypted record only the class is told."""
+    code = "test_encryption:quotes"
+    outcomes = stream_of(tmp_path, postprocess=code).send(encrypted(record(1, 2, 3, 4)))
+    why = outcomes.rejected[0]
+    assert (why.reason, why.stage) == ("model_error", "postprocess")
+    assert why.message == "builtins.ValueError; its message is not told, because the record is encrypted"
+    plain = Stream(tmp_path, postprocess=code).send((record(1, 2, 3, 4), None)).rejected[0]
+    assert plain.message == "cannot use [1.0, 2.0, 3.0, 4.0] of the passphrase"
+
+
+def test_a_sick_model_does_not_quote_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last words of a worker whose model is sick leave out the error of an encrypted record."""
+    stream = stream_of(tmp_path, models.raises_on(666.0))
+    monkeypatch.setattr(type(stream.rollout.choose().model), "sickness", lambda self: "it answers nonsense")
+    stream.send(encrypted(record(666, 0, 0, 0)))
+    assert stream.sick == "its warm-up input no longer gives its known output: it answers nonsense"
 
 
 def test_compressed_inside_encrypted_is_read_and_bounded(tmp_path: Path) -> None:

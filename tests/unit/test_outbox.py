@@ -12,6 +12,7 @@ from fakes import (
     DEAD_LETTERS,
     RESULTS,
     FakeClock,
+    FakeEnvelope,
     FakeKafka,
     FakeRollout,
     FakeSink,
@@ -23,8 +24,8 @@ from fakes import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.batch import Columns, Outcomes, Partition, Span
-from worker.errors import DeadLetterLimit, Rejection
+from worker.batch import Columns, Headers, Outcomes, Partition, Span
+from worker.errors import DeadLetterLimit, Reject, Rejection
 from worker.loop.accounts import tally
 from worker.loop.admission import Admission
 from worker.loop.budget import Budget
@@ -130,6 +131,20 @@ def test_a_refused_request_may_be_answered_too() -> None:
     assert desk.log == [(DEAD_LETTERS, A, 0), (RESULTS, A, 0)]
     assert desk.seen.messages[1].headers == [("traceparent", b"00-1")]
     assert slab.receipt.unanswered == 2
+
+
+def test_an_error_that_cannot_be_made_stays_out() -> None:
+    """Where custom code cannot wrap the error, the dead letter stands alone and the records beside it go on."""
+
+    class Unwilling(FakeEnvelope):
+        def error(self, columns: Columns, row: int, rejection: Rejection) -> tuple[bytes, Headers | None]:
+            raise Reject("no")
+
+    rollout = FakeRollout(errors=True)
+    object.__setattr__(rollout.route, "envelope", Unwilling())
+    desk = Desk(routes=[rollout])
+    desk.publish(desk.slab((A, [b"x", b"bad", b"x"])))
+    assert desk.log == [(RESULTS, A, 0), (DEAD_LETTERS, A, 1), (RESULTS, A, 2)]
 
 
 def test_a_request_refused_before_or_after_the_engine_is_answered_too() -> None:

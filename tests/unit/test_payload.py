@@ -17,8 +17,9 @@ import pytest
 import zstandard
 from payload_support import Stream, peak_bytes, prediction, record
 
-from worker import Reject, registry
+from worker import Reject, Retry, registry
 from worker.batch import Headers
+from worker.cli.main import main
 from worker.errors import ConfigError
 from worker.payload import NO_LIMIT, make_filter
 from worker.payload.headers import encodings, marks
@@ -342,6 +343,19 @@ def test_what_is_inside_is_charged_before(tmp_path: Path) -> None:
     assert stream.cost_bytes >= plain + len(text)
 
 
+def test_large_payloads_are_not_kept(tmp_path: Path) -> None:
+    """What is inside large records does not add up over a batch: each is decoded and let go before the next."""
+    size = 1 << 20
+    stream = Stream(tmp_path, models.mlp(size // 4, hidden=1), input={"format": "tensor", "unwrap": ["gzip"]})
+    values = [gz(np.full(size // 4, number, np.float32).tobytes()) for number in range(8)]
+    stream.send(*((value, None) for value in values))
+    with peak_bytes() as peak:
+        outcomes = stream.send(*((value, None) for value in values))
+    assert not outcomes.rejected
+    slots = 8 * size
+    assert peak[0] < slots + 4 * size
+
+
 def test_a_record_beyond_the_budget_is_refused(tmp_path: Path) -> None:
     """A value that could never be unpacked within limits.in_flight_bytes is too_large."""
     limits = {"in_flight_bytes": 40 << 20}
@@ -381,6 +395,25 @@ def test_custom_code_unwraps_and_wraps(tmp_path: Path) -> None:
     body = zstandard.ZstdDecompressor().decompress(outcomes.bodies[0] or b"")[::-1]
     assert prediction(body) == [1, 2, 3, 4]
     assert stream.refusal(gz(b"refuse this")) == ("invalid", "not this one")
+
+
+TRIES: list[bytes] = []
+
+
+def at_the_second_try(value: bytes, headers: Headers | None) -> bytes:
+    """Custom code that cannot be asked at once, as one that asks a service."""
+    TRIES.append(value)
+    if len(TRIES) == 1:
+        raise Retry("the service is away", after_s=0.0)
+    return value
+
+
+def test_custom_code_may_have_a_record_tried_again(tmp_path: Path) -> None:
+    """A Retry in input.unwrap has the record unwrapped again, and it is answered."""
+    TRIES.clear()
+    stream = Stream(tmp_path, input={"unwrap": ["test_payload:at_the_second_try"]})
+    assert stream.numbers(record(1, 2, 3, 4)) == [1, 2, 3, 4]
+    assert [record(1, 2, 3, 4)] * 2 == TRIES
 
 
 def test_what_custom_code_says_of_the_content_is_not_told(tmp_path: Path) -> None:
@@ -479,8 +512,32 @@ def test_a_wrap_that_fails_costs_the_record(tmp_path: Path) -> None:
     assert outcomes.bodies == [None]
 
 
+def test_an_error_that_cannot_be_wrapped_stays_out(tmp_path: Path) -> None:
+    """Where custom code cannot wrap the body that says why, nothing goes out in its place; the record is a dead letter."""
+    output = {"wrap": ["test_payload:refuses"], "errors": True}
+    stream = Stream(tmp_path, output=output, limits={"expired": "publish"})
+    outcomes = stream.send(
+        (record(1, 2, 3, 4), [("ce_expirytime", b"2020-01-01T00:00:00Z")]), (b"nonsense", None)
+    )
+    assert (outcomes.rejected[0].stage, outcomes.bodies) == ("encode", [None, None])
+    with pytest.raises(Reject, match="the error cannot be wrapped"):
+        stream.rollout.route.envelope.error(stream.columns, 1, outcomes.rejected[1])
+
+
 def refuses(value: bytes) -> bytes:
     raise KeyError("no")
+
+
+def test_bench_does_not_measure_what_it_cannot_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """bench sends plain values and reads plain results: a wrapped pipeline is refused in one sentence."""
+    Stream(tmp_path, output={"wrap": ["gzip"]})
+    sample = tmp_path / "sample.json"
+    sample.write_bytes(record(1, 2, 3, 4))
+    code = main(["bench", str(tmp_path / "worker.yaml"), "--rate", "1", "--source", str(sample)])
+    assert code == 2
+    assert "expected neither input.unwrap nor output.wrap" in capsys.readouterr().err
 
 
 def test_every_filter_stands_in_the_schema_and_the_table() -> None:

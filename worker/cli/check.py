@@ -16,6 +16,7 @@ from worker import settings as configuration
 from worker.batch import Headers
 from worker.cli.check_stores import check_stores
 from worker.cli.main import add_set_option
+from worker.cli.payloads import described
 from worker.errors import ConfigError, Reject, WorkerError
 from worker.settings import MIB, Settings
 from worker.telemetry import logs
@@ -100,6 +101,8 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace, hea
         report.check("http", lambda: _http(settings), str)
     report.line("batch path", True, f"{native.batch_path}, producer {native.producer_path}")
     report.line("memory", True, _memory(settings))
+    if payload := described(settings):
+        report.line("payload", True, payload)
     report.line("credentials", True, _credentials(settings))
     check_stores(report.check, settings, args.offline)
     if not args.offline:

@@ -59,3 +59,19 @@ def unwrapped(read: Read | None, value: bytes | None, headers: Headers) -> bytes
         return read(value, headers)
     except Reject:
         return value
+
+
+def described(settings: Settings) -> str:
+    """What is around the values of each pipeline and whose keys are there; empty where nothing is."""
+    parts = []
+    for name, pipeline in settings.pipelines.items():
+        taken, sent = pipeline.input, pipeline.output
+        if taken.unwrap or sent.wrap:
+            steps = f"{name}: unwraps {', '.join(taken.unwrap or ['nothing'])}"
+            if taken.unwrap:
+                steps += f" (at most {taken.unwrapped_bytes} bytes inside)"
+            parts.append(f"{steps}, wraps in {', '.join(sent.wrap or ['nothing'])}")
+    if settings.encryption is not None:
+        use = f", results use {settings.encryption.use}" if settings.encryption.use else ""
+        parts.append(f"keys {', '.join(settings.encryption.keys)}{use}")
+    return "; ".join(parts)

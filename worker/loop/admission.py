@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Protocol
 
 from worker.batch import (
+    PAYLOAD_HEADERS,
     RENAMED_HEADERS,
     SKIPPED_RECORD,
     UNREAD_RECORD,
@@ -63,6 +64,8 @@ class Admitted:
     decided: set[int]
     """Rows that need no model; their outcomes are below."""
     outcomes: Outcomes
+    marked: bool = False
+    """A header of some row may say that its value is wrapped, or a structured event."""
     to_open: set[int] = field(default_factory=set)
     """Rows whose value is wrapped, or a structured event."""
     deadlines_ms: dict[int, float] = field(default_factory=dict)
@@ -114,7 +117,7 @@ class Admission:
             columns = replace(columns, headers=counted)
         routes = self.route_of(columns)
         costs = [chosen[route].item_nbytes if route is not None else 0 for route in routes]
-        admitted = Admitted(routes, chosen, costs, set(), Outcomes.empty(rows))
+        admitted = Admitted(routes, chosen, costs, set(), Outcomes.empty(rows), _marked(columns))
         for row, headers in enumerate(given.headers):
             if headers and headers[0][0] is SKIPPED_RECORD:
                 admitted.outcomes.dropped.add(row)
@@ -172,20 +175,20 @@ class Admission:
         refused there.
         """
         found: list[Headers | None] | None = None
-        if not any(columns.headers):
+        if not _marked(columns):
             return None
         for row, headers in enumerate(columns.headers):
             value = columns.values[row]
             if not headers or not value or len(value) > EVENT_BYTES_MAX:
                 continue
             routes = self._by_topic.get(columns.partitions[row].topic, ())
-            if not any(route.when for route in routes) and EXPIRY_ATTRIBUTE not in value:
+            opening = routes[0].opening if routes else None
+            if opening is None or not opening.is_event(headers):
                 continue
-            for route in routes[:1]:
-                if route.opening is not None and route.opening.applies(headers):
-                    found = found or [*columns.headers]
-                    with suppress(Reject):
-                        found[row] = route.opening.counted(value, headers)
+            if any(route.when for route in routes) or EXPIRY_ATTRIBUTE in value:
+                found = found or [*columns.headers]
+                with suppress(Reject):
+                    found[row] = opening.counted(value, headers)
         return found
 
     def deadlines(self, columns: Columns) -> list[tuple[int, float]]:
@@ -218,7 +221,7 @@ class Admission:
             self._reject(admitted, row, Reject(limit, "too_large"))
         elif isinstance(value, Sample):
             self._put_into_window(admitted, row, value)
-        elif route.opening is not None and route.opening.applies(columns.headers[row]):
+        elif self._opens(admitted, columns.headers[row], route):
             try:
                 admitted.costs[row] += self._opened(
                     value, columns.headers[row], route, admitted.servables[route]
@@ -232,19 +235,25 @@ class Admission:
             except Reject as error:
                 self._reject(admitted, row, error)
 
+    def _opens(self, admitted: Admitted, headers: Headers | None, route: Route) -> bool:
+        """Whether a record of this route is wrapped, or a structured event."""
+        if route.opening is None:
+            return False
+        return route.opening.always or (admitted.marked and route.opening.applies(headers))
+
     def _opened(self, value: bytes, headers: Headers | None, route: Route, servable: Servable) -> int:
         """Bytes that opening and decoding a wrapped record take; what only an upper bound says, at most the whole budget."""
         assert route.opening is not None
-        inside, opening = route.opening.cost(value, headers)
+        inside, unwrapping, event = route.opening.cost(value, headers)
         room = self.budget_bytes - servable.item_nbytes - len(value)
         if route.opening.hides:
-            return min(opening, room)
-        if opening > room:
+            return min(unwrapping + event, room)
+        if unwrapping > room:
             raise Reject(
-                f"opening the record needs {opening} bytes, limits.in_flight_bytes is {self.budget_bytes}",
+                f"unwrapping the record needs {unwrapping} bytes, limits.in_flight_bytes is {self.budget_bytes}",
                 "too_large",
             )
-        return min(opening + servable.cost_of_length(inside), room)
+        return min(unwrapping + event + servable.cost_of_length(inside), room)
 
     def _put_into_window(self, admitted: Admitted, row: int, sample: Sample) -> None:
         """Only the record that completes a window goes to the model."""
@@ -286,6 +295,12 @@ class Admission:
     def _decide(self, admitted: Admitted, row: int) -> None:
         admitted.decided.add(row)
         admitted.costs[row] = 0
+
+
+def _marked(columns: Columns) -> bool:
+    """Whether any record has a header that may say something of its value; found by the few names that there are."""
+    names = {name for headers in columns.headers if headers for name, _ in headers}
+    return not PAYLOAD_HEADERS.isdisjoint(map(str.lower, names))
 
 
 def matches(when: tuple[str, bytes] | None, headers: Headers | None) -> bool:

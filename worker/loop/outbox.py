@@ -218,7 +218,10 @@ class Outbox:
         yield self._letter(sheet, span, row, why)
         if route is not None and route.destination.errors:
             to = route.destination
-            body, headers = route.envelope.error(columns, row, why)
+            try:
+                body, headers = route.envelope.error(columns, row, why)
+            except Reject:  # custom code cannot wrap it
+                return
             key = columns.keys[row]
             # An error that its topic would refuse stays out: the dead letter has said it already.
             if self._refusal(to.topic, key, body, headers) is None:

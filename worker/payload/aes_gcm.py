@@ -67,7 +67,8 @@ class AesGcm:
 
     def unwrap(self, value: bytes, headers: Headers, topic: str, at_most: int) -> bytes:
         """See :class:`worker.payload.Filter`."""
-        self.bound(value, at_most)
+        if len(value) - NONCE_BYTES - TAG_BYTES > at_most:
+            self.bound(value, at_most)
         header = last(headers, ENCRYPTION)
         if header is None:
             raise Reject(f"header {ENCRYPTION} is missing: the record is not encrypted", "undecodable")

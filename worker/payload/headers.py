@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from worker.batch import Headers
+from worker.batch import PAYLOAD_HEADERS, Headers
 
 CONTENT_ENCODING = "content-encoding"
 CONTENT_TYPE = "content-type"
 ENCRYPTION = "streaminfer.encryption"
 STRUCTURED = b"application/cloudevents+json"
-_MARKS = {len(name): name for name in (CONTENT_ENCODING, CONTENT_TYPE, ENCRYPTION)}
-"""By length: most names are told apart without making lower-case copies of them."""
+_LENGTHS = frozenset(map(len, PAYLOAD_HEADERS))
+"""Most names are told apart without making lower-case copies of them."""
 
 
 def last(headers: Headers | None, name: str) -> bytes | None:
@@ -23,14 +23,19 @@ def last(headers: Headers | None, name: str) -> bytes | None:
 def marks(headers: Headers) -> bool:
     """Whether the headers may say that the value is not what the input format reads: wrapped, or a structured event."""
     for name, value in headers:
-        if _MARKS.get(len(name)) == name.lower() and (len(name) != len(CONTENT_TYPE) or _names_event(value)):
+        if len(name) not in _LENGTHS or (mark := name.lower()) not in PAYLOAD_HEADERS:
+            continue
+        if mark != CONTENT_TYPE or _names_event(value):
             return True
     return False
 
 
 def is_structured(headers: Headers | None) -> bool:
     """Whether the value is a CloudEvent in structured mode, by its content type, whatever parameters that has."""
-    return _names_event(last(headers, CONTENT_TYPE))
+    for name, value in reversed(headers or ()):
+        if len(name) == len(CONTENT_TYPE) and name.lower() == CONTENT_TYPE:
+            return _names_event(value)
+    return False
 
 
 def encodings(headers: Headers | None) -> list[str]:

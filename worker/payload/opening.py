@@ -14,6 +14,7 @@ from worker.errors import ConfigError, Reject
 from worker.payload import Filter, events, make_filter
 from worker.payload.headers import CONTENT_ENCODING, ENCRYPTION, encodings, is_structured, last, marks
 from worker.payload.wrapping import Wrapping
+from worker.records.memory import json_bytes
 
 if TYPE_CHECKING:
     from worker.payload.keys import Keys
@@ -41,6 +42,8 @@ class Opening:
         """By the word of header ``content-encoding``: its filter, made when a record first names it."""
         self.always = bool(filters)
         """Every record is wrapped, whatever its headers say."""
+        self.secret = any(layer.exact for layer in filters or ())
+        """What is inside is encrypted: no message may quote it."""
         self.hides = self.runs_code or any(not layer.exact for layer in (filters or ())[1:])
         """The length inside cannot be told before the value is unwrapped."""
 
@@ -48,23 +51,31 @@ class Opening:
         """Whether a record with these headers has to be opened."""
         return self.always or (bool(headers) and marks(headers or []))
 
-    def cost(self, value: bytes, headers: Headers | None) -> tuple[int, int]:
-        """What opening a record needs: (most bytes that may be inside, bytes of memory for all steps together).
+    def is_event(self, headers: Headers) -> bool:
+        """Whether the headers say that the value is a structured event."""
+        return is_structured(headers)
+
+    def cost(self, value: bytes, headers: Headers | None) -> tuple[int, int, int]:
+        """What opening a record needs.
+
+        Returns:
+            Most bytes that may be inside; bytes of memory that unwrapping takes; most bytes that parsing the event takes,
+            where it is one.
 
         Raises:
             Reject: the value's own header says that it cannot be unwrapped, or has too many bytes inside.
         """
         layers = self._layers(headers)
-        if not layers:
-            return self._event_cost(len(value), len(value), headers)
-        return self._cost(layers, layers[0].bound(value, self._at_most), headers)
+        first = layers[0].bound(value, self._at_most) if layers else len(value)
+        if not headers or not is_structured(headers):
+            return (first, 2 * first, 0) if len(layers) == 1 else (*self._sizes(layers, first), 0)
+        inside, unwrapping = self._sizes(layers, first)
+        return inside, unwrapping, 2 * inside + (_EVENT_TIMES * inside if layers else json_bytes(value))
 
     def cost_of_length(self, nbytes: int, headers: Headers | None) -> tuple[int, int]:
-        """As :meth:`cost`, of a value of which only the length is known."""
+        """As the first two of :meth:`cost`, of a value of which only the length is known, and which is no event."""
         layers = self._layers(headers)
-        if not layers:
-            return nbytes, 0
-        return self._cost(layers, min(self._at_most, layers[0].bound_of(nbytes)), headers)
+        return self._sizes(layers, min(self._at_most, layers[0].bound_of(nbytes)) if layers else nbytes)
 
     def open(self, value: bytes, headers: Headers | None, topic: str) -> tuple[bytes, Headers | None]:
         """The bytes to decode, and the headers as they count.
@@ -72,7 +83,8 @@ class Opening:
         Raises:
             Reject: ``too_large``, ``undecodable`` or ``invalid``.
         """
-        value = self.unwrap(value, headers, topic)
+        for layer in self._filters if self._filters is not None else self._layers(headers):
+            value = layer.unwrap(value, headers or [], topic, self._at_most)
         if headers is None or not is_structured(headers):
             return value, headers
         event = events.parse(value)
@@ -90,20 +102,25 @@ class Opening:
         Raises:
             Reject: it is a broken one.
         """
-        if headers is None or self._layers(headers) or not is_structured(headers):
+        return headers if self._layers(headers) else self.with_attributes(value, headers)
+
+    def with_attributes(self, value: bytes, headers: Headers | None) -> Headers | None:
+        """As :meth:`counted`, of an event that is not wrapped itself, because the headers are about what it refers to.
+
+        Raises:
+            Reject: it is broken.
+        """
+        if headers is None or not is_structured(headers):
             return headers
         return events.merged(headers, events.parse(value))
 
-    def _cost(self, layers: Sequence[Filter], first: int, headers: Headers | None) -> tuple[int, int]:
+    def _sizes(self, layers: Sequence[Filter], first: int) -> tuple[int, int]:
+        """Most bytes inside all layers, and the memory of all steps, if the outermost has so many inside."""
         sizes = [first]
         for layer in layers[1:]:
             sizes.append(min(self._at_most, layer.bound_of(sizes[-1])))
         # What a library grows its result in exists beside the result for a moment.
-        inside, steps = self._event_cost(sizes[-1], sizes[-1], headers)
-        return inside, sum(sizes) + max(sizes) + steps
-
-    def _event_cost(self, inside: int, nbytes: int, headers: Headers | None) -> tuple[int, int]:
-        return inside, (_EVENT_TIMES + 1) * nbytes if is_structured(headers) else 0
+        return sizes[-1], sum(sizes) + max(sizes) if layers else 0
 
     def _layers(self, headers: Headers | None) -> Sequence[Filter]:
         """The filters around a record, outermost first.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from worker import extras
 from worker.batch import Headers
@@ -36,9 +35,10 @@ class Zstd:
 
     def bound(self, value: bytes, at_most: int) -> int:
         """The sum of what its frames state; where one states nothing, of what its blocks can hold."""
-        total = sum(frame.inside for frame in _frames(value, at_most))
+        frames = _frames(value)
+        total = frames[0].inside if len(frames) == 1 else sum(frame.inside for frame in frames)
         if total > at_most:
-            if all(frame.stated for frame in _frames(value, at_most)):
+            if all(frame.stated for frame in frames):
                 raise Reject(_too_large(at_most, total), "too_large")
             return at_most
         return total
@@ -48,8 +48,15 @@ class Zstd:
 
     def unwrap(self, value: bytes, headers: Headers, topic: str, at_most: int) -> bytes:
         """See :class:`worker.payload.Filter`."""
-        frames = _frames(value, at_most)
         unpack = self._decompressor(at_most).decompress
+        try:
+            # nearly every value is one frame that states its length, which needs no walk through the blocks
+            if 0 < self._library.frame_content_size(value) <= at_most:
+                whole: bytes = unpack(value, allow_extra_data=False)
+                return whole
+        except self._library.ZstdError:
+            pass  # several frames, or none: told below
+        frames = _frames(value)
         parts: list[bytes] = []
         left = at_most
         for frame in frames:
@@ -85,8 +92,7 @@ class Zstd:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
+class _Frame(NamedTuple):
     """Where a frame lies in the value, and how much is inside."""
 
     start: int
@@ -96,7 +102,7 @@ class _Frame:
     stated: bool
 
 
-def _frames(value: bytes, at_most: int) -> list[_Frame]:
+def _frames(value: bytes) -> list[_Frame]:
     """The frames of a value that hold anything.
 
     Raises:

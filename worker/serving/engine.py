@@ -37,6 +37,8 @@ OUT_OF_MEMORY = (
 )
 """Words, in lower case, of errors that mean that the batch may be too large. The runtime has no type or code for them."""
 
+FIRST_ERROR = " (first error: "
+
 
 class Engine:
     """The three steps, for the servable that a batch pins. Pool threads call them: no two threads the same step of one
@@ -88,6 +90,8 @@ class Engine:
                 batch.runs.extend(self._answer(batch, servable, group))
         except _SickError as sick:
             batch.sick, batch.runs = str(sick), []
+            if batch.route.opening is not None and batch.route.opening.secret:
+                batch.sick = batch.sick.partition(FIRST_ERROR)[0]
             return
         servable.run_limit.good()
         if batch.runs and servable.checkup.begin(self._clock_ns()):
@@ -121,6 +125,8 @@ class Engine:
                 batch.feed.postponed.pop(row, None)
         if batch.feed.postponed and batch.sick is None:
             postpone(batch, self._retry_s, self._clock_ns())
+        if batch.outcomes.rejected and batch.route.opening is not None and batch.route.opening.secret:
+            opened.withhold(batch)
         batch.feed.arrays = None
         batch.feed.items = []
         batch.payloads = []
@@ -155,7 +161,7 @@ class Engine:
 
     def _isolate(self, batch: Batch, servable: Servable, group: Group, error: Exception) -> list[Run]:
         if (why := servable.model.sickness()) is not None:
-            raise _SickError(f"{NO_KNOWN_OUTPUT}: {why} (first error: {_one_line(error)})") from error
+            raise _SickError(f"{NO_KNOWN_OUTPUT}: {why}{FIRST_ERROR}{_one_line(error)})") from error
         parts = servable.run_limit.items
         if _out_of_memory(error) and group.windowed and 1 < parts <= group.item_count:
             servable.run_limit.out_of_memory(parts)

@@ -10,7 +10,7 @@ import orjson
 
 from worker.batch import Batch, Columns, Headers, Servable, pick
 from worker.encode.rows import header_column, request_of, source_of
-from worker.errors import Postponed, Rejection, Retry
+from worker.errors import Postponed, Reject, Rejection, Retry
 from worker.payload import events
 from worker.payload.headers import CONTENT_ENCODING, CONTENT_TYPE, ENCRYPTION, is_structured
 from worker.records import ReadId
@@ -198,14 +198,22 @@ class Envelope:
     def _without_answer(
         self, columns: Columns, row: int, id_: str, said: dict[str, Any]
     ) -> tuple[bytes, Headers | None]:
-        """A body that says why there is no answer, with its headers, wrapped as answers are."""
+        """A body that says why there is no answer, with its headers, wrapped as answers are.
+
+        Raises:
+            Reject: custom code cannot wrap it.
+        """
         body = self.write(orjson.dumps(said))
         headers = [*(self.headers(columns, row) or []), *self._always]
         if self._results is not None:
             self._results.add(headers, source_of(columns, row), id_, events.now(), error=True)
         if self._wrapping is not None:
             seal = self._wrapping.now()
-            body = seal(body)
+            try:
+                body = seal(body)
+            except Exception as error:  # custom code: nothing goes out unwrapped in its place
+                reason = error.reason if isinstance(error, Reject) else "model_error"
+                raise Reject(f"the error cannot be wrapped: {error}", reason) from None
             headers += seal.headers
         return body, headers or None
 
