@@ -67,10 +67,15 @@ def test_from_a_folder_through_the_store_and_back(
     produce(
         embedded_broker.bootstrap, source, [{"value": None, "headers": [("ce_dataref", b"s3://frames/gone")]}]
     )
+    shop.objects["/frames/event"] = b'{"features": [7, 0, 0, 0]}'
+    event = b'{"specversion": "1.0", "id": "e", "source": "s", "type": "t", "dataref": "s3://frames/event"}'
+    structured = [("content-type", b"application/cloudevents+json")]
+    produce(embedded_broker.bootstrap, source, [{"value": event, "headers": structured}])
     worker = Worker.start(config)
-    wait_for_outputs(embedded_broker.bootstrap, [output, letters], 6, [worker])
+    wait_for_outputs(embedded_broker.bootstrap, [output, letters], 7, [worker])
     assert worker.stop()[0] == 0
-    for n, message in enumerate(read_all(embedded_broker.bootstrap, output)):
+    answers = zip((0, 1, 2, 3, 4, 7), read_all(embedded_broker.bootstrap, output), strict=True)
+    for n, message in answers:
         small = orjson.loads(message.value())
         stored = orjson.loads(shop.objects["/" + small["dataref"].removeprefix("s3://")])
         assert stored["prediction"]["outputs"]["y"][0] == n
@@ -83,7 +88,7 @@ def test_from_a_folder_through_the_store_and_back(
     shop.objects["/frames/gone"] = b'{"features": [9, 0, 0, 0]}'
     assert main(["dlq", "replay", str(config)]) == 0
     worker = Worker.start(config)
-    wait_for_outputs(embedded_broker.bootstrap, [output], 6, [worker])
+    wait_for_outputs(embedded_broker.bootstrap, [output], 7, [worker])
     assert worker.stop()[0] == 0
     shop.down = 503
     assert main(["check", str(config)]) == 3

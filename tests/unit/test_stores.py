@@ -16,6 +16,7 @@ from shop import Shop
 from worker.errors import ConfigError, Reject
 from worker.outside import Away, NotYet, Sized
 from worker.registry import FETCHERS
+from worker.settings import validate
 from worker.settings.stores import ReferenceSettings
 from worker.stores.references import SHA256, References
 
@@ -408,3 +409,28 @@ def test_an_option_that_is_not_known_is_a_mistake(shop: Shop) -> None:
     with pytest.raises(ConfigError, match="regoin") as wrong:
         references(allow=["s3://frames/"], options={"regoin": "hidden-value"})
     assert "hidden-value" not in str(wrong.value)
+
+
+def test_credentials_are_never_shown(tmp_path: Path) -> None:
+    """Settings fit for a log have the region and no key; every key is among the words that a log line must not hold."""
+    options = {"region": "eu", "secret_access_key": "SECRETSECRET", "s3": {"access_key_id": "AKIAKEYKEY"}}
+    document = {
+        "input": {
+            "topics": ["in"],
+            "format": "json",
+            "reference": {"allow": ["s3://b1/"], "options": options},
+        },
+        "model": {"path": "m.onnx"},
+        "output": {"topic": "out", "offload": {"to": "s3://b2/", "options": {"sas_token": "TOKENTOKEN"}}},
+        "dead_letter": {"topic": "dead"},
+        "kafka": {"bootstrap.servers": "localhost:9092", "group.id": "g"},
+    }
+    settings = validate(document, tmp_path)
+    shown = str(settings.redacted())
+    assert "'region': 'eu'" in shown
+    assert not any(word in shown for word in ("SECRETSECRET", "AKIAKEYKEY", "TOKENTOKEN"))
+    assert {"SECRETSECRET", "AKIAKEYKEY", "TOKENTOKEN"} <= set(settings.secrets())
+    document["input"]["reference"]["allow"] = ["https://user:PASSWORD@host/"]  # type: ignore[index]
+    with pytest.raises(ConfigError) as wrong:
+        validate(document, tmp_path)
+    assert "PASSWORD" not in str(wrong.value)

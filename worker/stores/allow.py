@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
 
 from worker.errors import Reject
@@ -84,7 +85,8 @@ def _root(entry: str) -> Url:
         # A bucket's root alone names no object: give it one for a moment.
         probe = parse(entry + "x") if entry.endswith("/") else parse(entry + "/x")
     except BadUrl as error:
+        shown = re.sub(r"//[^/]*@", "//...@", entry)
         raise ValueError(
-            f"got {entry!r}, expected the beginning of URLs, such as s3://frames/ or https://media.example/in/ ({error})"
+            f"got {shown!r}, expected the beginning of URLs, such as s3://frames/ or https://media.example/in/ ({error})"
         ) from None
     return Url(probe.scheme, probe.host, probe.port, probe.path[:-1])
