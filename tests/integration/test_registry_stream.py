@@ -226,3 +226,25 @@ def test_a_registry_that_is_away_is_waited_for(stage: Stage) -> None:
         )
         assert reasons == [b"invalid", b"undecodable"]
         assert len(stage.results()) == 602
+
+
+@pytest.mark.slow
+def test_other_partitions_go_on_while_a_registry_is_away(stage: Stage) -> None:
+    """A record of an unknown schema holds its own partition; records of known schemas in the others are answered meanwhile."""
+    with registry() as server:
+        known, unknown = server.add(version(0)), server.add({**version(0), "doc": "another"})
+        parsed = fastavro.parse_schema(version(0))
+        record = {"a": 1.0, "nested": {"b": 2.0}, "list": [0, 3], "c": 4.0}
+        stage.start(server.url)
+        stage.send([written(known, parsed, record)] * PARTITIONS)
+        stage.wait(PARTITIONS)
+        server.fault = "500"
+        stage.send([written(unknown, parsed, record)])  # goes to partition 0
+        wait_for(lambda: server.asked(f"/schemas/ids/{unknown}") > 1, "the registry to be asked")
+        stage.send([written(known, parsed, record)] * 300)
+        stage.wait(PARTITIONS + 200)
+        assert {partition for partition, _ in stage.results()} == set(range(PARTITIONS))
+        assert len(stage.results()) == PARTITIONS + 200
+        server.fault = ""
+        stage.wait(PARTITIONS + 301)
+        assert read_all(stage.bootstrap, stage.letters) == []

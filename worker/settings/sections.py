@@ -462,7 +462,7 @@ class LimitsSettings(Section):
     retry_s: Wait = 20.0
     """Time for which custom code may have a record tried again (`worker.Retry`), 0 = not at all; at most three quarters of stall_s."""
     outage_s: Seconds | None = None
-    """No broker reachable for this long ends the process with exit code 5. Unset: an outage is waited out, however long."""
+    """No broker, or no schema registry that records wait for, reachable for this long ends the process with exit code 5. Unset: an outage is waited out, however long."""
     drain_s: Wait = 25.0
     """Time to finish what was taken after SIGTERM."""
     revoke_s: Wait = 10.0
