@@ -518,6 +518,16 @@ def zipmap() -> bytes:
     )
 
 
+def sequence() -> bytes:
+    """An output that is a sequence of tensors, which the worker cannot read."""
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    return build(
+        [helper.make_node("SequenceConstruct", ["x"], ["y"])],
+        [tensor("x", np.float32, ["N", 2])],
+        [helper.make_value_info("y", kind)],
+    )
+
+
 def external(folder: Path, name: str = "model.onnx") -> Path:
     """A linear layer, float32 (N, 4) -> (N, 3), whose ``weights`` lie in b.bin and ``bias`` in a.bin beside it."""
     model = onnx.load_from_string(

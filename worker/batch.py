@@ -409,6 +409,8 @@ class Padding:
     """What stands in the added positions."""
     multiple: int = 1
     """Lengths are rounded up to a multiple of this, so that a model meets fewer shapes."""
+    longest: int | None = None
+    """Rounding up goes no further than this, because the model takes no longer items; None = no such limit."""
     before: bool = False
     """The added positions come before the item's own, not behind them."""
     group: str = ""
@@ -432,6 +434,8 @@ class Feed:
     rejected: dict[int, Rejection] = field(default_factory=dict)
     postponed: dict[int, Postponed] = field(default_factory=dict)
     """Rows that custom code wants tried again."""
+    truncated: set[int] = field(default_factory=set)
+    """Rows whose text was longer than the model may be given; see the metric ``truncated_total``."""
 
 
 @dataclass(frozen=True, slots=True)

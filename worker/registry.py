@@ -101,6 +101,7 @@ INPUT_FORMATS: Registry[InputFormat] = Registry(
         "avro": "worker.records.avro:AvroDecoder",
         "protobuf": "worker.records.protobuf:ProtobufDecoder",
         "json_schema": "worker.records.json_schema:JsonSchemaDecoder",
+        "text": "worker.records.text:TextDecoder",
     },
     custom="worker.records.custom:CustomDecoder",
 )
@@ -113,6 +114,7 @@ CONTENTS: Registry[Content] = Registry(
         "numeric": "worker.features.numbers:Numeric",
         "constant": "worker.features.constant:Constant",
         "bytes": "worker.features.byte_values:Bytes",
+        "text": "worker.features.text:Text",
     },
 )
 POSTPROCESSES: Registry[PostprocessEntry] = Registry(
@@ -128,6 +130,8 @@ POSTPROCESSES: Registry[PostprocessEntry] = Registry(
         "regression": "worker.postprocess.regression:Regression",
         "embedding": "worker.postprocess.embedding:Embedding",
         "segments": "worker.postprocess.segments:Segments",
+        "tokens": "worker.postprocess.tokens:Tokens",
+        "fields": "worker.postprocess.fields:Fields",
         "raw": "worker.postprocess.raw:Raw",
     },
     custom="worker.postprocess.custom:CustomPostprocess",

@@ -13,6 +13,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,31 @@ def _predict_jpeg(session: Any, message: Message) -> bytes:
     return _result(message, y[0])
 
 
+def _predict_text(session: Any, message: Message) -> bytes:
+    found = _tokenizer().encode((message.value() or b"").decode())
+    tensors = {
+        "input_ids": found.ids,
+        "attention_mask": found.attention_mask,
+        "token_type_ids": found.type_ids,
+    }
+    (hidden,) = session.run(None, {name: np.array([each], np.int64) for name, each in tensors.items()})
+    mean = hidden[0].mean(axis=0)
+    source = {"topic": message.topic(), "partition": message.partition(), "offset": message.offset()}
+    embedding = (mean / np.linalg.norm(mean)).tolist()
+    return json.dumps({"source": source, "prediction": {"embedding": embedding}}).encode()
+
+
+@cache
+def _tokenizer() -> Any:
+    import tokenizers
+    from text_models import minilm
+
+    made = tokenizers.Tokenizer.from_file(str(minilm()[1]))
+    made.no_padding()
+    made.enable_truncation(512)
+    return made
+
+
 def _result(message: Message, scores: Any) -> bytes:
     best = np.argsort(-scores)[:3]
     top = [{"label": str(c), "score": float(scores[c])} for c in best]
@@ -194,6 +220,7 @@ _PREDICT: dict[str, Callable[[Any, Message], bytes]] = {
     "raw": _predict_raw,
     "jpeg": _predict_jpeg,
     "resnet": _predict_jpeg,
+    "text": _predict_text,
 }
 
 if __name__ == "__main__":

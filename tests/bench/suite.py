@@ -176,6 +176,17 @@ class Suite:
         """Frames through a network of ResNet-50's size."""
         self._frames("resnet")
 
+    def text(self) -> None:
+        """Texts through a sentence encoder: tokenizing, padding and runs of like length against the same by hand."""
+        work = self._workload("text")
+        # messaging costs a thousandth of a run here: the bare loop is left out
+        found = self._compare(work.name, [self._worker(work), self._loop(work, "one_by_one")], work)
+        worker = found["worker"]
+        self.report.at_most(work.name, "CPU over compute limit", worker.cpu_us / found["limit"].cpu_us, 1.1)
+        self.report.at_least(
+            work.name, "records/s over one by one", worker.per_s / found["one_by_one"].per_s, 3.0
+        )
+
     def int8(self) -> None:
         """INT8 that reads the camera's bytes against the usual loop over the float model."""
         work, plain = self._workload("int8"), self._workload("jpeg")
@@ -502,6 +513,7 @@ GROUPS: dict[str, Callable[[Suite], None]] = {
     "jpeg": Suite.jpeg,
     "resnet": Suite.resnet,
     "video": Suite.video,
+    "text": Suite.text,
     "int8": Suite.int8,
     "vision": Suite.vision,
     "delivery": Suite.delivery,

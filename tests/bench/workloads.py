@@ -312,6 +312,33 @@ def wide(folder: Path) -> Workload:
     )
 
 
+def text_minilm(folder: Path) -> Workload:
+    """Texts of 5 to 200 words -> all-MiniLM-L6-v2 out of its installed packages -> embeddings as JSON."""
+    tests = Path(__file__).resolve().parent.parent
+    if str(tests) not in sys.path:
+        sys.path.append(str(tests))
+    from text_models import minilm, sentences
+
+    model, tokenizer = minilm()
+    return Workload(
+        "text",
+        "texts of 5 to 200 words -> MiniLM -> embeddings as JSON",
+        [text.encode() for text in sentences(256, 5, 200)],
+        {
+            "input": {"format": "text"},
+            "preprocess": {"text": {"tokenizer": str(tokenizer), "max_length": 512}},
+            "model": {"path": str(model), "name": "minilm"},
+            "batching": {"max_size": 64},
+            "postprocess": {"embedding": {"pooling": "mean", "normalize": True}},
+            "output": {"format": "json"},
+        },
+        records=256,
+        single_records=64,
+        batch=64,
+        longer=4,
+    )
+
+
 def _jpeg(name: str, title: str, model: Path, records: int, single_records: int) -> Workload:
     return Workload(
         name,
@@ -353,6 +380,7 @@ WORKLOADS = {
     "video": video,
     "wide": wide,
     "payloads": wide_json,
+    "text": text_minilm,
 }
 """Maker of each workload by name; writes its model into the folder given."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import functools
 import io
 import json
 import math
@@ -601,6 +602,84 @@ OIP_TOKENS = [
 ]
 
 
+# -- text -----------------------------------------------------------------------------------------------
+
+TOKENS = {"input_ids": ("int64", ["N", "L"]), "attention_mask": ("int64", ["N", "L"])}
+TOKENIZER = Path(tempfile.gettempdir()) / f"streaminfer-fuzz-{os.getpid()}.tokenizer.json"
+atexit.register(TOKENIZER.unlink, missing_ok=True)
+TEXT_LENGTH = 12
+
+
+@functools.cache
+def text_decodings() -> dict[str, Any]:
+    """Texts cut at either end, in a record and in a JSON field, and the library's own tokenizers for them."""
+    from text_models import by_hand, tokenizer_json
+
+    TOKENIZER.write_text(tokenizer_json(), encoding="utf-8")
+    options = {"tokenizer": str(TOKENIZER), "max_length": TEXT_LENGTH}
+    found: dict[str, Any] = {"json": Decoding("json", TOKENS, preprocess={"text": {**options, "from": "t"}})}
+    for end in ("right", "left"):
+        found[end] = Decoding("text", TOKENS, preprocess={"text": {**options, "truncation": end}})
+        found[f"{end} by hand"] = by_hand(TOKENIZER)
+        found[f"{end} by hand"].enable_truncation(TEXT_LENGTH, direction=end)
+    return found
+
+
+def check_text(data: bytes) -> None:
+    """Whatever the bytes are, the tokens are those of the library for that text alone, or the record is refused."""
+    records = data.split(RECORD)[:16]
+    decodings = text_decodings()
+    assert_meant(decodings["json"].decode(*records))
+    for end in ("right", "left"):
+        feed = decodings[end].decode(*records)
+        assert_meant(feed)
+        for row, record in enumerate(records):
+            try:
+                text = record.removeprefix(b"\xef\xbb\xbf").decode()
+            except UnicodeDecodeError:
+                assert feed.rejected[row].reason == "undecodable"
+                continue
+            expected = decodings[f"{end} by hand"].encode(text)
+            item = feed.items[row]
+            assert item is not None
+            assert item.arrays["input_ids"][0].tolist() == expected.ids, text
+            assert (row in feed.truncated) == bool(expected.overflowing), text
+
+
+def text_seeds() -> list[bytes]:
+    texts = [
+        "the quick brown fox",
+        "naïve Zoë 日本 😀",
+        "",
+        " ",
+        "a\0b",
+        "x" * 300,
+        "[SEP] [CLS] ##fox",
+        "\u202eשלום",
+        "fox " * 90,
+    ]
+    return [
+        *(text.encode() for text in texts),
+        b'{"t": "the fox"}',
+        b"\xed\xa0\x80",
+        RECORD.join([b"the", b"\xff", b"fox"]),
+    ]
+
+
+TEXT_TOKENS = [
+    RECORD,
+    b"the quick",
+    b" ",
+    "\u0301".encode(),
+    "ß".encode(),
+    b"\xef\xbb\xbf",
+    b"[MASK]",
+    b"\0",
+    b'{"t":"',
+    b'"}',
+]
+
+
 def assert_meant(feed: Feed) -> bool:
     """Whether any row was rejected; every rejection must be one the decoder meant to make, said in one line."""
     for rejection in feed.rejected.values():
@@ -900,6 +979,7 @@ TARGETS = {
     "tensor": Target(check_tensor, [b"", b"\0\x01\x01", bytes(12), bytes(range(24))], FLOAT_TOKENS),
     "npy": Target(check_npy, npy_seeds(), NPY_TOKENS),
     "oip": Target(check_oip, oip_seeds(), OIP_TOKENS),
+    "text": Target(check_text, text_seeds(), TEXT_TOKENS),
     "config": Target(check_config, [EXAMPLE, PIPELINES, EXAMPLE + RECORD + b"name=x"], CONFIG_TOKENS),
     "letter": Target(
         check_letter,

@@ -5,6 +5,7 @@ A new component adds a sample here; the suite fails for an entry without one.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from google.protobuf import descriptor_pool, message_factory
 
 from worker.batch import Array, Headers
 from worker.encode.registered import schema_text
+from worker.features.text_context import TextContext
 from worker.records.protobuf_schema import ProtobufSchema
 from worker.schema_registry import proto_text
 from worker.schema_registry.schema import Schema
@@ -286,6 +288,13 @@ FORMATS: dict[str, FormatSample] = {
         _image_memory,
         preprocess={"image": {"resize": "none"}},
     ),
+    # a picture, because the suite's item has several elements, which text as a content cannot fill
+    "text": FormatSample(
+        lambda item: base64.b64encode(_png(item)),
+        FLOATS | INTEGERS - {"int8"},
+        lambda: {name: (shape, base64.b64encode(file)) for name, (shape, file) in _image_memory().items()},
+        preprocess={"image": {"resize": "none"}},
+    ),
     "json": FormatSample(
         lambda item: json.dumps({"features": _plain(item)}).encode(),
         FLOATS | INTEGERS | {"bool", "string"},
@@ -356,6 +365,12 @@ class PostprocessSample:
     """``postprocess``, where it is not the entry's name alone."""
     non_finite: bool = True
     """Whether a NaN anywhere in an item's output is in its prediction."""
+    contexts: Callable[[int], list[Any]] = lambda count: [None] * count
+    """What it is told of the inputs of so many items."""
+    input_format: str = "json"
+
+
+_PLACES = [(place, place + 1) for place in range(4)]
 
 
 def _candidates(items: int) -> dict[str, Any]:
@@ -404,6 +419,12 @@ POSTPROCESSES: dict[str, PostprocessSample] = {
     "anomaly": PostprocessSample(_shares(1), {"anomaly": {"threshold": 0.5}}),
     "regression": PostprocessSample(_random(3)),
     "embedding": PostprocessSample(_random(8), {"embedding": {"normalize": True}}),
+    "tokens": PostprocessSample(
+        _random(4, 3),
+        contexts=lambda count: [TextContext("abcd", 4, False, _PLACES)] * count,
+        input_format="text",
+    ),
+    "fields": PostprocessSample(_random(3), {"fields": {"a": "y", "b": "y"}}),
     "raw": PostprocessSample(_random(2, 3)),
     "segments": PostprocessSample(_random(1), {"segments": {"threshold": 0.0}}),
     "custom": PostprocessSample(_random(4), "contract_samples:custom_postprocess"),

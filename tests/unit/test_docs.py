@@ -179,6 +179,16 @@ def test_the_example_of_references_answers_its_sample(
         assert f"references  file://{ROOT}/examples/frames/" in printed
 
 
+def test_the_reviews_example_answers_its_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command in the first line of examples/reviews.yaml answers with a class that config.json of the model's folder names."""
+    line = (ROOT / "examples" / "reviews.yaml").read_text(encoding="utf-8").splitlines()[0]
+    command = shlex.split(line.partition("Try it: streaminfer ")[2])
+    assert main([part.replace("examples/", f"{ROOT}/examples/") for part in command]) == 0
+    printed = capsys.readouterr().out
+    assert '"prediction": {"label": "complaint", "score": ' in printed
+    assert "inputs      reviews: input_ids from the record" in printed
+
+
 def test_the_custom_code_of_the_guide_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guide's custom code takes a record to a prediction, and refuses a record that is too short."""
     code = next(

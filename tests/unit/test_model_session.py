@@ -150,9 +150,9 @@ def test_missing_external_data_is_named(tmp_path: Path) -> None:
 
 
 def test_output_that_is_no_tensor_is_named_with_the_remedy(tmp_path: Path) -> None:
-    """A scikit-learn classifier with its default zipmap is told what to change."""
-    with pytest.raises(StartError, match=r"output 'probabilities'.*zipmap=False"):
-        loaded(tmp_path, models.zipmap())
+    """An output that is a sequence of tensors is named, with what is expected."""
+    with pytest.raises(StartError, match=r"output 'y' of model is seq\(tensor\(float\)\), expected a tensor"):
+        loaded(tmp_path, models.sequence())
 
 
 def test_provider_of_another_build_is_refused(tmp_path: Path) -> None:

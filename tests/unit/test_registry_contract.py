@@ -226,9 +226,10 @@ def test_what_reading_takes_is_charged(name: str) -> None:
 def predictions(name: str, outputs: dict[str, Any]) -> list[Any]:
     settings = POSTPROCESSES[name].settings or name
     shapes = {key: ("float", ["N", *value.shape[1:]]) for key, value in outputs.items()}
-    step = postprocess(pipeline(settings).postprocess, signature(shapes), None)
+    wanted = pipeline(settings, POSTPROCESSES[name].input_format)
+    step = postprocess(wanted.postprocess, signature(shapes), None)
     count = len(next(iter(outputs.values())))
-    return step.predictions(outputs, count, [None] * count, False)
+    return step.predictions(outputs, count, POSTPROCESSES[name].contexts(count), False)
 
 
 @pytest.mark.parametrize("name", ALL_POSTPROCESSES)

@@ -86,8 +86,11 @@ def test_what_a_postprocess_gives_is_in_the_schema(name: str) -> None:
     sample = POSTPROCESSES[name]
     outputs = sample.outputs(1)
     shapes = {key: ("float", ["N", *value.shape[1:]]) for key, value in outputs.items()}
-    encoder = make_encoder(shapes, postprocess=sample.settings or name)
-    result = json.loads(encode(encoder, batch_of(1), outputs).bodies[0] or b"")
+    encoder = make_encoder(shapes, postprocess=sample.settings or name, input_format=sample.input_format)
+    batch = batch_of(1)
+    assert batch.feed is not None
+    batch.feed.contexts = sample.contexts(1)
+    result = json.loads(encode(encoder, batch, outputs).bodies[0] or b"")
     check("result", result)
     part = {"keypoints": "detection"}.get(name, name)
     if part in schema("result")["$defs"]:

@@ -178,7 +178,7 @@ def _check_engine(
     for name, rollout in rollouts.items():
         model = rollout.choose().model
         report.line("signature", True, f"{name}: {_signature_line(model.signature)}")
-        report.line("batchable", True, f"{name}: {_batchable_line(model)}")
+        report.line("batchable", True, f"{name}: {_batchable_line(model)}{_padding_clause(rollout.choose())}")
         sources: dict[str, str] = getattr(rollout.choose().decoder, "sources", dict)()
         if sources:
             fed = "; ".join(f"{tensor} from {source}" for tensor, source in sources.items())
@@ -361,6 +361,15 @@ def _batchable_line(model: Any) -> str:
     if model.why_alone:
         return f"no, each record runs alone: {model.why_alone}"
     return f"yes (largest difference between an answer alone and in a batch: {model.largest_difference:.2g})"
+
+
+def _padding_clause(servable: Any) -> str:
+    """What becomes of records of unlike length, where a format or content has such; else nothing."""
+    if servable.model.why_alone or not getattr(servable.decoder, "padding", None):
+        return ""
+    if servable.ragged is None:
+        return "; padding changes its answers, so only records of one length share a run"
+    return "; records of like length share a run, padded"
 
 
 def _signature_line(signature: Any) -> str:

@@ -43,8 +43,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="an image, a sound, .npy or .json file, or a folder of them (each file one record); a video (its frames as JPEG); "
-        ".csv or .tsv (each row a JSON object); .jsonl (each line as it is); or - (lines of standard input)",
+        help="an image, a sound, .npy or .json file, or a folder of them or of .txt files (each file one record); a video (its frames as JPEG); "
+        ".csv or .tsv (each row a JSON object); .jsonl or .txt (each line as it is); or - (lines of standard input)",
     )
     parser.add_argument("--topic", required=True)
     parser.add_argument("--bootstrap", metavar="H:P", help="the broker")

@@ -27,7 +27,8 @@ VIDEOS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mjpeg"})
 SOUNDS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
 LINES = frozenset({".jsonl", ".ndjson"})
 TABLES = frozenset({".csv", ".tsv"})
-WHOLE = (IMAGES, SOUNDS, frozenset({".npy"}), frozenset({".json"}))
+TEXTS = frozenset({".txt"})
+WHOLE = (IMAGES, SOUNDS, frozenset({".npy"}), frozenset({".json"}), TEXTS)
 """Kinds of file that are one record as they are; a folder is read for the first of these that it holds."""
 NAME_FIELD = "name"
 """Names that ``--key`` accepts for a file that is sent whole, or for a frame."""
@@ -248,6 +249,7 @@ KINDS: dict[frozenset[str], Callable[[Path, str | None], Iterator[Item]]] = {
     VIDEOS: _frames,
     TABLES: _rows,
     LINES: _lines_of_file,
+    TEXTS: _lines_of_file,
     frozenset({".npy"}): lambda path, key: iter([_whole(path, key)]),
     frozenset({".json"}): _document,
 }

@@ -58,6 +58,8 @@ class JsonEncoder:
         self._postprocess = postprocess(settings.postprocess, signature, labels)
         self._takes_items: bool = getattr(self._postprocess, "takes_items", False)
         """The postprocess is custom code that wants to know of the record behind each item."""
+        self.takes_padding: bool = getattr(self._postprocess, "takes_padding", False)
+        """The postprocess leaves out padded positions by itself."""
         self._own_body = own_body(settings)
         """Makes other bodies of the results, where the settings ask for them."""
         model = b'"model":%b,' % orjson.dumps({"name": model_name, "version": model_version})

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from worker.batch import Array, Feed, Padding
 from worker.errors import Reject
 from worker.features import base64_text
 from worker.features.values import TYPE_NAMES, Missing
-from worker.model.signature import TensorSpec
+from worker.model.signature import Signature, TensorSpec
 from worker.records.paths import ABSENT, Path
 from worker.settings import LimitsSettings
 from worker.settings.section import ContentSettings
+
+if TYPE_CHECKING:
+    from worker.settings import PipelineSettings
 
 Record = Any
 """An opened record: its bytes, or a mapping of its fields."""
@@ -90,6 +93,24 @@ class Feature(Protocol):
         Raises:
             Reject: the record does not hold what the input needs.
         """
+        ...
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A feature that reads many records in one call, before each of them is written."""
+
+    def read_all(self, records: Mapping[int, Record]) -> Mapping[int, Any]:
+        """What ``write`` finds in ``opened`` under this feature, by row; an exception for a record that is refused."""
+        ...
+
+
+@runtime_checkable
+class HasRoom(Protocol):
+    """A feature whose tensors have no known size: their memory is charged by the length of the record."""
+
+    def room(self, nbytes: int, signature: Signature) -> int:
+        """Bytes of memory that a record of ``nbytes`` bytes takes at most, besides its own and one item's of length 1."""
         ...
 
 
@@ -193,5 +214,49 @@ class Content(Protocol):
 
         Raises:
             ConfigError: the settings and the model's input cannot go together.
+        """
+        ...
+
+
+@runtime_checkable
+class WideContent(Protocol):
+    """A content that may fill several model inputs from one place, as a text fills ids, mask and types."""
+
+    settings: type[ContentSettings]
+
+    def fills(
+        self, options: Any, inputs: Sequence[TensorSpec], named: TensorSpec | None, key: str
+    ) -> list[TensorSpec]:
+        """The model inputs that it fills, the most important one first.
+
+        Args:
+            options: of the class ``settings``.
+            inputs: all of the model's.
+            named: the input under whose name it stands in ``preprocess.inputs``; None if it stands alone.
+            key: the setting's name, for errors.
+
+        Raises:
+            ConfigError: the model has no input that it could fill.
+        """
+        ...
+
+    def make_wide(
+        self,
+        options: Any,
+        specs: Sequence[TensorSpec],
+        places: Callable[[str], Place],
+        key: str,
+        settings: PipelineSettings,
+        limits: LimitsSettings,
+    ) -> Feature:
+        """The feature that fills these model inputs; it writes an item for each.
+
+        Args:
+            specs: of :meth:`fills`.
+            places: ``from`` -> where in the record that is. ``options.from_`` is where the content is.
+            settings: of the pipeline, such as where its model lies.
+
+        Raises:
+            ConfigError: the settings and the model's inputs cannot go together.
         """
         ...

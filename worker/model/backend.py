@@ -78,6 +78,8 @@ class Opening:
     """Items in the largest batch."""
     one_shape: bool
     """Items will have one shape even if the model takes any."""
+    few_shapes: bool = False
+    """Items will have few shapes, so that the memory of one run need not be given back before the next."""
     device: int = 0
     """Number of the GPU among those that ``CUDA_VISIBLE_DEVICES`` leaves visible."""
 

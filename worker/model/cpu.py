@@ -55,8 +55,8 @@ class _OpenedOnCpu:
     def bind(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> PlainSession:
         fixed = self._opening.one_shape or all(spec.fixed for spec in inputs)
         session, self._session = self._session, None
-        names = [spec.name for spec in outputs]
-        return PlainSession(session, self._opening.runtime, names, shrinks=not fixed)
+        shrinks = not fixed and not self._opening.few_shapes
+        return PlainSession(session, self._opening.runtime, outputs, shrinks=shrinks)
 
     def close(self) -> None:
         self._session = None

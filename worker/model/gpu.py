@@ -85,9 +85,8 @@ class OpenedOnGpu:
     def bind(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Sessions:
         if any(spec.dtype == object for spec in (*inputs, *outputs)):
             # strings cannot lie on a device: the runtime copies what it can by itself
-            names = [spec.name for spec in outputs]
             gpu = self._gpu
-            return PlainSession(gpu.described, gpu.runtime, names, shrinks=False, on_close=gpu.close)
+            return PlainSession(gpu.described, gpu.runtime, outputs, shrinks=False, on_close=gpu.close)
         self._gpu.bind(inputs, outputs, self._queues())
         return self._gpu
 

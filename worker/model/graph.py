@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from worker.model.protobuf import Content, content_of, entries, fields, packed
@@ -33,6 +33,8 @@ class Graph:
     class_names: tuple[str, ...] = ()
     """What a classifier of the ai.onnx.ml operators calls its classes, in the order of its scores; empty if there is
     none, or several that differ."""
+    maps: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Output of a ZipMap operator -> its keys as text, in the order in which the runtime gives them."""
 
 
 def read_graph(path: Path) -> Graph:
@@ -45,13 +47,14 @@ def read_graph(path: Path) -> Graph:
     with content_of(path) as content, suppress(ValueError, IndexError):
         walk.model(content)
     names = set(walk.class_names)
-    return Graph(walk.mixes, names.pop() if len(names) == 1 else ())
+    return Graph(walk.mixes, names.pop() if len(names) == 1 else (), walk.maps)
 
 
 class _Walk:
     def __init__(self) -> None:
         self.mixes = ""
         self.class_names: list[tuple[str, ...]] = []
+        self.maps: dict[str, tuple[str, ...]] = {}
 
     def model(self, content: Content) -> None:
         for number, start, stop in fields(content, 0, len(content)):
@@ -67,13 +70,17 @@ class _Walk:
 
     def _node(self, content: Content, start: int, stop: int) -> None:
         operator, outputs, training = "", 0, False
+        output, before = "", len(self.class_names)
         for number, begin, end in fields(content, start, stop):
             if number == _NODE_OPERATOR:
                 operator = _text(content, begin, end)
             elif number == _NODE_OUTPUT:
                 outputs += end > begin
+                output = output or _text(content, begin, end)
             elif number == _NODE_ATTRIBUTE:
                 training |= self._is_training(content, begin, end)
+        if operator == "ZipMap" and len(self.class_names) > before:
+            self.maps[output] = _in_map_order(self.class_names.pop())
         if operator in _OVER_THE_WHOLE_TENSOR:
             self._mixing(f"its operator {operator} takes the range of its numbers from the whole batch")
         if operator == "BatchNormalization" and (training or outputs > 1):
@@ -104,6 +111,14 @@ class _Walk:
         if name in _CLASS_NAMES and (texts or integers):
             self.class_names.append(tuple(texts or map(str, map(_signed, integers))))
         return name == "training_mode" and integer == 1
+
+
+def _in_map_order(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Keys in the order of a C++ map: numbers by value, texts by their bytes."""
+    try:
+        return tuple(sorted(keys, key=int))
+    except ValueError:
+        return tuple(sorted(keys, key=str.encode))
 
 
 def _text(content: Content, start: int, stop: int) -> str:

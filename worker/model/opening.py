@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ _SOURCE_LINE = re.compile(r"/onnxruntime_src/\S+:\d+ ")
 _SIGNATURE_GOES_ON = re.compile(
     r"::<lambda\(|>|::operator\(\)\(| const\b| noexcept\b| mutable\b| \[(?=with )"
 )
+_MAPS = {
+    f"seq(map({key},tensor({element})))": element
+    for key in ("string", "int64")
+    for element in ("float", "double")
+}
+"""The runtime's types of what ZipMap gives -> type of its values."""
 _SILENT = 4
 """The runtime's log level "fatal": its errors reach us as exceptions, and standard error is for our own logs."""
 
@@ -75,8 +82,13 @@ def described_inputs(runtime: Any, path: Path) -> tuple[TensorSpec, ...]:
         return ()
 
 
-def specs_of(kind: str, described: Sequence[Any], model: str) -> tuple[TensorSpec, ...]:
+def specs_of(
+    kind: str, described: Sequence[Any], model: str, maps: Mapping[str, tuple[str, ...]] | None = None
+) -> tuple[TensorSpec, ...]:
     """What the runtime reports of the inputs or outputs.
+
+    Args:
+        maps: keys of the outputs that are sequences of maps, where they are known: see :attr:`worker.model.graph.Graph.maps`.
 
     Raises:
         StartError: one of them is no tensor of a supported type.
@@ -86,6 +98,12 @@ def specs_of(kind: str, described: Sequence[Any], model: str) -> tuple[TensorSpe
         try:
             specs.append(TensorSpec.of(value.name, value.type, value.shape))
         except KeyError:
+            element = _MAPS.get(value.type)
+            if element is not None and maps and value.name in maps:
+                keys = maps[value.name]
+                one = TensorSpec.of(value.name, f"tensor({element})", (None, len(keys)))
+                specs.append(replace(one, keys=keys))
+                continue
             advice = " (scikit-learn converters: zipmap=False)" if "map(" in value.type else ""
             raise StartError(
                 f"model.path: {kind} {value.name!r} of {model} is {value.type}, "

@@ -11,6 +11,18 @@ import numpy as np
 from worker.batch import Array
 from worker.model.backend import Closed, Tensors
 from worker.model.memory import KeptMemory
+from worker.model.signature import TensorSpec
+
+
+def _table(maps: Any, spec: TensorSpec) -> Array:
+    """A sequence of maps as an array: one row per map, one column per key.
+
+    Raises:
+        ValueError: the maps have other keys.
+    """
+    if maps and [str(key) for key in maps[0]] != [*spec.keys]:
+        raise ValueError(f"output {spec.name} has the keys {[*maps[0]][:8]}, expected {[*spec.keys][:8]}")
+    return np.array([[*one.values()] for one in maps], spec.dtype).reshape(len(maps), len(spec.keys))
 
 
 class PlainSession:
@@ -19,7 +31,7 @@ class PlainSession:
     Args:
         session: of the runtime.
         runtime: the onnxruntime module.
-        output_names: what a run answers, in this order.
+        outputs: what a run answers, in this order.
         shrinks: a run of another item shape than the last gives back the memory that nothing uses. Items of many
             shapes leave the runtime's CPU arena at the sum of their peaks otherwise. Not after every run: the memory's
             pages would be made anew each time, 1.5 times the CPU for a SqueezeNet.
@@ -33,14 +45,15 @@ class PlainSession:
         self,
         session: Any,
         runtime: Any,
-        output_names: Sequence[str],
+        outputs: Sequence[TensorSpec],
         *,
         shrinks: bool,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         self._session = session
         self._runtime = runtime
-        self._output_names = output_names
+        self._output_names = [spec.name for spec in outputs]
+        self._maps = [spec for spec in outputs if spec.keys]
         self._shrinks = shrinks
         self._on_close = on_close
         self._shapes: list[tuple[int, ...]] = []
@@ -58,7 +71,10 @@ class PlainSession:
             if shapes != self._shapes:
                 options, self._shapes = self._shrinking, shapes
         outputs = session.run(self._output_names, feeds, options)
-        return dict(zip(self._output_names, outputs, strict=True))
+        answer: Tensors = dict(zip(self._output_names, outputs, strict=True))
+        for spec in self._maps:
+            answer[spec.name] = _table(answer[spec.name], spec)
+        return answer
 
     def interrupt(self) -> None:
         stopped = self._options, self._shrinking

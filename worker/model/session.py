@@ -13,6 +13,7 @@ import structlog
 
 from worker.batch import Array
 from worker.errors import StartError
+from worker.model import folder
 from worker.model.backend import Backend, Opened, Opening, Sessions, Tensors
 from worker.model.compare import difference, same
 from worker.model.cpu import Cpu
@@ -238,11 +239,13 @@ def load(
     instances: int = 1,
     max_size: int = LARGEST_UNKNOWN_SIZE,
     one_shape: bool = False,
+    few_shapes: bool = False,
     sizes: Sequence[int] = (),
     constants: Constants | None = None,
     state: Mapping[str, str] | None = None,
     shapes: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({}),
     device: int = 0,
+    described_by: Path | None = None,
 ) -> Model:
     """Load a model file and find out what it takes, what it gives and whether items may share a run.
 
@@ -255,11 +258,13 @@ def load(
         instances: runs at once on a GPU, each with buffers and sessions of its own.
         max_size: items in the largest batch, which TensorRT builds for.
         one_shape: items will have one shape even if the model takes any.
+        few_shapes: items will have few shapes, such as lengths of certain steps up to a limit.
         sizes: lengths that an item's free dimension is known to have, for the made-up items.
         constants: which inputs are the same in every run.
         state: input -> output that fills it with the next item of a record.
         shapes: ``model.shapes``: by input, shapes of an item's tensor for the made-up items.
         device: number of the GPU among the visible ones.
+        described_by: a folder in Hugging Face's layout whose files say how classes are called and tokens are pooled.
 
     Raises:
         StartError: no runtime, no such file, another SHA-256, not loadable, a provider that is not there, an
@@ -272,13 +277,12 @@ def load(
     if missing := preload_libraries(runtime, providers):
         log.warning("the runtime found no CUDA libraries beside it", reason=missing)
     backend = BACKENDS[providers[0]]
-    opening = Opening(runtime, path, providers, digest, instances, max_size, one_shape, device)
+    opening = Opening(runtime, path, providers, digest, instances, max_size, one_shape, few_shapes, device)
     opened = backend.open(opening)
     try:
         wiring = constants, state or {}
-        return _probed(
-            backend, opened, opening, name or path.stem, version or digest[:8], sizes, wiring, shapes
-        )
+        identity = name or path.stem, version or digest[:8]
+        return _probed(backend, opened, opening, *identity, sizes, wiring, shapes, described_by)
     except BaseException:
         opened.close()
         raise
@@ -293,6 +297,7 @@ def _probed(
     sizes: Sequence[int],
     wiring: tuple[Constants | None, Mapping[str, str]],
     shapes: Mapping[str, Sequence[Sequence[int]]],
+    described_by: Path | None,
 ) -> Model:
     """The model behind an opened file, once made-up items have shown what it does.
 
@@ -302,12 +307,12 @@ def _probed(
     path, described = opening.path, opened.described
     provider_in_use(opening.providers, described.get_providers())
     inputs = with_wholes(specs_of("input", described.get_inputs(), name))
-    outputs = specs_of("output", described.get_outputs(), name)
+    graph = read_graph(path)
+    outputs = specs_of("output", described.get_outputs(), name, graph.maps if backend.name == "cpu" else None)
     if not inputs:
         raise StartError(f"model.path: {path} has no input, so that nothing of a record would reach it")
     known = side_by_side(shapes, inputs)
     sessions = opened.bind(inputs, outputs)
-    graph = read_graph(path)
     try:
         sessions, inputs, outputs, constants = wired(sessions, inputs, outputs, *wiring)
         found = probe(
@@ -329,7 +334,8 @@ def _probed(
     _warn(name, found)
     run_each(sessions.run, inputs, known[1:], name)
     metadata = described.get_modelmeta().custom_metadata_map
-    shown = Shown(found.answers, metadata, found.answer_share, graph.class_names)
+    class_names = graph.class_names or folder.class_names(described_by)
+    shown = Shown(found.answers, metadata, found.answer_share, class_names, folder.pooling(described_by))
     inputs = with_suggested_size(inputs, metadata)
     signature = Signature(
         inputs,

@@ -49,6 +49,9 @@ class TensorSpec:
     """Height and width that the file suggests for a picture whose sides it leaves free."""
     whole: tuple[int | None, ...] | None = None
     """Shape of the whole tensor, if one item is that: its first dimension counts no items. See :func:`with_wholes`."""
+    keys: tuple[str, ...] = ()
+    """Of an output that is a sequence of maps, as ZipMap gives it: what its columns are called. It is handled as a tensor of
+    one row per map."""
 
     @classmethod
     def of(cls, name: str, ort_type: str, ort_shape: Any) -> TensorSpec:
@@ -96,7 +99,10 @@ class Shown:
     answer_share: float = 0.0
     """Bytes of an answer for each byte of its item, by the first made-up item."""
     class_names: tuple[str, ...] = ()
-    """What the file calls the classes of a classifier's scores, in their order; empty if it does not say."""
+    """What the file, or config.json in its folder, calls the classes of a classifier's scores, in their order; empty if neither
+    says."""
+    pooling: str = ""
+    """What ``1_Pooling/config.json`` in the model's folder says: mean, cls, max or another way; empty if nothing."""
 
 
 @dataclass(frozen=True, slots=True)

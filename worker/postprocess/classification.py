@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import orjson
+from pydantic import Field
 
 from worker import native
 from worker.batch import Array
@@ -15,9 +16,9 @@ from worker.errors import ConfigError, Rejection
 from worker.model.signature import Signature
 from worker.postprocess import rendering
 from worker.postprocess.labels import Labels, LabelsFrom, check_label_output, check_order, default_names
-from worker.postprocess.selection import vector_output, vectors
+from worker.postprocess.selection import output_named, vector_output, vectors
 from worker.postprocess.thresholds import NumberByLabel, Thresholds
-from worker.settings.kinds import Positive
+from worker.settings.kinds import Positive, Text
 from worker.settings.section import Section
 
 _FIELD = "postprocess.classification"
@@ -35,6 +36,8 @@ _LABELLED = b'{"label":%b,"score":%b,"top":[{"label":%b,"score":%b}]}'
 class ClassificationSettings(Section):
     """The best classes with their scores."""
 
+    from_: Text | None = Field(default=None, alias="from")
+    """The model's output with a score for each class, or the one with each item's label. Default: the first floating output, else the first."""
     labels: Labels | None = None
     """Text file with one label per line, relative to the configuration file; a list of labels; or `{from: <output>}`, an output of the model that holds the label. Default: the names in the model file, else class indices."""
     top_k: Positive = 1
@@ -57,12 +60,14 @@ class Classification:
     def __init__(
         self, settings: ClassificationSettings, signature: Signature, labels: Sequence[str] | None
     ) -> None:
-        self._output, classes = scores_output(signature)
+        said = settings.from_ if _names_labels(settings, signature) else None
+        scores = scores_spec(signature, None if said is not None else settings.from_)
+        self._output, classes = scores.name, scores.classes
         self._top_k = settings.top_k
         self._activation = settings.activation
-        self._label_output = self._said_by(settings, signature)
+        self._label_output = self._said_by(settings, signature, said)
         if labels is None and self._label_output is None:
-            labels = default_names(signature, classes)
+            labels = scores.keys or default_names(signature, classes)
         elif labels is not None:
             if classes is not None and classes != len(labels):
                 raise ConfigError(
@@ -75,19 +80,27 @@ class Classification:
         self._labelled = labels is not None
         self._labels = [orjson.dumps(label) for label in labels or ()]
 
-    def _said_by(self, settings: ClassificationSettings, signature: Signature) -> str | None:
-        """The output that holds the label, if the settings name one."""
-        if not isinstance(settings.labels, LabelsFrom):
+    def _said_by(
+        self, settings: ClassificationSettings, signature: Signature, said: str | None
+    ) -> str | None:
+        """The output that holds the label, if the settings name one.
+
+        Args:
+            said: the output that ``from`` names, if that is the one with the labels.
+        """
+        if isinstance(settings.labels, LabelsFrom):
+            said = settings.labels.from_
+            check_label_output(said, signature, f"{_FIELD}.labels")
+        if said is None:
             return None
-        check_label_output(settings.labels.from_, signature, f"{_FIELD}.labels")
         if settings.top_k != 1:
             raise ConfigError(
                 f"{_FIELD}.top_k: got {settings.top_k}, expected 1, because the output "
-                f"{settings.labels.from_!r} names the best class only"
+                f"{said!r} names the best class only"
             )
         if isinstance(settings.threshold, dict):
             raise ConfigError(f"{_FIELD}.threshold: expected one number, because labels come from an output")
-        return settings.labels.from_
+        return said
 
     def predictions(
         self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
@@ -164,13 +177,41 @@ class Classification:
         return self._labels
 
 
+class ScoresSpec(NamedTuple):
+    """The output with the scores."""
+
+    name: str
+    classes: int | None
+    """None if neither file nor answer shows it."""
+    keys: tuple[str, ...]
+    """What the output itself calls the classes; empty if it does not."""
+
+
+def _names_labels(settings: ClassificationSettings, signature: Signature) -> bool:
+    """Whether ``from`` names the output with the labels, and another one holds scores."""
+    if settings.from_ is None or len(signature.outputs) < 2:
+        return False
+    spec = output_named(signature, settings.from_, f"{_FIELD}.from")
+    scores = any(one.dtype.kind == "f" for one in signature.outputs)
+    one_each = all(answer[spec.name].size == 1 for answer in signature.shown.answers)
+    return scores and one_each and spec.dtype.kind in "Oiu"
+
+
 def scores_output(signature: Signature) -> tuple[str, int | None]:
-    """Name of the output with the scores, and its number of classes; None if neither file nor answer shows it.
+    """Name of the output with the scores, and its number of classes; see :func:`scores_spec`."""
+    return scores_spec(signature)[:2]
+
+
+def scores_spec(signature: Signature, name: str | None = None) -> ScoresSpec:
+    """The output with the scores.
+
+    Args:
+        name: as configured; None = the first floating output, else the first.
 
     Raises:
-        ConfigError: the output holds strings, or an item of it is not a vector, or is a single number.
+        ConfigError: there is no such output, it holds strings, or an item of it is not a vector, or is a single number.
     """
-    output, classes = vector_output(signature, _FIELD)
+    output, classes = vector_output(signature, _FIELD, name)
     counts = {vectors(answer[output], 1).shape[1] for answer in signature.shown.answers[:1]}
     classes = classes if classes is not None else next(iter(counts), None)
     if classes == 1:
@@ -178,7 +219,8 @@ def scores_output(signature: Signature) -> tuple[str, int | None]:
             f"{_FIELD} needs a score for each class, but the model's output {output!r} is one number per item; "
             "expected regression, or custom code that makes classes of it"
         )
-    return output, classes
+    keys = next(spec.keys for spec in signature.outputs if spec.name == output)
+    return ScoresSpec(output, classes, keys)
 
 
 def _label_text(label: object) -> bytes:

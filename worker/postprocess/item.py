@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from worker.batch import Array, Headers
+from worker.features.text_context import TextContext
 
 if TYPE_CHECKING:
     from worker.batch import Batch, Run
@@ -53,7 +54,7 @@ class InputItem:
         """Height and width in pixels of the record's first picture, upright; None if the record has no picture."""
         assert self._batch.feed is not None
         geometry = self._batch.feed.contexts[self._row]
-        return (geometry.height, geometry.width) if geometry is not None else None
+        return (geometry.height, geometry.width) if hasattr(geometry, "height") else None
 
     @property
     def geometry(self) -> Any:
@@ -70,6 +71,13 @@ class InputItem:
     def fields(self) -> Mapping[str, Any] | None:
         """The record's named fields, as in a JSON object; None if its format has none. Parsed at each access."""
         return self._batch.servable.fields(self._batch.payloads[self._row] or b"", self.headers)
+
+    @property
+    def text(self) -> TextContext | None:
+        """The record's text with its tokens; None if its inputs were not filled from text."""
+        assert self._batch.feed is not None
+        context = self._batch.feed.contexts[self._row]
+        return context if isinstance(context, TextContext) else None
 
     @property
     def mask(self) -> Array | None:

@@ -19,7 +19,7 @@ class RawSettings(Section):
 
 
 class Raw:
-    """All outputs in the model's order; integers exact, strings as strings, booleans as true and false.
+    """All outputs in the model's order; integers exact, strings as strings, booleans as true and false, ZipMap's maps as objects.
 
     A batchable model's outputs leave out the batch dimension; another model's keep the shape it gave.
     """
@@ -28,6 +28,7 @@ class Raw:
 
     def __init__(self, settings: RawSettings, signature: Signature, labels: Sequence[str] | None) -> None:
         self._names = [spec.name for spec in signature.outputs]
+        self._keys = {spec.name: spec.keys for spec in signature.outputs if spec.keys}
         # the text before each output's values
         self._before = [b"," + orjson.dumps(name) + b":" for name in self._names]
         self._before[0] = b'{"outputs":{' + self._before[0][1:]
@@ -37,7 +38,7 @@ class Raw:
     ) -> list[bytes | Rejection]:
         last = len(self._names) - 1
         texts = [
-            rendering.items(outputs[name], before, b"}}" if index == last else b"")
+            self._items(name, outputs[name], before, b"}}" if index == last else b"")
             for index, (name, before) in enumerate(zip(self._names, self._before, strict=True))
         ]
         found: list[bytes | Rejection] = [*(map(b"".join, zip(*texts, strict=True)) if last else texts[0])]
@@ -46,6 +47,12 @@ class Raw:
                 found[item] = rendering.non_finite(name, self)
         return found
 
+    def _items(self, name: str, values: Array, before: bytes = b"", after: bytes = b"") -> list[bytes]:
+        keys = self._keys.get(name)
+        if keys is None:
+            return rendering.items(values, before, after)
+        return rendering.mappings(values.reshape(-1, len(keys)), keys, before, after)
+
     def chosen(self, outputs: dict[str, Array], item: int, names: Sequence[str]) -> bytes | Rejection:
         """One item's prediction with the outputs its request asked for, in the request's order."""
         texts = []
@@ -53,5 +60,5 @@ class Raw:
             values = outputs[name][item : item + 1]
             if rendering.non_finite_items(values):
                 return rendering.non_finite(name, self)
-            texts.append(orjson.dumps(name) + b":" + rendering.items(values)[0])
+            texts.append(orjson.dumps(name) + b":" + self._items(name, values)[0])
         return b'{"outputs":{%b}}' % b",".join(texts)

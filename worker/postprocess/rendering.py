@@ -6,6 +6,8 @@ NaN and infinity have no JSON text: find them with :func:`non_finite_items` and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import orjson
 
@@ -32,6 +34,16 @@ def items(values: Array, before: bytes = b"", after: bytes = b"") -> list[bytes]
     inner = dumps(values)[1 + depth : -1 - depth].split(closing + b"," + opening)
     before, after = before + opening, closing + after
     return [before + text + after for text in inner] if before or after else inner
+
+
+def mappings(values: Array, keys: Sequence[str], before: bytes = b"", after: bytes = b"") -> list[bytes]:
+    """The JSON text of ``{key: values[i, k]}`` for every i, with ``before`` and ``after``; values (items, keys)."""
+    template = before.replace(b"%", b"%%") + b"{"
+    template += b",".join(orjson.dumps(key).replace(b"%", b"%%") + b":%b" for key in keys)
+    template += b"}" + after.replace(b"%", b"%%")
+    texts, count = scalars(np.ascontiguousarray(values.T)), len(values)
+    columns = [texts[place * count : (place + 1) * count] for place in range(len(keys))]
+    return list(map(template.__mod__, zip(*columns, strict=True))) if keys else [template % ()] * count
 
 
 def _plain(values: Array) -> Array | None:

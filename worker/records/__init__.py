@@ -89,7 +89,9 @@ def decoder(
     Raises:
         ConfigError: format, preprocessing and the model's inputs cannot go together.
     """
-    _check_inputs(settings, signature)
+    from worker.records.fields import check_inputs  # that module needs the contents, which need this package
+
+    check_inputs(settings, signature)
     if settings.input.window is not None:
         return _windowed(settings, signature, limits)
     entry = INPUT_FORMATS.entry(settings.input.format)
@@ -122,18 +124,3 @@ def id_reader(input_format: str) -> ReadId | None:
     """The function that reads the id inside an undecoded record; None if the input format has no such id."""
     reader: ReadId | None = getattr(INPUT_FORMATS.entry(input_format), "request_id", None)
     return reader
-
-
-def _check_inputs(settings: PipelineSettings, signature: Signature) -> None:
-    """Check that ``preprocess.inputs``, if given, names every model input and nothing else."""
-    names = [spec.name for spec in signature.inputs]
-    given = [name for name in settings.preprocess.inputs if name not in signature.constants]
-    if states := [name for name in given if name in signature.states]:
-        raise ConfigError(
-            f"preprocess.inputs.{states[0]}: model.state fills this input; expected it there alone"
-        )
-    if given and set(given) != set(names):
-        unknown = next((name for name in given if name not in names), None)
-        missing = next((name for name in names if name not in given), None)
-        problem = f"{unknown} is no input of the model" if unknown else f"{missing} is missing"
-        raise ConfigError(f"preprocess.inputs: {problem}; expected exactly {', '.join(names)}")

@@ -89,7 +89,7 @@ class FramedDecoder(FieldsDecoder, Generic[P]):
     @property
     def free_bytes(self) -> int:  # type: ignore[override]
         """Records up to this length stay within the room, whatever they hold."""
-        return 0 if self.files else min(FREE_BYTES, ROOM_BYTES // self._heaviest)
+        return 0 if self.files or self.sized else min(FREE_BYTES, ROOM_BYTES // self._heaviest)
 
     @property
     def _heaviest(self) -> int:
@@ -140,6 +140,7 @@ class FramedDecoder(FieldsDecoder, Generic[P]):
         except (Reject, Waiting):
             return self.cost_of_length(len(value))
         reading = check_room(value, reader.estimate(value, start), self.signature, self.limits)
+        reading += self.sized_room(len(value))
         if not self.files or reading > len(value) + ROOM_BYTES:
             return reading
         try:
@@ -166,12 +167,7 @@ class FramedDecoder(FieldsDecoder, Generic[P]):
 
             decode_each(self, feed, rows, open_row)
             if not (self.together and self._stack(records, feed)):
-                decode_each(
-                    self,
-                    feed,
-                    records,
-                    lambda row, found=records: self.decode_row(found[row], feed, row),  # type: ignore[misc]
-                )
+                self.decode_records(records, feed)
 
     def _stack(self, records: dict[int, dict[str, Any]], feed: Feed) -> bool:
         """Convert all records at once; False if one of them does not fit."""

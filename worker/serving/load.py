@@ -17,14 +17,15 @@ from worker.model.tune import Tuning, quickest_s, tune, usable_cores
 from worker.payload.keys import Keys
 from worker.records import Decoder
 from worker.records import decoder as make_decoder
-from worker.registry import POSTPROCESSES
+from worker.registry import CONTENTS, INPUT_FORMATS, POSTPROCESSES
 from worker.schema_registry.opening import Registry
 from worker.serving.constants import constants_of
 from worker.serving.padding_check import ragged_of
+from worker.serving.ragged_warm import warm_longest
 from worker.serving.rollout import Rollout
 from worker.serving.route import Route, route_of
 from worker.serving.servable import Servable
-from worker.settings import Settings, check_budget, check_model_file, labels_of
+from worker.settings import PipelineSettings, Settings, check_budget, check_model_file, labels_of
 
 TUNING_S = 5.0
 """Most time that all ``auto`` measurements of a process take together."""
@@ -95,6 +96,8 @@ def load_servable(
         providers=wanted.model.providers,
         instances=_or(wanted.model.instances, 1),
         max_size=_or(wanted.batching.max_size, LARGEST_UNKNOWN_SIZE),
+        described_by=wanted.model.folder,
+        few_shapes=_few_shapes(wanted),
         one_shape=wanted.preprocess.one_shape,
         shapes=wanted.model.shapes,
         sizes=[*([len(wanted.input.field_names)] if wanted.input.fields else ()), *wanted.preprocess.sizes],
@@ -141,6 +144,8 @@ def _warm(settings: Settings, route: Route, model: Model, deadline: float, like:
     )
     slab_records = max_size if wanted.custom_code else _slab_records(model, decoder, max_size)
     joins_runs = decoder.fixed and not decoder.shard_rows and signature.batchable
+    ragged = ragged_of(model, getattr(decoder, "padding", None), model.name, model.backend.tolerance)
+    warm_longest(model, ragged, max_size)
     servable = Servable(
         decoder,
         model,
@@ -151,10 +156,18 @@ def _warm(settings: Settings, route: Route, model: Model, deadline: float, like:
         lane=like.lane if like is not None else _lane(route, tuning, model),
         threads=threads,
         offload=route.offload,
-        ragged=ragged_of(model, getattr(decoder, "padding", None), model.name, model.backend.tolerance),
+        ragged=ragged,
     )
     _log_ready(route, servable, tuning)
     return servable
+
+
+def _few_shapes(wanted: PipelineSettings) -> bool:
+    """Whether every input has few lengths, because it is made of text."""
+    named = [content.name for content in wanted.preprocess.contents]
+    if not named and wanted.input.format in INPUT_FORMATS:
+        named = [*INPUT_FORMATS.entry(wanted.input.format).contents[:1]]
+    return bool(named) and all(getattr(CONTENTS.entry(name), "few_shapes", False) for name in named)
 
 
 def _lane(route: Route, tuning: Tuning, model: Model) -> Lane:

@@ -30,7 +30,7 @@ class Ragged:
     def lengths(self, item: Item) -> tuple[int, ...]:
         """The item's length in each padded input, rounded up as in a run of its own."""
         return tuple(
-            rounded(item.arrays[name].shape[padding.axis + 1], padding.multiple)
+            rounded(item.arrays[name].shape[padding.axis + 1], padding)
             for name, padding in self.padding.items()
         )
 
@@ -39,9 +39,10 @@ class Ragged:
         return min(limits) if limits else None
 
 
-def rounded(length: int, multiple: int) -> int:
-    """The length rounded up to a multiple; at least one multiple."""
-    return max(1, -(-length // multiple)) * multiple
+def rounded(length: int, padding: Padding) -> int:
+    """The length rounded up to a multiple, at least one, as far as ``padding.longest`` allows."""
+    whole = max(1, -(-length // padding.multiple)) * padding.multiple
+    return whole if padding.longest is None else max(length, min(whole, padding.longest))
 
 
 def by_length(
@@ -126,7 +127,7 @@ def padded_shape(arrays: Sequence[Array], padding: Padding) -> tuple[int, ...]:
     axis = padding.axis + 1
     shape = list(arrays[0].shape)
     shape[0] = sum(map(len, arrays))
-    shape[axis] = rounded(max(array.shape[axis] for array in arrays), padding.multiple)
+    shape[axis] = rounded(max(array.shape[axis] for array in arrays), padding)
     return tuple(shape)
 
 

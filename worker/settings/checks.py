@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from worker.errors import ConfigError, StartError
-from worker.registry import CONTENTS, INPUT_FORMATS, OUTPUT_FORMATS
+from worker.registry import CONTENTS, INPUT_FORMATS, OUTPUT_FORMATS, POSTPROCESSES
 from worker.settings.kinds import MIB
 from worker.settings.sections import Settings
 
@@ -77,7 +77,10 @@ def check_model_file(settings: Settings, pipeline: str) -> None:
     path = settings.pipelines[pipeline].model.file
     if not path.is_file():
         found = "is a directory" if path.is_dir() else "does not exist"
-        raise StartError(f"{settings.key(pipeline, 'model.path')}: {path} {found}; expected an ONNX file")
+        also = ", or a folder with model.onnx" if path.is_dir() else ""
+        raise StartError(
+            f"{settings.key(pipeline, 'model.path')}: {path} {found}; expected an ONNX file{also}"
+        )
 
 
 def security_protocol(settings: Settings) -> str:
@@ -308,6 +311,13 @@ def _check_pipeline(settings: Settings, name: str) -> None:
                 f"{settings.key(name, f'output.{field}')}: goes with output.format json only, "
                 f"got '{pipeline.output.format}'"
             )
+    wanted = getattr(POSTPROCESSES.entry(pipeline.postprocess.name), "needs_content", None)
+    named = [content.name for content in pre.contents] or [*entry.contents[:1]]
+    if wanted is not None and wanted not in named:
+        raise ConfigError(
+            f"{settings.key(name, f'postprocess.{pipeline.postprocess.name}')}: needs preprocess.{wanted}, "
+            f"input.format '{taken}' alone does not give it"
+        )
     predicts = OUTPUT_FORMATS.entry(pipeline.output.format).predicts
     if not predicts and pipeline.postprocess.name != "raw":
         raise ConfigError(

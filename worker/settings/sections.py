@@ -282,7 +282,7 @@ class ModelSettings(Section):
     """The ONNX model and how it runs."""
 
     path: File | None = None
-    """The .onnx file; relative to the configuration file. Required without repository."""
+    """The .onnx file, or a folder in Hugging Face's layout: model.onnx with tokenizer.json, config.json (names of classes) and 1_Pooling/config.json; relative to the configuration file. Required without repository."""
     repository: File | None = None
     """A folder with <name>/<version>/model.onnx, instead of path: a new version is answered from without a restart."""
     poll_s: Wait = 10.0
@@ -314,7 +314,15 @@ class ModelSettings(Section):
     def file(self) -> Path:
         """The .onnx file. Of a model in a repository only known once a version was found."""
         assert self.path is not None, "the version of a repository is found first"
-        return self.path
+        if self.folder is None:
+            return self.path
+        places = (self.folder / "model.onnx", self.folder / "onnx" / "model.onnx")
+        return next((place for place in places if place.is_file()), self.path)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder in Hugging Face's layout, if the path is one."""
+        return self.path if self.path is not None and self.path.is_dir() else None
 
 
 class BatchingSettings(Section):

@@ -88,6 +88,8 @@ class PipelineCounts:
         default_factory=lambda: {name: Histogram() for name in METRIC_STAGES}
     )
     batch_size: Histogram = field(default_factory=Histogram)
+    truncated: int = 0
+    """Records of whose text a part was left out."""
     run_items: int = 0
     """Most items in one model run, at the last batch; 0 before the first one."""
     swaps: int = 0
@@ -115,6 +117,7 @@ class PipelineCounts:
             skipped=self.skipped - earlier.skipped,
             items=self.items - earlier.items,
             batches=self.batches - earlier.batches,
+            truncated=self.truncated - earlier.truncated,
             errors=self.errors - earlier.errors,
             swaps=self.swaps - earlier.swaps,
             refused=self.refused - earlier.refused,
@@ -237,6 +240,8 @@ class Meters:
         """Count a batch that the engine returned. The model saw each of its runs as one batch."""
         counts = self._of(pipeline)
         counts.run_items = batch.servable.run_items
+        if batch.feed is not None:
+            counts.truncated += len(batch.feed.truncated)
         for run in batch.runs:
             for items in run.sizes if run.sizes is not None else (_items_of(run),):
                 counts.items += items

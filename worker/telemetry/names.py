@@ -59,6 +59,13 @@ ERRORS = Metric(
 ITEMS = Metric("items_total", "counter", "items", "Items the model answered.", ("pipeline",))
 BATCHES = Metric("batches_total", "counter", "batches", "Batches the model answered.", ("pipeline",))
 BATCH_SIZE = Metric("batch_size", "histogram", "items", "Items per batch.", ("pipeline",))
+TRUNCATED = Metric(
+    "truncated_total",
+    "counter",
+    "records",
+    "Records whose text was longer than preprocess.text.max_length, so that a part of it was left out.",
+    ("pipeline",),
+)
 RUN_ITEMS = Metric(
     "run_items_limit",
     "gauge",
@@ -160,6 +167,7 @@ METRICS = (
     BATCHES,
     BATCH_SIZE,
     RUN_ITEMS,
+    TRUNCATED,
     STAGE_DURATION,
     IN_FLIGHT_BYTES,
     CONSUMER_LAG,

@@ -60,6 +60,7 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
         yield names.ITEMS, (pipeline,), counts.items
         yield names.BATCHES, (pipeline,), counts.batches
         yield names.BATCH_SIZE, (pipeline,), counts.batch_size
+        yield names.TRUNCATED, (pipeline,), counts.truncated
         if counts.run_items:
             yield names.RUN_ITEMS, (pipeline,), counts.run_items
         for stage, histogram in counts.stages_us.items():
