@@ -211,8 +211,13 @@ def test_the_results_of_every_postprocess_fit_their_schema(name: str, form: str)
     sample = POSTPROCESSES[name]
     outputs = sample.outputs(2)
     shapes = {key: ("float", ["N", *value.shape[1:]]) for key, value in outputs.items()}
-    made = make_encoder(shapes, postprocess=sample.settings or name, format=form)
-    outcomes = encode(made, batch_of(2), outputs)
+    made = make_encoder(
+        shapes, postprocess=sample.settings or name, input_format=sample.input_format, format=form
+    )
+    batch = batch_of(2)
+    assert batch.feed is not None
+    batch.feed.contexts = [*sample.contexts(2)]
+    outcomes = encode(made, batch, outputs)
     assert not outcomes.rejected
     for body in outcomes.bodies:
         assert body is not None
