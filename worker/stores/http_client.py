@@ -24,7 +24,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Key = tuple[str, str, int | None]
 """Scheme, host and port: whoever has the same may use a connection again."""
 PIECE_BYTES = 256 << 10
-READ_BYTES, LINE_BYTES, HEADERS_MAX = 64 << 10, 64 << 10, 200
+READ_BYTES, LINE_BYTES, HEADERS_MAX = 16 << 10, 64 << 10, 200
 _ALWAYS = ("User-Agent: streaminfer", "Accept-Encoding: identity")
 KEPT_PER_HOST = 64
 KEPT_S = 20.0
