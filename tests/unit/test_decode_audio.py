@@ -14,7 +14,6 @@ import soundfile
 import sounds
 import soxr
 from decode_support import Decoding
-from pydantic import ValidationError
 
 from worker.errors import ConfigError, Reject
 
@@ -277,12 +276,42 @@ def test_sound_in_a_json_field() -> None:
     )
 
 
-def test_the_place_may_be_said() -> None:
-    """`from: value` beside the other options says what is so anyway; a field is named under preprocess.inputs."""
-    value = sounds.file(sounds.speech(0.1), 16_000)
-    assert np.array_equal(decoding(**{"from": "value"}).item(value)[0], by_hand(value, 16_000))
-    with pytest.raises(ValidationError, match=r"a field stands under preprocess\.inputs\.<tensor>\.from"):
-        decoding(**{"from": "clip"})
+def test_the_field_may_stand_in_the_content() -> None:
+    """`from` beside the other options names the field, as it does for texts; text in base64 is a sound, too."""
+    value = sounds.file(sounds.speech(0.3), 16_000)
+    record = json.dumps({"clip": base64.b64encode(value).decode()}).encode()
+    one = Decoding("json", FREE, preprocess={"audio": {"from": "clip"}})
+    assert np.array_equal(one.item(record)[0], by_hand(value, 16_000))
+    assert np.array_equal(decoding(form="text").item(base64.b64encode(value))[0], by_hand(value, 16_000))
+    with pytest.raises(
+        ConfigError, match=r"preprocess\.audio: with input\.format json the audio needs a field"
+    ):
+        Decoding("json", FREE, preprocess={"audio": {}})
+    inputs = {"x": {"from": "clip", "default": "none", "audio": {}}}
+    with pytest.raises(ConfigError, match=r"preprocess\.inputs\.x\.default: does not go with audio"):
+        Decoding("json", FREE, preprocess={"inputs": inputs})
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32"])
+@pytest.mark.parametrize("shape", [["N"], ["N", 1]])
+def test_a_model_may_ask_for_the_length(kind: str, shape: list[Any]) -> None:
+    """An integer input that is called a length gets the number of samples, or of frames, without padding."""
+    values = [sounds.file(sounds.speech(seconds), 16_000) for seconds in (0.5, 0.31)]
+
+    def lengths(samples: list[Any], **settings: Any) -> list[Any]:
+        inputs = {"waves": ("float", samples), "waves_lens": (kind, shape)}
+        feed = Decoding("audio", inputs, preprocess={"audio": settings}).decode(*values)
+        assert not feed.rejected
+        if feed.arrays is not None:
+            return [each.ravel().tolist() for each in feed.arrays["waves_lens"]]
+        found = [item.arrays["waves_lens"] for item in feed.items if item is not None]
+        assert all(each.dtype == kind and each.ndim == len(shape) for each in found)
+        return [each.ravel().tolist() for each in found]
+
+    assert lengths(["N", "S"]) == [[8000], [4960]]
+    assert lengths(["N", 10_000]) == [[8000], [4960]]
+    assert lengths(["N", "S"], window_s=0.2, context_s=0.01) == [[3360, 3360, 1760], [3360, 1920]]
+    assert lengths(["N", "T", 80], features="kaldi80") == [[50], [31]]
 
 
 def test_raw_samples() -> None:

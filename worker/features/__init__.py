@@ -121,6 +121,8 @@ class FileFeature(ABC):
     windowed = False
     """Whether it makes several items of one record: it puts an array (windows, ...) into ``items`` and their marks under
     ``opened[MARKS]``."""
+    filled: tuple[str, ...]
+    """Names of the model inputs that it fills."""
     reads_whole = False
     """Whether the size of what it decodes to stands anywhere in the file, so that its beginning alone does not do."""
     further_nbytes = 0
@@ -133,6 +135,7 @@ class FileFeature(ABC):
     def __init__(self, spec: TensorSpec, place: Place) -> None:
         self.spec = spec
         self.place = place
+        self.filled = (spec.name,)
 
     @abstractmethod
     def write(self, record: Record, feed: Feed, row: int, items: dict[str, Array], opened: Opened) -> bool:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from worker.errors import ConfigError
 from worker.features import Place
 from worker.model.signature import TensorSpec
+from worker.records.paths import ABSENT
 from worker.settings import LimitsSettings
-from worker.settings.kinds import Seconds, from_file
+from worker.settings.kinds import Seconds, Text, from_file
 from worker.settings.section import ContentSettings, Section
 
 if TYPE_CHECKING:
     from worker.features.sound_file import SoundFeature
+    from worker.settings import PipelineSettings
 
 Rate = Annotated[int, Field(ge=1_000, le=768_000)]
 Length = Annotated[int, Field(ge=2, le=1 << 16)]
@@ -24,12 +28,6 @@ def _graph_file(path: Path) -> Path:
     if path.suffix != ".onnx":
         raise ValueError("expected whisper80, whisper128, kaldi80, a file *.onnx")
     return path
-
-
-def _value(place: str) -> str:
-    if place != "value":
-        raise ValueError("expected value; a field stands under preprocess.inputs.<tensor>.from")
-    return place
 
 
 class MelSettings(Section):
@@ -64,8 +62,8 @@ Features = (
 class AudioSettings(ContentSettings):
     """From a sound file to mono samples of one rate, whole or in windows."""
 
-    from_: Annotated[str, AfterValidator(_value)] = Field(default="value", alias="from")
-    """`value`: the record's value, or the field that `from` names under preprocess.inputs.<tensor>."""
+    from_: Text = Field(default="value", alias="from")
+    """`value` for the record's value, or the name or dotted path of the field that holds the sound."""
     rate: Rate = 16_000
     """Samples per second that the model wants; other sounds are resampled."""
     window_s: Seconds | None = None
@@ -121,10 +119,38 @@ class Sound:
     settings: ClassVar[type[ContentSettings]] = AudioSettings
 
     @staticmethod
-    def make(
-        options: AudioSettings | None, spec: TensorSpec, place: Place, key: str, limits: LimitsSettings
+    def fills(
+        options: AudioSettings, inputs: Sequence[TensorSpec], named: TensorSpec | None, key: str
+    ) -> list[TensorSpec]:
+        """See :class:`worker.features.WideContent`: the input of the sound, and that of its length if the model has one."""
+        sounds = [spec for spec in inputs if spec.dtype.kind == "f" and spec.item_shape]
+        if named is None and len(inputs) > 1 and len(sounds) != 1:
+            names = ", ".join(spec.name for spec in inputs)
+            raise ConfigError(
+                f"{key}: the model has {len(inputs)} inputs ({names}); expected preprocess.inputs to say where each comes from"
+            )
+        first = named or (inputs[0] if len(inputs) == 1 else sounds[0])
+        lengths = [spec for spec in inputs if _is_length(spec) and spec is not first]
+        return [first, *lengths[:1]]
+
+    @staticmethod
+    def make_wide(
+        options: AudioSettings,
+        specs: Sequence[TensorSpec],
+        places: Callable[[str], Place],
+        key: str,
+        settings: PipelineSettings,
+        limits: LimitsSettings,
     ) -> SoundFeature:
-        """See :class:`worker.features.Content`."""
+        """See :class:`worker.features.WideContent`."""
         from worker.features.sound_file import SoundFeature
 
-        return SoundFeature(options or AudioSettings(), spec, place, key, limits)
+        place = places(options.from_)
+        if place.default is not ABSENT:
+            raise ConfigError(f"{key.rpartition('.')[0]}.default: does not go with audio")
+        return SoundFeature(options, specs[0], place, key, limits, specs[1] if len(specs) > 1 else None)
+
+
+def _is_length(spec: TensorSpec) -> bool:
+    """Whether a model input is the number of samples or frames of an item: one integer, called a length."""
+    return spec.dtype.kind in "iu" and spec.item_shape in ((), (1,)) and "len" in spec.name.lower()

@@ -59,6 +59,10 @@ class Samples:
         """Elements of the item made of so many samples."""
         return samples
 
+    def lengths(self, samples: Array, found: Array) -> Array:
+        """The length of each item as a model counts it, from its samples without padding and from the items."""
+        return samples
+
     def __call__(self, pieces: Array) -> Array:
         """(items, samples) as the model's items."""
         shape = [1] * len(self.spec.item_shape)
@@ -101,6 +105,10 @@ class Mel:
     def item_elements(self, samples: int) -> int:
         """See :meth:`Samples.item_elements`."""
         return self.recipe.frames(samples) * self.recipe.bins
+
+    def lengths(self, samples: Array, found: Array) -> Array:
+        """See :meth:`Samples.lengths`."""
+        return np.array([self.recipe.frames(int(count)) for count in samples])
 
     def __call__(self, pieces: Array) -> Array:
         """(items, samples) as the model's items."""
@@ -145,6 +153,10 @@ class OwnGraph:
     def item_elements(self, samples: int) -> int:
         """See :meth:`Samples.item_elements`."""
         return max(self._least, round(samples * self._ratio))
+
+    def lengths(self, samples: Array, found: Array) -> Array:
+        """See :meth:`Samples.lengths`: the graph's own frames, padded ones included."""
+        return np.full(len(samples), found.shape[1 + self.axis])
 
     def __call__(self, pieces: Array) -> Array:
         """(items, samples) as the model's items."""

@@ -35,6 +35,7 @@ class SoundFeature(FileFeature):
         spec: the model input: floats with one dimension for the samples; further dimensions have length 1.
         place: where in the record the file is: bytes, or base64 text.
         key: the setting's name, for errors.
+        lengths: a further input that gets the number of samples, or of frames of features, of each item.
         limits: a sound whose decoding needs more than ``in_flight_bytes`` is refused.
 
     Raises:
@@ -44,9 +45,17 @@ class SoundFeature(FileFeature):
     reads_whole = True
 
     def __init__(
-        self, settings: AudioSettings, spec: TensorSpec, place: Place, key: str, limits: LimitsSettings
+        self,
+        settings: AudioSettings,
+        spec: TensorSpec,
+        place: Place,
+        key: str,
+        limits: LimitsSettings,
+        lengths: TensorSpec | None = None,
     ) -> None:
         super().__init__(spec, place)
+        self.lengths = lengths
+        self.filled = (spec.name,) if lengths is None else (spec.name, lengths.name)
         self._decoding = Decoding(settings.rate, key)
         self._settings = settings
         self._limit_bytes = limits.in_flight_bytes
@@ -106,17 +115,32 @@ class SoundFeature(FileFeature):
                 raise Reject(
                     f"{self._length_of(sound)}, expected at least window_s: {self._settings.window_s}"
                 )
-            items[self.spec.name] = self._shaped(self.windows.cut(sound))
+            items[self.spec.name] = found = self._shaped(self.windows.cut(sound))
+            if self.lengths is not None:
+                starts = np.arange(len(found)) * self.windows.hop
+                used = self.windows.context + np.minimum(self.windows.length, len(sound) - starts)
+                items[self.lengths.name] = self._counted(used, found)
             opened[MARKS] = self.windows.marks(len(sound), self._settings.rate)
             return True
+        own = len(sound)
         if self.length is not None:
             sound = self._of_length(sound, self.length)
-        item = self._shaped(sound[np.newaxis])[0]
+        found = self._shaped(sound[np.newaxis])
+        filled = {self.spec.name: found[0]}
+        if self.lengths is not None:
+            filled[self.lengths.name] = self._counted(np.array([own]), found)[0]
         if feed.arrays is not None:
-            feed.arrays[self.spec.name][row] = item
+            for name, item in filled.items():
+                feed.arrays[name][row] = item
         else:
-            items[self.spec.name] = item
+            items.update(filled)
         return True
+
+    def _counted(self, samples: Array, found: Array) -> Array:
+        """What the model gets as the length of each item: samples, or frames of features."""
+        assert self.lengths is not None
+        counts = self._features.lengths(samples, found)
+        return counts.astype(self.lengths.dtype).reshape(len(found), *(1 for _ in self.lengths.item_shape))
 
     def _needed(self, header: SoundHeader) -> int:
         """Bytes for decoding a sound and for its items in the batch, besides the slots of one item of length 1."""

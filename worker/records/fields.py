@@ -53,10 +53,10 @@ def features_of(
         if place.default is not ABSENT and not getattr(entry, "takes_default", False):
             raise ConfigError(f"{key}.default: does not go with {name}")
         options = content.options if content else None
-        feature = entry.make(options, spec, place, f"{key}.{name}", limits)
+        features.append(entry.make(options, spec, place, f"{key}.{name}", limits))
+    for feature in features:
         if isinstance(feature, FileFeature):
             feature.answer_share = signature.shown.answer_share
-        features.append(feature)
     return features
 
 
@@ -253,7 +253,7 @@ class FieldsDecoder:
     def __init__(self, features: Sequence[Feature], signature: Signature) -> None:
         self.features = features
         self.specs = signature.inputs
-        self.windowed = {f.spec.name for f in features if getattr(f, "windowed", False)}
+        self.windowed = {n for f in features if isinstance(f, FileFeature) and f.windowed for n in f.filled}
         """The model inputs that may get several items from one record."""
         self.fixed = signature.fixed and not self.windowed
         self.files = [feature for feature in features if isinstance(feature, FileFeature)]

@@ -17,7 +17,7 @@ _CHARACTER_BYTES = 4
 class TextDecoder(FieldsDecoder):
     """One text per record, in UTF-8 with or without a byte order mark."""
 
-    contents = ("text", "image")
+    contents = ("text", "image", "audio")
     has_fields = False
     takes_missing = False
 
