@@ -83,7 +83,8 @@ class Envelope:
         self._copied = frozenset(copied if isinstance(copied, list) else _TRACE if copied == "trace" else ())
         self._reserved = reserved | {CONTENT_ENCODING, ENCRYPTION, SCHEMA_ID}
         if self._copies_all:  # by name a user may ask for one of them
-            self._reserved |= events.OWN
+            # the id alone makes no event of a result, and readers match it with their request
+            self._reserved |= events.OWN if results is not None else events.OWN - {"ce_id"}
         if results is not None:
             self._reserved |= {CONTENT_TYPE}
         self._names_source = names_source and copied != "none"
