@@ -71,6 +71,7 @@ class Act:
         self._witness.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
 def test_coordinators_that_move_are_found_again(pair: Pair, tmp_path: Path, protocol: str) -> None:
     """Nothing is lost or reordered, with exactly_once nothing doubled; the workers stay and drain with 0."""
