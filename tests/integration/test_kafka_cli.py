@@ -214,7 +214,7 @@ def test_a_folder_says_what_it_leaves_out(cluster: Cluster, run: Run, tmp_path: 
     ("name", "content", "options", "sentence"),
     [
         ("gone.csv", None, [], "gone.csv: no such file or folder"),
-        ("rows.txt", "a", [], "expected a folder, - or a file that ends in one of"),
+        ("rows.dat", "a", [], "expected a folder, - or a file that ends in one of"),
         ("rows.csv", "a,b\n1\n", [], "rows.csv line 2: expected 2 cells as in the first line, found 1"),
         ("rows.csv", "a,b\n", [], "expected at least one record, found none"),
         ("rows.csv", "a,b\n1,2\n", ["--key", "c"], "--key c: "),

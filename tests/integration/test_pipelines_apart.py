@@ -37,7 +37,7 @@ def started() -> Iterator[list[Worker]]:
         worker.kill()
 
 
-@pytest.mark.parametrize("step_s", [0.05, 0.3])
+@pytest.mark.parametrize("step_s", [0.05, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_a_slow_pipeline_does_not_move_the_latency_of_a_quick_one(
     kafka: str, tmp_path: Path, started: list[Worker], step_s: float
 ) -> None:

@@ -1,6 +1,6 @@
 """The S3 store against moto's server, which keeps S3's semantics: signatures, keys of any letters, missing buckets, sizes.
 
-Needs ``pip install 'moto[server]'``, which is 100 MB of packages and not installed with the others.
+Needs the extra ``slow``, which ``scripts/test --all`` installs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from worker.settings.stores import ReferenceSettings
 from worker.stores.references import References
 from worker.stores.url import Url
 
-pytest.importorskip("moto", reason="pip install 'moto[server]'")
+pytest.importorskip("moto", reason="no moto: scripts/test --all installs it")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 KEYS = ["a", "cam 1/ü ß.jpg", "a+b=c&d'(e)!*~;,:@$", "deep/er/and/deeper", "x" * 300]

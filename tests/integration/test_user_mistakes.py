@@ -38,7 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("mistakes")
     models.write(made, models.mlp(), "mlp.onnx")
     models.write(made, models.image(), "image.onnx")
-    models.write(made, models.zipmap(), "zipmap.onnx")
     newer = onnx.load_from_string(models.identity())
     newer.ir_version = 99
     models.write(made, newer.SerializeToString(), "newer.onnx")
@@ -47,6 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "external" / "b.bin").unlink()
     (made / "noise.onnx").write_bytes(b"not a model")
     (made / "nine.txt").write_text("\n".join("abcdefghi"))
+    (made / "nine.dat").write_text("nine")
     (made / "noise.txt").write_bytes(b"\xff\xfe")
     (made / "empty.txt").write_text("")
     (made / "own.py").write_text("number = 3\n")
@@ -100,7 +100,6 @@ def said(capfd: pytest.CaptureFixture[str]) -> str:
         ({"model.path": "nope.onnx"}, 3, "model.path nope.onnx exist"),
         ({"model.path": "frames"}, 3, "model.path frames directory"),
         ({"model.path": "noise.onnx"}, 3, "model.path noise.onnx"),
-        ({"model.path": "zipmap.onnx"}, 3, "model.path probabilities zipmap"),
         ({"model.path": "newer.onnx"}, 3, "model.path newer.onnx IR 99"),
         ({"model.path": "external/model.onnx"}, 3, "model.path b.bin"),
         ({"model.sha256": "0" * 64}, 3, "model.sha256 mlp.onnx"),
@@ -280,7 +279,7 @@ def test_a_file_that_is_no_configuration_is_named(
         ("produce {folder}/nope.jsonl --topic t --bootstrap b:1", 2, "nope.jsonl"),
         ("produce {folder}/frames --topic t --bootstrap b:1", 2, "frames images"),
         ("produce {folder}/noise.mp4 --topic t --bootstrap b:1", 2, "noise.mp4 video"),
-        ("produce {folder}/nine.txt --topic t --bootstrap b:1", 2, "nine.txt .csv"),
+        ("produce {folder}/nine.dat --topic t --bootstrap b:1", 2, "nine.dat .csv"),
         ("produce {folder}/rows.csv --topic t --bootstrap b:1 --key z", 2, "--key z a, b"),
         ("produce {folder}/lines.jsonl --topic t", 2, "--bootstrap --config"),
         ("produce {folder}/lines.jsonl --topic t --bootstrap b:1 --rate -1", 2, "--rate -1"),
