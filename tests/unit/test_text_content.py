@@ -421,6 +421,13 @@ def test_a_mistake_in_the_settings_is_one_sentence(folder: Path, text: Any, sent
         Pipeline(folder, preprocess={"text": text})
 
 
+def test_a_model_without_one_of_the_usual_inputs_gets_the_others(folder: Path) -> None:
+    """All three usual names may be given: the model is fed those that it has."""
+    models.write(folder, encoder(types=False))
+    names = {"ids": "input_ids", "mask": "attention_mask", "types": "token_type_ids"}
+    Pipeline(folder, preprocess={"text": {"inputs": names}})
+
+
 def test_sources_that_leave_inputs_open_or_fill_them_twice_are_refused(folder: Path) -> None:
     """A model input that nothing fills, or two sources fill, is named."""
     json_in: dict[str, Any] = {"input": {"format": "json"}}

@@ -147,7 +147,9 @@ def _roles(
     }
     found = {role: by_name.get(name) for role, name in wanted.items()}
     for role, spec in found.items():
-        if spec is None and (role == "ids" or role in explicit):
+        # the usual name is no typing error where the model lacks that input: one text of settings serves many models
+        usual = TextInputs.model_fields[role].default == wanted[role]
+        if spec is None and (role == "ids" or (role in explicit and not usual)):
             raise ConfigError(
                 f"{key}.inputs.{role}: the model has no input {wanted[role]}; its inputs are {', '.join(by_name)}"
             )
