@@ -656,6 +656,7 @@ class FakePool:
 
     def __init__(self, clock: FakeClock, capacity: int = 3) -> None:
         self.capacity = capacity
+        self.serial = False
         self.finishes = False
         """Whoever waits finds everything finished."""
         self.held: list[Batch] = []
@@ -752,6 +753,7 @@ class FakeRoute:
     destination: Destination
     max_wait_s: float = 0.005
     keep: Any = "all"
+    priority: int = 5
     envelope: Envelope = field(default_factory=FakeEnvelope)
     opening: Opening | None = None
 
@@ -804,9 +806,12 @@ class FakeRollout:
         slab_records: int | None = None,
         max_wait_s: float = 0.005,
         keep: Any = "all",
+        priority: int = 5,
     ) -> None:
         destination = Destination(output_topic, output_partition, errors)
-        self.route = FakeRoute(name, topics, when, max_bytes, tombstone, destination, max_wait_s, keep)
+        self.route = FakeRoute(
+            name, topics, when, max_bytes, tombstone, destination, max_wait_s, keep, priority
+        )
         self.stable = FakeServable(
             name, max_size, slab_records or max_size, item_nbytes, costly, scratch, Lane(name)
         )

@@ -176,6 +176,8 @@ class Lane:
     """Most runs in progress at once."""
     ahead: int = 1
     """Batches that are decoded, or being decoded, beyond those that run."""
+    priority: int = 5
+    """0..9: a thread of the pool that becomes free works for the lane with the highest one first."""
 
 
 class Servable(Protocol):
@@ -321,6 +323,10 @@ class Route(Protocol):
     @property
     def tombstone(self) -> str:
         """``pass``, ``drop`` or ``reject``."""
+
+    @property
+    def priority(self) -> int:
+        """0..9; the pipeline with the highest one goes first."""
 
     @property
     def max_wait_s(self) -> float: ...

@@ -652,6 +652,7 @@ def _rollouts(rng: Random, keeping: Random) -> list[FakeRollout]:
             max_wait_s=rng.choice([0.001, 0.004, 0.02]),
             scratch=lambda value: 2 * len(value) if len(value) > 1_000 else 0,
             keep=keeping.choice(["all", "all", "all", "latest"]),
+            priority=keeping.choice([0, 5, 5, 9]),
         )
         for name, topics in shape.items()
     ]

@@ -230,6 +230,46 @@ def test_each_lane_keeps_its_own_runs(pools: Callable[..., ThreadPool]) -> None:
     assert 1 < most[lanes[1]] <= 3
 
 
+def served(pool: ThreadPool, steps: Steps, first: Lane, last: Lane, batches: int) -> Counter[Lane]:
+    """Runs by lane until the more important of two lanes, both with so many batches, has no more work."""
+    gate, done, had = threading.Event(), threading.Event(), Counter[Lane]()
+
+    def infer(batch: Batch) -> None:
+        gate.wait(DEADLINE_S)
+        with steps.lock:
+            if not done.is_set():
+                had[batch.servable.lane] += 1
+            if had[first] == batches:
+                done.set()
+
+    steps.infer = infer  # type: ignore[method-assign]
+    for lane in (first, last):
+        for _ in range(batches):
+            pool.submit(batch_of(lane=lane))
+    gate.set()
+    assert done.wait(DEADLINE_S)
+    all_back(pool)
+    return had
+
+
+def test_a_more_important_lane_has_nineteen_of_twenty_turns(pools: Callable[..., ThreadPool]) -> None:
+    """Of two lanes that always have work, priority 9 runs about twenty times as often as priority 0, which still runs."""
+    steps, first, last = Steps(4), Lane("first", priority=9), Lane("last", priority=0)
+    had = served(pools(steps, 1, last, first), steps, first, last, batches=200)
+    assert 5 <= had[last] <= 20, had
+
+
+def test_a_less_important_lane_uses_what_is_left_over(pools: Callable[..., ThreadPool]) -> None:
+    """A lane of priority 0 has all threads but the spare one while nobody more important has work."""
+    steps, last = Steps(), Lane("last", runs=2, priority=0)
+    steps.at_infer = threading.Barrier(2, timeout=DEADLINE_S).wait
+    pool = pools(steps, 2, last, Lane("first", priority=9))
+    for _ in range(2):
+        pool.submit(batch_of(lane=last))
+    assert all(back.error is None for back in all_back(pool))
+    assert steps.running_max == 2
+
+
 @pytest.mark.parametrize("step", ["at_decode", "at_infer"])
 def test_an_exception_comes_back_with_its_batch(pools: Callable[..., ThreadPool], step: str) -> None:
     """An exception in a step comes back with its batch."""

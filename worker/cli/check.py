@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from worker import native
 from worker import settings as configuration
 from worker.batch import Headers
+from worker.cli import check_figures
 from worker.cli.check_stores import check_stores
 from worker.cli.main import add_set_option
 from worker.cli.payloads import described
 from worker.errors import ConfigError, Reject, WorkerError
-from worker.settings import MIB, Settings
+from worker.settings import Settings
 from worker.telemetry import logs
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace, hea
     if settings.metrics.http:
         report.check("http", lambda: _http(settings), str)
     report.line("batch path", True, f"{native.batch_path}, producer {native.producer_path}")
-    report.line("memory", True, _memory(settings))
+    report.line("memory", True, check_figures.memory(settings))
+    for name, message in check_figures.figures(settings):
+        report.line(name, True, message)
     if payload := described(settings):
         report.line("payload", True, payload)
     report.line("credentials", True, _credentials(settings))
@@ -325,19 +328,6 @@ def _taking(rollouts: Mapping[str, Rollout], sample: Sample, headers: Headers) -
     )
 
 
-def _memory(settings: Settings) -> str:
-    """The bound on memory beyond that of a warm process, with its parts."""
-    limits, largest = settings.limits, settings.largest_record()
-    parts = {
-        "in_flight_bytes": limits.in_flight_bytes,
-        "prefetch_bytes": limits.prefetch_bytes,
-        "output_bytes": limits.output_bytes,
-        "largest record": largest,
-    }
-    terms = " + ".join(f"{name} {_mib(size)}" for name, size in parts.items())
-    return f"warm process + {_mib(sum(parts.values()))} MiB = {terms}"
-
-
 def _credentials(settings: Settings) -> str:
     """How the worker authenticates to the broker, without secrets; warns if others could read the traffic."""
     kafka = settings.kafka
@@ -345,10 +335,6 @@ def _credentials(settings: Settings) -> str:
     mechanism = kafka.get("sasl.mechanisms", "GSSAPI") if "sasl" in protocol else "no SASL"
     hosts = configuration.plaintext_hosts(settings)
     return f"{protocol}, {mechanism}" + (f"; not encrypted to {', '.join(hosts)}" if hosts else "")
-
-
-def _mib(size: int) -> str:
-    return f"{size / MIB:.1f}".removesuffix(".0")
 
 
 def _models_line(rollouts: Mapping[str, Rollout]) -> str:

@@ -20,6 +20,7 @@ from worker.loop.intake import Intake
 from worker.loop.membership import Membership, Parts
 from worker.loop.pool import Returned
 from worker.loop.slab import Slab
+from worker.loop.turns import NOBODY
 from worker.loop.what_now import BUSY_POLL_S, SERVE_S, TICK_S, IntakeView, View, what_now
 
 
@@ -29,6 +30,10 @@ class Pool(Protocol):
     @property
     def outstanding(self) -> int:
         """Batches submitted and not collected."""
+
+    @property
+    def serial(self) -> bool:
+        """Whether batches run one after the other, in the order in which they are submitted."""
 
     def free(self, lanes: Collection[Lane]) -> bool:
         """Whether a batch submitted now to any of these lanes would not just queue up."""
@@ -156,7 +161,7 @@ class Conductor:
         now_ns = self._clock_ns()
         claimant = self._intakes.claimant(self._isolation.caution)
         intakes = [*self._intakes]
-        views = [self._look(intake, claimant, now_ns) for intake in intakes]
+        views = self._views(intakes, claimant, now_ns)
         action = what_now(
             View(
                 views,
@@ -183,8 +188,12 @@ class Conductor:
         in_flight = self.window.slabs > 0
         for told in self._intakes.fetch(self._clock_ns(), self._wall_ms(), in_flight, not caution):
             self._accounts.left_out(told)
+        claimant, now_ns = self._intakes.claimant(caution), self._clock_ns()
+        rush = self._intakes.rush(self._pool.serial, lambda i: self._due(i, claimant, now_ns))
         for intake in self._intakes:
-            while self._due(intake, self._intakes.claimant(caution), self._clock_ns()):
+            if self._intakes.yields(intake, rush.first):
+                continue
+            while self._due(intake, self._intakes.claimant(caution), self._clock_ns(), rush.above):
                 with self._accounts.timed("submit"):
                     slab = self._close(intake)
                     if slab is None:
@@ -193,6 +202,9 @@ class Conductor:
                     self.window.admit(slab)
                     for batch in slab.batches:
                         self._pool.submit(batch)
+                    rush.went(intake)
+                if rush.one_each:
+                    break
 
     def collect(self) -> None:
         """Take batches that are back from the pool, and outputs that are acknowledged."""
@@ -274,25 +286,40 @@ class Conductor:
             return False
         return self._pool.free(intake.lanes)
 
-    def _due(self, intake: Intake, claimant: Intake | None, now_ns: int) -> bool:
-        """Whether the open slab should go now. Its deadline counts only while a slot is free."""
-        return (
-            len(intake.open) > 0 and self._may_submit(intake, claimant) and self._is_complete(intake, now_ns)
-        )
+    def _due(self, intake: Intake, claimant: Intake | None, now_ns: int, above: int = NOBODY) -> bool:
+        """Whether the open slab should go now. Its deadline counts only while a slot is free.
 
-    def _is_complete(self, intake: Intake, now_ns: int) -> bool:
+        Args:
+            above: of a more important intake than this, a slab does not wait for company.
+        """
+        able = len(intake.open) > 0 and self._may_submit(intake, claimant)
+        return able and self._is_complete(intake, now_ns, above)
+
+    def _is_complete(self, intake: Intake, now_ns: int, above: int) -> bool:
         """Whether an open slab that may go should go now."""
         if self._isolation.holds_back(intake.open.first, self._pool.outstanding, self._delivery.ready):
             return False
-        return intake.complete(now_ns, self.window.slabs > 0)
+        return intake.priority > above or intake.complete(now_ns, self.window.slabs > 0)
 
-    def _look(self, intake: Intake, claimant: Intake | None, now_ns: int) -> IntakeView:
+    def _views(self, intakes: Iterable[Intake], claimant: Intake | None, now_ns: int) -> list[IntakeView]:
+        """What the intakes look like."""
+        rush, views = self._intakes.rush(self._pool.serial, lambda i: self._due(i, claimant, now_ns)), []
+        for intake in intakes:
+            view = self._look(intake, claimant, now_ns, rush.above)
+            if view.due and self._intakes.yields(intake, rush.first):
+                view = view._replace(due=False)
+            elif view.due:
+                rush.went(intake)
+            views.append(view)
+        return views
+
+    def _look(self, intake: Intake, claimant: Intake | None, now_ns: int, above: int) -> IntakeView:
         may_submit, room = self._may_submit(intake, claimant), intake.room() > 0
         pace_left_s = intake.pace_left_s(now_ns)
         newest = room and intake.newest_only and not (self._isolation.caution or self.membership.rewinding)
         if not len(intake.open):
             return IntakeView(may_submit, room, False, False, 0.0, pace_left_s, newest)
-        due = may_submit and self._is_complete(intake, now_ns)
+        due = may_submit and self._is_complete(intake, now_ns, above)
         return IntakeView(may_submit, room, True, due, intake.left_s(now_ns), pace_left_s, newest)
 
     # -- doing -------------------------------------------------------------------------------------------

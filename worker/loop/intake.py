@@ -54,6 +54,8 @@ class Intake:
         self.share = share
         self.fetching = fetching
         self.topics = frozenset(chain.from_iterable(route.topics for route in admission.rollouts))
+        self.priority = max(route.priority for route in admission.rollouts)
+        """The highest among its routes: they share the slab."""
         self.open = OpenSlab(share)
         self.paused = False
         """Its topics are not fetched."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from worker.loop.epochs import Epochs
 from worker.loop.intake import Intake
 from worker.loop.keep import LeftOut
 from worker.loop.openslab import rebased
+from worker.loop.turns import Rush, Turns, ranked
 from worker.loop.what_now import IntakeView
 
 
@@ -33,12 +34,15 @@ class Intakes:
         self._by_topic = {topic: intake for intake in intakes for topic in intake.topics}
         self._in_turn = list(intakes)
         """Whoever went last comes last."""
+        self.ranked = ranked(intake.priority for intake in intakes)
+        """They have unlike priorities."""
+        self._turns: Turns[Intake] = Turns(lambda intake: intake.priority)
         self._fetching = [intake.fetching for intake in intakes if intake.fetching is not None]
         self._source = source
 
     def __iter__(self) -> Iterator[Intake]:
-        """All of them; whoever has not gone for longest comes first."""
-        return iter(self._in_turn[:])
+        """All of them, the most important ones first; of equals, whoever has not gone for longest."""
+        return iter(self._turns.order(self._in_turn) if self.ranked else self._in_turn[:])
 
     def __len__(self) -> int:
         return len(self._in_turn)
@@ -109,10 +113,27 @@ class Intakes:
         return None
 
     def went(self, intake: Intake) -> None:
-        """A slab of this intake was closed: the others come first now."""
+        """A slab of this intake was closed: its equals come first now."""
         if len(self._in_turn) > 1:
             self._in_turn.remove(intake)
             self._in_turn.append(intake)
+            if self.ranked:
+                self._turns.went(intake, [other for other in self._in_turn[:-1] if len(other.open)])
+
+    def rush(self, serial: bool, due: Callable[[Intake], bool]) -> Rush:
+        """Who lets whom go first in one turn of the loop.
+
+        Args:
+            serial: whatever goes keeps everybody else waiting.
+            due: whether an intake would go if it were the only one.
+        """
+        if not (serial and self.ranked):
+            return Rush()
+        return Rush(intake.priority for intake in self._in_turn if due(intake))
+
+    def yields(self, intake: Intake, to: int) -> bool:
+        """Whether an intake lets one of this priority go before it, because its own turn has not come."""
+        return intake.priority < to and not self._turns.come(intake)
 
     # -- what is fetched -----------------------------------------------------------------------------------
 

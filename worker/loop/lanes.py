@@ -87,6 +87,16 @@ class Queue:
         self.decoded += 1
         return self.waiting.popleft()
 
+    @property
+    def able(self) -> bool:
+        """Whether :meth:`runnable`, :meth:`undecoded` or :meth:`openable` would give a batch."""
+        lane = self.lane
+        return (
+            (bool(self.ready) and self.running < lane.runs)
+            or any(job.todo for job in self.opened)
+            or (bool(self.waiting) and self.decoded + self.running < lane.runs + lane.ahead)
+        )
+
     def __repr__(self) -> str:
         return (
             f"<Queue of lane {self.lane.name}: {len(self.waiting)} waiting, {self.decoded} decoded, "

@@ -5,7 +5,9 @@ can pile up: in each lane at most ``runs`` batches run at once, and at most ``ah
 All threads decode shards of the same batch; whoever finishes the last shard makes it ready. Finished batches come back
 through one mailbox.
 
-One thread always remains for every lane that has none: a slow lane never holds all threads.
+One thread always remains for every lane that has none: a slow lane never holds all threads. Where lanes have unlike
+priorities, a less important one keeps out of these spare threads while a more important one has work, but for its turn
+now and then (:class:`worker.loop.turns.Turns`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Protocol
 from worker.batch import Batch, Lane, Partition
 from worker.loop.awaited import Waits
 from worker.loop.lanes import MOST_TRYING_AGAIN, Job, Queue
+from worker.loop.turns import Turns, ranked
 
 Task = tuple[Job, Callable[[], None]]
 
@@ -92,6 +95,8 @@ class ThreadPool:
         mailbox: Mailbox,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        self.serial = False
+        """Batches run side by side, so that one lane's do not wait for another's."""
         self.outstanding = 0
         """Batches submitted and not collected; for the submitter's thread."""
         self._steps = steps
@@ -99,10 +104,15 @@ class ThreadPool:
         self._clock_ns = clock_ns
         self._lock = threading.Condition()
         self._queues = {lane: Queue(lane) for lane in lanes}
+        self._turns: Turns[Queue] = Turns(lambda queue: queue.lane.priority)
+        self._ranked = ranked(lane.priority for lane in self._queues)
+        """Lanes have unlike priorities."""
+        self._spare = max(0, len(self._queues) - 1)
+        """Threads beyond those that one lane uses at most."""
         self._begun: dict[Job, None] = {}
         """Batches being worked on, the oldest first."""
         self._closing = False
-        self._idle = threads + max(0, len(self._queues) - 1)
+        self._idle = threads + self._spare
         """Threads that hold no batch."""
         self._threads = [
             threading.Thread(target=self._work, name=f"pool-{index}", daemon=True)
@@ -167,6 +177,7 @@ class ThreadPool:
         if queue is None:
             with self._lock:
                 queue = self._queues[lane] = Queue(lane)
+                self._ranked = ranked(lane.priority for lane in self._queues)
         return queue
 
     def _work(self) -> None:
@@ -202,22 +213,30 @@ class ThreadPool:
             return task
 
     def _find(self) -> Task | None:
-        """In the lane that has the fewest threads: run what is decoded, else decode what is open, else open a batch."""
+        """A task of the most important lane that may have one; among equals, of the one that has the fewest threads."""
         queues: Iterable[Queue] = self._queues.values()
         if len(self._queues) > 1:
             queues = sorted(queues, key=lambda queue: queue.threads)
+            if self._ranked:
+                queues = self._turns.order(queues)
         for queue in queues:
             if queue.parked:
                 queue.unpark(self._clock_ns())
-            if not self._may_use_a_thread(queue):
-                continue
-            if (job := queue.runnable()) is not None:
-                return job, partial(self._infer, job)
-            if (job := queue.undecoded()) is not None:
-                return job, partial(self._decode, job, *job.todo.popleft())
-            if (job := queue.openable()) is not None:
-                self._begun[job] = None
-                return job, partial(self._open, job)
+            if self._may_use_a_thread(queue) and (task := self._task_of(queue)) is not None:
+                if self._ranked:
+                    self._turns.went(queue, [other for other in queues if other is not queue and other.able])
+                return task
+        return None
+
+    def _task_of(self, queue: Queue) -> Task | None:
+        """In one lane: run what is decoded, else decode what is open, else open a batch."""
+        if (job := queue.runnable()) is not None:
+            return job, partial(self._infer, job)
+        if (job := queue.undecoded()) is not None:
+            return job, partial(self._decode, job, *job.todo.popleft())
+        if (job := queue.openable()) is not None:
+            self._begun[job] = None
+            return job, partial(self._open, job)
         return None
 
     def _next_try_s(self) -> float | None:
@@ -226,7 +245,11 @@ class ThreadPool:
         return max(0.0, (min(due_ns) - self._clock_ns()) / 1e9) if due_ns else None
 
     def _may_use_a_thread(self, queue: Queue) -> bool:
-        """Whether enough threads would remain for the lanes that have none."""
+        """Whether enough threads would remain for the lanes that have none, and for those that are more important."""
+        if self._ranked and self._idle <= self._spare and not self._turns.come(queue):
+            mine = queue.lane.priority
+            if any(q.lane.priority > mine and (q.threads or q.able) for q in self._queues.values()):
+                return False
         if not queue.threads:
             return True
         return self._idle > sum(not other.threads for other in self._queues.values())
@@ -296,6 +319,8 @@ class InlinePool:
     def __init__(
         self, steps: Steps, mailbox: Mailbox, clock_ns: Callable[[], int] = time.monotonic_ns
     ) -> None:
+        self.serial = True
+        """Batches run one after the other, in the order in which they are submitted."""
         self.outstanding = 0
         self._steps = steps
         self._mailbox = mailbox

@@ -67,6 +67,11 @@ class Storing:
         """Batches submitted and not collected."""
         return self._pool.outstanding + len(self._left)
 
+    @property
+    def serial(self) -> bool:
+        """Whether batches run one after the other, in the order in which they are submitted."""
+        return self._pool.serial
+
     def free(self, lanes: Collection[Lane]) -> bool:
         """Whether a batch submitted now to any of these lanes would not just queue up."""
         return len(self._left) < BATCHES_MAX and self._pool.free(lanes)

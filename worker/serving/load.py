@@ -171,7 +171,7 @@ def _few_shapes(wanted: PipelineSettings) -> bool:
 
 
 def _lane(route: Route, tuning: Tuning, model: Model) -> Lane:
-    return Lane(route.name, tuning.instances + model.lookahead, model.ahead)
+    return Lane(route.name, tuning.instances + model.lookahead, model.ahead, route.priority)
 
 
 def _log_ready(route: Route, servable: Servable, tuning: Tuning) -> None:

@@ -46,6 +46,7 @@ class Route:
     when: tuple[str, bytes] | None
     max_bytes: int
     tombstone: str
+    priority: int
     max_wait_s: float
     keep: Literal["all", "latest"] | int
     destination: Destination
@@ -92,6 +93,7 @@ def route_of(
         when=(settings.when.header, settings.when.equals.encode()) if settings.when else None,
         max_bytes=wanted.max_bytes,
         tombstone=wanted.tombstone,
+        priority=settings.priority,
         max_wait_s=settings.batching.max_wait_ms / 1000,
         keep=wanted.keep if isinstance(wanted.keep, str) else wanted.keep.every,
         destination=Destination(output.topic, output.partition, output.errors),

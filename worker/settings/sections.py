@@ -384,6 +384,8 @@ class PipelineSettings(Section):
 
     input: InputSettings
     when: WhenSettings | None = None
+    priority: Annotated[int, Field(ge=0, le=9)] = 5
+    """9 goes first: whose slab is closed, and for whom a free thread works. One that waits behind more important ones still has 1 of 20 turns. Pipelines that share a topic are taken in together, with the highest of their priorities."""
     preprocess: PreprocessSettings = PreprocessSettings()
     model: ModelSettings
     batching: BatchingSettings = BatchingSettings()

@@ -1,0 +1,56 @@
+"""What ``check`` says of priorities, caches and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from worker.cli.check_figures import figures, memory
+from worker.settings import load
+
+MODEL = Path(__file__).parents[2] / "worker" / "demo_data" / "digits.onnx"
+
+
+def settings_of(tmp_path: Path, **pipelines: dict[str, Any]) -> Any:
+    """Settings with these pipelines, each on a topic of its own."""
+    made = {
+        name: {
+            "input": {"topics": [name], "format": "image"},
+            "model": {"path": str(MODEL)},
+            "output": {"topic": f"{name}.out"},
+        }
+        | more
+        for name, more in pipelines.items()
+    }
+    file = tmp_path / "worker.yaml"
+    document = {
+        "pipelines": made,
+        "dead_letter": {"topic": "dead"},
+        "kafka": {"bootstrap.servers": "localhost:9092", "group.id": "g"},
+    }
+    file.write_text(yaml.safe_dump(document))
+    return load(file, [])
+
+
+@pytest.mark.parametrize(
+    ("priorities", "expected"),
+    [((5, 5), {}), ((5, 9), {"priority": "second 9, first 5"}), ((0, 3), {"priority": "second 3, first 0"})],
+)
+def test_priorities_that_differ_are_shown(
+    tmp_path: Path, priorities: tuple[int, int], expected: dict[str, str]
+) -> None:
+    """The most important pipeline stands first; where all are the same there is no line."""
+    first, second = priorities
+    settings = settings_of(tmp_path, first={"priority": first}, second={"priority": second})
+    assert dict(figures(settings)) == expected
+
+
+def test_the_memory_line_is_a_sum(tmp_path: Path) -> None:
+    """The parts are those of the limits, and they add up."""
+    line = memory(settings_of(tmp_path, only={}))
+    assert line == (
+        "warm process + 344 MiB = in_flight_bytes 256 + prefetch_bytes 16 + output_bytes 64 + largest record 8"
+    )
