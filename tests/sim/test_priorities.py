@@ -18,6 +18,7 @@ from fakes import RESULTS, FakeClock, FakeKafka, FakePool, FakeRollout, FakeSink
 from world import Figures, make_loop
 
 from worker.batch import Batch, Partition
+from worker.loop import intakes
 from worker.loop.turns import TURNS, Turns
 
 SLABS = 400
@@ -112,15 +113,15 @@ def by_priority_alone(self: Turns[Any], candidates: Collection[Any]) -> list[Any
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("owner", "wrong"),
     [
-        {"order": by_priority_alone, "come": lambda self, candidate: False},
-        {"order": lambda self, candidates: list(candidates)},
-        {"went": lambda self, candidate, waiting: None},
+        (Turns, {"order": by_priority_alone, "come": lambda self, candidate: False}),
+        (Turns, {"went": lambda self, candidate, waiting: None}),
+        (intakes, {"ranked": lambda priorities: False}),
     ],
-    ids=["strict", "no priorities", "nobody counts"],
+    ids=["strict", "nobody counts", "no priorities"],
 )
-def test_a_starved_pipeline_is_noticed(wrong: dict[str, Callable[..., Any]]) -> None:
+def test_a_starved_pipeline_is_noticed(owner: Any, wrong: dict[str, Callable[..., Any]]) -> None:
     """Each planted bug is noticed in the first run."""
-    with mock.patch.multiple(Turns, **wrong), pytest.raises(Starved):
+    with mock.patch.multiple(owner, **wrong), pytest.raises(Starved):
         play(seed=0)

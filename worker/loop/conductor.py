@@ -20,7 +20,7 @@ from worker.loop.intake import Intake
 from worker.loop.membership import Membership, Parts
 from worker.loop.pool import Returned
 from worker.loop.slab import Slab
-from worker.loop.turns import NOBODY
+from worker.loop.turns import NO_RUSH, NOBODY, Rush
 from worker.loop.what_now import BUSY_POLL_S, SERVE_S, TICK_S, IntakeView, View, what_now
 
 
@@ -98,6 +98,8 @@ class Conductor:
         self._on_turn = on_turn
         self._asked_ns = parts.clock_ns()
         """Monotonic clock when the source was asked last."""
+        self._brought = False
+        """The last take brought records."""
 
     # -- for other threads -------------------------------------------------------------------------------
 
@@ -161,7 +163,8 @@ class Conductor:
         now_ns = self._clock_ns()
         claimant = self._intakes.claimant(self._isolation.caution)
         intakes = [*self._intakes]
-        views = self._views(intakes, claimant, now_ns)
+        rush = self._rush(claimant, now_ns)
+        views = self._intakes.views(intakes, rush, lambda i: self._look(i, claimant, now_ns, rush.above))
         action = what_now(
             View(
                 views,
@@ -179,6 +182,7 @@ class Conductor:
             self._intakes.steer(intake, view)
         if action.serve and self._clock_ns() - self._asked_ns < SERVE_S * 1e9:
             return
+        self._brought = False
         if action.read_s is not None:
             self._read(action.read_s, action.serve)
 
@@ -188,8 +192,7 @@ class Conductor:
         in_flight = self.window.slabs > 0
         for told in self._intakes.fetch(self._clock_ns(), self._wall_ms(), in_flight, not caution):
             self._accounts.left_out(told)
-        claimant, now_ns = self._intakes.claimant(caution), self._clock_ns()
-        rush = self._intakes.rush(self._pool.serial, lambda i: self._due(i, claimant, now_ns))
+        rush = self._rush(self._intakes.claimant(caution), self._clock_ns())
         for intake in self._intakes:
             if self._intakes.yields(intake, rush.first):
                 continue
@@ -301,17 +304,11 @@ class Conductor:
             return False
         return intake.priority > above or intake.complete(now_ns, self.window.slabs > 0)
 
-    def _views(self, intakes: Iterable[Intake], claimant: Intake | None, now_ns: int) -> list[IntakeView]:
-        """What the intakes look like."""
-        rush, views = self._intakes.rush(self._pool.serial, lambda i: self._due(i, claimant, now_ns)), []
-        for intake in intakes:
-            view = self._look(intake, claimant, now_ns, rush.above)
-            if view.due and self._intakes.yields(intake, rush.first):
-                view = view._replace(due=False)
-            elif view.due:
-                rush.went(intake)
-            views.append(view)
-        return views
+    def _rush(self, claimant: Intake | None, now_ns: int) -> Rush:
+        """Who lets whom go first in this turn."""
+        if not self._pool.serial:
+            return NO_RUSH
+        return self._intakes.rush(lambda intake: self._due(intake, claimant, now_ns), self._brought)
 
     def _look(self, intake: Intake, claimant: Intake | None, now_ns: int, above: int) -> IntakeView:
         may_submit, room = self._may_submit(intake, claimant), intake.room() > 0
@@ -337,7 +334,8 @@ class Conductor:
         with self._accounts.timed("poll"):
             most, wanted_bytes = self._intakes.wanted()
             columns, spans = self._source.take(timeout_s, 1 if one else most, wanted_bytes)
-            if columns.values:
+            self._brought = bool(columns.values)
+            if self._brought:
                 self.membership.first_records(span.partition for span in spans)
                 self.window.note(spans, columns.offsets)
                 # Records under caution are worked on one by one: none of them may disappear behind another.

@@ -14,7 +14,7 @@ from worker.loop.epochs import Epochs
 from worker.loop.intake import Intake
 from worker.loop.keep import LeftOut
 from worker.loop.openslab import rebased
-from worker.loop.turns import Rush, Turns, ranked
+from worker.loop.turns import NO_RUSH, Rush, Turns, ranked
 from worker.loop.what_now import IntakeView
 
 
@@ -120,16 +120,34 @@ class Intakes:
             if self.ranked:
                 self._turns.went(intake, [other for other in self._in_turn[:-1] if len(other.open)])
 
-    def rush(self, serial: bool, due: Callable[[Intake], bool]) -> Rush:
-        """Who lets whom go first in one turn of the loop.
+    def rush(self, due: Callable[[Intake], bool], brought: bool) -> Rush:
+        """Who lets whom go first in one turn of the loop, where whatever goes keeps everybody else waiting.
+
+        The client gives the records of a topic in long stretches. So while takes still bring records, those of the intake
+        that went last may only be behind others, and the less important ones let it go first even if it has none.
 
         Args:
-            serial: whatever goes keeps everybody else waiting.
             due: whether an intake would go if it were the only one.
+            brought: the last take brought records.
         """
-        if not (serial and self.ranked):
-            return Rush()
-        return Rush(intake.priority for intake in self._in_turn if due(intake))
+        if not self.ranked:
+            return NO_RUSH
+        ahead = self._in_turn[-1].priority if brought else -1
+        return Rush((intake.priority for intake in self._in_turn if due(intake)), ahead)
+
+    def views(
+        self, intakes: Iterable[Intake], rush: Rush, look: Callable[[Intake], IntakeView]
+    ) -> list[IntakeView]:
+        """What the intakes look like at the start of a turn, and who of them lets others go first."""
+        found = []
+        for intake in intakes:
+            view = look(intake)
+            if self.yields(intake, rush.first):
+                view = view._replace(yields=True)
+            elif view.due:
+                rush.went(intake)
+            found.append(view)
+        return found
 
     def yields(self, intake: Intake, to: int) -> bool:
         """Whether an intake lets one of this priority go before it, because its own turn has not come."""
@@ -152,7 +170,7 @@ class Intakes:
             if view.may_submit and view.room and intake.relaxed():
                 self._source.resume(intake.topics)
                 intake.paused = False
-        elif not view.due and intake.full():
+        elif (view.yields or not view.due) and intake.full():
             self._source.pause(intake.topics)
             intake.paused = True
 

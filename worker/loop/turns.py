@@ -58,15 +58,16 @@ class Rush:
 
     Args:
         due: priorities of those that would go if there were no others.
+        first: whoever is less important than this lets others go first.
     """
 
-    def __init__(self, due: Iterable[int] = ()) -> None:
+    def __init__(self, due: Iterable[int] = (), first: int = -1) -> None:
         self.above = min(due, default=NOBODY)
         """Whoever is more important than this goes at once."""
         self.one_each = self.above != NOBODY
         """Nobody has more than one slab in this turn."""
-        self.first = -1
-        """The highest priority that has gone: whoever is less important lets it pass."""
+        self.first = first
+        """The highest priority that has gone, or that others wait for."""
 
     def went(self, candidate: Prioritised) -> None:
         """A slab of this one goes in this turn."""
@@ -79,6 +80,10 @@ class Prioritised(Protocol):
 
     @property
     def priority(self) -> int: ...
+
+
+NO_RUSH = Rush()
+"""Everybody goes who is due."""
 
 
 def ranked(priorities: Iterable[int]) -> bool:

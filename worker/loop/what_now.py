@@ -35,6 +35,8 @@ class IntakeView(NamedTuple):
     """Seconds until its next slab may follow the one before."""
     newest: bool = False
     """It has room, and newer records are wanted although no slab can go: they take the place of those that wait."""
+    yields: bool = False
+    """More important ones go first in this turn."""
 
 
 class View(NamedTuple):
