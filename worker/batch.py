@@ -500,6 +500,8 @@ class Run:
     """Latency by stage in whole microseconds, one number for the run or one per row; with ``total``."""
     sizes: Sequence[int] | None = None
     """Items of each model run that is told here, where several were put together or one was divided; None = one run."""
+    fragments: Sequence[Any] | None = None
+    """Of a run that did not take place: the prediction of each row, which was in memory. None: the model's outputs tell."""
 
     @property
     def whole(self) -> bool:
@@ -544,9 +546,17 @@ class Batch:
     again: Again | None = None
     """Set when the batch is finished but for some rows that must be tried again."""
     origin: Origin | None = None
-    """Of a batch that holds rows of another one, to try them again."""
+    """Of a batch that holds rows of another one: to try them again, or a part of them."""
     deadlines: Deadlines | None = None
     """When its rows expire; None when none of them does."""
+    keys: list[bytes | None] | None = field(default=None, kw_only=True)
+    """Under what the answer of each row is kept; None where none is."""
+    parts: Parts | None = field(default=None, kw_only=True)
+    """Where the answers of some rows are known: the batches that stand for this one. None: it stands for itself."""
+    cache_hits: int = field(default=0, kw_only=True)
+    """Rows whose answer was known, or equals that of another row."""
+    cache_misses: int = field(default=0, kw_only=True)
+    """Rows for which that was looked up in vain."""
     items: int = 0
     cost_bytes: int = 0
     """Tensors and decode scratch, held against the budget from admission until the batch is back."""
@@ -567,9 +577,22 @@ class Batch:
         return f"<Batch {self.route.name}: {len(self)} records, {self.servable.label}>"
 
 
+@dataclass(slots=True)
+class Parts:
+    """A batch of which some rows need no run, divided. Both parts belong to it: see :class:`Origin`."""
+
+    known: Batch
+    rest: Batch | None
+    """None where no row is left."""
+    fragments: list[Any]
+    """The prediction of each row of ``known``; None: that of another row, which runs with the rest."""
+    leaders: dict[int, int]
+    """That other row, as a row of ``rest``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the rows of a further try belong."""
+    """Where the rows of a further try, or of a part, belong."""
 
     batch: Batch
     """The batch that the loop submitted: it gets the outcomes, and goes back when no row is left to try."""

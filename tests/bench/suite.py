@@ -18,6 +18,7 @@ import limits
 import vision
 from payloads import ENCRYPTION, library_us
 from peers import ANCHORS, PEERS
+from repeats import CACHE, half_repeated
 from report import Measured, Paced, Report
 from stage import Broker, CpuWatch, Round, Running, Subject, busy_cores
 from workloads import WORKLOADS, Workload
@@ -297,6 +298,23 @@ class Suite:
             ratio = found[each].cpu_us / (found["plain"].cpu_us + library)
             self.report.at_most(group, f"CPU, {each} over plain + the library's call", ratio, 1.1)
 
+    def cache(self) -> None:
+        """Half of the records repeat earlier ones: with a cache and without, where a run is dear and where it is not."""
+        for name, bound in (("jpeg", 0.6), ("json", 2.0)):
+            plain = half_repeated(self._workload(name))
+            group = f"{name}, half of it repeats"
+            subjects = [
+                self._worker(plain, "without cache"),
+                self._worker(plain, "with cache", cache=CACHE[name]),
+            ]
+            for subject in subjects:
+                subject.partitions = 1  # every partition is filled with the same values
+                if self.broker.kind == "embedded":
+                    subject.records = min(subject.records, 15_000)
+            found = self._compare(group, subjects)
+            ratio = found["with cache"].cpu_us / found["without cache"].cpu_us
+            self.report.at_most(group, "CPU, with a cache over without", ratio, bound)
+
     def spread(self) -> None:
         """The same records over 1, 12 and 100 partitions."""
         work = self._workload("json")
@@ -520,6 +538,7 @@ GROUPS: dict[str, Callable[[Suite], None]] = {
     "rtt": Suite.rtt,
     "telemetry": Suite.telemetry,
     "payloads": Suite.payloads,
+    "cache": Suite.cache,
     "partitions": Suite.spread,
     "backlog": Suite.backlog,
     "replicas": Suite.replicas,

@@ -54,3 +54,19 @@ def test_the_memory_line_is_a_sum(tmp_path: Path) -> None:
     assert line == (
         "warm process + 344 MiB = in_flight_bytes 256 + prefetch_bytes 16 + output_bytes 64 + largest record 8"
     )
+
+
+def test_a_cache_is_shown_and_part_of_the_sum(tmp_path: Path) -> None:
+    """Its bytes are in the memory line, its age in a line of its own; without a cache there is neither."""
+    settings = settings_of(
+        tmp_path,
+        first={"cache": {"bytes": 1 << 20, "ttl_s": 60}},
+        second={"cache": {}},
+        third={},
+    )
+    assert [*figures(settings)] == [
+        ("cache", "first: equal payloads are answered from memory, for 60 s, up to 1 MiB"),
+        ("cache", "second: equal payloads are answered from memory, of any age, up to 64 MiB"),
+    ]
+    assert memory(settings).endswith("+ largest record 8 + cache 65")
+    assert memory(settings).startswith("warm process + 409 MiB")

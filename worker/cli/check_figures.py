@@ -16,6 +16,9 @@ def memory(settings: Settings) -> str:
         "output_bytes": limits.output_bytes,
         "largest record": largest,
     }
+    kept = sum(each.cache.bytes for each in settings.pipelines.values() if each.cache is not None)
+    if kept:
+        parts["cache"] = kept
     terms = " + ".join(f"{name} {_mib(size)}" for name, size in parts.items())
     return f"warm process + {_mib(sum(parts.values()))} MiB = {terms}"
 
@@ -26,6 +29,11 @@ def figures(settings: Settings) -> Iterator[tuple[str, str]]:
     if len({*priorities.values()}) > 1:
         ranked = sorted(priorities.items(), key=lambda each: -each[1])
         yield "priority", ", ".join(f"{name} {priority}" for name, priority in ranked)
+    for name, pipeline in settings.pipelines.items():
+        if pipeline.cache is not None:
+            age = "of any age" if pipeline.cache.ttl_s is None else f"for {pipeline.cache.ttl_s:g} s"
+            kept = _mib(pipeline.cache.bytes)
+            yield "cache", f"{name}: equal payloads are answered from memory, {age}, up to {kept} MiB"
 
 
 def _mib(size: int) -> str:

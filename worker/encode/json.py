@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from worker.serving.envelope import Envelope
     from worker.settings import PipelineSettings
 
+CACHED = b'"cached":true,'
+"""What a result says of itself that no run of the model made."""
+
 
 class JsonEncoder:
     """``prediction`` for a record of one item, ``predictions`` for one with its own batch dimension.
@@ -56,7 +59,7 @@ class JsonEncoder:
     ) -> None:
         self._envelope = envelope
         self._postprocess = postprocess(settings.postprocess, signature, labels)
-        self._takes_items: bool = getattr(self._postprocess, "takes_items", False)
+        self.takes_items: bool = getattr(self._postprocess, "takes_items", False)
         """The postprocess is custom code that wants to know of the record behind each item."""
         self.takes_padding: bool = getattr(self._postprocess, "takes_padding", False)
         """The postprocess leaves out padded positions by itself."""
@@ -105,7 +108,7 @@ class JsonEncoder:
         elif run.counts is not None:
             contexts = [context for context, k in zip(contexts, run.counts, strict=True) for _ in range(k)]
             count = len(contexts)
-        if self._takes_items:
+        if self.takes_items:
             contexts = input_items(batch, run)
         try:
             if isinstance(self._postprocess, OfRecords):
@@ -151,11 +154,11 @@ class JsonEncoder:
                 list(map(own_texts.get, range(len(columns)))) if own else None,
                 self._before_prediction,
                 predictions,
-                _stage_columns(run.stages_us),
+                _stage_columns(run),
             )
             return bodies
         latency, times = _latency(run.stages_us)
-        middle, end = self._one, latency + b"}"
+        middle, end = self._one, (CACHED if run.fragments is not None else b"") + latency + b"}"
         ids: list[Any] = columns.offsets
         templates: list[bytes] = []
         for partition, stretch in groupby(columns.partitions):  # a dict would hash a tuple per row
@@ -190,10 +193,11 @@ def _around_id(partition: Partition) -> tuple[bytes, bytes]:
     return before, b',"source":{"topic":%b,"partition":%d,"offset":' % (name, number)
 
 
-def _stage_columns(stages_us: dict[str, int | Array]) -> list[tuple[bytes, int | Array]]:
+def _stage_columns(run: Run) -> list[tuple[bytes, int | Array]]:
     """The stages with the text that stands before each."""
-    opening = chain([b',"latency_ms":{"'], repeat(b',"'))
-    named = zip(opening, stages_us.items(), strict=False)
+    cached = b"," + CACHED[:-1] if run.fragments is not None else b""
+    opening = chain([cached + b',"latency_ms":{"'], repeat(b',"'))
+    named = zip(opening, run.stages_us.items(), strict=False)
     return [(before + stage.encode() + b'":', us) for before, (stage, us) in named]
 
 

@@ -63,7 +63,8 @@ class InputFormat(Protocol):
     inside also has a static method ``request_id``, a :data:`ReadId`."""
 
     takes_missing: bool
-    """Whether ``input.missing`` applies to it, because it reads numbers from text."""
+    """Whether ``input.missing`` applies to it, because it reads numbers from text. A format whose records are read with the
+    help of headers has their names (lower case) in ``reads_headers``."""
 
     def __call__(
         self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings

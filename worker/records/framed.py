@@ -20,6 +20,7 @@ from worker.records.json import JsonDecoder
 from worker.records.memory import check_room
 from worker.records.rows import decode_each
 from worker.schema_registry.book import Schemas, Shelf
+from worker.schema_registry.frame import HEADER
 from worker.schema_registry.schema import Kind, Schema
 from worker.settings import LimitsSettings, PipelineSettings
 
@@ -63,6 +64,7 @@ class FramedDecoder(FieldsDecoder, Generic[P]):
     has_fields = True
     takes_missing = True
     needs_schemas = True
+    reads_headers = frozenset({HEADER})
     kind: ClassVar[Kind]
 
     def __init__(

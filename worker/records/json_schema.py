@@ -15,7 +15,7 @@ from worker.model.signature import Signature
 from worker.records.json import JsonDecoder
 from worker.records.rows import decode_each
 from worker.schema_registry.book import Schemas, Shelf
-from worker.schema_registry.frame import GUID_BYTES, ID_BYTES, split
+from worker.schema_registry.frame import GUID_BYTES, HEADER, ID_BYTES, split
 from worker.schema_registry.schema import Schema
 from worker.settings import LimitsSettings, PipelineSettings
 
@@ -24,6 +24,7 @@ class JsonSchemaDecoder(JsonDecoder):
     """One JSON object with the id of its JSON Schema in front or in a header; otherwise as ``json``."""
 
     needs_schemas = True
+    reads_headers = frozenset({HEADER})
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class OipDecoder:
     fixed = False
     shard_rows = 0
     free_bytes = 0
+    reads_headers = frozenset({CONTENT_LENGTH})
 
     def __init__(self, settings: PipelineSettings, signature: Signature, limits: LimitsSettings) -> None:
         self.signature = signature

@@ -9,14 +9,15 @@ Otherwise the engine bisects the batch until the guilty record stands alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
-from typing import cast
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 
-from worker.batch import FETCH, STAGES, Array, Batch, Feed, Item, Outcomes, Run
+from worker.batch import FETCH, STAGES, Array, Batch, Feed, Item, Outcomes, Parts, Run
 from worker.errors import Reject, Rejection
 from worker.serving import opened
+from worker.serving.cache import answered, follow
 from worker.serving.ragged import cut
 from worker.serving.retrial import merge, postpone
 from worker.serving.runs import Group, feeds, groups, merged, take_rows
@@ -54,11 +55,28 @@ class Engine:
         self._retry_s = retry_s
 
     def shards(self, batch: Batch) -> list[tuple[int, int]]:
-        """Give the batch its buffers; returns which rows may be decoded side by side."""
+        """Give the batch its buffers; returns which rows may be decoded side by side.
+
+        Where some answers are in memory, these are the rows of the part that must be run.
+        """
         batch.decode_started_ns = self._clock_ns()
         servable = _servable(batch)
+        batch.outcomes = Outcomes.empty(len(batch))
+        if servable.cache is None or batch.origin is not None:
+            return self._shards(batch, servable)
+        servable.cache.look(batch)
+        if batch.parts is None:
+            return self._shards(batch, servable)
+        batch.feed = Feed(None, [], [])
+        known, rest = batch.parts.known, batch.parts.rest
+        known.outcomes = Outcomes.empty(len(known))
+        if rest is None:
+            return []
+        rest.decode_started_ns, rest.outcomes = batch.decode_started_ns, Outcomes.empty(len(rest))
+        return self._shards(rest, servable)
+
+    def _shards(self, batch: Batch, servable: Servable) -> list[tuple[int, int]]:
         rows = len(batch)
-        batch.outcomes = Outcomes.empty(rows)
         arrays = _buffers(servable, rows) if servable.decoder.fixed else None
         items: list[Item | None] = [] if servable.decoder.fixed else [None] * rows
         batch.feed = Feed(arrays, items, [None] * rows)
@@ -74,6 +92,7 @@ class Engine:
 
     def decode(self, batch: Batch, start: int, stop: int) -> None:
         """Decode rows ``start..stop``; what is wrong with a row is in ``batch.feed.rejected`` afterwards."""
+        batch = _to_run(batch)
         assert batch.feed is not None
         if batch.to_open or batch.headers is not batch.columns.headers:
             opened.decode(batch, _servable(batch), start, stop)
@@ -83,6 +102,14 @@ class Engine:
 
     def infer(self, batch: Batch) -> None:
         """Run the model over the decoded rows. Afterwards the batch has its runs, or says why its servable is sick."""
+        if batch.parts is None:
+            self._infer(batch)
+            return
+        if batch.parts.rest is not None:
+            self._infer(batch.parts.rest)
+        self._leave_out_expired(batch.parts.known)
+
+    def _infer(self, batch: Batch) -> None:
         servable = _servable(batch)
         self._leave_out_expired(batch)
         try:
@@ -105,16 +132,44 @@ class Engine:
         Where custom code wants rows tried again, ``batch.again`` holds them afterwards. The outcomes of such a further try
         go to the batch that the rows belong to.
         """
+        if batch.parts is None:
+            self._finish(batch)
+        else:
+            self._finish_parts(batch, batch.parts)
+
+    def _finish_parts(self, batch: Batch, parts: Parts) -> None:
+        """Finish what was run, then what equals it or was known."""
+        rest, made = parts.rest, dict[int, Any]()
+        assert batch.feed is not None
+        if rest is not None:
+            assert rest.feed is not None
+            follow(parts)
+            self._finish(rest, made)
+            batch.again, batch.feed.truncated = rest.again, rest.feed.truncated
+        if batch.sick is None:
+            answered(parts, made, self._clock_ns())
+            self._finish(parts.known)
+        batch.payloads, batch.parts = [], None
+
+    def _finish(self, batch: Batch, made: dict[int, Any] | None = None) -> None:
+        """Finish one batch.
+
+        Args:
+            made: gets the fragments by row.
+        """
         encoder, envelope = _servable(batch).encoder, batch.route.envelope
         assert batch.feed is not None
         assert batch.outcomes is not None
         for run in batch.runs:
-            fragments = encoder.predict(batch, run)
+            fragments = encoder.predict(batch, run) if run.fragments is None else run.fragments
+            if batch.keys is not None:
+                self._keep(batch, run, fragments, made)
             _stamp(batch, run, self._clock_ns())
             encoder.bodies(batch, run, fragments)
             if envelope.completes:
                 envelope.complete(batch, run.rows)
-            batch.items += sum(run.counts) if run.counts is not None else len(run.rows)
+            if run.fragments is None:
+                batch.items += sum(run.counts) if run.counts is not None else len(run.rows)
             run.outputs = {}
         if (offload := _servable(batch).offload) is not None:
             offload.put_aside(batch)
@@ -133,6 +188,13 @@ class Engine:
         batch.finished_ns = self._clock_ns()
         if batch.origin is not None:
             merge(batch)
+
+    def _keep(self, batch: Batch, run: Run, fragments: Sequence[Any], made: dict[int, Any] | None) -> None:
+        cache = _servable(batch).cache
+        assert cache is not None
+        cache.keep(batch, run, fragments)
+        if made is not None:
+            made.update(zip(run.rows, fragments, strict=True))
 
     def _check(self, batch: Batch, servable: Servable) -> None:
         """Run the canary although nothing failed. A second try rules out a run that was interrupted or out of memory."""
@@ -212,6 +274,14 @@ class _SickError(Exception):
 def _servable(batch: Batch) -> Servable:
     """What answers this batch. The loop made it of a servable of this package; it knows only a part of it."""
     return cast("Servable", batch.servable)
+
+
+def _to_run(batch: Batch) -> Batch:
+    """The rows that are decoded and run."""
+    if batch.parts is None:
+        return batch
+    assert batch.parts.rest is not None
+    return batch.parts.rest
 
 
 def _check_lengths(outputs: dict[str, Array], items: int) -> None:

@@ -19,6 +19,7 @@ from worker.records import Decoder
 from worker.records import decoder as make_decoder
 from worker.registry import CONTENTS, INPUT_FORMATS, POSTPROCESSES
 from worker.schema_registry.opening import Registry
+from worker.serving.cache import cache_of
 from worker.serving.constants import constants_of
 from worker.serving.padding_check import ragged_of
 from worker.serving.ragged_warm import warm_longest
@@ -157,6 +158,7 @@ def _warm(settings: Settings, route: Route, model: Model, deadline: float, like:
         threads=threads,
         offload=route.offload,
         ragged=ragged,
+        cache=cache_of(wanted, route.entries, encoder, settings.key(route.name, "cache")),
     )
     _log_ready(route, servable, tuning)
     return servable

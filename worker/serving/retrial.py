@@ -57,34 +57,53 @@ def postpone(batch: Batch, retry_s: float, now_ns: int) -> None:
             first=str(next(iter(postponed.values())).rejection.message),
             after_s=pause_s,
         )
-    again = Batch(
+    again = _some(batch, rows, Origin(origin.batch, pick([*origin.rows], rows), tries, origin.since_ns))
+    batch.again = Again(again, now_ns + round(pause_s * 1e9))
+
+
+def part_of(batch: Batch, rows: list[int], now_ns: int) -> Batch:
+    """Some rows of a batch as a batch of their own, whose outcomes :func:`merge` gives back.
+
+    Args:
+        now_ns: monotonic clock.
+    """
+    return _some(batch, rows, Origin(batch, rows, 0, now_ns))
+
+
+def _some(batch: Batch, rows: list[int], origin: Origin) -> Batch:
+    opened, renamed = batch.payloads is not batch.columns.values, batch.headers is not batch.columns.headers
+    return Batch(
         batch.slab,
-        [batch.rows[row] for row in rows],
+        pick([*batch.rows], rows),
         batch.columns.select(rows),
         batch.route,
         batch.servable,
         batch.taken_ns,
         batch.taken_ms,
         batch.late_us[rows] if batch.late_us is not None else None,
-        pick(batch.payloads, rows),
-        pick(batch.headers, rows),
-        {index for index, row in enumerate(rows) if row in batch.to_open},
+        pick(batch.payloads, rows) if opened else [],
+        pick(batch.headers, rows) if renamed else [],
+        {index for index, row in enumerate(rows) if row in batch.to_open} if batch.to_open else set(),
         fetch_us=batch.fetch_us[rows] if batch.fetch_us is not None else None,
         deadlines=batch.deadlines.part(rows) if batch.deadlines is not None else None,
-        origin=Origin(origin.batch, pick([*origin.rows], rows), tries, origin.since_ns),
+        origin=origin,
     )
-    batch.again = Again(again, now_ns + round(pause_s * 1e9))
 
 
 def merge(batch: Batch) -> None:
-    """Give the outcomes of a further try to the batch that its rows belong to."""
+    """Give the outcomes of a further try, or of a part, to the batch that its rows belong to."""
     origin, found = batch.origin, batch.outcomes
     assert origin is not None
     assert found is not None
     whole = origin.batch
     assert whole.outcomes is not None
+    bodies = whole.outcomes.bodies
+    for body, its in zip(found.bodies, origin.rows, strict=True):
+        bodies[its] = body
+    if not found.rejected and not found.dropped and found.headers is None:
+        _add(whole, batch)
+        return
     for row, its in enumerate(origin.rows):
-        whole.outcomes.bodies[its] = found.bodies[row]
         if row in found.rejected:
             whole.outcomes.rejected[its] = found.rejected[row]
         if row in found.dropped:
@@ -92,6 +111,11 @@ def merge(batch: Batch) -> None:
         if found.headers is not None:
             whole.outcomes.headers = whole.outcomes.headers or [None] * len(whole)
             whole.outcomes.headers[its] = found.headers[row]
+    _add(whole, batch)
+
+
+def _add(whole: Batch, batch: Batch) -> None:
+    """What counts for all rows together."""
     whole.runs += batch.runs
     whole.aside += batch.aside
     whole.items += batch.items

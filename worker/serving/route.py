@@ -13,6 +13,7 @@ from worker.payload.opening import Opening, opening_of
 from worker.payload.wrapping import wrapping_of
 from worker.records import id_reader
 from worker.registry import INPUT_FORMATS, OUTPUT_FORMATS
+from worker.serving.cache import Entries, entries_of
 from worker.serving.envelope import Envelope, Writer
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Route:
     """Whom its records need before they can be decoded, in the order in which they are asked."""
     offload: Offload | None = None
     """Where large results go."""
+    entries: Entries | None = None
+    """The answers that its servables keep; None where it has no cache."""
 
 
 def route_of(
@@ -102,6 +105,7 @@ def route_of(
         outside=(*_outside(settings), *_schemas(settings, opening, registry)),
         schemas=registry.schemas if registry is not None else None,
         offload=_offload(settings, envelope),
+        entries=entries_of(settings.cache),
     )
 
 

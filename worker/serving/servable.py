@@ -17,6 +17,7 @@ from worker.encode import Encoder
 from worker.model.signature import Signature
 from worker.records import Decoder
 from worker.records.memory import WORST_FACTOR
+from worker.serving.cache import Cache
 from worker.serving.checkup import Checkup
 from worker.serving.offload import Offload
 from worker.serving.ragged import Ragged
@@ -90,6 +91,8 @@ class Servable:
     """How records of unlike length share a run; None = only those of one shape do."""
     offload: Offload | None = None
     """Where large results go."""
+    cache: Cache | None = None
+    """Answers to payloads that came before; None where the pipeline has no cache."""
     run_limit: RunLimit = field(init=False)
     checkup: Checkup = field(init=False, default_factory=Checkup)
     item_nbytes: int = field(init=False)

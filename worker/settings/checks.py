@@ -125,6 +125,7 @@ def check_together(settings: Settings) -> None:
         _check_pipeline(settings, name)
         _check_payload(settings, name)
         _check_registry(settings, name)
+        _check_cache(settings, name)
         check_budget(settings, name)
 
 
@@ -323,6 +324,29 @@ def _check_pipeline(settings: Settings, name: str) -> None:
         raise ConfigError(
             f"{settings.key(name, 'output.format')}: '{pipeline.output.format}' goes with postprocess raw only; "
             "expected json, or no postprocess"
+        )
+
+
+def _check_cache(settings: Settings, name: str) -> None:
+    """Refuse a cache that would never answer, or could not answer as the model does."""
+    pipeline, key = settings.pipelines[name], settings.key(name, "cache")
+    if pipeline.cache is None:
+        return
+    if pipeline.output.format != "json":
+        raise ConfigError(
+            f"{key}: goes with output.format json only, got '{pipeline.output.format}': a result says that it was cached"
+        )
+    if pipeline.input.window is not None:
+        raise ConfigError(
+            f"{key}: does not go with input.window: records are single samples, not what is answered"
+        )
+    if "aes-256-gcm" in (pipeline.input.unwrap or ()):
+        raise ConfigError(
+            f"{key}: does not go with encrypted records: no two of them are alike, nothing would be found"
+        )
+    if pipeline.custom_wrap:
+        raise ConfigError(
+            f"{key}: does not go with custom code in output.wrap, which may ask for a record to be tried again"
         )
 
 

@@ -352,6 +352,15 @@ class CloudEventsSettings(Section):
     """`ce_type` of every result; with `.error` behind it where the record was refused or expired."""
 
 
+class CacheSettings(Section):
+    """Answers that are kept in memory for equal payloads."""
+
+    bytes: Positive = 64 * MIB
+    """Bound of what is kept, in each process; what was not used for longest goes first."""
+    ttl_s: Seconds | None = None
+    """Seconds after which an answer does not count any more; unset: it does not age."""
+
+
 class OutputSettings(Section):
     """Where results go and what they are."""
 
@@ -393,6 +402,8 @@ class PipelineSettings(Section):
         default_factory=lambda: Chosen("raw", POSTPROCESSES.entry("raw").settings())
     )
     output: OutputSettings
+    cache: CacheSettings | None = None
+    """Answer a payload equal to an earlier one from memory, with `"cached": true` in the result; off unless given, `{}` takes the defaults."""
 
     @property
     def label_file(self) -> Path | None:
@@ -413,14 +424,20 @@ class PipelineSettings(Section):
         return found if isinstance(found, list) else None
 
     @property
+    def custom_unwrap(self) -> bool:
+        """Whether the user's own Python unwraps records."""
+        return any(each not in PAYLOAD_FILTERS for each in self.input.unwrap or ())
+
+    @property
+    def custom_wrap(self) -> bool:
+        """Whether the user's own Python wraps results."""
+        return any(each not in PAYLOAD_FILTERS for each in self.output.wrap or ())
+
+    @property
     def custom_code(self) -> bool:
         """Whether the user's own Python runs for each record."""
-        filters = [*(self.input.unwrap or ()), *(self.output.wrap or ())]
-        return (
-            self.postprocess.code is not None
-            or self.input.format not in INPUT_FORMATS
-            or any(each not in PAYLOAD_FILTERS for each in filters)
-        )
+        custom = self.postprocess.code is not None or self.input.format not in INPUT_FORMATS
+        return custom or self.custom_unwrap or self.custom_wrap
 
 
 class StopAfterSettings(Section):

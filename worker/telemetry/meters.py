@@ -22,8 +22,11 @@ from worker.telemetry.names import LOOP_SECTIONS, METRIC_STAGES
 from worker.telemetry.observer import Microseconds
 
 
-def _items_of(run: Run) -> int:
-    return len(run.rows) if run.counts is None else sum(run.counts)
+def _items_of(run: Run) -> tuple[int, ...]:
+    """Items of the model run; nothing where none took place."""
+    if run.fragments is not None:
+        return ()
+    return (len(run.rows) if run.counts is None else sum(run.counts),)
 
 
 class ModelLabel(NamedTuple):
@@ -92,6 +95,8 @@ class PipelineCounts:
     """Records of whose text a part was left out."""
     run_items: int = 0
     """Most items in one model run, at the last batch; 0 before the first one."""
+    cache: Counter[str] = field(default_factory=Counter)
+    """Records that were looked for in the cache, by result: hit, miss. Empty where there is none."""
     swaps: int = 0
     """How often another version of the model took over."""
     refused: Counter[str] = field(default_factory=Counter)
@@ -102,6 +107,7 @@ class PipelineCounts:
             self,
             errors=self.errors.copy(),
             refused=self.refused.copy(),
+            cache=self.cache.copy(),
             stages_us={stage: histogram.copy() for stage, histogram in self.stages_us.items()},
             batch_size=self.batch_size.copy(),
         )
@@ -121,6 +127,7 @@ class PipelineCounts:
             errors=self.errors - earlier.errors,
             swaps=self.swaps - earlier.swaps,
             refused=self.refused - earlier.refused,
+            cache=Counter({result: n - earlier.cache[result] for result, n in self.cache.items()}),
             stages_us={
                 stage: now.since(earlier.stages_us.get(stage, Histogram()))
                 for stage, now in self.stages_us.items()
@@ -242,8 +249,11 @@ class Meters:
         counts.run_items = batch.servable.run_items
         if batch.feed is not None:
             counts.truncated += len(batch.feed.truncated)
+        if batch.cache_hits or batch.cache_misses:
+            counts.cache["hit"] += batch.cache_hits
+            counts.cache["miss"] += batch.cache_misses
         for run in batch.runs:
-            for items in run.sizes if run.sizes is not None else (_items_of(run),):
+            for items in run.sizes if run.sizes is not None else _items_of(run):
                 counts.items += items
                 counts.batches += 1
                 counts.batch_size.add(items)

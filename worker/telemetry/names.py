@@ -66,6 +66,13 @@ TRUNCATED = Metric(
     "Records whose text was longer than preprocess.text.max_length, so that a part of it was left out.",
     ("pipeline",),
 )
+CACHE = Metric(
+    "cache_total",
+    "counter",
+    "records",
+    "Records whose answer was looked for in the pipeline's cache: hit (answered from memory, or with an equal one of the same batch) or miss.",
+    ("pipeline", "result"),
+)
 RUN_ITEMS = Metric(
     "run_items_limit",
     "gauge",
@@ -168,6 +175,7 @@ METRICS = (
     BATCH_SIZE,
     RUN_ITEMS,
     TRUNCATED,
+    CACHE,
     STAGE_DURATION,
     IN_FLIGHT_BYTES,
     CONSUMER_LAG,

@@ -61,6 +61,8 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
         yield names.BATCHES, (pipeline,), counts.batches
         yield names.BATCH_SIZE, (pipeline,), counts.batch_size
         yield names.TRUNCATED, (pipeline,), counts.truncated
+        for result, records in counts.cache.items():
+            yield names.CACHE, (pipeline, result), records
         if counts.run_items:
             yield names.RUN_ITEMS, (pipeline,), counts.run_items
         for stage, histogram in counts.stages_us.items():

@@ -104,7 +104,7 @@ def _pipeline(counts: PipelineCounts) -> dict[str, Any]:
         "mean_batch": round(counts.items / counts.batches, 3) if counts.batches else 0.0,
         "latency_ms": {stage: _latency_ms(histogram) for stage, histogram in counts.stages_us.items()},
         "errors": errors,
-    }
+    } | ({"cache": dict(counts.cache)} if counts.cache else {})
 
 
 def _latency_ms(us: Histogram) -> dict[str, float]:
