@@ -20,7 +20,7 @@ import onnxruntime
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 NAME, CAPABILITY = "NVIDIA Test 9000", (9, 0)
-ILLEGAL_ADDRESS = 700
+INVALID_DEVICE, ILLEGAL_ADDRESS = 101, 700
 
 
 @dataclass(eq=False)
@@ -47,6 +47,8 @@ class Cuda:
         """References to the device's primary context."""
         self.devices: list[int] = []
         """Numbers of the devices that were asked for."""
+        self.missing: set[int] = set()
+        """Numbers of devices that are not there."""
         self._work: dict[int, deque[Callable[[], None] | Marker]] = {}
         self._events: dict[int, Marker | None] = {}
         self._handles = iter(range(0x1000, 0x100000))
@@ -70,6 +72,8 @@ class Cuda:
         return 0
 
     def cuDeviceGet(self, device: Any, number: int) -> int:  # noqa: N802
+        if number in self.missing:
+            return INVALID_DEVICE
         device._obj.value = number
         self.devices.append(number)
         return 0
@@ -164,7 +168,11 @@ class Cuda:
         return 0
 
     def cuGetErrorName(self, code: int, name: Any) -> int:  # noqa: N802
-        names = {2: b"CUDA_ERROR_OUT_OF_MEMORY", ILLEGAL_ADDRESS: b"CUDA_ERROR_ILLEGAL_ADDRESS"}
+        names = {
+            2: b"CUDA_ERROR_OUT_OF_MEMORY",
+            INVALID_DEVICE: b"CUDA_ERROR_INVALID_DEVICE",
+            ILLEGAL_ADDRESS: b"CUDA_ERROR_ILLEGAL_ADDRESS",
+        }
         name._obj.value = names.get(code)
         return 0
 
@@ -286,8 +294,9 @@ class Session:
 
     def run_with_iobinding(self, binding: Binding, options: RunOptions) -> None:
         runtime = self._runtime
-        if runtime.error is not None:
-            raise runtime.error
+        error = runtime.errors.get(binding.device, runtime.error)
+        if error is not None:
+            raise error
         if options.terminate:
             raise RuntimeError("Exiting due to terminate flag being set to true.")
         bound = dict(binding.inputs)
@@ -339,6 +348,8 @@ class Runtime:
         """What the floats of a batch of several rows are off by, of the largest of their row."""
         self.takes_parts = False
         """Whether TensorRT takes only parts of the model."""
+        self.errors: dict[int, Exception] = {}
+        """By the device's number: what every run there raises."""
         self.error: Exception | None = None
         """What every run raises."""
         self.sessions: list[Session] = []

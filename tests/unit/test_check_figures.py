@@ -70,3 +70,17 @@ def test_a_cache_is_shown_and_part_of_the_sum(tmp_path: Path) -> None:
     ]
     assert memory(settings).endswith("+ largest record 8 + cache 65")
     assert memory(settings).startswith("warm process + 409 MiB")
+
+
+def test_devices_are_shown(tmp_path: Path) -> None:
+    """Which GPUs run the model, and how many runs each takes."""
+    model = {"path": str(MODEL), "providers": ["cuda"]}
+    settings = settings_of(
+        tmp_path,
+        first={"model": {**model, "devices": [0, 2]}},
+        second={"model": {**model, "devices": [1], "instances": 3}},
+    )
+    assert [*figures(settings)] == [
+        ("devices", "first: the whole model on each of 0, 2, 1 run at once on each"),
+        ("devices", "second: the whole model on each of 1, 3 runs at once on each"),
+    ]

@@ -397,7 +397,7 @@ def test_a_broken_device_can_be_closed(gpu: fake_gpu.Runtime, tmp_path: Path) ->
 
 def test_a_model_can_be_on_another_device(gpu: fake_gpu.Runtime, tmp_path: Path) -> None:
     """Context, sessions, buffers and bindings are all on the device that was asked for."""
-    model = on_gpu(tmp_path, models.identity(), device=1)
+    model = on_gpu(tmp_path, models.identity(), devices=[1])
     assert (model.run({"x": np.ones((2, 4), np.float32)})["y"] == 1).all()
     assert gpu.cuda.devices == [1]
     assert gpu.sessions[0].options[fake_gpu.CUDA]["device_id"] == "1"

@@ -30,6 +30,13 @@ def figures(settings: Settings) -> Iterator[tuple[str, str]]:
         ranked = sorted(priorities.items(), key=lambda each: -each[1])
         yield "priority", ", ".join(f"{name} {priority}" for name, priority in ranked)
     for name, pipeline in settings.pipelines.items():
+        if (devices := pipeline.model.devices) is not None:
+            at_once = 1 if pipeline.model.instances == "auto" else pipeline.model.instances
+            numbers = ", ".join(map(str, devices))
+            yield (
+                "devices",
+                f"{name}: the whole model on each of {numbers}, {at_once} run{'s'[: at_once > 1]} at once on each",
+            )
         if pipeline.cache is not None:
             age = "of any age" if pipeline.cache.ttl_s is None else f"for {pipeline.cache.ttl_s:g} s"
             kept = _mib(pipeline.cache.bytes)

@@ -24,6 +24,9 @@ LIBRARY = "libcuda.so.1"
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the stream does not wait for the default stream
 _SLEEPING_EVENT = 3  # CU_EVENT_BLOCKING_SYNC: a waiting thread sleeps; CU_EVENT_DISABLE_TIMING
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # enum CUdevice_attribute
+_FOR_ALL_CONTEXTS = (
+    1  # CU_MEMHOSTALLOC_PORTABLE: page-locked for every device, whichever context asked for it
+)
 _NAME_BYTES = 256
 _SMALLEST_BLOCK = 1 << 12
 
@@ -177,7 +180,7 @@ class Driver:
         """The address of new page-locked memory of the host, until :meth:`unlock_memory`. Slow: blocks are kept."""
         self._enter()
         address = ctypes.c_void_p()
-        self._call("cuMemHostAlloc", ctypes.byref(address), _size(nbytes), 0)
+        self._call("cuMemHostAlloc", ctypes.byref(address), _size(nbytes), _FOR_ALL_CONTEXTS)
         return address.value or 0
 
     def unlock_memory(self, address: int) -> None:

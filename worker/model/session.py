@@ -17,6 +17,7 @@ from worker.model import folder
 from worker.model.backend import Backend, Opened, Opening, Sessions, Tensors
 from worker.model.compare import difference, same
 from worker.model.cpu import Cpu
+from worker.model.devices import OpenedOnDevices
 from worker.model.fingerprint import model_sha256
 from worker.model.gpu import Cuda
 from worker.model.graph import read_graph
@@ -244,7 +245,7 @@ def load(
     constants: Constants | None = None,
     state: Mapping[str, str] | None = None,
     shapes: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({}),
-    device: int = 0,
+    devices: Sequence[int] = (0,),
     described_by: Path | None = None,
 ) -> Model:
     """Load a model file and find out what it takes, what it gives and whether items may share a run.
@@ -263,7 +264,7 @@ def load(
         constants: which inputs are the same in every run.
         state: input -> output that fills it with the next item of a record.
         shapes: ``model.shapes``: by input, shapes of an item's tensor for the made-up items.
-        device: number of the GPU among the visible ones.
+        devices: numbers of the GPUs among the visible ones, each of which runs the whole model.
         described_by: a folder in Hugging Face's layout whose files say how classes are called and tokens are pooled.
 
     Raises:
@@ -277,8 +278,10 @@ def load(
     if missing := preload_libraries(runtime, providers):
         log.warning("the runtime found no CUDA libraries beside it", reason=missing)
     backend = BACKENDS[providers[0]]
-    opening = Opening(runtime, path, providers, digest, instances, max_size, one_shape, few_shapes, device)
-    opened = backend.open(opening)
+    opening = Opening(
+        runtime, path, providers, digest, instances, max_size, one_shape, few_shapes, devices[0]
+    )
+    opened = backend.open(opening) if len(devices) == 1 else OpenedOnDevices(backend, opening, devices)
     try:
         wiring = constants, state or {}
         identity = name or path.stem, version or digest[:8]

@@ -104,6 +104,7 @@ def load_servable(
         sizes=[*([len(wanted.input.field_names)] if wanted.input.fields else ()), *wanted.preprocess.sizes],
         constants=constants_of(wanted, settings.limits),
         state=wanted.model.state,
+        devices=wanted.model.devices or (0,),
     )
     try:
         return _warm(settings, route, model, deadline, like)
@@ -140,9 +141,9 @@ def _warm(settings: Settings, route: Route, model: Model, deadline: float, like:
     )
     max_size = model.warm(tuning.max_size, share)
     # How long custom code takes is not known: it must not hold up the loop, and a drain must not wait for many batches.
-    threads = (
-        max(1, tuning.threads) if wanted.custom_code and wanted.model.threads == "auto" else tuning.threads
-    )
+    threads = tuning.threads
+    if wanted.model.threads == "auto":
+        threads = max(threads, _least_threads(wanted, tuning, model))
     slab_records = max_size if wanted.custom_code else _slab_records(model, decoder, max_size)
     joins_runs = decoder.fixed and not decoder.shard_rows and signature.batchable
     ragged = ragged_of(model, getattr(decoder, "padding", None), model.name, model.backend.tolerance)
@@ -162,6 +163,13 @@ def _warm(settings: Settings, route: Route, model: Model, deadline: float, like:
     )
     _log_ready(route, servable, tuning)
     return servable
+
+
+def _least_threads(wanted: PipelineSettings, tuning: Tuning, model: Model) -> int:
+    """Threads that the pool needs whatever a run costs: on several devices one for each run, which waits, and one to decode."""
+    if len(wanted.model.devices or ()) > 1:
+        return tuning.instances + model.lookahead + 1
+    return 1 if wanted.custom_code else 0
 
 
 def _few_shapes(wanted: PipelineSettings) -> bool:

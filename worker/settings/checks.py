@@ -154,6 +154,11 @@ def _check_model(settings: Settings, pipeline: str) -> None:
     key = settings.key(pipeline, "model")
     if model.path is None and model.repository is None:
         raise ConfigError(f"{key}.path is required, or {key}.repository with {key}.name")
+    if model.devices is not None and model.providers[:1] == ["cpu"]:
+        raise ConfigError(
+            f"{key}.devices: got {model.devices}, expected none with {key}.providers: [cpu], because devices are GPUs; "
+            "expected cuda or tensorrt first"
+        )
     if model.repository is None:
         return
     for other, given in (("path", model.path), ("sha256", model.sha256)):

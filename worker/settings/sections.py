@@ -278,6 +278,12 @@ class PreprocessSettings(_FromContent):
         return [size for options in found if isinstance(options, ContentSettings) for size in options.sizes]
 
 
+def _distinct(devices: list[int]) -> list[int]:
+    if len(set(devices)) != len(devices):
+        raise ValueError("expected no number twice")
+    return devices
+
+
 class ModelSettings(Section):
     """The ONNX model and how it runs."""
 
@@ -308,7 +314,11 @@ class ModelSettings(Section):
     threads: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Threads of the process's one pool; 0 = everything on the main loop's thread."""
     instances: Positive | Literal["auto"] = "auto"
-    """Model runs at once; auto: as many as threads on a CPU, 1 on a GPU."""
+    """Model runs at once; auto: as many as threads on a CPU, 1 on a GPU. With devices: on each of them."""
+    devices: (
+        Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)] | None
+    ) = None
+    """Numbers of the GPUs, among the visible ones, that each run the whole model; default: the first."""
 
     @property
     def file(self) -> Path:
