@@ -10,7 +10,8 @@ rm -rf numpy/f2py numpy/_core/include numpy/_core/lib numpy/random/lib \
 # The runtime a second time, for programs in C: the Python module has its own inside.
 rm -f onnxruntime/capi/libonnxruntime.so.*
 find . \( -name '*.pyi' -o -name '*.pxd' -o -name '*.h' -o -name '*.hpp' -o -name '*.c' -o -name '*.cpp' -o -name '*.a' \) -delete
-find . -name '*.so*' -type f -size -20M -exec strip --strip-unneeded {} + 2>/dev/null || true
+# Its debug symbols. Not those of others: strip breaks libraries whose references auditwheel has rewritten.
+strip --strip-unneeded csimdjson*.so
 python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash .
 echo "$home/app" >streaminfer.pth
 rm -rf "$home"/include "$home"/lib64 "$home"/bin/activate* "$home"/bin/Activate*

@@ -70,7 +70,10 @@ def make_debian(builder: str, folder: Path) -> None:
     hooks = Path("/usr/share/mmdebstrap/hooks/merged-usr")
     command = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates"]
     command += [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in LEAVE_OUT]
-    command += ["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright"]
+    command += [
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+    ]
     command += [f"--hook-dir={hooks}", "--include=usr-is-merged"] if hooks.is_dir() else []
     command += [f"--customize-hook=copy-in {settings} /etc/apt/apt.conf.d"]
     command += ["--customize-hook=rm -rf $1/var/cache/apt/*.bin $1/var/log/*"]
@@ -79,7 +82,7 @@ def make_debian(builder: str, folder: Path) -> None:
         run(["docker", "import", str(archive), DEBIAN])
     else:
         recipe = folder / "Dockerfile.debian"
-        recipe.write_text(f"FROM scratch\nADD {archive.name} /\nENV PATH={PATH}\nCMD [\"bash\"]\n")
+        recipe.write_text(f'FROM scratch\nADD {archive.name} /\nENV PATH={PATH}\nCMD ["bash"]\n')
         run([*build_command(builder, pull=False), "--file", str(recipe), "--tag", DEBIAN, str(folder)])
     archive.unlink()
 
@@ -98,7 +101,9 @@ def make_python(builder: str, folder: Path, name: str) -> None:
     for part in ("bin", "lib", "include"):
         shutil.copytree(prefix / part, local / part, symlinks=True, ignore=shutil.ignore_patterns(*SKIP))
     short = sysconfig.get_python_version()
-    for script in (local / "bin").iterdir():  # but for Python itself they have this machine's path in the first line
+    for script in (
+        local / "bin"
+    ).iterdir():  # but for Python itself they have this machine's path in the first line
         if not script.name.startswith("python") or script.name.endswith("-config"):
             script.unlink()
     (local / "lib" / f"python{short}" / "site-packages").mkdir()

@@ -82,7 +82,9 @@ def allowed(looked_at: dict[str, Any], image: str) -> set[str]:
 def _python_packages(contents: Contents) -> dict[str, Any]:
     """What cyclonedx-py finds in a copy of the packages' metadata. It asks a Python for its path, so it is given a
     program that answers with the copy's."""
-    tools = subprocess.run([ROOT / "scripts" / "tools"], check=True, capture_output=True, text=True).stdout.strip()
+    tools = subprocess.run(
+        [ROOT / "scripts" / "tools"], check=True, capture_output=True, text=True
+    ).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
         site = Path(folder, "site")
         for path, content in contents.texts.items():
@@ -93,7 +95,15 @@ def _python_packages(contents: Contents) -> dict[str, Any]:
         python = Path(folder, "python")
         python.write_text(f"#!/bin/sh\necho '{json.dumps([str(site)])}'\n")
         python.chmod(0o755)
-        command = [f"{tools}/cyclonedx-py", "environment", python, "--spec-version", SPEC, "--output-format", "JSON"]
+        command = [
+            f"{tools}/cyclonedx-py",
+            "environment",
+            python,
+            "--spec-version",
+            SPEC,
+            "--output-format",
+            "JSON",
+        ]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     document: dict[str, Any] = json.loads(done.stdout)
     return document

@@ -19,7 +19,7 @@ KEPT = re.compile(
     r"|^usr/local/lib/python[^/]+/PYTHON_VERSION$"
 )
 """Files whose text the bill of materials is made of."""
-OPENSSL = re.compile(rb"OpenSSL (\d+\.\d+\.\d+[a-z]?) +\d+ [A-Z][a-z]{2} \d{4}")
+OPENSSL = re.compile(rb"OpenSSL (\d+\.\d+\.\d+[a-z]?) +(?:FIPS )?\d+ [A-Z][a-z]{2} \d{4}")
 CHUNK = 1 << 20
 
 
@@ -53,9 +53,7 @@ class Contents:
         lines = []
         for layer in self.layers:
             lines.append(f"{layer.bytes / 1e6:8.1f} MB  {layer.made_by[:120]}")
-            lines += [
-                f"{size / 1e6:16.1f} MB  {part}" for part, size in layer.parts.most_common(PARTS_SHOWN)
-            ]
+            lines += [f"{size / 1e6:16.1f} MB  {part}" for part, size in layer.parts.most_common(PARTS_SHOWN)]
         return "\n".join([*lines, f"{self.bytes / 1e6:8.1f} MB  in all"])
 
     def json(self) -> str:
@@ -88,7 +86,9 @@ def read(builder: str, tag: str, out: Path) -> Contents:
 def _read(saved: tarfile.TarFile) -> Contents:
     [manifest] = json.load(_file(saved, "manifest.json"))
     config = json.load(_file(saved, manifest["Config"]))
-    made = [_shortened(step.get("created_by", "")) for step in config["history"] if not step.get("empty_layer")]
+    made = [
+        _shortened(step.get("created_by", "")) for step in config["history"] if not step.get("empty_layer")
+    ]
     contents = Contents([Layer(by) for by in made], config)
     for layer, name in zip(contents.layers, manifest["Layers"], strict=True):
         with tarfile.open(fileobj=_file(saved, name)) as files:
