@@ -34,7 +34,9 @@ def main() -> int:
     except OSError as error:
         return fail(f"{host}:{port}: {error}")
     if status.split()[1:2] != [b"200"]:
-        return fail(f"{host}:{port}: /livez answered {status.decode('ascii', 'replace').strip()!r}, expected 200")
+        return fail(
+            f"{host}:{port}: /livez answered {status.decode('ascii', 'replace').strip()!r}, expected 200"
+        )
     return 0
 
 

@@ -134,7 +134,7 @@ def test_the_image_says_what_it_is(image: Image) -> None:
     assert config["User"] == "10001:10001"
     assert config["Entrypoint"] == ["tini", "--", "streaminfer"]
     assert "9464/tcp" in config["ExposedPorts"]
-    assert "healthcheck.py" in json.dumps(config.get("Healthcheck") or image.inspected["HealthCheck"])
+    assert "healthcheck.py" in json.dumps(config.get("Healthcheck") or image.inspected["Healthcheck"])
 
 
 def test_nothing_that_builds_or_tests_is_inside(image: Image) -> None:

@@ -36,7 +36,8 @@ LOCKS = {
     "image-cpu": ["cpu"],
     "image-cpu-all": ["cpu", "all"],
     "image-gpu": ["gpu", "all"],
-    "ci": ["cpu", "test", "slow"],
+    "ci": ["cpu", "test"],
+    "ci-slow": ["cpu", "test", "slow"],
 }
 """A locked file -> the extras that it is made of."""
 PYTHONS = ["3.11", "3.12", "3.13"]
