@@ -142,8 +142,9 @@ def test_nothing_that_builds_or_tests_is_inside(image: Image) -> None:
     paths = image.output(
         "find", "/", "-xdev", "-path", "/proc", "-prune", "-o", "-print", user="0"
     ).splitlines()
-    names = {path.rsplit("/", 1)[-1] for path in paths}
-    assert not names & {
+    programs = {path.rsplit("/", 1)[-1] for path in paths if "bin/" in path}
+    assert {"python3", "tini", "sh"} <= programs
+    assert not programs & {
         "gcc",
         "g++",
         "cc",
@@ -154,10 +155,10 @@ def test_nothing_that_builds_or_tests_is_inside(image: Image) -> None:
         "make",
         "pip",
         "pip3",
-        "ensurepip",
         "curl",
         "wget",
     }
+    assert not [path for path in paths if path.endswith(("/pip", "/ensurepip", "/setuptools"))]
     below = [path for path in paths if path.startswith(("/opt/streaminfer/", "/usr/local/lib/"))]
     assert len(below) > 1000
     assert not [path for path in below if "/tests/" in path or "/test/" in path]
@@ -247,7 +248,7 @@ def test_a_worker_runs_without_rights_and_drains(
 ) -> None:
     """Read-only and without capabilities it is one process under an init, preloads tcmalloc, logs JSON lines only and is
     healthy. SIGTERM in the middle of a backlog ends it with 0; a second container answers the rest: none lost or doubled."""
-    stream = Stream(kafka, tmp_path, start, steps=2000)
+    stream = Stream(kafka, tmp_path, start, steps=400)
     value = orjson.dumps({"features": [1.0] * 512})
     sent = produce(kafka, stream.source, [{"value": value, "partition": n % 2} for n in range(3000)])
     container = stream.start()
@@ -275,17 +276,28 @@ def test_a_worker_runs_without_rights_and_drains(
 def test_one_of_eight_starts_is_ready_within_the_promise(
     kafka: str, tmp_path: Path, start: Callable[..., Container]
 ) -> None:
-    """From `run` to 200 of /readyz it takes at most 1.2 s on a machine that has time for it."""
+    """From `run` to 200 of /readyz it takes at most 1.2 s, times what other work on the machine slows it down by."""
     stream = Stream(kafka, tmp_path, start)
     took = []
     for _ in range(8):
+        slower = slowdown()
         began = time.monotonic()
         container = stream.start()
-        took.append(time.monotonic() - began)
+        took.append((time.monotonic() - began, slower))
         assert container.stop(grace_s=15) == 0
-        if took[-1] <= READY_S:
+        if took[-1][0] <= READY_S * slower:
             return
-    pytest.fail(f"ready after {', '.join(f'{each:.2f} s' for each in took)}")
+    pytest.fail(
+        f"ready after {', '.join(f'{each:.2f} s, machine {by:.1f} times slower' for each, by in took)}"
+    )
+
+
+def slowdown() -> float:
+    """How many times longer than alone a computation takes now, because other processes want the processors."""
+    began, cpu = time.monotonic(), time.thread_time()
+    while time.thread_time() - cpu < 0.2:
+        pass
+    return (time.monotonic() - began) / 0.2
 
 
 @pytest.mark.parametrize(
