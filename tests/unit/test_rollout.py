@@ -21,7 +21,6 @@ from world import Figures, make_loop
 from worker.batch import Partition
 from worker.errors import SickModel
 from worker.loop.conductor import Conductor
-from worker.serving.rollout import Rollout
 
 A = Partition("in", 0)
 
@@ -109,14 +108,3 @@ def test_a_sick_batch_is_not_published() -> None:
         loop.turn()
     assert loop.kafka.outputs(RESULTS) == []
     assert loop.kafka.committed.get(A, 0) == 0
-
-
-def test_with_one_servable_a_sick_model_ends_the_process() -> None:
-    """No other servable can answer, so the process ends with exit code 7 and one sentence that names the model."""
-    stand_in = FakeRollout()
-    rollout = Rollout(stand_in.route, stand_in.stable)  # type: ignore[arg-type]
-    with pytest.raises(
-        SickModel, match=r"^model digits is sick: it gives zeros; nothing of this batch"
-    ) as caught:
-        rollout.sick(rollout.choose(), "it gives zeros")
-    assert caught.value.exit_code == 7

@@ -44,7 +44,7 @@ class Rollout(Protocol):
         """Who answers the records of the slab that is being closed. Asked once for each slab."""
 
     def sick(self, servable: Servable, why: str) -> None:
-        """Decide what a sick servable means.
+        """Decide what a sick servable means. Where this returns, somebody else answers from now on.
 
         Raises:
             WorkerError: the process cannot go on.

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from worker.batch import Batch, Lane, Partition
 from worker.errors import ClientFatal, DeadLetterLimit, DeliveryFailed, SickModel
+from worker.loop.again import answered_by
 from worker.loop.awaited import Waits
 from worker.loop.intake import Intake
 from worker.loop.membership import Membership, Parts
@@ -378,10 +379,20 @@ class Conductor:
                 raise back.error
             batch = back.batch
             if batch.sick is not None:
-                admission = self._intakes[batch.columns.partitions[0].topic].admission
-                admission.rollouts[batch.route].sick(batch.servable, batch.sick)
+                self._answer_again(batch, batch.sick)
+                continue
             self._accounts.returned(batch)
             if not self._ordered:
                 self._accounts.sent(self._outbox.add_batch(batch, self.window.epochs))
             self.window.returned(batch)
             self._isolation.returned(batch)
+
+    def _answer_again(self, batch: Batch, why: str) -> None:
+        """A batch comes back with a sick servable: whoever else answers its route gets it.
+
+        Raises:
+            SickModel: nobody else does.
+        """
+        rollout = self._intakes[batch.columns.partitions[0].topic].admission.rollouts[batch.route]
+        rollout.sick(batch.servable, why)
+        self._pool.submit(answered_by(rollout.choose(), batch))

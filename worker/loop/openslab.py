@@ -267,12 +267,12 @@ def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
             if admitted.deadlines_ms:
                 batch.deadlines = admitted.deadlines_of(part)
             if columns.fetched is not None:
-                _lay_in_fetched(batch, columns.fetched)
+                lay_in_fetched(batch, columns.fetched)
             batches.append(batch)
     return batches
 
 
-def _lay_in_fetched(batch: Batch, fetched: Sequence[Fetched]) -> None:
+def lay_in_fetched(batch: Batch, fetched: Sequence[Fetched]) -> None:
     """Give the decoder what was fetched, and the records the stage."""
     batch.payloads = [
         value if its.payload is None else its.payload

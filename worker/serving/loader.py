@@ -114,7 +114,7 @@ class Loader:
             repository = repository_of(settings, name)
             assert repository is not None
             rollout = rollouts[name]
-            rollout.on_swap = self._swapped
+            rollout.on_swap, rollout.on_retire = self._swapped, self._retire
             share = max(1.0, took_bytes / max(1, candidate.nbytes))
             labels = at(settings, name, candidate).pipelines[name].labels
             count = len(labels) if labels is not None else None
@@ -267,8 +267,7 @@ class Loader:
         )
 
     def _swapped(self, rollout: Rollout, before: Servable) -> None:
-        """Remember the servable that answered before: it is closed once no batch is pinned to it."""
-        weakref.finalize(before, self._closable.append, before.model).atexit = False
+        """Tell that another servable answers."""
         self._events.append(Swap(rollout.route.name, rollout.stable))
         log.info(
             "another model version answers",
@@ -276,6 +275,10 @@ class Loader:
             model=rollout.stable.label,
             before=before.label,
         )
+
+    def _retire(self, _rollout: Rollout, servable: Servable) -> None:
+        """Remember a servable that gets no further batch: it is closed once no batch is pinned to it."""
+        weakref.finalize(servable, self._closable.append, servable.model).atexit = False
 
 
 def _misfit(before: Servable, now: Servable) -> str:

@@ -1,0 +1,135 @@
+"""A candidate on trial beside the stable version: which records it gets, and what both sides did so far."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from worker.batch import Batch, Columns
+from worker.serving import assignment
+from worker.serving.servable import Servable
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """What one side of a rollout did since it began."""
+
+    records: int = 0
+    """Records that it worked on."""
+    errors: int = 0
+    """Of these, the ones that it rejected, for whatever reason."""
+    infer_us: float = 0.0
+    """Mean microseconds of model runs per record. Only runs of sizes that both sides had count, weighted alike, because a
+    record of a large run takes less time than one of a small run. 0 on both sides until there are such runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Both sides of a rollout on this replica, counted since it began here."""
+
+    stable: Arm = Arm()
+    candidate: Arm = Arm()
+    compared: int = 0
+    """Records whose two answers were compared; 0 for a canary."""
+    disagreed: int = 0
+    """Of these, the ones whose answers differ; see :mod:`worker.serving.agreement`."""
+
+
+@dataclass(slots=True)
+class _Side:
+    """The counts behind an :class:`Arm`."""
+
+    records: int = 0
+    errors: int = 0
+    runs: dict[int, tuple[int, int]] = field(default_factory=lambda: defaultdict(lambda: (0, 0)))
+    """By size of the run (its number of binary digits): records, microseconds of all their runs."""
+
+    def add(self, batch: Batch) -> None:
+        assert batch.outcomes is not None
+        self.records += len(batch)
+        self.errors += len(batch.outcomes.rejected)
+        for run in batch.runs:
+            size = len(run.rows).bit_length()
+            records, us = self.runs[size]
+            took_us = max(0, run.ended_ns - run.started_ns) // 1000
+            self.runs[size] = records + len(run.rows), us + took_us
+
+
+def _per_record_us(weights: Mapping[int, float], runs: Mapping[int, tuple[int, int]]) -> float:
+    """Mean time of a record, where runs of each size count by their weight."""
+    return sum(weight * runs[size][1] / runs[size][0] for size, weight in weights.items()) / sum(
+        weights.values()
+    )
+
+
+class Tally:
+    """The counts of one rollout. It outlives the trial, and so it must not refer to a servable: that would stay open."""
+
+    def __init__(self) -> None:
+        self.figures = Figures()
+        """For any thread; replaced whole, never changed in place."""
+        self._stable, self._candidate = _Side(), _Side()
+        self._compared = self._disagreed = 0
+
+    def answered(self, batch: Batch, by_candidate: bool) -> None:
+        """A batch of one side is back."""
+        (self._candidate if by_candidate else self._stable).add(batch)
+        self._sum_up()
+
+    def compared(self, records: int, disagreed: int) -> None:
+        """The answers of both sides to so many records were compared."""
+        self._compared += records
+        self._disagreed += disagreed
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        stable, candidate = self._stable, self._candidate
+        weights = {size: float(seen[0]) for size, seen in candidate.runs.items() if size in stable.runs}
+        arms = [
+            Arm(side.records, side.errors, _per_record_us(weights, side.runs) if weights else 0.0)
+            for side in (stable, candidate)
+        ]
+        self.figures = Figures(arms[0], arms[1], self._compared, self._disagreed)
+
+
+class Trial:
+    """See the module. The loop's thread alone uses it, except where something else is said.
+
+    Args:
+        rollout_id, share: decide which keys the candidate has; see :mod:`worker.serving.assignment`.
+        shadow: the candidate answers every record as well, and nothing of it is published.
+        stable: who answers whatever the candidate does not.
+    """
+
+    def __init__(
+        self, rollout_id: str, shadow: bool, share: float, stable: Servable, candidate: Servable
+    ) -> None:
+        self.shadow = shadow
+        self.stable = stable
+        self.candidate = candidate
+        self.tally = Tally()
+        self._below = assignment.slots_below(share)
+        self._blake2_key = assignment.blake2_key(rollout_id)
+
+    def grow(self, share: float) -> None:
+        """Give the candidate another share of the keys."""
+        self._below = assignment.slots_below(share)
+
+    def rows(self, columns: Columns) -> list[int]:
+        """The rows that the candidate answers, in order; none where it is a shadow."""
+        if self.shadow or not self._below:
+            return []
+        hashed = [
+            assignment.stand_in(partition.number, offset) if key is None else key
+            for key, partition, offset in zip(columns.keys, columns.partitions, columns.offsets, strict=True)
+        ]
+        slots = assignment.slots_of(self._blake2_key, hashed)
+        return [row for row, slot in enumerate(slots) if slot < self._below]
+
+    def returned(self, batch: Batch) -> None:
+        """A batch is back, answered. One that was answered by neither side counts for neither."""
+        if batch.servable is self.candidate:
+            self.tally.answered(batch, by_candidate=True)
+        elif batch.servable is self.stable:
+            self.tally.answered(batch, by_candidate=False)
