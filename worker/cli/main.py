@@ -27,6 +27,7 @@ COMMANDS = {
     "demo": "digits through two replicas, nothing else needed",
     "dlq": "list, show or replay dead letters",
     "model": "versions of models in a repository",
+    "optimize": "try what makes a model smaller or faster, and write the best",
     "quantize": "make a static INT8 model",
 }
 """Every command by name; one whose module is not there is left out."""

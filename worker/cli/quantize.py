@@ -69,12 +69,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate",
         metavar="N",
-        type=_at_least(1),
+        type=at_least(1),
         default=200,
         help="pictures to calibrate on (default 200)",
     )
     parser.add_argument(
-        "--count", metavar="N", type=_at_least(2), default=1000, help="pictures to use at most (default 1000)"
+        "--count", metavar="N", type=at_least(2), default=1000, help="pictures to use at most (default 1000)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per model and nothing else")
 
@@ -133,8 +133,8 @@ def _wanted(args: argparse.Namespace) -> Wanted:
     if args.config is None:
         if args.overrides:
             raise ConfigError("--set goes with --config")
-        return Wanted(_image_settings(args.image), labels)
-    pipeline = _pipeline(args)
+        return Wanted(image_settings(args.image), labels)
+    pipeline = pipeline_of(args)
     image = pipeline.preprocess.options(ImageSettings)
     if image is None and len(pipeline.preprocess.inputs) == 1:
         image = next(iter(pipeline.preprocess.inputs.values())).options(ImageSettings)
@@ -143,7 +143,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
     return Wanted(image or ImageSettings(), labels)
 
 
-def _pipeline(args: argparse.Namespace) -> PipelineSettings:
+def pipeline_of(args: argparse.Namespace) -> PipelineSettings:
     """The only pipeline of the configuration, or the one that runs MODEL."""
     pipelines = load(args.config, args.overrides).pipelines
     if len(pipelines) == 1:
@@ -156,7 +156,7 @@ def _pipeline(args: argparse.Namespace) -> PipelineSettings:
     return running[0]
 
 
-def _image_settings(text: str | None) -> ImageSettings:
+def image_settings(text: str | None) -> ImageSettings:
     try:
         given = yaml.safe_load(text or "{}")
     except yaml.YAMLError:
@@ -257,7 +257,7 @@ def _shown(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int) -> Callable[[str], int]:
     """An argument's type: whole numbers from ``least`` on."""
 
     def parse(text: str) -> int:

@@ -46,7 +46,7 @@ def static_int8(model: Path, out: Path, batches: Callable[[], Iterator[Array]]) 
         batches: the model's inputs to calibrate on, each (n, *item).
     """
     with tempfile.TemporaryDirectory() as folder:
-        _save(_quantized(_simplified(model, Path(folder)), batches, {}), out, model)
+        save(_quantized(simplified(model, Path(folder)), batches, {}), out, model)
 
 
 def static_int8_from_bytes(
@@ -68,23 +68,23 @@ def static_int8_from_bytes(
         ConfigError: the model cannot be folded; the message says why.
     """
     with tempfile.TemporaryDirectory() as folder:
-        folded = fold(_simplified(model, Path(folder)), prepared)
+        folded = fold(simplified(model, Path(folder)), prepared)
 
         def shifted() -> Iterator[Array]:
             return (batch.astype(np.float32) - np.float32(folded.zero_point) for batch in batches())
 
         made = _quantized(folded.model, shifted, _bytes_as_they_are(folded))
         take_bytes(made, folded)
-        _save(made, out, model)
+        save(made, out, model)
         return folded.note
 
 
 def dynamic_int8(model: Path, out: Path) -> str:
     """Weights in INT8, activations quantised at each run; returns a sentence about the cost of that."""
     with tempfile.TemporaryDirectory() as folder:
-        simplified, made = _simplified(model, Path(folder)), Path(folder) / "made.onnx"
-        quantize_dynamic(simplified, made, weight_type=QuantType.QInt8, per_channel=True)
-        _save(onnx.load(made), out, model)
+        float_model, made = simplified(model, Path(folder)), Path(folder) / "made.onnx"
+        quantize_dynamic(float_model, made, weight_type=QuantType.QInt8, per_channel=True)
+        save(onnx.load(made), out, model)
     return DYNAMIC_NOTE
 
 
@@ -92,7 +92,7 @@ def fp16(model: Path, out: Path) -> str:
     """Weights and arithmetic in FP16, inputs and outputs unchanged; returns a sentence about its use."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    _save(convert_float_to_float16(onnx.load(model), keep_io_types=True), out, model)
+    save(convert_float_to_float16(onnx.load(model), keep_io_types=True), out, model)
     return FP16_NOTE
 
 
@@ -107,7 +107,7 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]  # the runtime has 
         return None if batch is None else {self._name: batch}
 
 
-def _simplified(model: Path, folder: Path) -> onnx.ModelProto:
+def simplified(model: Path, folder: Path) -> onnx.ModelProto:
     """Constants folded, batch normalisation fused into convolutions, shapes inferred."""
     path = folder / "simplified.onnx"
     quant_pre_process(str(model), str(path), skip_symbolic_shape=True)
@@ -117,7 +117,7 @@ def _simplified(model: Path, folder: Path) -> onnx.ModelProto:
 def _quantized(
     model: onnx.ModelProto, batches: Callable[[], Iterator[Array]], overrides: dict[str, Any]
 ) -> onnx.ModelProto:
-    _name_nodes(model.graph)
+    name_nodes(model.graph)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
         quantize_static(
@@ -129,7 +129,7 @@ def _quantized(
             weight_type=QuantType.QInt8,
             per_channel=True,
             op_types_to_quantize=QUANTIZED,
-            nodes_to_exclude=_tail(model.graph),
+            nodes_to_exclude=tail(model.graph),
             extra_options={
                 # The sums of a product have 32 bits. Left unquantised, the model's scores keep their precision.
                 "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
@@ -144,25 +144,25 @@ def _bytes_as_they_are(folded: Folded) -> dict[str, Any]:
     return {folded.tensor: [{"quant_type": QuantType.QUInt8, "scale": scale, "zero_point": zero_point}]}
 
 
-def _tail(graph: onnx.GraphProto) -> list[str]:
+def tail(graph: onnx.GraphProto) -> list[str]:
     """Nodes that no layer with weights follows: eight bits there would only make the answer less exact."""
     feeds_a_layer: set[str] = set()
-    tail = []
+    behind = []
     for node in reversed(graph.node):  # a graph is in the order of execution
         if node.op_type in LAYERS_WITH_WEIGHTS or feeds_a_layer.intersection(node.output):
             feeds_a_layer.update(node.input)
         else:
-            tail.append(node.name)
-    return tail
+            behind.append(node.name)
+    return behind
 
 
-def _name_nodes(graph: onnx.GraphProto) -> None:
+def name_nodes(graph: onnx.GraphProto) -> None:
     """Give each node a unique name, because nodes are excluded from quantisation by name."""
     for index, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{index}"
 
 
-def _save(made: onnx.ModelProto, out: Path, original: Path) -> None:
+def save(made: onnx.ModelProto, out: Path, original: Path) -> None:
     """Write to ``out`` atomically, in the oldest format that suffices, without unused operator sets."""
     first = onnx.load(original, load_external_data=False)
     made.ir_version = min(made.ir_version, max(first.ir_version, IR_VERSION))

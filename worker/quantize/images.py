@@ -124,7 +124,7 @@ def load(folder: Path, preparation: Preparation, names: Sequence[str] | None, mo
             f"--data: {folder} has {len(found_files)} pictures ({', '.join(SUFFIXES)}); "
             "expected some to calibrate on and others to measure with"
         )
-    indices = _class_indices(folder, found_files, names)
+    indices = _class_folders(folder, found_files, names)
     chosen = np.unique(np.linspace(0, len(found_files) - 1, min(most, len(found_files))).astype(int))
     files = [found_files[i] for i in chosen]
     labels = [indices[file.relative_to(folder).parts[0]] for file in files] if indices else None
@@ -134,15 +134,25 @@ def load(folder: Path, preparation: Preparation, names: Sequence[str] | None, mo
     )
 
 
-def _class_indices(folder: Path, files: Sequence[Path], names: Sequence[str] | None) -> dict[str, int]:
+def _class_folders(folder: Path, files: Sequence[Path], names: Sequence[str] | None) -> dict[str, int]:
     """Class folder -> class index; empty if the pictures lie in ``folder`` itself."""
     if any(file.parent == folder for file in files):
         return {}
-    classes = sorted({file.relative_to(folder).parts[0] for file in files})
+    return class_indices(sorted({file.relative_to(folder).parts[0] for file in files}), names)
+
+
+def class_indices(classes: Sequence[str], names: Sequence[str] | None) -> dict[str, int]:
+    """Name of a class in the data -> its index.
+
+    That is its line in ``names`` if given; else its name if all names are whole numbers; else its place in ``classes``.
+
+    Raises:
+        ConfigError: a class is none of ``names``.
+    """
     if names is not None:
         missing = [name for name in classes if name not in names]
         if missing:
-            raise ConfigError(f"--data: the folder {missing[0]} in {folder} is none of the model's labels")
+            raise ConfigError(f"--data: the class {missing[0]} is none of the model's labels")
         return {name: names.index(name) for name in classes}
     if all(name.isascii() and name.isdecimal() for name in classes):
         return {name: int(name) for name in classes}
