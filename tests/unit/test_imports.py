@@ -52,14 +52,24 @@ def test_only_the_kafka_package_knows_the_kafka_client() -> None:
 
 
 def test_only_the_engines_side_knows_the_runtimes() -> None:
-    """Only the engine's side and quantize import ONNX Runtime or OpenCV, which also cuts videos for produce."""
-    assert importers_of("onnxruntime") <= within(*ENGINE, "quantize")
+    """Only the engine's side, quantize and optimize import ONNX Runtime; OpenCV also cuts videos for produce."""
+    assert importers_of("onnxruntime") <= within(*ENGINE, "quantize", "optimize")
     assert importers_of("cv2") <= within(*ENGINE, "quantize", "cli.sources")
 
 
-def test_only_quantize_knows_onnx() -> None:
-    """Only quantize reads and writes ONNX files: the worker runs without the onnx package."""
-    assert importers_of("onnx") <= within("quantize", "cli.quantize")
+def test_only_quantize_and_optimize_know_onnx() -> None:
+    """Only these two read and write ONNX files: the worker runs without the onnx package."""
+    assert importers_of("onnx") <= within("quantize", "optimize", "cli.quantize", "cli.optimize")
+    assert importers_of("onnxslim") <= within("optimize")
+
+
+def test_the_worker_never_imports_what_makes_models_smaller() -> None:
+    """Only commands import quantize and optimize; neither knows Kafka, the loop or what composes the worker."""
+    users = {name for name in modules() if imports(name) & within("quantize", "optimize")}
+    assert users <= within("quantize", "optimize", "cli")
+    assert reached_from(within("optimize")) & within(*LOOP, "kafka", "telemetry", "app", "cli") <= within(
+        *SHARED
+    )
 
 
 def test_the_loop_stands_alone() -> None:

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 from worker.cli.main import add_set_option
 from worker.cli.quantize import at_least, image_settings, pipeline_of
 from worker.errors import ConfigError, StartError
+from worker.optimize.table import METHODS
 from worker.settings import labels_of, load
 
 if TYPE_CHECKING:
     from worker.optimize.pipeline import Pipeline
     from worker.optimize.report import About
-
-METHODS = ("simplify", "fp16", "int8-dynamic", "int8-static", "int8-mixed", "int4", "prune", "prune-int8")
 
 EXAMPLE = """\
 examples:
@@ -63,6 +62,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_set_option(parser)
     parser.add_argument("--labels", metavar="FILE", type=Path, help="names of the classes, one per line")
     parser.add_argument("--label", metavar="FIELD", help="field of a line of JSON that has its true class")
+    _add_choices(parser)
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    """What is tried, on how much, and what is told."""
     parser.add_argument(
         "--target",
         choices=("cpu", "cuda", "tensorrt"),
@@ -76,7 +80,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--methods",
         metavar="NAMES",
         type=_methods,
-        default=METHODS,
+        default=tuple(METHODS),
         help=f"which to try: {', '.join(METHODS)} (default: all)",
     )
     parser.add_argument(

@@ -140,6 +140,21 @@ class Channels:
             if any(segment.source == source for segment in layout.segments)
         ]
 
+    def bias_of(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto, int] | None:
+        """Which input of which node is added to each of a layer's outputs, or could be; None if nothing can.
+
+        A MatMul has none of its own: it is what the only node behind it adds.
+        """
+        if node.op_type != "MatMul":
+            return node, 2
+        behind = [each for each in self.graph.model.graph.node if node.output[0] in each.input]
+        if len(behind) != 1 or behind[0].op_type != "Add":
+            return None
+        place = 1 if behind[0].input[0] == node.output[0] else 0
+        added = self.graph.weights.get(behind[0].input[place])
+        outputs = self.graph.weights[node.input[1]].shape[1]
+        return (behind[0], place) if added is not None and added.shape == (outputs,) else None
+
     def cut(self, kept: Kept) -> None:
         """Leave only the kept channels of these sources, in every weight that has a part for each."""
         taken: dict[tuple[str, int], Array] = {}

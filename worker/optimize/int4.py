@@ -19,6 +19,15 @@ LEVEL = 4
 
 def make(work: Work) -> Iterator[Made]:
     """One model."""
+    yield with_bits(work, 4, "int4")
+
+
+def with_bits(work: Work, bits: int, name: str) -> Made:
+    """A model whose large matrix products have weights of so many bits; activations stay in float between them.
+
+    Raises:
+        DoesNotApply: there is no large one.
+    """
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     model = copy.deepcopy(work.base)
@@ -31,10 +40,10 @@ def make(work: Work) -> Iterator[Made]:
         raise DoesNotApply(f"the model has no matrix product with {LARGE:,} weights or more")
     others = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in large]
     quantizer = MatMulNBitsQuantizer(
-        model, bits=4, block_size=BLOCK, is_symmetric=True, accuracy_level=LEVEL, nodes_to_exclude=others
+        model, bits=bits, block_size=BLOCK, is_symmetric=False, accuracy_level=LEVEL, nodes_to_exclude=others
     )
     quantizer.process()
-    yield Made("int4", quantizer.model.model, f"{len(large)} of {len(products)} matrix products")
+    return Made(name, quantizer.model.model, f"{len(large)} of {len(products)} matrix products")
 
 
 def _gemm_as_matmul(graph: Graph) -> None:

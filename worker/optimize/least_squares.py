@@ -25,6 +25,8 @@ Matrix = NDArray[np.float64]
 
 DAMPING = 1e-3
 """Added to H, as a share of the mean of its diagonal: inputs that never vary have no inverse."""
+DAMPING_FEW = 0.05
+"""Added as well, times features over rows: few rows make inputs look as if one could stand for another."""
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Tried for the refit, as shares of the mean of the diagonal; what does best on rows that were not fitted is taken."""
 ROUND_WORK = 1.5e11
@@ -108,7 +110,8 @@ class Moments:
         found = self.products.astype(np.float64)
         if centred:
             found -= np.outer(self.total, self.total) / max(1, self.count)
-        found[np.diag_indices_from(found)] += DAMPING * max(float(np.trace(found)) / len(found), 1e-12)
+        damping = DAMPING + DAMPING_FEW * len(found) / max(1, self.count)
+        found[np.diag_indices_from(found)] += damping * max(float(np.trace(found)) / len(found), 1e-12)
         return found
 
 

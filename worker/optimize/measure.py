@@ -249,10 +249,13 @@ def _verdict(
             else ("original", "")
         )
     faster = original.times.best_us / each.times.best_us
-    smaller = each.nbytes / original.nbytes
-    said = f"{faster:.2f} times as fast, {smaller:.0%} of the bytes"
+    alone = original.times.alone_us / each.times.alone_us
+    said = f"{faster:.2f} times as fast" + (f" ({alone:.2f} alone)" if alone >= ALIKE > faster else "")
     if each is chosen:
-        return "chosen", said
+        return (
+            "chosen",
+            said if faster >= ALIKE else f"{said}, {each.nbytes / original.nbytes:.0%} of the bytes",
+        )
     if each.loss > max_loss + 1e-12:
         return "lost", f"loses {each.loss:.4f}, more than {max_loss:g}; {said}"
     if faster >= ALIKE:

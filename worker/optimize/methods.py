@@ -1,6 +1,7 @@
-"""The methods that ``optimize`` tries, by name, and what each of them is given.
+"""What a method of ``optimize`` is given and what it gives, and trying them one after the other.
 
-A method is a function ``make(work)`` that gives models. One new method is one new file and one line in ``METHODS``.
+A method is a function ``make(work)`` that gives models. One new method is one new file and one line in
+:mod:`worker.optimize.table`.
 """
 
 from __future__ import annotations
@@ -15,19 +16,8 @@ import onnx
 
 from worker.model.opening import one_line
 from worker.optimize.items import Item, Tensors
+from worker.optimize.table import METHODS
 from worker.quantize.convert import name_nodes, simplified
-
-METHODS = {
-    "simplify": "worker.optimize.simplify",
-    "fp16": "worker.optimize.half",
-    "int8-dynamic": "worker.optimize.dynamic",
-    "int8-static": "worker.optimize.static",
-    "int8-mixed": "worker.optimize.mixed",
-    "int4": "worker.optimize.int4",
-    "prune": "worker.optimize.prune",
-    "prune-int8": "worker.optimize.prune_int8",
-}
-"""Name -> the module with its ``make``; in this order they are tried."""
 
 
 class DoesNotApply(Exception):

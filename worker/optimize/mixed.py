@@ -12,7 +12,7 @@ from worker.optimize.static import calibrated
 
 ITEMS = 32
 """Calibration items that each layer's loss is measured on."""
-MARGIN = 0.5
+MARGIN = 0.7
 """Share of ``--max-loss`` that may be lost on the calibration part: the held-out part may lose more."""
 
 
@@ -20,7 +20,7 @@ def make(work: Work) -> Iterator[Made]:
     """One model: as few layers in float as keep the loss on the calibration part.
 
     Each layer is quantised alone, and the error of the outputs is measured; the layers with the largest errors stay in
-    float, one, two, four and so on.
+    float: one, two, four and so on, then the fewest between the last two.
     """
     found = calibrated(work)
     allowed = work.max_loss * MARGIN
@@ -28,17 +28,24 @@ def make(work: Work) -> Iterator[Made]:
         raise DoesNotApply("INT8 in every layer keeps the loss: no layer has to stay in float")
     errors = layer_errors(work)
     worst_first = sorted(errors, key=lambda name: -errors[name])
-    count = 1
-    while count < len(worst_first):
-        made = found.quantized(worst_first[:count])
-        if work.loss(made) <= allowed:
-            operators = {node.name: node.op_type for node in found.model.graph.node}
-            kept = ", ".join(f"{operators[name]} {name}" for name in worst_first[: min(count, 3)])
-            more = f" and {count - 3} more" if count > 3 else ""
-            yield Made("int8-mixed", made, f"{count} of {len(worst_first)} layers in float: {kept}{more}")
-            return
-        count *= 2
-    raise DoesNotApply("it loses too much even with half of the layers in float")
+    made = {}
+
+    def keeps(count: int) -> bool:
+        made[count] = found.quantized(worst_first[:count])
+        return work.loss(made[count]) <= allowed
+
+    low, count = 0, 1
+    while count < len(worst_first) and not keeps(count):
+        low, count = count, 2 * count
+    if count >= len(worst_first):
+        raise DoesNotApply(f"it loses too much even with {low} of {len(worst_first)} layers in float")
+    while count - low > 1:
+        middle = (low + count) // 2
+        low, count = (low, middle) if keeps(middle) else (middle, count)
+    operators = {node.name: node.op_type for node in found.model.graph.node}
+    shown = ", ".join(f"{operators[name]} {name}" for name in worst_first[: min(count, 3)])
+    more = f" and {count - 3} more" if count > 3 else ""
+    yield Made("int8-mixed", made[count], f"{count} of {len(worst_first)} layers in float: {shown}{more}")
 
 
 def layer_errors(work: Work) -> dict[str, float]:

@@ -20,7 +20,7 @@ from worker.optimize.graphs import Graph, has_subgraphs, opened, up_to
 from worker.optimize.least_squares import Moments, Part
 from worker.optimize.methods import DoesNotApply, Made, Work
 
-ERRORS = (0.003, 0.01, 0.03, 0.06, 0.12, 0.25, 0.5)
+ERRORS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.25, 0.5)
 """What a layer's outputs may lose, as a share of their variance, before the refit; the largest that works is searched."""
 FITTED = 0.8
 """Share of the calibration items that weights are fitted to; the others choose the ridge."""
@@ -31,27 +31,32 @@ SMALLEST = 8
 
 
 def make(work: Work) -> Iterator[Made]:
-    """The network with most channels cut that keeps the loss on the calibration part, and one with fewer cut."""
+    """The network with most channels cut that keeps the loss on the calibration part, and one with fewer cut.
+
+    The held-out part decides between them: weights that were fitted lose less on what they were fitted to.
+    """
     pruner = Pruner(work)
-    tried: dict[int, tuple[float, onnx.ModelProto]] = {}
-    low, high = -1, len(ERRORS)
+    cuts: dict[int, onnx.ModelProto | None] = {}
+
+    def cut(index: int) -> onnx.ModelProto | None:
+        if index not in cuts:
+            cuts[index] = pruner.cut(ERRORS[index])
+        return cuts[index]
+
+    low, high = 0, len(ERRORS)
     while high - low > 1:
         middle = (low + high) // 2
-        cut = pruner.cut(ERRORS[middle])
-        tried[middle] = (work.loss(cut), cut) if cut is not None else (0.0, work.base)
-        low, high = (middle, high) if tried[middle][0] <= work.max_loss else (low, middle)
-    kept = sorted((i for i, (loss, _) in tried.items() if loss <= work.max_loss), reverse=True)[:2]
-    kept = [i for i in kept or [min(tried)] if tried[i][1] is not work.base]
-    if not kept:
-        raise DoesNotApply("no channel can be left out: each one tells something that the others do not")
+        model = cut(middle)
+        low, high = (middle, high) if model is None or work.loss(model) <= work.max_loss else (low, middle)
     before = parameters(work.base)
-    for index in kept:
-        model = tried[index][1]
-        share = 1 - parameters(model) / before
+    found = {parameters(model): model for index in (low, low - 1) if index >= 0 and (model := cut(index))}
+    if not found:
+        raise DoesNotApply("no channel can be left out: each one tells something that the others do not")
+    for count, model in found.items():
         yield Made(
-            f"prune {share:.0%}",
+            f"prune {1 - count / before:.0%}",
             model,
-            f"{parameters(model):,} of {before:,} weights; refitted layer by layer",
+            f"{count:,} of {before:,} weights; refitted layer by layer",
         )
 
 
@@ -179,12 +184,12 @@ class Pruner:
             wanted = np.concatenate(reader.wanted).astype(np.float64)
             scale = float(((wanted - wanted.mean(axis=0)) ** 2).sum())
             matrix = least_squares.as_matrix(node, weights)
-            second = reader.moments.second(centred=node.op_type != "MatMul")
+            second = reader.moments.second(centred=self._channels.bias_of(node) is not None)
             parts.append(Part(second, matrix, blocks[0], max(scale, 1e-12)))
         width = self._channels.widths[source]
         if not parts:
             return np.zeros(0, np.int64), np.zeros(0)
-        return least_squares.elimination(parts, min(width, max(_step(width), width // 8)))
+        return least_squares.elimination(parts, min(width, max(_step(width), width // 16)))
 
     # the cut network
 
@@ -224,20 +229,20 @@ class Pruner:
         wanted = np.concatenate(self._readers[name].wanted).astype(np.float64)
         if outputs is not None:
             wanted = wanted[:, outputs]
-        centred = node.op_type != "MatMul"
-        nothing = np.zeros(wanted.shape[1]) if centred else None  # what is wanted is without the bias, too
+        bias = student.bias_of(node)
+        # What is wanted is without the bias, so that a change of it is what is found.
+        nothing = np.zeros(wanted.shape[1]) if bias is not None else None
         fitted = sum(len(each) for each in rows[: max(1, int(len(rows) * FITTED))])
         matrix = least_squares.as_matrix(node, weights)
         matrix, shift = least_squares.refitted(np.concatenate(rows), wanted, matrix, nothing, fitted)
         node.input[1] = graph.add_weight(f"{name}_refitted", least_squares.as_weights(node, matrix, weights))
-        if shift is not None:
-            has_bias = len(node.input) > 2 and node.input[2]
-            bias = graph.weights[node.input[2]] if has_bias else np.zeros(len(shift), weights.dtype)
-            shifted = graph.add_weight(
-                f"{name}_bias_refitted", (bias.reshape(-1) + shift).astype(weights.dtype)
-            )
-            del node.input[2:]
-            node.input.append(shifted)
+        if bias is not None and shift is not None:
+            holder, place = bias
+            given = len(holder.input) > place and holder.input[place]
+            before = graph.weights[holder.input[place]] if given else np.zeros(len(shift), weights.dtype)
+            shifted = (before.reshape(-1) + shift).astype(weights.dtype)
+            del holder.input[place : place + 1]
+            holder.input.insert(place, graph.add_weight(f"{name}_bias_refitted", shifted))
         graph.drop_unused()
 
 

@@ -49,10 +49,12 @@ def tensors(path: Path, model: Model, most: int) -> list[Item]:
         ConfigError: the file cannot be read, or its arrays do not fit the model.
     """
     try:
-        with np.load(path, allow_pickle=False) as loaded:
-            arrays = {name: loaded[name] for name in loaded.files}
-    except AttributeError:  # an .npy file is the array itself
-        arrays = {model.signature.inputs[0].name: np.load(path, allow_pickle=False)}
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):  # an .npy file
+            arrays = {model.signature.inputs[0].name: loaded}
+        else:
+            with loaded:
+                arrays = {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"--data: {path} cannot be read: {error}") from None
     names = [spec.name for spec in model.signature.inputs]
