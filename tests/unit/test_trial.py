@@ -233,6 +233,17 @@ def test_time_is_compared_between_runs_of_one_size() -> None:
     assert (figures.stable.infer_us, figures.candidate.infer_us) == (10.0, 20.0)
 
 
+def test_answers_from_memory_say_nothing_of_speed() -> None:
+    """Runs that did not take place are left out of the times of both sides; their records count."""
+    running = trial(0.1)
+    running.returned(back(running.stable, 8, 80))
+    known = back(running.candidate, 8, 160)
+    known.runs.append(Run(range(8), {}, fragments=[b"{}"] * 8))
+    running.returned(known)
+    figures = running.tally.figures
+    assert (figures.candidate.infer_us, figures.candidate.records) == (20.0, 8)
+
+
 def test_figures_begin_anew_with_each_rollout() -> None:
     """From the moment in which a rollout is asked for, nobody sees the figures of the one before as its own."""
     rollout = real()
