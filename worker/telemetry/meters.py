@@ -47,11 +47,18 @@ class PartitionState(NamedTuple):
     """Offsets from ``position`` on that hold no record."""
     age_s: float = 0.0
     """Seconds since the broker last confirmed ``end``."""
+    drain_s: float | None = None
+    """Seconds until there is no lag, at the rate of the last minute; infinite where nothing moved."""
+
+    @property
+    def done(self) -> int | None:
+        """Where another owner of the partition would begin."""
+        return self.position if self.committed is None else self.committed
 
     @property
     def lag(self) -> int | None:
         """Records that exist and are not committed: another owner of the partition would have to process these."""
-        done = self.position if self.committed is None else self.committed
+        done = self.done
         if self.end is None or done is None:
             return None
         return max(0, self.end - done - (self.unreadable if done == self.position else 0))

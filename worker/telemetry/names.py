@@ -107,6 +107,13 @@ LAG_AGE = Metric(
     "Age of the partition's end that its lag is counted to; it grows only while the broker does not answer.",
     ("topic", "partition"),
 )
+SECONDS_TO_DRAIN = Metric(
+    "seconds_to_drain",
+    "gauge",
+    "seconds",
+    "Lag of an assigned partition divided by the records a second of the last minute; +Inf where records wait and none was answered for a minute.",
+    ("topic", "partition"),
+)
 REBALANCES = Metric("rebalances_total", "counter", "rebalances", "Changes of this process's partitions.")
 TRANSACTIONS = Metric(
     "transactions_total", "counter", "transactions", "Kafka transactions by result.", ("result",)
@@ -180,6 +187,7 @@ METRICS = (
     IN_FLIGHT_BYTES,
     CONSUMER_LAG,
     LAG_AGE,
+    SECONDS_TO_DRAIN,
     REBALANCES,
     TRANSACTIONS,
     REWINDS,

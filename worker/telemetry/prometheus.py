@@ -77,6 +77,8 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
         if state.lag is not None:
             yield names.CONSUMER_LAG, (partition.topic, str(partition.number)), state.lag
             yield names.LAG_AGE, (partition.topic, str(partition.number)), state.age_s
+        if state.drain_s is not None:
+            yield names.SECONDS_TO_DRAIN, (partition.topic, str(partition.number)), state.drain_s
     yield names.REBALANCES, (), snapshot.rebalances
     for result, transactions in snapshot.transactions.items():
         yield names.TRANSACTIONS, (result,), transactions

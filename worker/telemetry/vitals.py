@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from worker.batch import Batch, Partition
 from worker.process.progress import Reading, views
+from worker.telemetry.drain import DrainRates
 from worker.telemetry.exchange import SnapshotExchange
-from worker.telemetry.http import Health
 from worker.telemetry.meters import KafkaState, Meters, PartitionState, Snapshot
+from worker.telemetry.routes import Health
 
 if TYPE_CHECKING:
     from worker.kafka.ends import Reach
@@ -105,6 +106,7 @@ class Vitals:
         self._brokerless: tuple[int, float] | None = None
         """When the last connection to a broker was lost: monotonic ns and Unix s; None while a broker is connected."""
         self._was_member = False
+        self._rates = DrainRates()
         self.exchange = SnapshotExchange(meters.snapshot())
 
     def attach(
@@ -227,29 +229,39 @@ class Vitals:
         seen = views(loop.window, pool.oldest(), self._reach, loop.paused, loop.waits())
         # a drain has a separate deadline, so progress is not watched meanwhile
         self._reading = Reading({} if loop.draining else seen, brokers=self._brokerless is None)
+        if self._reach:
+            states = self._partitions(loop, self._reach).items()
+            self._rates.look(self._clock_ns() / 1e9, ((partition, state.done) for partition, state in states))
 
     def take_snapshot(self) -> Snapshot:
         """A consistent snapshot of now, made between two turns of the loop."""
         if self._parts is None:
             return self._meters.snapshot()
         loop, source, _ = self._parts
-        window = loop.window
-        partitions = {}
         # The last report of a drain comes after the source is closed, so it uses the positions of the last look.
-        for partition, reach in (source.lag() or self._reach).items():
+        partitions = self._partitions(loop, source.lag() or self._reach)
+        for partition, state in partitions.items():
+            partitions[partition] = state._replace(drain_s=self._rates.seconds(partition, state.lag))
+        errors = sum(self._errors(), Counter())
+        kafka = KafkaState(
+            self._brokerless is None, len(loop.window.owned), errors, self.waits_outside() is None
+        )
+        return self._meters.snapshot(loop.budget.held, partitions, kafka)
+
+    def _partitions(self, loop: Loop, reach: Mapping[Partition, Reach]) -> dict[Partition, PartitionState]:
+        window, partitions = loop.window, {}
+        for partition, read in reach.items():
             position = window.position(partition)
             if position is None:
-                position = reach.start  # nothing is acknowledged yet
+                position = read.start  # nothing is acknowledged yet
             partitions[partition] = PartitionState(
                 position,
                 window.committed_position(partition),
-                reach.end if reach.end >= 0 else None,
-                reach.unreadable if position == reach.position else 0,
-                reach.age_s,
+                read.end if read.end >= 0 else None,
+                read.unreadable if position == read.position else 0,
+                read.age_s,
             )
-        errors = sum(self._errors(), Counter())
-        kafka = KafkaState(self._brokerless is None, len(window.owned), errors, self.waits_outside() is None)
-        return self._meters.snapshot(loop.budget.held, partitions, kafka)
+        return partitions
 
     def answer(self) -> None:
         """Give a snapshot to the threads that wait for one."""
