@@ -22,6 +22,7 @@ from worker.process.rounds import Chore, Rounds, every
 from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Outage, Standstill, Watchdog
 from worker.process.worker import Worker
 from worker.schema_registry.opening import open_registry
+from worker.seeing import Seeing
 from worker.serving.load import load
 from worker.serving.loader import Loader, Swap
 from worker.serving.rollout import Rollout
@@ -30,7 +31,6 @@ from worker.serving.versions import resolved
 from worker.settings import Settings
 from worker.settings.encryption import EncryptionSettings
 from worker.telemetry import logs
-from worker.telemetry.http import HttpServer
 from worker.telemetry.meters import Meters, ModelLabel
 from worker.telemetry.topic import MetricsReporter, WorkerInfo
 from worker.telemetry.vitals import LOOK_EVERY_S, Vitals
@@ -72,7 +72,7 @@ def build(
         client_id(settings), settings.kafka["group.id"], socket.gethostname(), os.getpid(), __version__
     )
     address = settings.metrics.http
-    http = HttpServer(address, vitals, info, index) if address else None
+    seeing = Seeing(settings, address, index, vitals, info) if address else None
     took: dict[str, int] = {}
     with_files, found = resolved(settings)
     keys = Keys(settings.encryption, reread) if settings.encryption is not None else None
@@ -81,7 +81,7 @@ def build(
     for name, rollout in rollouts.items():
         meters.model(name, _label(rollout.stable))
     loader = Loader(settings, rollouts, {name: (version, took[name]) for name, version in found.items()})
-    return _Parts(with_files, [*rollouts.values()], meters, vitals, info, http, orders, loader).worker(keys)
+    return _Parts(with_files, [*rollouts.values()], meters, vitals, info, seeing, orders, loader).worker(keys)
 
 
 def _label(servable: Servable) -> ModelLabel:
@@ -98,7 +98,7 @@ class _Parts:
         meters: Meters,
         vitals: Vitals,
         info: WorkerInfo,
-        http: HttpServer | None,
+        seeing: Seeing | None,
         orders: Orders | None,
         loader: Loader,
     ) -> None:
@@ -108,16 +108,26 @@ class _Parts:
         self._meters = meters
         self._vitals = vitals
         self._info = info
-        self._http = http
+        self._seeing = seeing
         self._orders = orders
         self._clients = connect(settings, meters, info.group)
         self._pool = pool_for(settings, rollouts)
         self._conductor = conductor_for(
-            settings, rollouts, self._clients, self._pool, meters, info.id, self._rounds()
+            settings,
+            rollouts,
+            self._clients,
+            self._pool,
+            meters,
+            info.id,
+            self._rounds(),
+            seeing.observers if seeing is not None else (),
+            seeing.letters.add if seeing is not None else None,
         )
         source, sink = self._clients.source, self._clients.sink
         vitals.attach(self._conductor, source, self._pool, lambda: (source.errors, sink.errors))
         self._watchdog = self._watch()
+        if seeing is not None:
+            seeing.warm()
 
     def _rounds(self) -> Rounds:
         """What the loop does between two turns besides records."""
@@ -181,7 +191,7 @@ class _Parts:
             self._rollouts,
             self._loader,
             [client for client in (self._clients.metrics, self._clients.sink) if client is not None],
-            self._http,
+            self._seeing,
             self._before_joining,
             self._report,
             {

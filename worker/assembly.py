@@ -27,7 +27,7 @@ from worker.loop.io_threads import IoThreads
 from worker.loop.isolation import Isolation
 from worker.loop.limit import DeadLetterRate
 from worker.loop.membership import Parts
-from worker.loop.outbox import Letterhead, Outbox
+from worker.loop.outbox import Letterhead, Outbox, ToldLetter
 from worker.loop.pool import InlinePool, Mailbox, ThreadPool
 from worker.loop.series import Rules
 from worker.loop.series_source import SeriesSource
@@ -41,6 +41,7 @@ from worker.serving.rollout import Rollout
 from worker.settings import Settings
 from worker.telemetry import logs
 from worker.telemetry.meters import Meters
+from worker.telemetry.observer import Observer
 
 if TYPE_CHECKING:
     from worker.kafka.batch_sink import BatchSink
@@ -121,12 +122,16 @@ def conductor_for(
     meters: Meters,
     task_id: str,
     on_turn: Callable[[], None],
+    observers: Sequence[Observer] = (),
+    on_letter: ToldLetter | None = None,
 ) -> Conductor:
     """The main loop with all its parts.
 
     Args:
         task_id: the client id, which every dead letter names.
         on_turn: called once per turn.
+        observers: told what happens to records, after the meters.
+        on_letter: told of each dead letter.
     """
     limits = settings.limits
     parted, window = groups(rollouts), Window()
@@ -150,11 +155,11 @@ def conductor_for(
         Intakes(intakes, source),
         budget,
         window,
-        _outbox(settings, clients, task_id),
+        _outbox(settings, clients, task_id, on_letter),
         clients.sink,
         _delivery(settings, clients, source, meters, caution),
         Isolation(caution, source, window),
-        Accounts([meters], settings.name),
+        Accounts([meters, *observers], settings.name),
         log,
         time.monotonic_ns,
     )
@@ -181,7 +186,7 @@ def _fetching(
     return Fetching(needed, calls, share, log, time.monotonic_ns, lambda: time.time() * 1000)
 
 
-def _outbox(settings: Settings, clients: Clients, task_id: str) -> Outbox:
+def _outbox(settings: Settings, clients: Clients, task_id: str, on_letter: ToldLetter | None) -> Outbox:
     letters = settings.dead_letter
     head = Letterhead(
         letters.topic,
@@ -190,6 +195,7 @@ def _outbox(settings: Settings, clients: Clients, task_id: str) -> Outbox:
         logs.redact,
         clients.topics.keeping(letters.topic),
         settings.delivery == "exactly_once",
+        on_letter,
     )
     stop = letters.stop_after
     limit = DeadLetterRate(None, 1) if stop == "off" else DeadLetterRate(stop.ratio, stop.of_last)

@@ -18,8 +18,9 @@ from worker.batch import Batch, Columns, Partition, Run
 from worker.errors import ConfigError, StartError
 from worker.telemetry import names
 from worker.telemetry.exchange import SnapshotExchange
-from worker.telemetry.http import MOST_READING, REQUEST_S, Health, HttpServer, parse_address
+from worker.telemetry.http import MOST_READING, REQUEST_S, HttpServer, parse_address
 from worker.telemetry.meters import Meters, ModelLabel, PartitionState, Snapshot
+from worker.telemetry.routes import Health
 from worker.telemetry.topic import WorkerInfo, metrics_record
 
 ROLLOUT = FakeRollout()

@@ -107,18 +107,20 @@ class TopicReader:
     """Reads all partitions of some topics.
 
     Args:
-        start: ``earliest``, or ``latest`` for records that arrive after construction.
+        start: ``earliest``, ``latest`` for records that arrive after construction, or the Unix milliseconds from
+            which on records are read.
 
     Raises:
         ConfigError: a client property is wrong.
         StartError: the broker does not answer or refuses us; a topic does not exist.
     """
 
-    def __init__(self, client: Client, topics: list[str], start: str) -> None:
+    def __init__(self, client: Client, topics: list[str], start: str | int) -> None:
         check_properties(client.kafka)
         partitions, embedded = _look_up(client, topics, written=False)
         self._consumer = build(Consumer, reader_properties(client, embedded))
-        offset = OFFSET_BEGINNING if start == "earliest" else OFFSET_END
+        named = {"earliest": OFFSET_BEGINNING, "latest": OFFSET_END}
+        offset = start if isinstance(start, int) else named[start]
         places = [
             TopicPartition(topic, n, offset) for topic, count in partitions.items() for n in range(count)
         ]

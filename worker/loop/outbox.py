@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
-from worker.batch import Batch, Headers, Route, Span, total_bytes
+from worker.batch import Batch, Headers, Partition, Route, Span, total_bytes
 from worker.dead_letters.compose import compose
 from worker.errors import DeadLetterLimit, Reject, Rejection
 from worker.loop.epochs import Epochs
@@ -50,6 +50,10 @@ class Sink(Protocol):
         """Whether a topic refuses records without a key, as compacted ones do."""
 
 
+ToldLetter = Callable[[str, str | None, Partition, int, Rejection], None]
+"""Takes pipeline, model (``name@version``), partition, offset and the reason of a record that becomes a dead letter."""
+
+
 @dataclass(frozen=True, slots=True)
 class Letterhead:
     """What every dead letter of this process says of the process."""
@@ -65,6 +69,8 @@ class Letterhead:
     """Whether the topic takes a record of this timestamp now, and keeps it."""
     transactional: bool = False
     """A dead letter can be read only once its transaction is committed."""
+    told: ToldLetter | None = None
+    """Told of each dead letter, for people to see."""
 
 
 class Outbox:
@@ -238,6 +244,8 @@ class Outbox:
         mode: PartitionMode = "key"
         if route is not None:
             name, model, mode = route.name, sheet.servables[route].label, route.destination.partition
+        if head.told is not None:
+            head.told(name, model, span.partition, sheet.columns.offsets[row], why)
         letter = compose(
             sheet.columns,
             row,

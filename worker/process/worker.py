@@ -11,7 +11,6 @@ from worker.errors import WorkerError
 from worker.process.rounds import Chore
 from worker.process.watchdog import Watchdog
 from worker.telemetry import logs
-from worker.telemetry.http import HttpServer
 from worker.telemetry.vitals import Vitals
 
 if TYPE_CHECKING:
@@ -35,6 +34,12 @@ class Client(Protocol):
     def close(self, budget_s: float) -> None: ...
 
 
+class Closable(Protocol):
+    """Something that is closed at the end."""
+
+    def close(self) -> None: ...
+
+
 class Pool(Protocol):
     """What the end of the process asks of the pool."""
 
@@ -56,7 +61,8 @@ class Worker:
     loader: Loader
     clients: Sequence[Client]
     """Closed in this order, after the last report."""
-    http: HttpServer | None
+    seeing: Closable | None
+    """What is shown over HTTP."""
     join: Callable[[], None]
     """What is done right before the group is joined."""
     last_report: Callable[[], None]
@@ -116,8 +122,8 @@ class Worker:
         )
         for client in self.clients:
             client.close(CLOSE_S)
-        if self.http is not None:
-            self.http.close()
+        if self.seeing is not None:
+            self.seeing.close()
         if not self.pool.outstanding:  # a run in progress would keep its model, and this process, waiting
             for rollout in self.rollouts:
                 rollout.close()

@@ -6,6 +6,7 @@ configuration file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -470,6 +471,29 @@ class DeadLetterSettings(Section):
     """The attempt at which a record becomes a dead letter, undecoded: each one before it killed the process."""
 
 
+def _bearer_token(token: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise ValueError("expected at least one character, all of them printable ASCII without blanks")
+    return token
+
+
+def _host_name(name: str) -> str:
+    if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?", name):
+        raise ValueError(
+            'expected a host name without a port, such as "worker.example.com" or "*.example.com"'
+        )
+    return name.lower()
+
+
+class TlsSettings(Section):
+    """The certificate of `metrics.http`; both files are read again when they change."""
+
+    certificate: File
+    """PEM file of the certificate, followed by those of its issuers."""
+    key: File
+    """PEM file of its private key, without a password."""
+
+
 class MetricsSettings(Section):
     """What the worker says about itself."""
 
@@ -478,7 +502,20 @@ class MetricsSettings(Section):
     interval_s: Seconds = 5.0
     """Seconds between two metrics records."""
     http: HostAndPort | None = None
-    """host:port for Prometheus and health; off unless given, port 0 takes a free one."""
+    """host:port for the page, Prometheus and health; off unless given, port 0 takes a free one."""
+    token: Annotated[str, AfterValidator(_bearer_token)] | None = Field(default=None, repr=False)
+    """Bearer token that every request but a probe must carry, as `${ENV}`; none unless given."""
+    hosts: list[Annotated[Text, AfterValidator(_host_name)]] = Field(default=[], max_length=100)
+    """Names under which browsers and Prometheus reach `metrics.http`, beside localhost, addresses and this machine's own name; `*.example.com` stands for every name below."""
+    tls: TlsSettings | None = None
+    """Makes `metrics.http` speak HTTPS."""
+
+
+class PageSettings(Section):
+    """What the page of `metrics.http` shows beside numbers."""
+
+    samples: Annotated[int, Field(ge=0, le=50)] = 0
+    """How many of the last results are shown, with their picture and boxes; 0 = none. Not together with `encryption`."""
 
 
 class LimitsSettings(Section):
@@ -578,6 +615,7 @@ class Settings(Section):
     """Pipelines by name, tried in order; a single one may stand at the top of the file instead."""
     dead_letter: DeadLetterSettings
     metrics: MetricsSettings = MetricsSettings()
+    page: PageSettings = PageSettings()
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     """exactly_once: results, dead letters and offsets are one transaction."""
     transaction: TransactionSettings = TransactionSettings()
@@ -602,6 +640,14 @@ class Settings(Section):
     registry: RegistrySettings | None = None
     """The schema registry of the formats avro, protobuf and json_schema."""
     _base: Path = PrivateAttr(default_factory=Path)
+
+    @model_validator(mode="after")
+    def _nothing_encrypted_is_shown(self) -> Any:
+        if self.page.samples and self.encryption is not None:
+            raise ValueError(
+                f"page.samples is {self.page.samples}, expected 0 with encryption: samples would show what is encrypted"
+            )
+        return self
 
     @property
     def base(self) -> Path:
@@ -645,6 +691,8 @@ class Settings(Section):
         plain["kafka"] = {
             name: "[redacted]" if is_secret(name) else value for name, value in plain["kafka"].items()
         }
+        if self.metrics.token is not None:
+            plain["metrics"]["token"] = "[redacted]"
         if self.encryption is not None:
             plain["encryption"] = self.encryption.redacted()
         for pipeline in plain["pipelines"].values():
@@ -667,6 +715,8 @@ class Settings(Section):
             for part in (value, *value.splitlines())
             if part.strip()
         }
+        if self.metrics.token is not None:
+            values.add(self.metrics.token)
         if self.encryption is not None:
             values.update(self.encryption.secrets())
         for pipeline in self.pipelines.values():

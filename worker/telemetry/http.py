@@ -1,7 +1,7 @@
-"""``metrics.http``: metrics, liveness, readiness and progress over HTTP, on a daemon thread.
+"""``metrics.http``: the page, metrics, liveness, readiness and progress over HTTP, on daemon threads.
 
-It answers three different questions: *alive* (if not, restart the process), *ready* (the model is warm and the group
-is joined) and *progressing* (records move). *alive* must never wait for the conductor; the others may.
+Three different questions of health are answered: *alive* (if not, restart the process), *ready* (the model is warm and
+the group is joined) and *progressing* (records move). *alive* must never wait for the conductor; the others may.
 """
 
 from __future__ import annotations
@@ -12,63 +12,40 @@ import socket
 import socketserver
 import sys
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, BinaryIO, Protocol, cast
-
-import orjson
+from typing import Any, cast
 
 from worker.errors import ConfigError, StartError
 from worker.telemetry import logs
-from worker.telemetry.meters import Snapshot
-from worker.telemetry.prometheus import CONTENT_TYPE, Exposition
-from worker.telemetry.topic import WorkerInfo, metrics_record
+from worker.telemetry.access import Access
+from worker.telemetry.routes import PAGE, Answer, Provider, Route, Stream, routes, sentence
+from worker.telemetry.slow_clients import Bounded, Sending, Timely
+from worker.telemetry.tls import Tls
+from worker.telemetry.topic import WorkerInfo
 
 _MAX_REQUEST_BYTES = 16 * 1024
 MOST_READING = 16
 """Most connections with an incomplete request. A further one closes the oldest, so that a probe always gets through."""
 MOST_CONNECTIONS = 64
-"""Most connections in all. A further one is closed without an answer."""
+"""Most connections in all, streams of events apart. A further one is closed without an answer."""
 REQUEST_S = 2.0
-"""How long a client may take to send its whole request."""
+"""How long a client may take to send its whole request, and before that to agree on encryption."""
 ANSWER_S = 5.0
-"""How long a client may take to read the whole answer."""
+"""How long a client may take to read the whole answer, or one event of a stream."""
+STREAM_BUFFER_BYTES = 256 * 1024
+"""What the system holds of a stream that is read slowly; behind it `ANSWER_S` counts."""
 _CLOSE_WITHIN_S = 0.1
+_EVERY_ANSWER = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_OPEN = Access()
 
 log = logs.get(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """The three answers, and the reasons for the person who asks."""
-
-    alive: bool
-    ready: bool
-    progressing: bool
-    detail: dict[str, Any] = field(default_factory=dict)
-    """Added to the bodies of `alive` and `ready`."""
-    waits: str | None = None
-    """What progress waits for: a partition that does not progress, or brokers; None while nothing is unusual."""
-
-
-class Provider(Protocol):
-    """Gives the server what it shows. Request threads call both methods."""
-
-    def health(self) -> Health:
-        """The health as already known, without waiting: it must answer even if nothing else does."""
-
-    def snapshot(self) -> Snapshot:
-        """A recent consistent snapshot since the start of the process."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: HTTPStatus
-    content_type: str
-    body: bytes
 
 
 class HttpServer:
@@ -77,17 +54,29 @@ class HttpServer:
     Args:
         address: ``host:port``; an IPv6 host in brackets; port 0 = any free port, see `port`.
         index: this replica's index, added to the port unless that is 0.
+        access: who may ask for what; None: anyone who names an address or localhost.
+        tls: encrypts the connections; None: they are plain.
+        pages: further paths with what they answer.
 
     Raises:
         ConfigError: the address is not ``host:port``.
         StartError: the address cannot be bound.
     """
 
-    def __init__(self, address: str, provider: Provider, worker: WorkerInfo, index: int = 0) -> None:
+    def __init__(
+        self,
+        address: str,
+        provider: Provider,
+        worker: WorkerInfo,
+        index: int = 0,
+        access: Access | None = None,
+        tls: Tls | None = None,
+        pages: Mapping[str, Route] | None = None,
+    ) -> None:
         host, port = parse_address(address)
-        routes = _routes(provider, worker)
+        paths = {**(pages or {}), **routes(provider, worker)}
         try:
-            self._server = _Server(host, port + index if port else 0, routes)
+            self._server = _Server(host, port + index if port else 0, paths, access or _OPEN, tls)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             shown = f"{host}:{port + index if port else 0}"
@@ -113,7 +102,7 @@ def check_address(address: str) -> None:
     """
     host, port = parse_address(address)
     try:
-        server = _Server(host, port, {})
+        server = _Server(host, port, {}, _OPEN, None)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StartError(f"metrics.http: cannot listen on {host}:{port}: {reason}") from error
@@ -133,58 +122,31 @@ def parse_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _routes(provider: Provider, worker: WorkerInfo) -> dict[str, Callable[[], _Answer]]:
-    exposition = Exposition(provider.snapshot)
-
-    def metrics() -> _Answer:
-        return _Answer(HTTPStatus.OK, CONTENT_TYPE, exposition.render())
-
-    def alive() -> _Answer:
-        health = provider.health()
-        return _json(health.alive, orjson.dumps({"live": health.alive, **health.detail}, default=str))
-
-    def ready() -> _Answer:
-        health = provider.health()
-        return _json(health.ready, orjson.dumps({"ready": health.ready, **health.detail}, default=str))
-
-    def progressing() -> _Answer:
-        health = provider.health()
-        return _json(health.progressing, metrics_record(provider.snapshot(), worker, health.waits))
-
-    return {
-        "/metrics": metrics,
-        "/livez": alive,
-        "/readyz": ready,
-        "/progressz": progressing,
-        "/v2/health/live": alive,
-        "/v2/health/ready": ready,
-    }
-
-
-def _json(good: bool, body: bytes) -> _Answer:
-    return _Answer(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, "application/json", body)
-
-
 class _Server(http.server.ThreadingHTTPServer):
-    """One thread per connection, and at most ``MOST_CONNECTIONS`` connections."""
+    """One thread per connection, and at most ``MOST_CONNECTIONS`` connections that are no streams."""
 
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, routes: dict[str, Callable[[], _Answer]]) -> None:
-        self.routes = routes
+    def __init__(
+        self, host: str, port: int, paths: Mapping[str, Route], access: Access, tls: Tls | None
+    ) -> None:
+        self.paths = paths
+        self.access = access
+        self._tls = tls
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
         self._reading: dict[socket.socket, None] = {}
         """Connections whose request is not complete, oldest first."""
+        self._streams: set[socket.socket] = set()
+        """Connections that have given back their place among ``MOST_CONNECTIONS``."""
         self._lock = threading.Lock()
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(
-            self
-        )  # HTTPServer's version also asks DNS for a name that nobody needs
+        # HTTPServer's version also asks DNS for a name that nobody needs
+        socketserver.TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):
@@ -195,8 +157,8 @@ class _Server(http.server.ThreadingHTTPServer):
             oldest = next(iter(self._reading)) if len(self._reading) > MOST_READING else None
             if oldest is not None:
                 del self._reading[oldest]
-                with suppress(OSError):
-                    oldest.shutdown(socket.SHUT_RDWR)  # its thread then reads end-of-file and closes it
+                with suppress(OSError):  # its thread then reads end-of-file and closes it
+                    socket.socket.shutdown(oldest, socket.SHUT_RDWR)
         try:
             super().process_request(request, client_address)
         except BaseException:
@@ -209,12 +171,37 @@ class _Server(http.server.ThreadingHTTPServer):
         with self._lock:
             self._reading.pop(request, None)
 
+    def streams(self, request: socket.socket) -> None:
+        """This connection stays for long: it has a limit of its own and takes no place from those that ask and go."""
+        with self._lock:
+            self._streams.add(request)
+        self._free.release()
+
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        connection = request
         try:
-            super().process_request_thread(request, client_address)
+            if self._tls is not None:
+                connection = self._tls.wrap(request)
+                with (
+                    self._lock
+                ):  # the encrypted connection takes the place of the other, which is no longer open
+                    if request in self._reading:
+                        del self._reading[request]
+                        self._reading[connection] = None
+                try:
+                    Tls.handshake(connection, REQUEST_S)
+                except Exception:
+                    self.handle_error(connection, client_address)
+                    self.shutdown_request(connection)
+                    return
+            super().process_request_thread(connection, client_address)
         finally:
-            self.complete(request)
-            self._free.release()
+            self.complete(connection)
+            with self._lock:
+                streamed = connection in self._streams
+                self._streams.discard(connection)
+            if not streamed:
+                self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # in one line: a log with tracebacks takes so long that the next probes would wait for it
@@ -222,93 +209,81 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """One GET per connection, answered from the server's routes."""
+    """One GET per connection, answered from the server's paths."""
 
+    server: _Server
     server_version = "streaminfer"
     sys_version = ""
 
     def setup(self) -> None:
         super().setup()
-        stream = io.BufferedReader(_Timely(self.connection, REQUEST_S))
-        self._request = _Bounded(stream, _MAX_REQUEST_BYTES)
+        stream = io.BufferedReader(Timely(self.connection, REQUEST_S))
+        self._request = Bounded(stream, _MAX_REQUEST_BYTES)
         self.rfile = cast(io.BufferedIOBase, self._request)
+        self.wfile = cast(io.BufferedIOBase, Sending(self.connection, ANSWER_S))
 
     def parse_request(self) -> bool:
         complete = super().parse_request() and not self._request.ended  # a cut request gets no answer
-        cast(_Server, self.server).complete(self.connection)
-        self.connection.settimeout(ANSWER_S)  # `sendall` applies it to the whole answer
+        self.server.complete(self.connection)
         return complete
 
     def do_GET(self) -> None:
         if not self._request.left:
             self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
             return
-        route = cast(_Server, self.server).routes.get(self.path.partition("?")[0])
-        if route is None:
-            self.send_error(HTTPStatus.NOT_FOUND)
-            return
+        path = self.path.partition("?")[0]
         try:
-            answer = route()
+            answer = self._answer(path)
         except Exception:
-            log.exception("an HTTP answer failed", path=self.path)
+            log.exception("an HTTP answer failed", path=path)
             self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
             return
+        if isinstance(answer, Answer):
+            self._send(answer)
+        else:
+            self._stream(answer)
+
+    def _answer(self, path: str) -> Answer | Stream:
+        refusal = self.server.access.refusal(path, self.headers["Host"], self.headers["Authorization"])
+        route = self.server.paths.get(path)
+        if refusal is not None:
+            headers = {"WWW-Authenticate": 'Bearer realm="streaminfer"'}
+            if refusal.status is not HTTPStatus.UNAUTHORIZED:
+                return sentence(*refusal)
+            if path == PAGE and route is not None:
+                page = cast(Answer, route())
+                return replace(page, status=refusal.status, headers={**page.headers, **headers})
+            return sentence(*refusal, headers)
+        if route is None:
+            return sentence(
+                HTTPStatus.NOT_FOUND, f"nothing is here; expected one of {', '.join(self.server.paths)}"
+            )
+        return route()
+
+    def _send(self, answer: Answer) -> None:
         self.send_response(answer.status)
-        self.send_header("Content-Type", answer.content_type)
-        self.send_header("Content-Length", str(len(answer.body)))
+        headers = {"Content-Type": answer.content_type, "Content-Length": str(len(answer.body))}
+        for name, value in {**headers, **_EVERY_ANSWER, **answer.headers}.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(answer.body)
 
+    def _stream(self, stream: Stream) -> None:
+        self.server.streams(self.connection)
+        try:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, STREAM_BUFFER_BYTES)
+            self.send_response(HTTPStatus.OK)
+            headers = {
+                "Content-Type": "text/event-stream",
+                "X-Accel-Buffering": "no",
+            }  # nginx would collect events
+            for name, value in {**headers, **_EVERY_ANSWER}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            for part in stream.parts():
+                self.wfile.write(part)
+        finally:
+            stream.close()
+
     def log_message(self, *_args: Any) -> None:
         """Log nothing: probes come every few seconds."""
-
-
-class _Timely(io.RawIOBase):
-    """Reads a socket until a deadline, which a slow client cannot extend by sending a byte now and then.
-
-    Args:
-        seconds: from construction to the deadline.
-    """
-
-    def __init__(self, connection: socket.socket, seconds: float) -> None:
-        self._connection = connection
-        self._deadline = time.monotonic() + seconds
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read what is there.
-
-        Raises:
-            TimeoutError: the deadline has passed.
-        """
-        left_s = self._deadline - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("the request took too long")
-        self._connection.settimeout(left_s)
-        return self._connection.recv_into(buffer)
-
-
-class _Bounded:
-    """The first ``limit`` bytes of a request, followed by end-of-file."""
-
-    def __init__(self, stream: BinaryIO | io.BufferedIOBase, limit: int) -> None:
-        self._stream = stream
-        self.left = limit
-        self.ended = False
-        """Whether the client closed the connection, or the server did, before the request was complete."""
-
-    def readline(self, size: int = -1) -> bytes:
-        wanted = self.left if size < 0 else min(size, self.left)
-        line = self._stream.readline(wanted)
-        self.left -= len(line)
-        self.ended = wanted > 0 and not line.endswith(b"\n") and len(line) < wanted
-        return line
-
-    def close(self) -> None:
-        self._stream.close()
-
-    @property
-    def closed(self) -> bool:
-        return self._stream.closed

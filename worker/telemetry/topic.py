@@ -30,14 +30,22 @@ def metrics_record(snapshot: Snapshot, worker: WorkerInfo, waits: str | None = N
     Args:
         waits: what the worker waits for, if that is unusual; the record then has a field ``waits``.
     """
+    record = metrics_fields(snapshot, worker)
+    if waits is not None:
+        record["waits"] = waits
+    return orjson.dumps(record)
+
+
+def metrics_fields(snapshot: Snapshot, worker: WorkerInfo) -> dict[str, Any]:
+    """The fields of a metrics record."""
     interval_s = snapshot.interval_s
-    record: dict[str, Any] = {
+    return {
         "type": "streaminfer.metrics",
         "schema": 1,
         "time_ms": snapshot.time_ms,
         "interval_s": round(interval_s, 3),
         "worker": asdict(worker),
-        "pipelines": {name: _pipeline(counts) for name, counts in snapshot.pipelines.items()},
+        "pipelines": {name: pipeline_fields(counts) for name, counts in snapshot.pipelines.items()},
         "bytes": {"in": snapshot.bytes_in, "out": snapshot.bytes_out, "in_flight": snapshot.bytes_in_flight},
         "process": {"cpu_s": round(snapshot.cpu_s, 3), "rss_bytes": snapshot.rss_bytes},
         "partitions": {
@@ -54,9 +62,6 @@ def metrics_record(snapshot: Snapshot, worker: WorkerInfo, waits: str | None = N
             for section, spent_s in snapshot.loop_s.items()
         },
     }
-    if waits is not None:
-        record["waits"] = waits
-    return orjson.dumps(record)
 
 
 class MetricsReporter:
@@ -86,7 +91,8 @@ class MetricsReporter:
         self._last = snapshot
 
 
-def _pipeline(counts: PipelineCounts) -> dict[str, Any]:
+def pipeline_fields(counts: PipelineCounts) -> dict[str, Any]:
+    """What a metrics record says of one pipeline."""
     model = counts.model._asdict() if counts.model else {"name": "", "version": "", "provider": ""}
     errors: dict[str, int] = dict.fromkeys(get_args(Reason), 0)
     for (reason, _stage), records in counts.errors.items():
