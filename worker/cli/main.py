@@ -22,6 +22,7 @@ COMMANDS = {
     "check": "everything that can be known before running",
     "produce": "send images, a video, CSV or lines to a topic",
     "tail": "read results, metrics or dead letters",
+    "top": "all replicas of a group in a terminal",
     "bench": "load a running group and measure latency",
     "broker": "the embedded development broker",
     "demo": "digits through two replicas, nothing else needed",

@@ -27,6 +27,10 @@ FULL_QUEUE_WAIT_S = 0.1
 NO_LEADER = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 """Errors of a broker that does not know yet that a partition was created or moved."""
 NO_LEADER_WAIT_S = 0.1
+OFFSET_TAIL = -2000
+"""Minus n: n records before the end of a partition (``RD_KAFKA_OFFSET_TAIL`` of librdkafka)."""
+EMBEDDED_TAIL = 500
+"""Records of each partition that are read of the embedded broker where others are asked for records since a time."""
 PRODUCER_ID_S = 0.55
 """The client requests its producer id on a 500 ms timer. A record sent earlier waits for the id, and its latency grows."""
 
@@ -120,11 +124,14 @@ class TopicReader:
         partitions, embedded = _look_up(client, topics, written=False)
         self._consumer = build(Consumer, reader_properties(client, embedded))
         named = {"earliest": OFFSET_BEGINNING, "latest": OFFSET_END}
+        by_time = isinstance(start, int) and not embedded
         offset = start if isinstance(start, int) else named[start]
+        if isinstance(start, int) and embedded:
+            offset = OFFSET_TAIL - EMBEDDED_TAIL  # that broker finds no offset by its time
         places = [
             TopicPartition(topic, n, offset) for topic, count in partitions.items() for n in range(count)
         ]
-        if start != "earliest":  # look the ends up now, so that no record from now on is missed
+        if start == "latest" or by_time:  # look the ends up now, so that no record from now on is missed
             try:
                 places = self._consumer.offsets_for_times(places, timeout=LOOKUP_TIMEOUT_S)
             except KafkaException as error:

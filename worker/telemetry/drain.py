@@ -69,6 +69,14 @@ class DrainRates:
         return lag / rate if rate > 0 else math.inf
 
 
-def finite(seconds: float | None) -> float | None:
-    """The same number for JSON, which has no infinity: None stands for it."""
-    return round(seconds, 3) if seconds is not None and math.isfinite(seconds) else None
+def drain_fields(seconds: float | None) -> dict[str, float | bool | None]:
+    """The same for JSON, which has no infinity.
+
+    Returns:
+        ``seconds_to_drain``, null where it is infinite or not known, and ``moving``: null where it is not known, false
+        where records wait and none was answered in the last minute.
+    """
+    if seconds is None:
+        return {"seconds_to_drain": None, "moving": None}
+    finite = math.isfinite(seconds)
+    return {"seconds_to_drain": round(seconds, 3) if finite else None, "moving": finite}

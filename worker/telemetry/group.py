@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from worker.batch import Partition
-from worker.telemetry.drain import DrainRates, finite
+from worker.telemetry.drain import DrainRates, drain_fields
 
 SILENT_AFTER = 3
 """A replica without a record for so many of its intervals is shown as silent."""
@@ -86,10 +86,11 @@ class GroupView:
             record = orjson.loads(value or b"null")
             if record["type"] != "streaminfer.metrics" or record["worker"]["group"] != self._group:
                 return
-            name = record["worker"]["id"]
-            self._replicas.setdefault(name, _Replica()).add(record)
-            self._replicas[name].row(record["time_ms"])
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError):
+            trial = _Replica()
+            trial.add(record)
+            trial.row(record["time_ms"])  # whoever passes this is whole
+            self._replicas.setdefault(record["worker"]["id"], _Replica()).add(record)
+        except (KeyError, TypeError, AttributeError, ValueError):
             return  # anyone may write to the topic
 
     def state(self, now_ms: int) -> dict[str, Any]:
@@ -128,8 +129,8 @@ class GroupView:
             for place, state in replica.record["partitions"].items():
                 if place in found and found[place][0] >= time_ms:
                     continue
-                drain_s = finite(replica.rates.seconds(_partition(place), state["lag"]))
-                found[place] = (time_ms, {**state, "seconds_to_drain": drain_s, "worker": name})
+                drain = drain_fields(replica.rates.seconds(_partition(place), state["lag"]))
+                found[place] = (time_ms, {**state, **drain, "worker": name})
         return {place: found[place][1] for place in sorted(found, key=_order)}
 
 

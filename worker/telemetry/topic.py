@@ -108,12 +108,13 @@ def pipeline_fields(counts: PipelineCounts) -> dict[str, Any]:
         "items": counts.items,
         "batches": counts.batches,
         "mean_batch": round(counts.items / counts.batches, 3) if counts.batches else 0.0,
-        "latency_ms": {stage: _latency_ms(histogram) for stage, histogram in counts.stages_us.items()},
+        "latency_ms": {stage: latency_ms(histogram) for stage, histogram in counts.stages_us.items()},
         "errors": errors,
     } | ({"cache": dict(counts.cache)} if counts.cache else {})
 
 
-def _latency_ms(us: Histogram) -> dict[str, float]:
+def latency_ms(us: Histogram) -> dict[str, float]:
+    """How long something took, in milliseconds: count, percentiles and maximum."""
     p50, p90, p99, p999 = us.percentiles(0.5, 0.9, 0.99, 0.999)
     return {
         "count": us.count,
