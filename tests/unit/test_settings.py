@@ -294,7 +294,10 @@ def test_malformed_override_is_one_sentence(written: Any, override: str) -> None
             "the nearest known key is preprocess.image.resize: letterbox",
         ),
         ({"postprocess": {"detection": {"treshold": 1}}}, "known key is postprocess.detection.threshold"),
-        ({"metrics__port": 1}, "unknown key metrics.port; expected one of http, interval_s, topic"),
+        (
+            {"metrics__port": 1},
+            "unknown key metrics.port; expected one of hosts, http, interval_s, tls, token, topic",
+        ),
         ({"postprocess": {"regression": {"x": 1}}}, "key postprocess.regression.x; no key is expected there"),
         ({"postprocess": {"detection": {"iou": {"A": "0.5"}}}}, "got {A: 0.5}, expected a number"),
         (

@@ -258,25 +258,10 @@ def _pipelines(settings: Settings) -> str:
 
 
 def _http(settings: Settings) -> str:
-    """That ``metrics.http`` can be listened on.
+    """See :func:`worker.cli.check_http.check_http`."""
+    from worker.cli.check_http import check_http
 
-    Raises:
-        StartError: the port is in use, or the address is not of this machine.
-    """
-    from worker.telemetry.http import check_address
-    from worker.telemetry.tls import Tls
-
-    assert settings.metrics.http is not None
-    if settings.metrics.tls is not None:
-        Tls(settings.metrics.tls.certificate, settings.metrics.tls.key)
-    check_address(settings.metrics.http)
-    token, tls = settings.metrics.token is not None, settings.metrics.tls is not None
-    extra = (
-        f", {'https' if tls else 'http'}, {'with a token' if token else 'without a token'}"
-        if token or tls
-        else ""
-    )
-    return f"{settings.metrics.http} is free{extra}"
+    return check_http(settings)
 
 
 def _samples(report: Report, settings: Settings, options: Sequence[str]) -> list[Sample]:

@@ -42,7 +42,7 @@ def point(second: Snapshot) -> bytes:
     p50_us: list[int] | None = None
     p99_us: list[int] | None = None
     if batches or any(each.ok for each in counts):
-        stages = [_merged(second, stage).percentiles(0.5, 0.99) for stage in (*STACKED, "total")]
+        stages = [merged(second, stage).percentiles(0.5, 0.99) for stage in (*STACKED, "total")]
         p50_us, p99_us = [low for low, _ in stages], [high for _, high in stages]
     return orjson.dumps(
         [
@@ -61,7 +61,8 @@ def point(second: Snapshot) -> bytes:
     )
 
 
-def _merged(second: Snapshot, stage: str) -> Histogram:
+def merged(second: Snapshot, stage: str) -> Histogram:
+    """The latency of one stage, in microseconds, over all pipelines."""
     found = [counts.stages_us[stage] for counts in second.pipelines.values() if stage in counts.stages_us]
     if len(found) == 1:
         return found[0]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from worker.batch import Batch, Partition
+from worker.batch import Batch, Outcomes, Partition
 from worker.errors import Rejection
 from worker.telemetry import logs
 from worker.telemetry.observer import Unconcerned
@@ -122,20 +122,33 @@ class LastResults(Unconcerned):
         now_s = self._clock()
         if now_s < self._next_s or batch.outcomes is None:
             return
-        outcomes = batch.outcomes
+        self._next_s = now_s + SAMPLE_EVERY_S
+        try:
+            noted = self._note(pipeline, batch, batch.outcomes)
+        except Exception:  # a picture for people must not end the worker
+            log.exception("a result is not shown")
+            return
+        if noted is None:
+            self._next_s = now_s
+        else:
+            self._noted.append(noted)
+
+    def _note(self, pipeline: str, batch: Batch, outcomes: Outcomes) -> _Noted | None:
+        """The newest result of a batch; None where it has none."""
+        columns = batch.columns
         for row in range(len(batch) - 1, -1, -1):
             body = outcomes.bodies[row]
             if body is None or row in outcomes.rejected or row in outcomes.dropped:
                 continue
-            value = batch.payloads[row]
+            value = columns.values[row]
+            if columns.fetched is not None and columns.fetched[row].payload is not None:
+                value = columns.fetched[row].payload
             if value is not None and len(value) > PICTURE_BYTES:
                 value = None
-            columns = batch.columns
             place = columns.partitions[row], columns.offsets[row]
             moment_ms = int(self._wall() * 1000)
-            self._noted.append(_Noted(moment_ms, pipeline, batch.servable.label, *place, value, bytes(body)))
-            self._next_s = now_s + SAMPLE_EVERY_S
-            return
+            return _Noted(moment_ms, pipeline, batch.servable.label, *place, value, bytes(body))
+        return None
 
     def state(self, after: int = 0) -> list[dict[str, Any]]:
         """The samples with a number above ``after``, newest first."""

@@ -14,7 +14,7 @@ from importlib import resources
 
 from worker.telemetry.routes import PAGE, Answer, Route
 
-_PARTS = ("format.js", "charts.js", "stream.js", "panels.js", "app.js")
+_PARTS = ("format.js", "charts.js", "stream.js", "panels.js", "records.js", "app.js")
 """The parts of the script, in order."""
 
 
@@ -28,7 +28,7 @@ def page() -> Answer:
     html = (folder / "page.html").read_text(encoding="utf-8")
     html = html.replace("/* style */", style).replace("/* script */", script)
     policy = (
-        f"default-src 'self'; script-src {_hash(script)}; style-src {_hash(style)}; img-src 'self'; "
+        f"default-src 'self'; script-src {_hash(script)}; style-src {_hash(style)}; img-src 'self' data:; "
         "connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     headers = {

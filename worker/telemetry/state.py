@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worker.telemetry.drain import finite
+from worker.telemetry.drain import drain_fields
 from worker.telemetry.histogram import BATCH_EDGES
+from worker.telemetry.history import STACKED, merged
 from worker.telemetry.meters import PipelineCounts, Snapshot
 from worker.telemetry.routes import Health
-from worker.telemetry.topic import WorkerInfo, metrics_fields, pipeline_fields
+from worker.telemetry.topic import WorkerInfo, latency_ms, metrics_fields, pipeline_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ def _counted(snapshot: Snapshot) -> dict[str, Any]:
     """The counters of a stretch of time, with what a metrics record leaves out."""
     return {
         "interval_s": round(snapshot.interval_s, 3),
+        "latency_ms": {stage: latency_ms(merged(snapshot, stage)) for stage in (*STACKED, "total")},
         "pipelines": {
             name: {
                 **pipeline_fields(counts),
@@ -150,7 +152,7 @@ def _partitions(snapshot: Snapshot) -> dict[str, dict[str, Any]]:
             "committed": each.committed,
             "end": each.end,
             "lag": each.lag,
-            "seconds_to_drain": finite(each.drain_s),
+            **drain_fields(each.drain_s),
         }
         for partition, each in found
     }
