@@ -191,8 +191,12 @@ def writer_properties(client: Client) -> dict[str, Any]:
     return {**_common(client), **ours, **users}
 
 
-def reader_properties(client: Client, embedded: bool = False) -> dict[str, Any]:
-    """Properties of a command's consumer: it assigns its partitions itself, joins no group and commits nothing."""
+def reader_properties(client: Client, embedded: bool = False, patient: bool = False) -> dict[str, Any]:
+    """Properties of a command's consumer: it assigns its partitions itself, joins no group and commits nothing.
+
+    Args:
+        patient: records may come half a second late, so that a broker is seldom asked.
+    """
     users = _users(client, "C")
     for name in MEMBERSHIP:
         users.pop(name, None)
@@ -200,7 +204,7 @@ def reader_properties(client: Client, embedded: bool = False) -> dict[str, Any]:
         "group.id": "unused",  # required by the client
         "enable.auto.commit": False,
         "auto.offset.reset": "earliest",
-        "fetch.wait.max.ms": 2 if embedded else 100,
+        "fetch.wait.max.ms": 500 if patient else 2 if embedded else 100,
     }
     return {**_common(client), **ours, **users}
 

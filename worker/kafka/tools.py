@@ -122,7 +122,7 @@ class TopicReader:
     def __init__(self, client: Client, topics: list[str], start: str | int) -> None:
         check_properties(client.kafka)
         partitions, embedded = _look_up(client, topics, written=False)
-        self._consumer = build(Consumer, reader_properties(client, embedded))
+        self._consumer = build(Consumer, reader_properties(client, embedded, isinstance(start, int)))
         named = {"earliest": OFFSET_BEGINNING, "latest": OFFSET_END}
         by_time = isinstance(start, int) and not embedded
         offset = start if isinstance(start, int) else named[start]
