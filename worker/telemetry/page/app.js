@@ -55,6 +55,7 @@ function show() {
   const names = Object.keys(state.about.inputs);
   const title = names.length === 1 ? names[0] : plural(names.length, "pipeline");
   say(byId("name"), title);
+  document.body.dataset.timeMs = state.time_ms;
   say(byId("where"), `${state.worker.id} · group ${state.worker.group} · up ${duration(state.uptime_s)}`);
   document.title = `${title} · streaminfer`;
   say(byId("health"), state.health.state);
