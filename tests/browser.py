@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,8 +73,13 @@ class Watched:
         return found
 
     def wait(self, condition: str, timeout_s: float = 30.0) -> None:
-        """Until this expression of JavaScript is true."""
-        self.page.wait_for_function(condition, timeout=1000 * timeout_s)
+        """Until this expression of JavaScript is true. (Playwright's own wait needs eval, which the page forbids.)"""
+        deadline = time.monotonic() + timeout_s
+        while not self.page.evaluate(condition):
+            assert time.monotonic() < deadline, (
+                f"waited in vain for {condition}: {self.complaints} {self.text('body')}"
+            )
+            self.page.wait_for_timeout(50)
 
     def close(self) -> None:
         self.page.close()
