@@ -50,7 +50,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Watched:
-    """A page in the browser that notes every request, every line of its console and every error."""
+    """A page in the browser that notes every request and every error."""
 
     def __init__(
         self, browser: Any, url: str, width: int = 1280, height: int = 900, theme: str = "light"
@@ -65,7 +65,7 @@ class Watched:
         self.page.goto(url)
 
     def _console(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
+        if message.type == "error":
             self.complaints.append(message.text)
 
     def text(self, selector: str) -> str:
