@@ -80,7 +80,8 @@ class Stage:
 
     def __init__(self, broker: EmbeddedBroker, folder: Path) -> None:
         self.bootstrap = broker.bootstrap
-        self.topics = {name: unique(name) for name in ("in", "out", "dead", "metrics")}
+        plain = "SCREENSHOTS" in os.environ  # names that look well in the documentation
+        self.topics = {name: name if plain else unique(name) for name in ("in", "out", "dead", "metrics")}
         for name, topic in self.topics.items():
             broker.create_topic(topic, 1 if name == "metrics" else 2)
         models.write(folder, models.identity(np.float32, ("N", 3, SIZE, SIZE)))
@@ -104,7 +105,10 @@ class Stage:
                     "http": f"127.0.0.1:{self.port}",
                 },
                 "page": {"samples": 12},
-                "kafka": {"bootstrap.servers": self.bootstrap, "group.id": unique("group")},
+                "kafka": {
+                    "bootstrap.servers": self.bootstrap,
+                    "group.id": "squares" if plain else unique("group"),
+                },
             },
         )
         self.worker = Worker.start(self.config)
@@ -206,7 +210,7 @@ def check_widths(browser: Any, stage: Stage, send: Callable[[], None]) -> None:
     ):
         shown = Watched(browser, stage.url, width, height, theme)
         shown.wait("!document.getElementById('content').hidden")
-        if os.environ.get("SCREENSHOTS"):
+        if "SCREENSHOTS" in os.environ and width < 3000:
             warm_up(shown, send)
             IMAGES.mkdir(exist_ok=True)
             shown.page.screenshot(path=IMAGES / f"page-{width}-{theme}.png", type="png")
@@ -218,10 +222,10 @@ def check_widths(browser: Any, stage: Stage, send: Callable[[], None]) -> None:
 
 
 def warm_up(shown: Watched, send: Callable[[], None]) -> None:
-    """Some seconds of traffic, so that a picture for the documentation shows something."""
-    for _ in range(12):
+    """Traffic for a while, so that a picture for the documentation shows something."""
+    for _ in range(100):
         send()
-        shown.page.wait_for_timeout(700)
+        shown.page.wait_for_timeout(250)
 
 
 def check_the_end(browser: Any, stage: Stage) -> None:
