@@ -195,7 +195,8 @@ def reader_properties(client: Client, embedded: bool = False, patient: bool = Fa
     """Properties of a command's consumer: it assigns its partitions itself, joins no group and commits nothing.
 
     Args:
-        patient: records may come half a second late, so that a broker is seldom asked.
+        patient: records may come half a second late, so that a broker is seldom asked. Such a client logs nothing:
+            it stands beside others that say the same when a broker is away.
     """
     users = _users(client, "C")
     for name in MEMBERSHIP:
@@ -206,7 +207,8 @@ def reader_properties(client: Client, embedded: bool = False, patient: bool = Fa
         "auto.offset.reset": "earliest",
         "fetch.wait.max.ms": 500 if patient else 2 if embedded else 100,
     }
-    return {**_common(client), **ours, **users}
+    quiet = {"log_level": 0} if patient else {}
+    return {**_common(client), **ours, **users, **quiet}
 
 
 def admin_properties(client: Client) -> dict[str, Any]:
