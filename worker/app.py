@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from worker import __version__, native
 from worker.assembly import conductor_for, connect, pool_for
@@ -23,10 +24,12 @@ from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Ou
 from worker.process.worker import Worker
 from worker.schema_registry.opening import open_registry
 from worker.seeing import Seeing
+from worker.serving.control import Book
 from worker.serving.load import load
 from worker.serving.loader import Loader, Swap
 from worker.serving.rollout import Rollout
 from worker.serving.servable import Servable
+from worker.serving.steward import Steward, agree, read_books
 from worker.serving.versions import resolved
 from worker.settings import Settings
 from worker.settings.encryption import EncryptionSettings
@@ -34,6 +37,9 @@ from worker.telemetry import logs
 from worker.telemetry.meters import Meters, ModelLabel
 from worker.telemetry.topic import MetricsReporter, WorkerInfo
 from worker.telemetry.vitals import LOOK_EVERY_S, Vitals
+
+if TYPE_CHECKING:
+    from worker.kafka.control import ControlTopic
 
 VERSIONS_EVERY_S = 0.2
 """How often an idle worker takes over a new version of a model; a busy one does so with its next slab."""
@@ -74,7 +80,8 @@ def build(
     address = settings.metrics.http
     seeing = Seeing(settings, address, index, vitals, info) if address else None
     took: dict[str, int] = {}
-    with_files, found = resolved(settings)
+    control, books, decided = _control(settings)
+    with_files, found = resolved(settings, decided)
     keys = Keys(settings.encryption, reread) if settings.encryption is not None else None
     rollouts = load(with_files, took, keys, open_registry(settings))
     runtime.loaded()
@@ -82,6 +89,30 @@ def build(
         meters.model(name, _label(rollout.stable))
     loader = Loader(settings, rollouts, {name: (version, took[name]) for name, version in found.items()})
     return _Parts(with_files, [*rollouts.values()], meters, vitals, info, seeing, orders, loader).worker(keys)
+    running = {name: (version, took[name]) for name, version in found.items()}
+    loader = Loader(settings, rollouts, running, by_order=books)
+    steward = Steward(settings, control, books, loader, rollouts) if control is not None else None
+    if steward is not None:
+        steward.prepare()
+    parts = _Parts(with_files, [*rollouts.values()], meters, vitals, info, http, orders, loader, steward)
+    return parts.worker(keys)
+
+
+def _control(settings: Settings) -> tuple[ControlTopic | None, dict[str, Book], dict[str, str]]:
+    """The control topic, what it says of each pipeline with versions, and the version of each by which it begins.
+
+    Raises:
+        WorkerError: the topic is missing, or cannot be read or written.
+    """
+    if settings.control is None:
+        return None, {}, {}
+    from worker.kafka.control import open_control
+
+    control = open_control(settings)
+    books = read_books(control, [n for n, each in settings.pipelines.items() if each.model.repository])
+    known = {name: book.stable for name, book in books.items() if book.stable is not None}
+    _, found = resolved(settings, known)
+    return control, books, agree(control, books, {name: found[name].version.name for name in books})
 
 
 def _label(servable: Servable) -> ModelLabel:
@@ -101,9 +132,11 @@ class _Parts:
         seeing: Seeing | None,
         orders: Orders | None,
         loader: Loader,
+        steward: Steward | None,
     ) -> None:
         self._settings = settings
         self._loader = loader
+        self._steward = steward
         self._rollouts = rollouts
         self._meters = meters
         self._vitals = vitals
@@ -123,6 +156,9 @@ class _Parts:
             seeing.observers if seeing is not None else (),
             seeing.letters.add if seeing is not None else None,
         )
+        if steward is not None:
+            self._conductor.membership.on_new = steward.assigned
+            steward.owned = lambda: self._conductor.window.owned
         source, sink = self._clients.source, self._clients.sink
         vitals.attach(self._conductor, source, self._pool, lambda: (source.errors, sink.errors))
         self._watchdog = self._watch()
@@ -157,6 +193,8 @@ class _Parts:
                 self._meters.swapped(event.pipeline)
             else:
                 self._meters.refused(event.pipeline, event.reason)
+        for turned in self._steward.turn() if self._steward is not None else ():
+            self._meters.rollout(turned.pipeline, turned.state, turned.share)
 
     def _unless_draining(self, do: Callable[[], None]) -> Callable[[], None]:
         return lambda: None if self._conductor.draining else do()
@@ -203,6 +241,7 @@ class _Parts:
                 "producer": "compiled" if isinstance(self._clients.sink, BatchSink) else "python",
             },
             keys,
+            self._steward,
         )
 
     def _before_joining(self) -> None:

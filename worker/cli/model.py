@@ -1,4 +1,4 @@
-"""``streaminfer model``: what versions a model has in its repository, and which one the configuration means."""
+"""``streaminfer model``: the versions of models, and what is decided of them for all replicas."""
 
 from __future__ import annotations
 
@@ -16,29 +16,69 @@ if TYPE_CHECKING:
     from worker.model.repository import Candidate, Repository
 
 EXAMPLE = """\
-example:
-  streaminfer model digits.yaml list"""
+examples:
+  streaminfer model digits.yaml list
+  streaminfer model digits.yaml status
+  streaminfer model digits.yaml start 3 --mode canary --share 0.2
+  streaminfer model digits.yaml rollback
+  streaminfer model digits.yaml pin 2"""
+VERBS = """\
+list              every version in the repository, and whether it counts
+status            which version answers, the rollout that runs, what was decided last
+start VERSION     try a version on a share of the keys, or beside the one that answers; of the version that is
+                  being tried: give it a larger share
+promote           the version that is being tried answers everything
+rollback          the version that is being tried is taken back
+pin VERSION       this version answers everything, and no new one is tried
+unpin             new versions are tried again; the pinned one goes on answering until then"""
+WITH_VERSION = ("start", "pin")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Show the versions of the models that come from a repository."
+    parser.description = (
+        "Show the versions of the models that come from a repository, and decide which one answers.\n\n"
+        + VERBS
+    )
     parser.epilog = EXAMPLE
     parser.add_argument("config", metavar="CONFIG", type=Path, help="the worker's YAML file")
-    parser.add_argument("verb", choices=["list"], help="list: every version, and whether it counts")
+    parser.add_argument(
+        "verb",
+        metavar="VERB",
+        choices=["list", "status", "start", "promote", "rollback", "pin", "unpin"],
+        help="list, status, start, promote, rollback, pin or unpin",
+    )
+    parser.add_argument("version", metavar="VERSION", nargs="?", help="of start and pin")
     parser.add_argument("--pipeline", metavar="NAME", help="only this pipeline")
-    parser.add_argument("--json", action="store_true", help="one JSON object per version")
+    parser.add_argument("--mode", choices=["canary", "shadow"], help="of start; default: rollout.mode")
+    parser.add_argument(
+        "--share", metavar="S", type=float, help="of start: share of the keys, default: rollout.share"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
     add_set_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one line for each version, the newest first.
+    """Do what the verb says.
 
     Raises:
-        WorkerError: no pipeline has a repository, or a repository cannot be read.
+        WorkerError: no pipeline has a repository, it cannot be read, or the verb does not fit what is there.
     """
+    settings = configuration.load(args.config, args.overrides)
+    if (args.version is None) == (args.verb in WITH_VERSION):
+        raise ConfigError(f"{args.verb}: expected {'a version' if args.version is None else 'no version'}")
+    if args.verb != "start" and (args.mode or args.share is not None):
+        raise ConfigError(f"--mode and --share: go with start, got {args.verb}")
+    if args.verb != "list":
+        from worker.cli import model_control  # loads the Kafka client
+
+        return model_control.run(settings, args)
+    return _list(settings, args)
+
+
+def _list(settings: Settings, args: argparse.Namespace) -> int:
+    """Print one line for each version, the newest first."""
     from worker.serving.versions import repository_of, wanted
 
-    settings = configuration.load(args.config, args.overrides)
     found = False
     for name in _pipelines(settings, args.pipeline):
         repository = repository_of(settings, name)

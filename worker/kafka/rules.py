@@ -49,6 +49,8 @@ class Rules:
     max_bytes: int = DEFAULT_TOPIC_LIMIT
     times: Times = Times()
     compacted: bool = False
+    policy: str = ""
+    """``cleanup.policy``; empty: not known."""
 
 
 def rules_of(config: Mapping[str, str]) -> Rules:
@@ -57,9 +59,8 @@ def rules_of(config: Mapping[str, str]) -> Rules:
     Raises:
         KeyError: it says nothing of ``max.message.bytes``.
     """
-    return Rules(
-        int(config["max.message.bytes"]), _times_of(config), "compact" in config.get("cleanup.policy", "")
-    )
+    policy = config.get("cleanup.policy", "")
+    return Rules(int(config["max.message.bytes"]), _times_of(config), "compact" in policy, policy)
 
 
 def compacted(rules: Mapping[str, Rules]) -> frozenset[str]:
@@ -88,6 +89,33 @@ def check_letters_fit(settings: Settings, rules: Mapping[str, Rules], limits: Ma
         f"dead_letter.topic: max.message.bytes of topic {topic} is {limits[topic]}, expected at least "
         f"{LETTER_BYTES}: a dead letter may take so many without its record"
     )
+
+
+def by_hand(bootstrap: str, topic: str) -> str:
+    """The command that makes a control topic."""
+    return (
+        f"kafka-topics.sh --bootstrap-server {bootstrap} --create --topic {topic} --partitions 1 "
+        "--config cleanup.policy=compact"
+    )
+
+
+def check_control(topic: str, partitions: Mapping[str, int], rules: Rules, bootstrap: str) -> None:
+    """Refuse a control topic without an order, or one that forgets.
+
+    Raises:
+        StartError: it has several partitions, or old records of it are deleted.
+    """
+    if partitions[topic] != 1:
+        raise StartError(
+            f"control.topic: topic {topic} has {partitions[topic]} partitions, expected one, because the first decision "
+            f"counts; make another one by {by_hand(bootstrap, f'{topic}-1')}"
+        )
+    if rules.policy not in ("", "compact"):
+        raise StartError(
+            f"control.topic: topic {topic} has cleanup.policy={rules.policy}, expected compact, because a decision must "
+            f"never be deleted; set it by kafka-configs.sh --bootstrap-server {bootstrap} --alter --topic {topic} "
+            "--add-config cleanup.policy=compact"
+        )
 
 
 def _times_of(config: Mapping[str, str]) -> Times:

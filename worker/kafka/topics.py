@@ -28,7 +28,7 @@ from worker.kafka.properties import (
     check_properties,
     client_limit,
 )
-from worker.kafka.rules import Rules, Times, check_letters_fit, compacted, rules_of
+from worker.kafka.rules import Rules, Times, by_hand, check_control, check_letters_fit, compacted, rules_of
 
 if TYPE_CHECKING:
     from worker.settings import CreateSettings, Settings
@@ -98,6 +98,14 @@ class Use:
     """The setting that names the topic; empty if the command line names it."""
     written: bool
     create: CreateSettings | None = None
+    control: bool = False
+    """It has one partition and is compacted."""
+
+    @property
+    def partitions(self) -> int:
+        """Of the topic when it is created."""
+        assert self.create is not None
+        return 1 if self.control else self.create.partitions
 
     @property
     def prefix(self) -> str:
@@ -138,7 +146,7 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
                 admin.create(missing)
                 cluster = admin.cluster()
             else:
-                planned = {use.topic: use.create.partitions for use in missing if use.create is not None}
+                planned = {use.topic: use.partitions for use in missing if use.create is not None}
         ids = {} if embedded else check_rights(admin, uses, settings.kafka["group.id"])
         partitions: dict[str, int] = {}
         for use in uses:
@@ -147,7 +155,8 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
                 partitions[use.topic] = planned[use.topic]
                 continue
             if found is None:
-                raise StartError(f"{use.field}: topic {use.topic} does not exist on {admin.bootstrap}")
+                how = f"; make it by {by_hand(admin.bootstrap, use.topic)}" if use.control else ""
+                raise StartError(f"{use.field}: topic {use.topic} does not exist on {admin.bootstrap}{how}")
             if found.error is not None:
                 raise StartError(f"{use.field}: topic {use.topic}: {found.error.str()}")
             partitions[use.topic] = len(found.partitions)
@@ -159,12 +168,16 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
             rules |= admin.rules(there)
         limits = {topic: min(each.max_bytes, client_limit(settings)) for topic, each in rules.items()}
         check_letters_fit(settings, rules, limits)
+        if settings.control is not None:
+            check_control(
+                settings.control.topic, partitions, rules.pop(settings.control.topic), admin.bootstrap
+            )
         return Topics(
             f"cluster {cluster.cluster_id}, {len(cluster.brokers)} node(s)",
             embedded,
             partitions,
             limits,
-            {topic: rules[topic].times for topic in there} if not embedded else {},
+            {topic: rules[topic].times for topic in there if topic in rules} if not embedded else {},
             ids,
             frozenset(planned),
             compacted(rules),
@@ -181,9 +194,14 @@ def uses_of(settings: Settings) -> Iterator[Use]:
             yield Use(topic, f"{prefix}input.topics", written=False)
         create = create or pipeline.output.create
         yield Use(pipeline.output.topic, f"{prefix}output.topic", True, pipeline.output.create)
+        if pipeline.rollout is not None and pipeline.rollout.topic is not None:
+            yield Use(pipeline.rollout.topic, f"{prefix}rollout.topic", True, pipeline.output.create)
     yield Use(settings.dead_letter.topic, "dead_letter.topic", True, create)
     if settings.metrics.topic:
         yield Use(settings.metrics.topic, "metrics.topic", True, create)
+    if settings.control is not None:
+        for written in (False, True):
+            yield Use(settings.control.topic, "control.topic", written, create, control=True)
 
 
 def check_rights(admin: Admin, uses: Sequence[Use], group: str | None = None) -> dict[str, str]:
@@ -280,7 +298,8 @@ class Admin:
         wanted: dict[str, tuple[Use, NewTopic]] = {}
         for use in uses:
             if use.create is not None and use.topic not in wanted:
-                made = NewTopic(use.topic, use.create.partitions, use.create.replication)
+                config = {"cleanup.policy": "compact"} if use.control else {}
+                made = NewTopic(use.topic, use.partitions, use.create.replication, config=config)
                 wanted[use.topic] = (use, made)
         if not wanted:
             return

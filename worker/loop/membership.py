@@ -135,6 +135,8 @@ class Membership:
         """The group has given this process an assignment, which may be empty. False again after partitions are lost,
         until the next assignment."""
         self.draining = False
+        self.on_new: Callable[[list[Partition]], None] = lambda _partitions: None
+        """Called with partitions that are ours from now on, before a record of them is taken."""
         self.rewinding = False
         """Outputs on their way are being given up. Where to read from again is not known yet."""
         self._drain_s = drain_s
@@ -164,6 +166,8 @@ class Membership:
         # A member that keeps what it has is called at every rebalance with an empty list.
         changed = partitions or not self.joined
         self.joined = True
+        if partitions:
+            self.on_new(partitions)
         self._window.assign(partitions)
         self._unread.update(partitions)
         self.look_up(partitions)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from worker.payload.keys import Keys
     from worker.serving.loader import Loader
     from worker.serving.rollout import Rollout
+    from worker.serving.steward import Steward
 
 CLOSE_S = 2.0
 """How long each client may take to close."""
@@ -70,12 +71,16 @@ class Worker:
     """What the first log line says of this worker."""
     keys: Keys | None = None
     """Of encrypted payloads."""
+    steward: Steward | None = None
+    """Of rollouts; None without a control topic."""
 
     def run(self) -> None:
         """Turn the loop until it has drained."""
         log.info("started", **self.started)
         self.join()
         self.loader.start()
+        if self.steward is not None:
+            self.steward.start()
         self.conductor.run()
 
     def ask_to_stop(self) -> None:
@@ -108,6 +113,8 @@ class Worker:
     def close(self) -> None:
         """Report the last numbers and close the clients, within a few seconds whatever the brokers do."""
         self.watchdog.close()
+        if self.steward is not None:
+            self.steward.close()
         self.loader.close()
         self.last_report()
         counts = self.vitals.take_snapshot().pipelines.values()

@@ -11,9 +11,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import structlog
@@ -24,6 +25,8 @@ from worker.model.repository import Candidate, Fingerprint, Repository
 from worker.model.signature import TensorSpec
 from worker.serving.golden import check_golden
 from worker.serving.load import load_servable
+from worker.serving.moves import Meant
+from worker.serving.ordered import Delivery, Ordered
 from worker.serving.rollout import Rollout
 from worker.serving.servable import Model, Servable
 from worker.serving.versions import at, repository_of, wanted
@@ -94,6 +97,7 @@ class Loader:
         settings: as configured, not yet with the files of a version.
         running: the version that answers each pipeline now, and the memory that loading it took in bytes.
         memory_left: bytes that the process may still take; None if nobody knows.
+        by_order: pipelines whose versions are not followed but ordered, see :meth:`order`.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class Loader:
         rollouts: Mapping[str, Rollout],
         running: Mapping[str, tuple[Candidate, int]],
         memory_left: Callable[[], int | None] = memory_left,
+        by_order: Collection[str] = (),
     ) -> None:
         self._settings = settings
         self._memory_left = memory_left
@@ -109,7 +114,8 @@ class Loader:
         self._closable: deque[Model] = deque()
         """Models of versions that no batch is pinned to any more."""
         self._stop = threading.Event()
-        self._watched = []
+        self._ordered: dict[str, Ordered] = {}
+        self._watched: list[_Watched] = []
         for name, (candidate, took_bytes) in running.items():
             repository = repository_of(settings, name)
             assert repository is not None
@@ -118,7 +124,10 @@ class Loader:
             share = max(1.0, took_bytes / max(1, candidate.nbytes))
             labels = at(settings, name, candidate).pipelines[name].labels
             count = len(labels) if labels is not None else None
-            self._watched.append(_Watched(name, rollout, repository, candidate, share, labels=count))
+            watched = _Watched(name, rollout, repository, candidate, share, labels=count)
+            self._watched.append(watched)
+            if name in by_order:
+                self._ordered[name] = Ordered(repository, partial(self._load_or_refuse, watched))
         self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
 
     def start(self) -> None:
@@ -142,11 +151,28 @@ class Loader:
             found.append(self._events.popleft())
         return found
 
+    def order(self, pipeline: str, version: str) -> None:
+        """Have a version loaded; one at a time for each pipeline. For any thread."""
+        self._ordered[pipeline].order = version
+
+    def delivered(self, pipeline: str) -> Delivery | None:
+        """What became of the order, once; None while it is worked on. For the thread that ordered."""
+        ordered = self._ordered[pipeline]
+        delivery, ordered.delivery = ordered.delivery, None
+        return delivery
+
+    def meant(self, pipeline: str) -> Meant | None:
+        """The version that the settings mean; None: there is none, or nobody has looked yet. For any thread."""
+        return self._ordered[pipeline].meant
+
     def look(self) -> None:
         """Close what nobody uses any more, and look at every repository that is due; on the loader's thread."""
         while self._closable:
             self._closable.popleft().close()
         for watched in self._watched:
+            ordered = self._ordered.get(watched.name)
+            if ordered is not None:
+                ordered.deliver()
             if time.monotonic() >= watched.due_s and not watched.rollout.waiting:
                 self._follow(watched)
                 poll_s = self._settings.pipelines[watched.name].model.poll_s
@@ -170,6 +196,10 @@ class Loader:
                 )
             return
         watched.trouble = ""
+        ordered = self._ordered.get(watched.name)
+        if ordered is not None:
+            ordered.note(candidate or watched.answers, wanted(self._settings, watched.name))
+            return
         if candidate is None or watched.refused.get(candidate.version.name) == candidate.fingerprint:
             return
         try:
@@ -180,6 +210,14 @@ class Loader:
         watched.refused.pop(candidate.version.name, None)
         watched.answers = candidate
         watched.rollout.offer(servable)
+
+    def _load_or_refuse(self, watched: _Watched, candidate: Candidate) -> Servable | str:
+        """The servable of a version, or the reason why it is refused."""
+        try:
+            return self._load(watched, candidate)
+        except Refused as error:
+            self._refuse(watched, candidate, error.reason, str(error))
+            return f"{error.reason}: {error}"
 
     def _wanted(self, watched: _Watched) -> Candidate | None:
         """The version that the settings mean; None if it answers already.
@@ -268,7 +306,11 @@ class Loader:
 
     def _swapped(self, rollout: Rollout, before: Servable) -> None:
         """Tell that another servable answers."""
-        self._events.append(Swap(rollout.route.name, rollout.stable))
+        name = rollout.route.name
+        self._events.append(Swap(name, rollout.stable))
+        ordered = self._ordered.get(name)
+        if ordered is not None and (loaded := ordered.loaded.get(rollout.stable.model_version)) is not None:
+            next(each for each in self._watched if each.name == name).answers = loaded
         log.info(
             "another model version answers",
             pipeline=rollout.route.name,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from worker.errors import StartError
 from worker.model.repository import LATEST, Candidate, Repository
 from worker.settings import Settings
 from worker.settings.choice import Chosen
@@ -28,8 +31,13 @@ def wanted(settings: Settings, pipeline: str) -> str:
     return settings.pipelines[pipeline].model.version or LATEST
 
 
-def resolved(settings: Settings) -> tuple[Settings, dict[str, Candidate]]:
+def resolved(
+    settings: Settings, decided: Mapping[str, str] | None = None
+) -> tuple[Settings, dict[str, Candidate]]:
     """The settings with the files of the versions that they mean, and those versions by pipeline.
+
+    Args:
+        decided: by pipeline the version that counts instead, because the control topic says so.
 
     Raises:
         StartError: a repository does not have the version, or it is not complete.
@@ -37,11 +45,34 @@ def resolved(settings: Settings) -> tuple[Settings, dict[str, Candidate]]:
     found: dict[str, Candidate] = {}
     for name in settings.pipelines:
         repository = repository_of(settings, name)
-        if repository is not None:
-            found[name] = repository.find(wanted(settings, name), patient=True)
+        if repository is None:
+            continue
+        version = (decided or {}).get(name)
+        try:
+            found[name] = repository.find(version or wanted(settings, name), patient=True)
+        except StartError as error:
+            if version is None:
+                raise
+            raise StartError(
+                f"control.topic: version {version} answers {name} by what was decided last, but {error}"
+            ) from None
     for name, candidate in found.items():
         settings = at(settings, name, candidate)
     return settings, found
+
+
+def digest_of(candidate: Candidate) -> str:
+    """Hexadecimal SHA-256 over the names and contents of a version's files: the same on every machine.
+
+    Raises:
+        OSError: a file cannot be read, or went away.
+    """
+    total = hashlib.sha256()
+    for name, *_ in candidate.fingerprint:
+        with (candidate.folder / name).open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").digest()
+        total.update(name.encode() + b"\0" + digest)
+    return total.hexdigest()
 
 
 def at(settings: Settings, pipeline: str, candidate: Candidate) -> Settings:

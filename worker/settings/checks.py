@@ -9,6 +9,7 @@ from typing import Any
 from worker.errors import ConfigError, StartError
 from worker.registry import CONTENTS, INPUT_FORMATS, OUTPUT_FORMATS, POSTPROCESSES
 from worker.settings.kinds import MIB
+from worker.settings.rollout_checks import check_control, check_rollout
 from worker.settings.sections import Settings
 
 WORKING_BYTES = 16 * MIB
@@ -118,10 +119,12 @@ def check_together(settings: Settings) -> None:
     _check_names(settings)
     _check_transactions(settings)
     _check_topics(settings)
+    check_control(settings)
     if settings.encryption is not None:
         settings.encryption.read()
     for name in settings.pipelines:
         _check_model(settings, name)
+        check_rollout(settings, name)
         _check_pipeline(settings, name)
         _check_payload(settings, name)
         _check_registry(settings, name)

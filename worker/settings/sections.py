@@ -52,6 +52,7 @@ from worker.settings.kinds import (
     from_file,
 )
 from worker.settings.references import labels_of
+from worker.settings.rollout import ControlSettings, RolloutSettings
 from worker.settings.schema_registry import RegistrySettings
 from worker.settings.section import ContentSettings, Section
 from worker.settings.source import dotted
@@ -415,6 +416,8 @@ class PipelineSettings(Section):
     output: OutputSettings
     cache: CacheSettings | None = None
     """Answer a payload equal to an earlier one from memory, with `"cached": true` in the result; off unless given, `{}` takes the defaults."""
+    rollout: RolloutSettings | None = None
+    """How a new version of the model is tried; needs control."""
 
     @property
     def label_file(self) -> Path | None:
@@ -616,6 +619,8 @@ class Settings(Section):
     dead_letter: DeadLetterSettings
     metrics: MetricsSettings = MetricsSettings()
     page: PageSettings = PageSettings()
+    control: ControlSettings | None = None
+    """Where it is written which version of each repository's model answers."""
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     """exactly_once: results, dead letters and offsets are one transaction."""
     transaction: TransactionSettings = TransactionSettings()

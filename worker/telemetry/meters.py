@@ -108,6 +108,10 @@ class PipelineCounts:
     """How often another version of the model took over."""
     refused: Counter[str] = field(default_factory=Counter)
     """Versions of the model that were not taken over, by reason."""
+    rollouts: Counter[str] = field(default_factory=Counter)
+    """Rollouts that began (running) or ended here, by what became of them."""
+    rollout_share: float = 0.0
+    """Of the keys, those that a canary answers now."""
 
     def copy(self) -> PipelineCounts:
         return replace(
@@ -115,6 +119,7 @@ class PipelineCounts:
             errors=self.errors.copy(),
             refused=self.refused.copy(),
             cache=self.cache.copy(),
+            rollouts=self.rollouts.copy(),
             stages_us={stage: histogram.copy() for stage, histogram in self.stages_us.items()},
             batch_size=self.batch_size.copy(),
         )
@@ -135,6 +140,7 @@ class PipelineCounts:
             swaps=self.swaps - earlier.swaps,
             refused=self.refused - earlier.refused,
             cache=Counter({result: n - earlier.cache[result] for result, n in self.cache.items()}),
+            rollouts=self.rollouts - earlier.rollouts,
             stages_us={
                 stage: now.since(earlier.stages_us.get(stage, Histogram()))
                 for stage, now in self.stages_us.items()
@@ -221,6 +227,12 @@ class Meters:
     def refused(self, pipeline: str, reason: str) -> None:
         """Count a version of the pipeline's model that was not taken over."""
         self._of(pipeline).refused[reason] += 1
+
+    def rollout(self, pipeline: str, state: str, share: float) -> None:
+        """Count a rollout that began or ended here; ``share`` of the keys is a canary's from now on."""
+        counts = self._of(pipeline)
+        counts.rollouts[state] += 1
+        counts.rollout_share = share
 
     def taken(self, pipeline: str, records: int, nbytes: int = 0) -> None:
         """Count records that were read from Kafka and are now in flight; ``nbytes`` is the size of their values."""

@@ -142,6 +142,20 @@ MODEL_REFUSED = Metric(
     "Versions of its model that were not taken over: checksum, unloadable, signature, golden, memory.",
     ("pipeline", "reason"),
 )
+ROLLOUTS = Metric(
+    "rollouts_total",
+    "counter",
+    "rollouts",
+    "Rollouts of new versions on this replica: running when one began, then promoted, rolled_back or aborted.",
+    ("pipeline", "state"),
+)
+ROLLOUT_SHARE = Metric(
+    "rollout_share",
+    "gauge",
+    "",
+    "Share of the keys that a candidate answers now; 0 while no canary runs.",
+    ("pipeline",),
+)
 ASSIGNED_PARTITIONS = Metric(
     "assigned_partitions",
     "gauge",
@@ -194,6 +208,8 @@ METRICS = (
     MODEL_INFO,
     MODEL_SWAPS,
     MODEL_REFUSED,
+    ROLLOUTS,
+    ROLLOUT_SHARE,
     ASSIGNED_PARTITIONS,
     BROKER_AVAILABLE,
     OUTSIDE_AVAILABLE,

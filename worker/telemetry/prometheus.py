@@ -72,6 +72,10 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
             yield names.MODEL_SWAPS, (pipeline,), counts.swaps
         for reason, versions in counts.refused.items():
             yield names.MODEL_REFUSED, (pipeline, reason), versions
+        for what, rollouts in counts.rollouts.items():
+            yield names.ROLLOUTS, (pipeline, what), rollouts
+        if counts.rollouts:
+            yield names.ROLLOUT_SHARE, (pipeline,), counts.rollout_share
     yield names.IN_FLIGHT_BYTES, (), snapshot.bytes_in_flight
     for partition, state in snapshot.partitions.items():
         if state.lag is not None:
