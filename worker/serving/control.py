@@ -191,6 +191,7 @@ class Book:
                 self.pin = None
                 return changed
             case Pin():
+                self._end_by(record)
                 self.pin = record.version
             case Stable():
                 if self._answers is not None:
@@ -233,6 +234,13 @@ class Book:
         self.running = None
         self.seen.clear()
         return True
+
+    def _end_by(self, pin: Pin) -> None:
+        """A pin ends the rollout that runs, whether or not its writer knew of it."""
+        running = self.running
+        if running is not None:
+            why = f"version {pin.version} is pinned"
+            self._decide(replace(running, state="aborted", reason=why, by=pin.by, time_ms=pin.time_ms))
 
     def ended(self, version: str, digest: str, *states: State) -> bool:
         """Whether a rollout of these files of a version ended in one of some states."""

@@ -230,8 +230,9 @@ class Keeper:
         stable, running = self.book.stable or self.answers, self.book.running
         if self.answers != stable:
             return self._refused is not None
-        if running is None or running.mode == "shadow" or running.id in self._out:
+        if running is None or running.mode == "shadow":
             return True
+        # one that takes no part waits for the others to end it: elsewhere the candidate still answers its keys
         return self.active is not None
 
     # -- what this replica thinks of it ------------------------------------------------------------------------
