@@ -55,6 +55,8 @@ class Rollout:
         self.on_swap: Swapped = lambda _rollout, _before: None
         self.on_retire: Retired = lambda _rollout, _servable: None
         self.on_sick: Sick = lambda _rollout, _why: None
+        self.ended: Plan | None = None
+        """The rollout that ended last; for the loop's thread."""
         self.held = False
         """The route's intake takes nothing; see :meth:`hold`."""
         self._stable = stable
@@ -189,12 +191,12 @@ class Rollout:
 
     def _promote(self) -> None:
         if self._candidate is not None:
-            candidate = self._candidate
+            candidate, self.ended = self._candidate, self._plan
             self._candidate = self._plan = self._trial = None
             self._take_over(candidate)
 
     def _end(self) -> None:
         if self._candidate is not None:
-            candidate = self._candidate
+            candidate, self.ended = self._candidate, self._plan
             self._candidate = self._plan = self._trial = None
             self.on_retire(self, candidate)
