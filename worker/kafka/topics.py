@@ -120,7 +120,10 @@ def check_broker(settings: Settings) -> list[tuple[str, str]]:
         WorkerError: unreachable, not authorised, or a topic is missing.
     """
     topics = open_topics(settings, make=False)
-    return [("broker", topics.broker), ("topics", topics.describe()), ("limits", topics.describe_limits())]
+    found = [("broker", topics.broker), ("topics", topics.describe()), ("limits", topics.describe_limits())]
+    if settings.control is not None:
+        found.append(("control", f"{settings.control.topic}: one partition, compacted"))
+    return found
 
 
 def open_topics(settings: Settings, make: bool = True) -> Topics:

@@ -26,7 +26,7 @@ from worker.serving.rollout import Plan, Rollout
 from worker.serving.servable import Servable
 from worker.settings import Settings
 
-READ_S = 0.1
+READ_S = 0.05
 """Longest wait for the next record of the topic: so soon a replica also looks at its own figures."""
 FENCE_S = 10.0
 """After so long without an answer about the topic's end, new partitions are read with what is known."""
