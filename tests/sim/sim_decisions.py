@@ -202,7 +202,7 @@ class World:
         for record in self.log[: max(1, len(self.log) - self.rng.randint(0, 1))]:
             book.take(record)
         running, by = book.running, "cli:me@here"
-        verb = self.rng.choice(["promote", "rollback", "pin", "unpin", "start"])
+        verb = self.rng.choice(["promote", "rollback", "pin", "unpin", "start", "grow"])
         self.seen.add(verb)
         if verb == "pin":
             if running is not None:
@@ -215,6 +215,9 @@ class World:
             name = f"{version}-{self.tick}"
             start = Decision("p", name, book.stable, version, "canary", 0.3, "running", "", by, self.now_ms)
             self.put(start, None)
+        elif verb == "grow" and running is not None:
+            more = min(1.0, running.share + 0.3)
+            self.put(replace(running, share=more, by=by, time_ms=self.now_ms), None)
         elif running is not None:
             state = "promoted" if verb == "promote" else "rolled_back"
             self.put(_ending(running, state, by, self.now_ms), None)

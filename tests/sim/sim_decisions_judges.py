@@ -47,6 +47,8 @@ def phases(log: list[Record]) -> list[Phase]:
                     == (record.candidate, record.digest, "rolled_back")
                     for each in over.values()
                 ) and not record.by.startswith(CLI)
+                if running is not None and running.id == record.id and record.share > running.share:
+                    running = record
                 free = running is None and pin is None and record.id not in over
                 if free and record.stable == stable and record.candidate != stable and not again:
                     running = record
@@ -91,8 +93,9 @@ class NoKeyGoesBack(Judge):
             self._told = []
 
     def answered(self, who: Replica, key: bytes, version: str) -> None:
-        if who.sick and who.sick not in who.keeper.book.decided:
-            return  # it has taken a sick candidate back, and the topic does not say so yet
+        decided = who.keeper.book.decided.get(who.sick)
+        if who.sick and (decided is None or (decided.state == "promoted" and who.stable == decided.stable)):
+            return  # it has taken a sick candidate back, and the topic does not say so yet, or never will
         if self.world.kinds[who.keeper.book.stable or version] == "refused":
             return  # it cannot load what all others answer with, and goes on with what it has
         told = self._told = self._told or phases(self.world.log)
@@ -135,8 +138,16 @@ class PromotedInTime(Judge):
             raise self.broken(f"{record.id} after {record.time_ms - began.time_ms} ms")
         if self.world.candidates[record.id] < RULES.min_records:
             raise self.broken(f"{record.id} after {self.world.candidates[record.id]} records")
-        if self.world.kinds[record.candidate] in ("errors", "slow"):
+        kind = self.world.kinds[record.candidate]
+        if kind == "errors" or (kind == "slow" and self._compared(record.id)):
             raise self.broken(f"{record.id} although it is bad ({self.world.kinds[record.candidate]})")
+
+    def _compared(self, rollout_id: str) -> bool:
+        """Whether any replica that still runs has had records of both versions."""
+        return any(
+            who.rollout is not None and who.rollout.id == rollout_id and who.counts[0] and who.counts[2]
+            for who in self.world.replicas
+        )
 
 
 class NoFalseAlarm(Judge):

@@ -22,6 +22,7 @@ HARD_CASES = (
     "aborted",
     "death after a record was written",
     "death before a record was written",
+    "grow",
     "held and freed",
     "partition 0 moves",
     "pin",

@@ -99,3 +99,11 @@ def test_the_figures_of_replicas_add_up() -> None:
     """Counts are summed; times are weighted by the records they are of."""
     both = total([figures(100, 1, us=10.0, compared=10), figures(300, 2, us=30.0, disagreed=4)])
     assert both == Figures(Arm(3600, 0, 10.0), Arm(400, 3, 25.0), 10, 4)
+
+
+def test_a_replica_that_cannot_compare_times_does_not_hide_that_another_is_slow() -> None:
+    """Where all keys of a replica are the candidate's, its time is not known, and counts for nothing."""
+    alone = Figures(Arm(), Arm(1000, 0, 0.0))
+    both = total([alone, figures(100, us=100.0)])
+    assert both.candidate == Arm(1100, 0, 100.0)
+    assert "latency_ratio: 10.00" in Watch(LIMITS, FEWEST).over(both)

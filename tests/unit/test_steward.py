@@ -156,6 +156,55 @@ def test_an_outage_of_the_topic_does_not_hold_records_for_ever(
     assert not worker.rollout.held
 
 
+def test_a_decision_that_was_not_written_is_written_when_the_topic_is_back(
+    tmp_path: Path, topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the topic is away the candidate goes on; the rollback is written later, once."""
+    monkeypatch.setattr("worker.serving.decisions.RETRY_MS", 1)
+    worker = Worker(tmp_path, topic, "r1")
+    put(tmp_path, "2")
+    topic.put(start())
+    worker.look()
+    topic.away = True
+    worker.saw(100, errors=50)
+    worker.look()
+    assert worker.answers == ("1", "2")
+    topic.away = False
+    worker.look()
+    assert worker.answers == ("1", None)
+    written = len(topic.decisions("rolled_back"))
+    worker.look(20)
+    assert len(topic.decisions("rolled_back")) == written == 1
+
+
+@pytest.mark.parametrize(("patience_ms", "comes"), [(60_000, True), (0, False)])
+def test_a_candidate_that_is_not_there_yet_is_waited_for(
+    tmp_path: Path, topic: Topic, monkeypatch: pytest.MonkeyPatch, patience_ms: int, comes: bool
+) -> None:
+    """A repository that is copied to each machine may be late; one that never gets the version ends the rollout."""
+    monkeypatch.setattr("worker.serving.decisions.PATIENCE_MS", patience_ms)
+    monkeypatch.setattr("worker.serving.decisions.AGAIN_MS", 1)
+    worker = Worker(tmp_path, topic, "r1")
+    topic.put(start())
+    worker.look()
+    assert len(topic.decisions("rolled_back")) == (not comes)
+    put(tmp_path, "2")
+    worker.look()
+    assert worker.answers == ("1", "2" if comes else None)
+
+
+def test_more_keys_reach_every_replica(tmp_path: Path, topic: Topic) -> None:
+    """A record with a larger share grows the rollout that runs."""
+    worker = Worker(tmp_path, topic, "r1")
+    put(tmp_path, "2")
+    topic.put(start())
+    worker.look()
+    topic.put(start(share=0.75))
+    worker.look()
+    assert worker.rollout.plan is not None
+    assert worker.rollout.plan.share == 0.75
+
+
 def test_a_pin_swaps_at_once(tmp_path: Path, topic: Topic) -> None:
     """A pinned version answers without a trial, and ends the rollout that runs."""
     put(tmp_path, "2")

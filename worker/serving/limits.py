@@ -139,6 +139,11 @@ def _disagreement(figures: Figures, limits: RolloutLimits, spread: float) -> str
 
 
 def _arm(parts: list[Arm]) -> Arm:
-    records = sum(each.records for each in parts)
-    spent_us = sum(each.infer_us * each.records for each in parts)
-    return Arm(records, sum(each.errors for each in parts), spent_us / records if records else 0.0)
+    timed = [each for each in parts if each.infer_us]  # 0: both versions had no runs of equal size there
+    records = sum(each.records for each in timed)
+    spent_us = sum(each.infer_us * each.records for each in timed)
+    return Arm(
+        sum(each.records for each in parts),
+        sum(each.errors for each in parts),
+        spent_us / records if records else 0.0,
+    )
