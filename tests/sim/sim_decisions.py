@@ -81,6 +81,8 @@ class Replica:
     """Records and errors of the stable version, then of the candidate, since the rollout began here."""
     sick: str = ""
     """The rollout whose candidate turned sick here."""
+    behind: bool = False
+    """It was refused what all others answer with, and goes on with what it has."""
     ordered: tuple[str, int] | None = None
     waiting: str | None = None
 
@@ -268,6 +270,7 @@ class World:
     def _loaded(self, replica: Replica, version: str) -> Loaded:
         if self.kinds[version] == "refused" and self.rng.random() < 0.5:
             self.seen.add("a version refused")
+            replica.behind = replica.behind or version == replica.keeper.book.stable
             return Loaded(version, "golden: another answer")
         replica.waiting = version
         return Loaded(version)
@@ -281,7 +284,7 @@ class World:
             case Drop():
                 replica.waiting = None
             case Swap():
-                replica.stable, replica.waiting = action.version, None
+                replica.stable, replica.waiting, replica.behind = action.version, None, False
             case Begin():
                 assert replica.waiting == action.rollout.candidate
                 replica.rollout, replica.waiting, replica.counts = action.rollout, None, [0, 0, 0, 0]

@@ -96,8 +96,8 @@ class NoKeyGoesBack(Judge):
         decided = who.keeper.book.decided.get(who.sick)
         if who.sick and (decided is None or (decided.state == "promoted" and who.stable == decided.stable)):
             return  # it has taken a sick candidate back, and the topic does not say so yet, or never will
-        if self.world.kinds[who.keeper.book.stable or version] == "refused":
-            return  # it cannot load what all others answer with, and goes on with what it has
+        if who.behind:
+            return
         told = self._told = self._told or phases(self.world.log)
         place = self._at[key]
         while place < len(told) and told[place].version(key) != version:
