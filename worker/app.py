@@ -87,14 +87,12 @@ def build(
     runtime.loaded()
     for name, rollout in rollouts.items():
         meters.model(name, _label(rollout.stable))
-    loader = Loader(settings, rollouts, {name: (version, took[name]) for name, version in found.items()})
-    return _Parts(with_files, [*rollouts.values()], meters, vitals, info, seeing, orders, loader).worker(keys)
     running = {name: (version, took[name]) for name, version in found.items()}
     loader = Loader(settings, rollouts, running, by_order=books)
     steward = Steward(settings, control, books, loader, rollouts) if control is not None else None
     if steward is not None:
         steward.prepare()
-    parts = _Parts(with_files, [*rollouts.values()], meters, vitals, info, http, orders, loader, steward)
+    parts = _Parts(with_files, [*rollouts.values()], meters, vitals, info, seeing, orders, loader, steward)
     return parts.worker(keys)
 
 
