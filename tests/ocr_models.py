@@ -28,7 +28,14 @@ def model(name: str) -> Path:
 
 def _module(path: str) -> Any:
     """A module of the package whose own imports stand for nothing: what is called here does not use them."""
-    names = ("pyclipper", "shapely", "shapely.geometry", "rapidocr_onnxruntime", "rapidocr_onnxruntime.utils")
+    names = (
+        "pyclipper",
+        "PIL",
+        "shapely",
+        "shapely.geometry",
+        "rapidocr_onnxruntime",
+        "rapidocr_onnxruntime.utils",
+    )
     stand_ins: dict[str, Any] = {name: mock.MagicMock() for name in names}
     package = f"rapidocr_stand_in_{Path(path).parent.name}"
     stand_ins[package] = types.ModuleType(package)
@@ -61,3 +68,9 @@ def recognizer_input(picture: Any) -> Any:
     one = recognizer.__new__(recognizer)
     one.rec_image_shape = [3, 48, 320]
     return one.resize_norm_img(picture, max(320 / 48, picture.shape[1] / picture.shape[0]))
+
+
+def crops(picture: Any, boxes: list[Any]) -> list[Any]:
+    """The parts of a BGR picture inside rotated boxes, (4, 2) each, as the package cuts them."""
+    found: list[Any] = _module("main.py").RapidOCR.get_crop_img_list(None, picture, boxes)
+    return found

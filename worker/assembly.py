@@ -135,11 +135,13 @@ def conductor_for(
     """
     limits = settings.limits
     parted, window = groups(rollouts), Window()
-    budget = Budget(limits.in_flight_bytes, len(parted))
+    # what later steps of a record need at a time is the same however many records are in flight
+    for_records = limits.in_flight_bytes - sum(each.choose().reserve_bytes for each in rollouts)
+    budget = Budget(for_records, len(parted))
     outside: dict[Route, Sequence[Outside]] = {each.route: each.route.outside for each in rollouts}
     intakes = [
         Intake(
-            Admission(group, limits.max_age_ms, limits.expired, limits.in_flight_bytes),
+            Admission(group, limits.max_age_ms, limits.expired, for_records),
             share,
             alone=len(parted) == 1,
             fetching=_fetching(outside, [member.route for member in group], share, pool),

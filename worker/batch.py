@@ -442,6 +442,8 @@ class Feed:
     """Rows that custom code wants tried again."""
     truncated: set[int] = field(default_factory=set)
     """Rows whose text was longer than the model may be given; see the metric ``truncated_total``."""
+    opened: list[dict[Any, Any]] | None = None
+    """Per row what features have read of the record, such as a decoded picture, where several steps look at one record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,6 +483,16 @@ class Outcomes:
             self.bodies[row] = body
 
 
+class StepPart(NamedTuple):
+    """The part of one step in the answers to a batch."""
+
+    us: int
+    """Whole microseconds, what stands around its runs included; those of all steps sum to the stage ``infer``."""
+    items: int
+    runs: int
+    """Model runs."""
+
+
 @dataclass(slots=True)
 class Run:
     """One model run inside a batch: some of its rows, in order, and what the model answered."""
@@ -502,6 +514,11 @@ class Run:
     """Items of each model run that is told here, where several were put together or one was divided; None = one run."""
     fragments: Sequence[Any] | None = None
     """Of a run that did not take place: the prediction of each row, which was in memory. None: the model's outputs tell."""
+
+    predictions: Sequence[bytes] | None = None
+    """JSON text per row, of a servable that has made its predictions already because it has several steps."""
+    steps: Mapping[str, StepPart] | None = None
+    """What each of several steps had to do; None where there is one model."""
 
     @property
     def whole(self) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cascade
 import limits
 import vision
 from payloads import ENCRYPTION, library_us
@@ -212,6 +213,19 @@ class Suite:
             self.report.at_most(
                 "vision", f"CPU of {name} over the usual way", ratio, 4.0 if name == "boxes" else 0.6
             )
+
+    def cascade(self) -> None:
+        """A small network for every frame and a large one for a fifth, against a pipeline for each on its part of the frames."""
+        small, large = self._workload("jpeg"), self._workload("resnet")
+        work, chosen, share = cascade.joined(small, large)
+        self.report.titles[work.name] = work.title
+        found = self._compare(
+            work.name, [self._worker(work), self._worker(small, "small"), self._worker(chosen, "large")]
+        )
+        alone = found["small"].cpu_us + share * found["large"].cpu_us
+        self.report.at_most(
+            work.name, "CPU over small on all + large on its part", found["worker"].cpu_us / alone, 1.05
+        )
 
     def auto(self) -> None:
         """What `auto` picks against the best of a sweep, for four very different models."""
@@ -544,6 +558,7 @@ GROUPS: dict[str, Callable[[Suite], None]] = {
     "replicas": Suite.replicas,
     "latency": Suite.latency,
     "auto": Suite.auto,
+    "cascade": Suite.cascade,
 }
 """By the name given on the command line."""
 ONLY_ON = {"backlog": "kafka"}

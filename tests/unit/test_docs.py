@@ -287,6 +287,7 @@ def test_every_setting_named_exists() -> None:
     """Each dotted setting in the text, such as `limits.stall_s`, is one of the reference's."""
     keys = set(re.findall(r"^\| `([\w.<>]+)` \|", PAGES["docs/reference/settings.md"], re.MULTILINE))
     sections = {key.partition(".")[0] for key in keys if "." in key}
+    keys |= set(re.findall(r"^\| `([\w.<>]+)` \|", PAGES["docs/reference/results.md"], re.MULTILINE))
     known = keys | {".".join(key.split(".")[:n]) for key in keys for n in range(1, key.count(".") + 1)}
     unknown = set()
     for page, text in prose():

@@ -15,6 +15,7 @@ from worker import native
 from worker import settings as configuration
 from worker.batch import Headers
 from worker.cli import check_figures
+from worker.cli.check_models import model_lines, models_line
 from worker.cli.check_stores import check_stores
 from worker.cli.main import add_set_option
 from worker.cli.payloads import described
@@ -125,12 +126,15 @@ def _check_files(report: Report, settings: Settings, args: argparse.Namespace, h
 def _with_versions(report: Report, configured: Settings) -> Settings | None:
     """The settings with the files of the versions that they mean, where models come from a repository; None if there is no
     such version."""
-    if all(pipeline.model.repository is None for pipeline in configured.pipelines.values()):
+    parts = (part for pipeline in configured.pipelines.values() for part in pipeline.parts.values())
+    if all(part.model.repository is None for part in parts):
         return configured
     from worker.serving.versions import resolved
 
     def line(found: tuple[Settings, Mapping[str, Candidate]]) -> str:
-        return ", ".join(f"{name}: {each.folder}" for name, each in found[1].items())
+        return (
+            ", ".join(f"{name}: {each.folder}" for name, each in found[1].items()) or "found for every step"
+        )
 
     found = report.check("version", lambda: resolved(configured), line)
     return found[0] if found is not None else None
@@ -175,17 +179,12 @@ def _check_engine(
     from worker.serving.load import load
 
     registry = open_registry(settings, offline, registers=False)
-    rollouts = report.check("model", lambda: load(settings, registry=registry), _models_line)
+    rollouts = report.check("model", lambda: load(settings, registry=registry), models_line)
     if rollouts is None:
         return
     for name, rollout in rollouts.items():
-        model = rollout.choose().model
-        report.line("signature", True, f"{name}: {_signature_line(model.signature)}")
-        report.line("batchable", True, f"{name}: {_batchable_line(model)}{_padding_clause(rollout.choose())}")
-        sources: dict[str, str] = getattr(rollout.choose().decoder, "sources", dict)()
-        if sources:
-            fed = "; ".join(f"{tensor} from {source}" for tensor, source in sources.items())
-            report.line("inputs", True, f"{name}: {fed}")
+        for check, message in model_lines(name, rollout.choose()):
+            report.line(check, True, message)
         if settings.pipelines[name].model.golden is not None:
             report.check("golden", partial(_golden, settings, rollout), str)
     for sample in samples:
@@ -243,7 +242,8 @@ def _custom_code(settings: Settings) -> str:
 def _model_files(settings: Settings) -> str:
     for name in settings.pipelines:
         configuration.check_model_file(settings, name)
-    sizes = (pipeline.model.file for pipeline in settings.pipelines.values())
+    parts = (part for pipeline in settings.pipelines.values() for part in pipeline.parts.values())
+    sizes = dict.fromkeys(part.model.file for part in parts)
     return ", ".join(f"{path.name}: {path.stat().st_size} bytes" for path in sizes)
 
 
@@ -329,39 +329,6 @@ def _credentials(settings: Settings) -> str:
     mechanism = kafka.get("sasl.mechanisms", "GSSAPI") if "sasl" in protocol else "no SASL"
     hosts = configuration.plaintext_hosts(settings)
     return f"{protocol}, {mechanism}" + (f"; not encrypted to {', '.join(hosts)}" if hosts else "")
-
-
-def _models_line(rollouts: Mapping[str, Rollout]) -> str:
-    servables = [rollout.choose() for rollout in rollouts.values()]
-    return ", ".join(f"{servable.label} on {servable.model.provider}" for servable in servables)
-
-
-def _batchable_line(model: Any) -> str:
-    """Whether items may share a run, and the result of trying that with made-up items."""
-    if model.why_alone:
-        return f"no, each record runs alone: {model.why_alone}"
-    return f"yes (largest difference between an answer alone and in a batch: {model.largest_difference:.2g})"
-
-
-def _padding_clause(servable: Any) -> str:
-    """What becomes of records of unlike length, where a format or content has such; else nothing."""
-    if servable.model.why_alone or not getattr(servable.decoder, "padding", None):
-        return ""
-    if servable.ragged is None:
-        return "; padding changes its answers, so only records of one length share a run"
-    return "; records of like length share a run, padded"
-
-
-def _signature_line(signature: Any) -> str:
-    """``image: FP32[*,1,28,28] -> scores: FP32[*,10]``."""
-
-    def tensors(specs: Any) -> str:
-        return ", ".join(
-            f"{spec.name}: {spec.datatype}[{','.join('*' if d is None else str(d) for d in spec.shape)}]"
-            for spec in specs
-        )
-
-    return f"{tensors(signature.inputs)} -> {tensors(signature.outputs)}"
 
 
 def _bytes_line(value: bytes) -> str:

@@ -144,11 +144,12 @@ def _wanted(args: argparse.Namespace) -> Wanted:
 
 
 def pipeline_of(args: argparse.Namespace) -> PipelineSettings:
-    """The only pipeline of the configuration, or the one that runs MODEL."""
+    """The only pipeline of the configuration, or the pipeline or step that runs MODEL."""
     pipelines = load(args.config, args.overrides).pipelines
-    if len(pipelines) == 1:
-        return next(iter(pipelines.values()))
-    running = [p for p in pipelines.values() if p.model.path == args.model.absolute()]
+    parts = [part for pipeline in pipelines.values() for part in pipeline.parts.values()]
+    if len(parts) == 1:
+        return parts[0]
+    running = [part for part in parts if part.model.path == args.model.absolute()]
     if not running:
         raise ConfigError(
             f"--config: none of the pipelines {', '.join(pipelines)} in {args.config} runs {args.model}"

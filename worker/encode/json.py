@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, groupby, repeat
 from operator import mod
 from typing import TYPE_CHECKING, Any
@@ -34,42 +34,24 @@ CACHED = b'"cached":true,'
 """What a result says of itself that no run of the model made."""
 
 
-class JsonEncoder:
-    """``prediction`` for a record of one item, ``predictions`` for one with its own batch dimension.
+class JsonBodies:
+    """What stands around the predictions of a JSON result.
 
-    A fragment is the JSON text of a row's prediction; of several items, their predictions joined by commas.
+    Args:
+        settings: of the pipeline.
+        model: ``model`` of every result.
+        envelope: of the route.
     """
 
-    # Copied from a request, the content length would make a reader split this body.
-    reserved = frozenset({CONTENT_LENGTH})
-    expires_as_error = False
-    content_type = "application/json"
-    names_source = False
-
-    predicts = True
-
-    def __init__(
-        self,
-        settings: PipelineSettings,
-        signature: Signature,
-        model_name: str,
-        model_version: str,
-        labels: Sequence[str] | None,
-        envelope: Envelope,
-    ) -> None:
+    def __init__(self, settings: PipelineSettings, model: Mapping[str, Any], envelope: Envelope) -> None:
         self._envelope = envelope
-        self._postprocess = postprocess(settings.postprocess, signature, labels)
-        self.takes_items: bool = getattr(self._postprocess, "takes_items", False)
-        """The postprocess is custom code that wants to know of the record behind each item."""
-        self.takes_padding: bool = getattr(self._postprocess, "takes_padding", False)
-        """The postprocess leaves out padded positions by itself."""
         self._own_body = own_body(settings)
         """Makes other bodies of the results, where the settings ask for them."""
-        model = b'"model":%b,' % orjson.dumps({"name": model_name, "version": model_version})
-        self._before_prediction = b"}," + model + b'"prediction":'
-        model = model.replace(b"%", b"%%")
-        self._one = model + b'"prediction":%b,'
-        self._many = model + b'"predictions":[%b],'
+        text = b'"model":%b,' % orjson.dumps(model)
+        self._before_prediction = b"}," + text + b'"prediction":'
+        text = text.replace(b"%", b"%%")
+        self._one = text + b'"prediction":%b,'
+        self._many = text + b'"predictions":[%b],'
 
     def bodies(self, batch: Batch, run: Run, fragments: Sequence[Fragment]) -> None:
         """See :meth:`worker.encode.Encoder.bodies`."""
@@ -97,6 +79,76 @@ class JsonEncoder:
                 batch.outcomes.bodies[row] = None
                 put_off(batch, row, fragment)
         self._envelope.add_headers(batch, answered)
+
+    def _with_batch_dimension(self, batch: Batch, rows: Iterable[int]) -> set[int]:
+        """Rows whose record had a batch dimension of its own: these give ``predictions``."""
+        return set()
+
+    def _further(self, run: Run) -> bytes:
+        """Members before the latency, each with a comma behind it, that are the same for all results of a run."""
+        return CACHED if run.fragments is not None else b""
+
+    def _texts(self, batch: Batch, run: Run, predictions: Sequence[bytes]) -> list[bytes]:
+        columns = batch.columns.select(run.rows)
+        own, many = self._envelope.ids(batch, run.rows), self._with_batch_dimension(batch, run.rows)
+        own_texts = {i: orjson.dumps(own[row]) for i, row in enumerate(run.rows) if row in own} if own else {}
+        if native.records is not None and not many:
+            bodies: list[bytes] = native.records.bodies(
+                _around_id,
+                columns.partitions,
+                columns.offsets,
+                columns.timestamps_ms,
+                list(map(own_texts.get, range(len(columns)))) if own else None,
+                self._before_prediction,
+                predictions,
+                _stage_columns(run.stages_us, self._further(run)),
+            )
+            return bodies
+        latency, times = _latency(run.stages_us)
+        middle, end = self._one, self._further(run) + latency + b"}"
+        ids: list[Any] = columns.offsets
+        templates: list[bytes] = []
+        for partition, stretch in groupby(columns.partitions):  # a dict would hash a tuple per row
+            templates += [_head(partition, own_id=False) + middle + end] * len(list(stretch))
+        if own or many:
+            ids = ids.copy()
+            for i, row in enumerate(run.rows):
+                middle = self._many if row in many else self._one
+                templates[i] = _head(columns.partitions[i], row in own) + middle + end
+                ids[i] = own_texts.get(i, ids[i])
+        fields = zip(ids, columns.offsets, columns.timestamps_ms, predictions, *times, strict=True)
+        return list(map(mod, templates, fields))
+
+
+class JsonEncoder(JsonBodies):
+    """``prediction`` for a record of one item, ``predictions`` for one with its own batch dimension.
+
+    A fragment is the JSON text of a row's prediction; of several items, their predictions joined by commas.
+    """
+
+    # Copied from a request, the content length would make a reader split this body.
+    reserved = frozenset({CONTENT_LENGTH})
+    expires_as_error = False
+    content_type = "application/json"
+    names_source = False
+
+    predicts = True
+
+    def __init__(
+        self,
+        settings: PipelineSettings,
+        signature: Signature,
+        model_name: str,
+        model_version: str,
+        labels: Sequence[str] | None,
+        envelope: Envelope,
+    ) -> None:
+        super().__init__(settings, {"name": model_name, "version": model_version}, envelope)
+        self._postprocess = postprocess(settings.postprocess, signature, labels)
+        self.takes_items: bool = getattr(self._postprocess, "takes_items", False)
+        """The postprocess is custom code that wants to know of the record behind each item."""
+        self.takes_padding: bool = getattr(self._postprocess, "takes_padding", False)
+        """The postprocess leaves out padded positions by itself."""
 
     def predict(self, batch: Batch, run: Run) -> list[Fragment]:
         """See :meth:`worker.encode.Encoder.predict`."""
@@ -141,37 +193,6 @@ class JsonEncoder:
             return set()
         return {row for row in rows if (item := items[row]) is not None and not item.single}
 
-    def _texts(self, batch: Batch, run: Run, predictions: Sequence[bytes]) -> list[bytes]:
-        columns = batch.columns.select(run.rows)
-        own, many = self._envelope.ids(batch, run.rows), self._with_batch_dimension(batch, run.rows)
-        own_texts = {i: orjson.dumps(own[row]) for i, row in enumerate(run.rows) if row in own} if own else {}
-        if native.records is not None and not many:
-            bodies: list[bytes] = native.records.bodies(
-                _around_id,
-                columns.partitions,
-                columns.offsets,
-                columns.timestamps_ms,
-                list(map(own_texts.get, range(len(columns)))) if own else None,
-                self._before_prediction,
-                predictions,
-                _stage_columns(run),
-            )
-            return bodies
-        latency, times = _latency(run.stages_us)
-        middle, end = self._one, (CACHED if run.fragments is not None else b"") + latency + b"}"
-        ids: list[Any] = columns.offsets
-        templates: list[bytes] = []
-        for partition, stretch in groupby(columns.partitions):  # a dict would hash a tuple per row
-            templates += [_head(partition, own_id=False) + middle + end] * len(list(stretch))
-        if own or many:
-            ids = ids.copy()
-            for i, row in enumerate(run.rows):
-                middle = self._many if row in many else self._one
-                templates[i] = _head(columns.partitions[i], row in own) + middle + end
-                ids[i] = own_texts.get(i, ids[i])
-        fields = zip(ids, columns.offsets, columns.timestamps_ms, predictions, *times, strict=True)
-        return list(map(mod, templates, fields))
-
 
 @functools.lru_cache(maxsize=4096)
 def _head(partition: Partition, own_id: bool) -> bytes:
@@ -193,11 +214,10 @@ def _around_id(partition: Partition) -> tuple[bytes, bytes]:
     return before, b',"source":{"topic":%b,"partition":%d,"offset":' % (name, number)
 
 
-def _stage_columns(run: Run) -> list[tuple[bytes, int | Array]]:
+def _stage_columns(stages_us: dict[str, int | Array], further: bytes) -> list[tuple[bytes, int | Array]]:
     """The stages with the text that stands before each."""
-    cached = b"," + CACHED[:-1] if run.fragments is not None else b""
-    opening = chain([cached + b',"latency_ms":{"'], repeat(b',"'))
-    named = zip(opening, run.stages_us.items(), strict=False)
+    opening = chain([b"," + further + b'"latency_ms":{"'], repeat(b',"'))
+    named = zip(opening, stages_us.items(), strict=False)
     return [(before + stage.encode() + b'":', us) for before, (stage, us) in named]
 
 

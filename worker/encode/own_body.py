@@ -18,7 +18,7 @@ from worker.registry import INPUT_FORMATS
 if TYPE_CHECKING:
     from worker.settings import PipelineSettings
 
-RESULT = ("id", "source", "model", "prediction", "predictions", "cached", "latency_ms", "fields")
+RESULT = ("id", "source", "model", "prediction", "predictions", "cached", "steps_ms", "latency_ms", "fields")
 """Names that a path of ``output.body`` may begin with to lead into the result."""
 RECORD = "record"
 """The name that leads to the record's fields, for a field that is called like a part of the result."""

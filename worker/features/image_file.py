@@ -56,8 +56,10 @@ class PictureFeature(FileFeature):
         super().__init__(spec, place)
         self.target = ImagePreprocess(settings, spec, key)
         self.flags = self.target.flags
-        self._shared = place.field, self.flags
-        """The key under which features that read the same pixels share them."""
+        self.pixels_key = place.field, self.flags
+        """The key under which features that read the same pixels share them, and later steps find them."""
+        self.kept = 0
+        """How many copies of the decoded picture stay until its record is answered, because later steps look at it."""
         self._unturned = self.flags | cv2.IMREAD_IGNORE_ORIENTATION
         self._turns = self.flags != self._unturned
         self._own_size = None in spec.item_shape
@@ -88,20 +90,26 @@ class PictureFeature(FileFeature):
                 f"{cost} bytes, limits.in_flight_bytes is {self.max_bytes}",
                 "too_many_pixels",
             )
-        return cost + self._item_bytes(header, file) if self._own_size else cost
+        if self.kept:
+            cost += self.kept * pixels * self.target.channels
+        return cost + self._own_item_bytes(header, file) if self._own_size else cost
 
-    def _item_bytes(self, header: ImageHeader, file: bytes) -> int:
-        """Bytes of an item whose size follows the picture: its own memory, its copy in the batch and the model's answer.
-
-        Raises:
-            Reject: the item would be too large.
-        """
+    def _own_item_bytes(self, header: ImageHeader, file: bytes) -> int:
+        """:meth:`item_bytes` for the picture of a file."""
         height, width = header.height, header.width
         if not (height and width):
             return 0  # no decoder takes it
         # What a header says of a turned picture is swapped.
         if self._turns and height != width and orientation(file) >= _SWAPPED:
             height, width = width, height
+        return self.item_bytes(height, width)
+
+    def item_bytes(self, height: int, width: int) -> int:
+        """Bytes of an item whose size follows the picture: its own memory, its copy in the batch and the model's answer.
+
+        Raises:
+            Reject: the item would be too large.
+        """
         try:
             plan = self.target.plan(height, width)
         except Reject as error:
@@ -125,9 +133,9 @@ class PictureFeature(FileFeature):
 
     def write(self, record: Record, feed: Feed, row: int, items: dict[str, Array], opened: Opened) -> bool:
         """See :class:`worker.features.Feature`."""
-        pixels: Array | None = opened.get(self._shared)
+        pixels: Array | None = opened.get(self.pixels_key)
         if pixels is None:
-            pixels = opened[self._shared] = self._pixels(record)
+            pixels = opened[self.pixels_key] = self._pixels(record)
         try:
             if feed.arrays is not None:
                 slot = feed.arrays[self.spec.name][row]

@@ -15,6 +15,7 @@ from worker.postprocess.item import InputItem
 from worker.postprocess.layout import item_shape
 from worker.postprocess.selection import numeric_output, vector_output
 from worker.settings.kinds import Text
+from worker.settings.members import Members
 from worker.settings.section import Section
 
 _FIELD = "postprocess.anomaly"
@@ -35,6 +36,7 @@ class Anomaly:
     """A score, and whether it is at least ``threshold``: an output of one number, or how far a reconstruction is off its input."""
 
     settings: ClassVar[type[Section]] = AnomalySettings
+    members: ClassVar[Members] = {"score": "number", "anomaly": "truth"}
 
     def __init__(self, settings: AnomalySettings, signature: Signature, labels: Sequence[str] | None) -> None:
         output = _named(settings.of, signature)

@@ -19,6 +19,7 @@ from worker.postprocess.labels import Labels, LabelsFrom, check_label_output, ch
 from worker.postprocess.selection import output_named, vector_output, vectors
 from worker.postprocess.thresholds import NumberByLabel, Thresholds
 from worker.settings.kinds import Positive, Text
+from worker.settings.members import Members
 from worker.settings.section import Section
 
 _FIELD = "postprocess.classification"
@@ -56,6 +57,7 @@ class Classification:
     """
 
     settings: ClassVar[type[Section]] = ClassificationSettings
+    members: ClassVar[Members] = {"label": "text", "score": "number", "top": "list"}
 
     def __init__(
         self, settings: ClassificationSettings, signature: Signature, labels: Sequence[str] | None

@@ -18,6 +18,7 @@ from worker.postprocess.labels import own_names
 from worker.postprocess.layout import HIGHEST_SCORE, item_shape
 from worker.postprocess.selection import numeric_output
 from worker.settings.kinds import File, Text
+from worker.settings.members import Members
 from worker.settings.section import Section
 
 _FIELD = "postprocess.ctc"
@@ -43,6 +44,7 @@ class Ctc:
     """
 
     settings: ClassVar[type[Section]] = CtcSettings
+    members: ClassVar[Members] = {"text": "text", "score": "number"}
 
     def __init__(self, settings: CtcSettings, signature: Signature, labels: Sequence[str] | None) -> None:
         output = numeric_output(signature, _FIELD)

@@ -24,6 +24,7 @@ from worker.postprocess.labels import own_names
 from worker.postprocess.layouts import layout_of
 from worker.postprocess.thresholds import FractionByLabel, Thresholds, classes_named
 from worker.settings.kinds import File, Fraction, Label, Positive, Text
+from worker.settings.members import Members
 from worker.settings.section import Section
 
 _FIELD = "postprocess.detection"
@@ -61,6 +62,7 @@ class Detection:
     """
 
     settings: ClassVar[type[Section]] = DetectionSettings
+    members: ClassVar[Members] = {"boxes": "list"}
 
     def __init__(
         self, settings: DetectionSettings, signature: Signature, labels: Sequence[str] | None

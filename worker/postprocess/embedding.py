@@ -13,6 +13,7 @@ from worker.model.signature import Signature
 from worker.postprocess import rendering
 from worker.postprocess.pooling import Pooling, default_pooling, pooled, tokens_output
 from worker.postprocess.selection import vector_output, vectors
+from worker.settings.members import Members
 from worker.settings.section import Section
 
 _FIELD = "postprocess.embedding"
@@ -31,6 +32,7 @@ class Embedding:
     """One vector per item, of L2 length 1 when ``normalize``: the first floating output (else the first), or made of those of all tokens."""
 
     settings: ClassVar[type[Section]] = EmbeddingSettings
+    members: ClassVar[Members] = {"embedding": "list"}
     reads_text = True
 
     def __init__(

@@ -16,6 +16,7 @@ from worker.errors import ConfigError, Rejection
 from worker.model.signature import Signature, TensorSpec
 from worker.postprocess import rendering
 from worker.settings.kinds import Text
+from worker.settings.members import Members
 from worker.settings.section import Section
 
 _FIELD = "postprocess.fields"
@@ -47,6 +48,11 @@ class Fields:
     """Several outputs under names of one's own: each as a scalar, a list, or a mapping if the model gives a score for each class by its name."""
 
     settings: ClassVar[type[Section]] = FieldsSettings
+
+    @staticmethod
+    def members_of(settings: FieldsSettings) -> Members:
+        """The names of the prediction's members."""
+        return dict.fromkeys(settings.outputs, "any")
 
     def __init__(self, settings: FieldsSettings, signature: Signature, labels: Sequence[str] | None) -> None:
         specs = {spec.name: spec for spec in signature.outputs}

@@ -19,6 +19,7 @@ from worker.postprocess.labels import own_names
 from worker.postprocess.layout import HIGHEST_SCORE, matrix, matrix_output, odd_scores, shown
 from worker.postprocess.yolo import columns_of
 from worker.settings.kinds import Fraction, Label, Positive
+from worker.settings.members import Members
 from worker.settings.section import Section
 
 _FIELD = "postprocess.keypoints"
@@ -44,6 +45,7 @@ class Keypoints:
     """Boxes as of ``detection`` with layout yolov8, each with its points: x, y and score, in pixels of the original image."""
 
     settings: ClassVar[type[Section]] = KeypointsSettings
+    members: ClassVar[Members] = {"boxes": "list"}
 
     def __init__(
         self, settings: KeypointsSettings, signature: Signature, labels: Sequence[str] | None

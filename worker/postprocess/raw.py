@@ -11,6 +11,7 @@ from worker.batch import Array
 from worker.errors import Rejection
 from worker.model.signature import Signature
 from worker.postprocess import rendering
+from worker.settings.members import Members
 from worker.settings.section import Section
 
 
@@ -25,6 +26,7 @@ class Raw:
     """
 
     settings: ClassVar[type[Section]] = RawSettings
+    members: ClassVar[Members] = {"outputs": "object"}
 
     def __init__(self, settings: RawSettings, signature: Signature, labels: Sequence[str] | None) -> None:
         self._names = [spec.name for spec in signature.outputs]

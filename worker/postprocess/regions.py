@@ -17,6 +17,7 @@ from worker.postprocess.frame import Frame
 from worker.postprocess.layout import HIGHEST_SCORE, as_floats, item_shape, odd_scores
 from worker.postprocess.selection import numeric_output
 from worker.settings.kinds import Fraction, Positive
+from worker.settings.members import Members
 from worker.settings.section import Section
 
 _FIELD = "postprocess.regions"
@@ -47,6 +48,7 @@ class Regions:
     """
 
     settings: ClassVar[type[Section]] = RegionsSettings
+    members: ClassVar[Members] = {"regions": "list"}
     takes_items = True
 
     def __init__(self, settings: RegionsSettings, signature: Signature, labels: Sequence[str] | None) -> None:

@@ -10,6 +10,7 @@ from worker.errors import Rejection
 from worker.model.signature import Signature
 from worker.postprocess import rendering
 from worker.postprocess.selection import vector_output, vectors
+from worker.settings.members import Members
 from worker.settings.section import Section
 
 
@@ -21,6 +22,7 @@ class Regression:
     """The first floating output (else the first): ``value`` if an item is one number, else ``values``."""
 
     settings: ClassVar[type[Section]] = RegressionSettings
+    members: ClassVar[Members] = {"value": "any", "values": "list"}  # one of the two
 
     def __init__(
         self, settings: RegressionSettings, signature: Signature, labels: Sequence[str] | None

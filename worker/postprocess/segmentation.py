@@ -19,6 +19,7 @@ from worker.postprocess.resampling import Grid, best_class
 from worker.postprocess.rle import RunCount, class_runs
 from worker.postprocess.selection import numeric_output
 from worker.settings.kinds import File, Label
+from worker.settings.members import Members
 from worker.settings.section import Section
 
 _FIELD = "postprocess.segmentation"
@@ -43,6 +44,7 @@ class Segmentation:
     """
 
     settings: ClassVar[type[Section]] = SegmentationSettings
+    members: ClassVar[Members] = {"size": "list", "rle": "list", "shares": "object"}
     takes_items = True
 
     def __init__(

@@ -14,6 +14,7 @@ from worker.errors import ConfigError, Rejection
 from worker.model.signature import Signature
 from worker.postprocess import rendering
 from worker.postprocess.selection import vector_output, vectors
+from worker.settings.members import Members
 from worker.settings.section import Section
 
 _ROUNDING_S = 1e-9
@@ -35,6 +36,7 @@ class Segments:
     """Windows of sound with one score each, as stretches of time: each with the mean score of its windows above the threshold."""
 
     settings: ClassVar[type[Section]] = SegmentsSettings
+    members: ClassVar[Members] = {"segments": "list"}
     needs_windows = True
 
     def __init__(

@@ -17,6 +17,7 @@ from worker.postprocess import rendering
 from worker.postprocess.classification import activate
 from worker.postprocess.labels import default_names
 from worker.settings.kinds import File, Label
+from worker.settings.members import Members
 from worker.settings.section import Section
 
 _FIELD = "postprocess.tokens"
@@ -51,6 +52,7 @@ class Tokens:
     """
 
     settings: ClassVar[type[Section]] = TokensSettings
+    members: ClassVar[Members] = {"entities": "list"}
     reads_text = True
     needs_content = "text"
     takes_padding = True

@@ -21,7 +21,7 @@ from worker.serving.cache import answered, follow
 from worker.serving.ragged import cut
 from worker.serving.retrial import merge, postpone
 from worker.serving.runs import Group, feeds, groups, merged, take_rows
-from worker.serving.servable import Model, Servable
+from worker.serving.servable import Model, Servable, SickServable
 from worker.serving.windows import run_windows
 
 EXPIRED = Rejection("expired", "decode", "the record's deadline has passed")
@@ -80,6 +80,7 @@ class Engine:
         arrays = _buffers(servable, rows) if servable.decoder.fixed else None
         items: list[Item | None] = [] if servable.decoder.fixed else [None] * rows
         batch.feed = Feed(arrays, items, [None] * rows)
+        servable.prepare(batch.feed, rows)
         if batch.to_open:
             opened.prepare(batch)
         step = servable.decoder.shard_rows or rows
@@ -113,14 +114,12 @@ class Engine:
         servable = _servable(batch)
         self._leave_out_expired(batch)
         try:
-            for group in groups(batch, servable):
-                batch.runs.extend(self._answer(batch, servable, group))
-        except _SickError as sick:
+            servable.answer(batch, self)
+        except SickServable as sick:
             batch.sick, batch.runs = str(sick), []
             if batch.route.opening is not None and batch.route.opening.secret:
                 batch.sick = batch.sick.partition(FIRST_ERROR)[0]
             return
-        servable.run_limit.good()
         if batch.runs and servable.checkup.begin(self._clock_ns()):
             self._check(batch, servable)
         if len(batch.runs) > 1:
@@ -211,6 +210,17 @@ class Engine:
 
     # -- running, and finding the guilty record ----------------------------------------------------------
 
+    def answers(self, batch: Batch, servable: Servable) -> list[Run]:
+        """See :class:`worker.serving.servable.Answers`."""
+        runs: list[Run] = []
+        for group in groups(batch, servable):
+            runs.extend(self._answer(batch, servable, group))
+        return runs
+
+    def now_ns(self) -> int:
+        """Monotonic clock."""
+        return self._clock_ns()
+
     def _answer(self, batch: Batch, servable: Servable, group: Group) -> list[Run]:
         """The model's answers to a group; a row that the model refuses on its own is rejected, the others are answered."""
         try:
@@ -223,7 +233,7 @@ class Engine:
 
     def _isolate(self, batch: Batch, servable: Servable, group: Group, error: Exception) -> list[Run]:
         if (why := servable.model.sickness()) is not None:
-            raise _SickError(f"{NO_KNOWN_OUTPUT}: {why}{FIRST_ERROR}{_one_line(error)})") from error
+            raise SickServable(f"{NO_KNOWN_OUTPUT}: {why}{FIRST_ERROR}{_one_line(error)})") from error
         parts = servable.run_limit.items
         if _out_of_memory(error) and group.windowed and 1 < parts <= group.item_count:
             servable.run_limit.out_of_memory(parts)
@@ -265,10 +275,6 @@ class Engine:
         if model.needs_canary:
             model.adopt_canary(fed, outputs)
         return Run(group.rows, outputs, group.counts, group.alone, started_ns=started_ns, ended_ns=ended_ns)
-
-
-class _SickError(Exception):
-    """The canary failed: ends the batch, and nothing of it is any record's fault."""
 
 
 def _servable(batch: Batch) -> Servable:

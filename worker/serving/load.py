@@ -89,6 +89,10 @@ def load_servable(
         WorkerError: the model, its labels, its formats or the budget do not fit together.
     """
     wanted = settings.pipelines[route.name]
+    if wanted.steps is not None:
+        from worker.serving.load_steps import load_cascade
+
+        return load_cascade(settings, route, lambda alone, its: load_servable(alone, its, deadline))
     model = load_model(
         wanted.model.file,
         name=wanted.model.name or route.name,

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from worker.batch import Array, Headers, Lane
+from worker.batch import Array, Batch, Feed, Headers, Lane, Run
 from worker.encode import Encoder
 from worker.model.signature import Signature
 from worker.records import Decoder
@@ -22,6 +22,10 @@ from worker.serving.checkup import Checkup
 from worker.serving.offload import Offload
 from worker.serving.ragged import Ragged
 from worker.serving.run_limit import RunLimit
+
+
+class SickServable(Exception):
+    """A model no longer gives its known output: ends the batch, and nothing of it is any record's fault."""
 
 
 class Model(Protocol):
@@ -69,6 +73,24 @@ class Model(Protocol):
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An array for feeds; where a GPU runs the model, in page-locked memory."""
+
+
+class Answers(Protocol):
+    """The engine's steps, for a servable that runs them itself: see :class:`worker.serving.engine.Engine`."""
+
+    def shards(self, batch: Batch) -> list[tuple[int, int]]: ...
+
+    def decode(self, batch: Batch, start: int, stop: int) -> None: ...
+
+    def answers(self, batch: Batch, servable: Servable) -> list[Run]:
+        """The answers of one model to the decoded rows; what is wrong with a row is in ``batch.outcomes.rejected``.
+
+        Raises:
+            SickServable: the model is sick.
+        """
+
+    def now_ns(self) -> int:
+        """Monotonic clock."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -122,6 +144,23 @@ class Servable:
     @property
     def run_items(self) -> int:
         return self.run_limit.items
+
+    @property
+    def reserve_bytes(self) -> int:
+        """Bytes of ``limits.in_flight_bytes`` that its runs need beyond what is charged for records."""
+        return 0
+
+    def prepare(self, feed: Feed, rows: int) -> None:
+        """Add to the feed of a batch what its decoder shall keep; called before any row is decoded."""
+
+    def answer(self, batch: Batch, engine: Answers) -> None:
+        """Fill ``batch.runs`` with the answers to the decoded rows.
+
+        Raises:
+            SickServable: a model is sick.
+        """
+        batch.runs = engine.answers(batch, self)
+        self.run_limit.good()
 
     @property
     def free_bytes(self) -> int:

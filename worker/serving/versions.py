@@ -14,6 +14,7 @@ from worker.errors import StartError
 from worker.model.repository import LATEST, Candidate, Repository
 from worker.settings import Settings
 from worker.settings.choice import Chosen
+from worker.settings.sections import PipelineSettings, StepSettings
 
 GOLDEN = "golden.jsonl"
 
@@ -58,6 +59,8 @@ def resolved(
             ) from None
     for name, candidate in found.items():
         settings = at(settings, name, candidate)
+    for name in settings.pipelines:
+        settings = _with_steps(settings, name)
     return settings, found
 
 
@@ -75,17 +78,41 @@ def digest_of(candidate: Candidate) -> str:
     return total.hexdigest()
 
 
+def _with_steps(settings: Settings, pipeline: str) -> Settings:
+    """The settings with the files of the versions that a pipeline's steps mean. They stay until the process ends."""
+    wanted = settings.pipelines[pipeline]
+    if wanted.steps is None or all(step.model.repository is None for step in wanted.steps):
+        return settings
+    steps = []
+    for step in wanted.steps:
+        if step.model.repository is not None and step.model.name is not None:
+            repository = Repository(step.model.repository, step.model.name)
+            candidate = repository.find(step.model.version or LATEST, patient=True)
+            step = step.model_copy(update=_changes(step, settings.base, candidate))
+        steps.append(step)
+    pipelines = {**settings.pipelines, pipeline: wanted.model_copy(update={"steps": steps})}
+    return settings.model_copy(update={"pipelines": pipelines})
+
+
 def at(settings: Settings, pipeline: str, candidate: Candidate) -> Settings:
     """The settings with the files of one version of a pipeline's model.
 
     A file that a setting names relative to the configuration is taken from the version's folder if it is there: labels, a
     tokenizer.
     """
-    folder = candidate.folder
     before = settings.pipelines[pipeline]
+    pipelines = {
+        **settings.pipelines,
+        pipeline: before.model_copy(update=_changes(before, settings.base, candidate)),
+    }
+    return settings.model_copy(update={"pipelines": pipelines})
+
+
+def _changes(before: PipelineSettings | StepSettings, base: Path, candidate: Candidate) -> dict[str, Any]:
+    """What changes in the settings around a model when it is this version."""
+    folder = candidate.folder
     changed: dict[str, Any] = {
-        field: _moved(getattr(before, field), settings.base, folder)
-        for field in ("preprocess", "postprocess")
+        field: _moved(getattr(before, field), base, folder) for field in ("preprocess", "postprocess")
     }
     golden = before.model.golden
     beside = folder / (golden.name if golden is not None else GOLDEN)
@@ -97,8 +124,7 @@ def at(settings: Settings, pipeline: str, candidate: Candidate) -> Settings:
             "golden": beside if beside.is_file() else golden,
         }
     )
-    pipelines = {**settings.pipelines, pipeline: before.model_copy(update=changed)}
-    return settings.model_copy(update={"pipelines": pipelines})
+    return changed
 
 
 def _moved(value: Any, base: Path, folder: Path) -> Any:

@@ -10,7 +10,8 @@ from worker.errors import ConfigError, StartError
 from worker.registry import CONTENTS, INPUT_FORMATS, OUTPUT_FORMATS, POSTPROCESSES
 from worker.settings.kinds import MIB
 from worker.settings.rollout_checks import check_control, check_rollout
-from worker.settings.sections import Settings
+from worker.settings.sections import PipelineSettings, Settings
+from worker.settings.steps import check_steps
 
 WORKING_BYTES = 16 * MIB
 """What ``limits.in_flight_bytes`` must hold beside the largest record and one item's tensors."""
@@ -27,21 +28,22 @@ _REFUSED = {
 }
 
 
-def check_budget(settings: Settings, pipeline: str, item_nbytes: int = 0) -> None:
+def check_budget(settings: Settings, pipeline: str, item_nbytes: int = 0, reserve_bytes: int = 0) -> None:
     """Refuse a pipeline whose largest record does not fit in ``limits.in_flight_bytes`` while it is processed.
 
     Args:
         settings: the worker's settings.
         pipeline: the pipeline's name.
         item_nbytes: bytes of one item's tensors, inputs and outputs, once the model's signature is known.
+        reserve_bytes: what is kept for the runs of later steps.
     """
     max_bytes = settings.pipelines[pipeline].input.max_bytes
-    needed = max_bytes + item_nbytes + WORKING_BYTES
+    needed = max_bytes + item_nbytes + WORKING_BYTES + reserve_bytes
     if needed > settings.limits.in_flight_bytes:
         raise ConfigError(
             f"limits.in_flight_bytes: got {settings.limits.in_flight_bytes}, expected at least {needed}: "
             f"{settings.key(pipeline, 'input.max_bytes')} {max_bytes} + one item's tensors {item_nbytes} "
-            f"+ {WORKING_BYTES}"
+            f"+ {WORKING_BYTES}" + (f" + runs of later steps {reserve_bytes}" if reserve_bytes else "")
         )
 
 
@@ -75,13 +77,13 @@ def check_model_file(settings: Settings, pipeline: str) -> None:
     Raises:
         StartError: missing, or a directory.
     """
-    path = settings.pipelines[pipeline].model.file
-    if not path.is_file():
-        found = "is a directory" if path.is_dir() else "does not exist"
-        also = ", or a folder with model.onnx" if path.is_dir() else ""
-        raise StartError(
-            f"{settings.key(pipeline, 'model.path')}: {path} {found}; expected an ONNX file{also}"
-        )
+    for prefix, part in settings.pipelines[pipeline].parts.items():
+        path = part.model.file
+        if not path.is_file():
+            found = "is a directory" if path.is_dir() else "does not exist"
+            also = ", or a folder with model.onnx" if path.is_dir() else ""
+            key = settings.key(pipeline, f"{prefix}model.path")
+            raise StartError(f"{key}: {path} {found}; expected an ONNX file{also}")
 
 
 def security_protocol(settings: Settings) -> str:
@@ -122,8 +124,11 @@ def check_together(settings: Settings) -> None:
     check_control(settings)
     if settings.encryption is not None:
         settings.encryption.read()
-    for name in settings.pipelines:
-        _check_model(settings, name)
+    for name, pipeline in settings.pipelines.items():
+        check_steps(settings, name)
+        for prefix, part in pipeline.parts.items():
+            _check_model(part, settings.key(name, f"{prefix}model"))
+            _check_part(settings, name, part, prefix)
         check_rollout(settings, name)
         _check_pipeline(settings, name)
         _check_payload(settings, name)
@@ -151,10 +156,9 @@ def _check_kafka(settings: Settings) -> None:
             )
 
 
-def _check_model(settings: Settings, pipeline: str) -> None:
+def _check_model(pipeline: PipelineSettings, key: str) -> None:
     """A model is one file, or one of a repository."""
-    model = settings.pipelines[pipeline].model
-    key = settings.key(pipeline, "model")
+    model = pipeline.model
     if model.path is None and model.repository is None:
         raise ConfigError(f"{key}.path is required, or {key}.repository with {key}.name")
     if model.devices is not None and model.providers[:1] == ["cpu"]:
@@ -281,10 +285,9 @@ def _check_window(settings: Settings, name: str) -> None:
 
 
 def _check_pipeline(settings: Settings, name: str) -> None:
-    """Refuse an input format, preprocessing, postprocessing and output format that do not fit together."""
+    """Refuse settings of records and results that their formats do not have."""
     pipeline = settings.pipelines[name]
-    taken, pre = pipeline.input.format, pipeline.preprocess
-    entry = INPUT_FORMATS.entry(taken)
+    taken, entry = pipeline.input.format, INPUT_FORMATS.entry(pipeline.input.format)
     if pipeline.input.fields is not None and not entry.has_fields:
         with_fields = [other for other in INPUT_FORMATS if INPUT_FORMATS.entry(other).has_fields]
         raise ConfigError(
@@ -298,39 +301,50 @@ def _check_pipeline(settings: Settings, name: str) -> None:
         )
     if pipeline.input.window is not None:
         _check_window(settings, name)
-    if pre.inputs and pre.content is not None:
-        raise ConfigError(
-            f"{settings.key(name, 'preprocess')}: expected only one of inputs and {pre.content.name}"
-        )
-    if pre.inputs and not entry.contents:
-        raise ConfigError(
-            f"{settings.key(name, 'preprocess.inputs')}: does not go with input.format '{taken}'"
-        )
-    places = {"preprocess": pre, **{f"preprocess.inputs.{tensor}": s for tensor, s in pre.inputs.items()}}
-    for place, source in places.items():
-        placeless = source.content is not None and getattr(
-            CONTENTS.entry(source.content.name), "placeless", False
-        )
-        if source.content is not None and not placeless and source.content.name not in entry.contents:
-            key = settings.key(name, f"{place}.{source.content.name}")
-            raise ConfigError(f"{key}: does not go with input.format '{taken}'")
     for field, given in (("copy", pipeline.output.copy_), ("body", pipeline.output.body)):
         if given is not None and pipeline.output.format != "json":
             raise ConfigError(
                 f"{settings.key(name, f'output.{field}')}: goes with output.format json only, "
                 f"got '{pipeline.output.format}'"
             )
-    wanted = getattr(POSTPROCESSES.entry(pipeline.postprocess.name), "needs_content", None)
+
+
+def _check_part(settings: Settings, name: str, part: PipelineSettings, prefix: str) -> None:
+    """Refuse an input format, preprocessing, postprocessing and output format that do not fit together.
+
+    Args:
+        part: a pipeline with one model; ``prefix`` stands before its settings.
+    """
+    taken, pre = part.input.format, part.preprocess
+    entry = INPUT_FORMATS.entry(taken)
+
+    def key(setting: str) -> str:
+        return settings.key(name, prefix + setting)
+
+    if pre.inputs and pre.content is not None:
+        raise ConfigError(f"{key('preprocess')}: expected only one of inputs and {pre.content.name}")
+    if pre.inputs and not entry.contents:
+        raise ConfigError(f"{key('preprocess.inputs')}: does not go with input.format '{taken}'")
+    places = {"preprocess": pre, **{f"preprocess.inputs.{tensor}": s for tensor, s in pre.inputs.items()}}
+    for place, source in places.items():
+        placeless = source.content is not None and getattr(
+            CONTENTS.entry(source.content.name), "placeless", False
+        )
+        if source.content is not None and not placeless and source.content.name not in entry.contents:
+            raise ConfigError(
+                f"{key(f'{place}.{source.content.name}')}: does not go with input.format '{taken}'"
+            )
+    wanted = getattr(POSTPROCESSES.entry(part.postprocess.name), "needs_content", None)
     named = [content.name for content in pre.contents] or [*entry.contents[:1]]
     if wanted is not None and wanted not in named:
         raise ConfigError(
-            f"{settings.key(name, f'postprocess.{pipeline.postprocess.name}')}: needs preprocess.{wanted}, "
+            f"{key(f'postprocess.{part.postprocess.name}')}: needs preprocess.{wanted}, "
             f"input.format '{taken}' alone does not give it"
         )
-    predicts = OUTPUT_FORMATS.entry(pipeline.output.format).predicts
-    if not predicts and pipeline.postprocess.name != "raw":
+    predicts = OUTPUT_FORMATS.entry(part.output.format).predicts
+    if not predicts and part.postprocess.name != "raw":
         raise ConfigError(
-            f"{settings.key(name, 'output.format')}: '{pipeline.output.format}' goes with postprocess raw only; "
+            f"{settings.key(name, 'output.format')}: '{part.output.format}' goes with postprocess raw only; "
             "expected json, or no postprocess"
         )
 

@@ -93,16 +93,30 @@ def _with_sections(pipeline: Any, name: str) -> Any:
         pipeline = {}
     if not isinstance(pipeline, dict):
         return pipeline
-    sections = {
-        key: {} if pipeline.get(key) is None else pipeline[key] for key in ("input", "model", "output")
-    }
-    if isinstance(sections["model"], dict) and sections["model"].get("name") is None:
-        sections["model"] = {**sections["model"], "name": name}
-    return pipeline | sections
+    steps = pipeline.get("steps")
+    required = ("input", "model", "output") if steps is None else ("input", "output")
+    sections = {key: {} if pipeline.get(key) is None else pipeline[key] for key in required}
+    if steps is None:
+        return pipeline | sections | {"model": _named(sections["model"], name)}
+    if isinstance(steps, list):
+        sections["steps"] = [_step(each) if isinstance(each, dict) else each for each in steps]
+    return {key: value for key, value in pipeline.items() if value is not None} | sections
+
+
+def _step(step: dict[Any, Any]) -> dict[Any, Any]:
+    return step | {"model": _named(step.get("model"), str(step.get("name")))}
+
+
+def _named(model: Any, name: str) -> Any:
+    """The section of a model, with a name where it has none."""
+    model = {} if model is None else model
+    return {**model, "name": name} if isinstance(model, dict) and model.get("name") is None else model
 
 
 def _stem(pipeline: Any) -> str:
     model = pipeline.get("model") if isinstance(pipeline, dict) else None
+    if isinstance(pipeline, dict) and isinstance(steps := pipeline.get("steps"), list) and steps:
+        return _stem(steps[0])
     if not isinstance(model, dict):
         return "worker"
     if model.get("path") is None and model.get("name"):
@@ -146,8 +160,8 @@ def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
     arguments = getattr(annotation, "__args__", ())
-    found = next((inner for inner in (_section_in(argument)[0] for argument in arguments) if inner), None)
-    return found, found is not None and getattr(annotation, "__origin__", None) is dict
+    found, many = next((inner for inner in map(_section_in, arguments) if inner[0]), (None, False))
+    return found, many or (found is not None and getattr(annotation, "__origin__", None) in (dict, list))
 
 
 def json_schema() -> dict[str, Any]:
@@ -155,6 +169,8 @@ def json_schema() -> dict[str, Any]:
     schema = Settings.model_json_schema(by_alias=True)
     pipeline = schema["$defs"]["PipelineSettings"]
     at_top = pipeline["properties"]
+    one_or_several = [{"required": ["model"]}, {"required": ["steps"]}]
+    pipeline["oneOf"] = one_or_several
     shared = [key for key in schema["required"] if key not in ("name", "pipelines")]
     schema["$defs"] |= POSTPROCESS.definitions() | CONTENT.definitions() | INPUT_FORMAT.definitions()
     del schema["$defs"][CONTENT.title]  # its entries stand among the keys of the sections that hold them
@@ -168,7 +184,11 @@ def json_schema() -> dict[str, Any]:
         "required": shared,
         "oneOf": [
             {"required": ["pipelines"], "not": {"anyOf": [{"required": [key]} for key in at_top]}},
-            {"required": pipeline["required"], "not": {"required": ["pipelines"]}},
+            {
+                "required": pipeline["required"],
+                "not": {"required": ["pipelines"]},
+                "oneOf": one_or_several,
+            },
         ],
         "$defs": schema["$defs"]
         | {"Variable": {"type": "string", "pattern": r"\$\{[A-Za-z_]\w*(:-[^}]*)?\}"}},

@@ -346,6 +346,21 @@ class BatchingSettings(Section):
     """Longest wait of a batch for company, from its first record taken while a slot is free; less where waiting saves little CPU."""
 
 
+_STEP_NAME = r"^[A-Za-z_][A-Za-z0-9_-]*$"
+
+
+def _step_name(name: str) -> str:
+    if not re.fullmatch(_STEP_NAME, name):
+        raise ValueError("expected letters, digits, _ and -, and no digit first")
+    return name
+
+
+def _words(value: Any) -> Any:
+    """One value or a list of values as a list of texts."""
+    values = value if isinstance(value, list) else [value]
+    return [str(each).lower() if isinstance(each, bool) else each for each in values]
+
+
 class CreateSettings(Section):
     """How topics that are missing are made."""
 
@@ -400,24 +415,123 @@ class OutputSettings(Section):
     """Create missing output, dead-letter and metrics topics; without it they must exist."""
 
 
+def _raw() -> Chosen:
+    return Chosen("raw", POSTPROCESSES.entry("raw").settings())
+
+
+class ConditionSettings(Section):
+    """A condition on one field of an earlier step's prediction; all that is given must hold."""
+
+    below: float | None = None
+    """The number is smaller than this, or it is null: a class that is not sure of anything has no score."""
+    above: float | None = None
+    """The number is larger than this."""
+    equals: Annotated[list[Text], BeforeValidator(_words)] | None = None
+    """The value is this one, or one of these: a text, a number, true or false."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ConditionSettings:
+        if self.below is None and self.above is None and self.equals is None:
+            raise ValueError("expected below, above or equals")
+        return self
+
+
+class TurnSettings(Section):
+    """Crops that an earlier step over the same boxes says are turned, such as lines of text on their head."""
+
+    step: Text
+    """The earlier step, whose prediction has a label."""
+    label: Text = "180"
+    """The label of crops that are turned."""
+    degrees: Literal["90", "180", "270"] = "180"
+    """By how much, clockwise."""
+    above: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Only crops whose label has a score above this."""
+
+
+class StepBatchingSettings(Section):
+    """How many items of one step run together."""
+
+    max_size: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"]
+    """Upper bound of a run in items."""
+
+
+class StepSettings(Section):
+    """One model of several that answer a record."""
+
+    name: Annotated[
+        str, AfterValidator(_step_name), WithJsonSchema({"type": "string", "pattern": _STEP_NAME})
+    ]
+    """Its name in results, metrics and dead letters."""
+    from_: Text = Field(default="record", alias="from")
+    """What it is given: `record`; `<step>.boxes`, a crop of the picture for each box of an earlier step; or `<step>.<field>` of an earlier step's prediction."""
+    when: dict[Text, ConditionSettings] = Field(default={})
+    """`<step>.<field>: {below | above | equals: ...}`: it runs only where all of these hold."""
+    turn: TurnSettings | None = None
+    """With `<step>.boxes`: crops that an earlier step says are turned are turned upright first."""
+    preprocess: PreprocessSettings = PreprocessSettings()
+    model: ModelSettings
+    batching: StepBatchingSettings | None = None
+    """Default: the pipeline's."""
+    postprocess: Annotated[Chosen, POSTPROCESS] = Field(default_factory=_raw)
+
+    @property
+    def source(self) -> tuple[str, str] | None:
+        """The earlier step that it is given something of, and what; None = the record."""
+        if self.from_ == "record":
+            return None
+        step, _, field = self.from_.partition(".")
+        return step, field
+
+    @property
+    def over_boxes(self) -> bool:
+        """Whether its items are crops of an earlier step's boxes."""
+        return self.source is not None and self.source[1] in ("boxes", "regions")
+
+
 class PipelineSettings(Section):
-    """From records of some topics through one model to an output topic."""
+    """From records of some topics through one model, or several, to an output topic."""
 
     input: InputSettings
     when: WhenSettings | None = None
     priority: Annotated[int, Field(ge=0, le=9)] = 5
     """9 goes first: whose slab is closed, and for whom a free thread works. One that waits behind more important ones still has 1 of 20 turns. Pipelines that share a topic are taken in together, with the highest of their priorities."""
     preprocess: PreprocessSettings = PreprocessSettings()
-    model: ModelSettings
+    model: ModelSettings = ModelSettings()
     batching: BatchingSettings = BatchingSettings()
-    postprocess: Annotated[Chosen, POSTPROCESS] = Field(
-        default_factory=lambda: Chosen("raw", POSTPROCESSES.entry("raw").settings())
-    )
+    postprocess: Annotated[Chosen, POSTPROCESS] = Field(default_factory=_raw)
+    steps: Annotated[list[StepSettings], Field(min_length=1)] | None = None
+    """Several models for one record, in place of preprocess, model and postprocess: each may be given what earlier ones found."""
     output: OutputSettings
     cache: CacheSettings | None = None
     """Answer a payload equal to an earlier one from memory, with `"cached": true` in the result; off unless given, `{}` takes the defaults."""
     rollout: RolloutSettings | None = None
     """How a new version of the model is tried; needs control."""
+
+    @property
+    def parts(self) -> dict[str, PipelineSettings]:
+        """What has one model each, by the prefix of its settings: this pipeline, or each of its steps as one of its own."""
+        if self.steps is None:
+            return {"": self}
+        return {f"steps.{index}.": self._as_pipeline(step) for index, step in enumerate(self.steps)}
+
+    def _as_pipeline(self, step: StepSettings) -> PipelineSettings:
+        changed: dict[str, Any] = {
+            "steps": None,
+            "cache": None,
+            "preprocess": step.preprocess,
+            "model": step.model,
+            "postprocess": step.postprocess,
+        }
+        if step.batching is not None:
+            changed["batching"] = self.batching.model_copy(update={"max_size": step.batching.max_size})
+        if step.source is not None:
+            texts = any(content.name == "text" for content in step.preprocess.contents)
+            format_ = "image" if step.over_boxes else "text" if texts else "json"
+            changed["input"] = InputSettings(
+                topics=self.input.topics, format=format_, max_bytes=self.input.max_bytes
+            )
+        return self.model_copy(update=changed)
 
     @property
     def label_file(self) -> Path | None:
@@ -450,8 +564,8 @@ class PipelineSettings(Section):
     @property
     def custom_code(self) -> bool:
         """Whether the user's own Python runs for each record."""
-        custom = self.postprocess.code is not None or self.input.format not in INPUT_FORMATS
-        return custom or self.custom_unwrap or self.custom_wrap
+        custom = any(part.postprocess.code is not None for part in self.parts.values())
+        return custom or self.input.format not in INPUT_FORMATS or self.custom_unwrap or self.custom_wrap
 
 
 class StopAfterSettings(Section):
@@ -675,16 +789,22 @@ class Settings(Section):
                 for each in filters or ():
                     if each not in PAYLOAD_FILTERS:
                         yield self.key(name, setting), each
-            if pipeline.postprocess.code:
-                yield self.key(name, "postprocess"), pipeline.postprocess.code
+            for prefix, part in pipeline.parts.items():
+                if part.postprocess.code:
+                    yield self.key(name, f"{prefix}postprocess"), part.postprocess.code
 
     def label_files(self) -> Iterator[tuple[str, Path]]:
         """Every setting that names a file of labels or characters, one per line, with its path."""
-        for name, pipeline in self.pipelines.items():
+        parts = (
+            (self.key(name, f"{prefix}postprocess"), part.postprocess)
+            for name, pipeline in self.pipelines.items()
+            for prefix, part in pipeline.parts.items()
+        )
+        for key, chosen in parts:
             for setting in ("labels", "alphabet"):
-                path = getattr(pipeline.postprocess.options, setting, None)
+                path = getattr(chosen.options, setting, None)
                 if isinstance(path, Path):
-                    yield self.key(name, f"postprocess.{pipeline.postprocess.name}.{setting}"), path
+                    yield f"{key}.{chosen.name}.{setting}", path
 
     def largest_record(self) -> int:
         """Bytes of the largest record any pipeline takes."""

@@ -79,6 +79,23 @@ class KafkaState:
 
 
 @dataclass(slots=True)
+class StepCounts:
+    """Counts of one step of a pipeline that has several models."""
+
+    items: int = 0
+    runs: int = 0
+    """Model runs."""
+    us: Histogram = field(default_factory=Histogram)
+    """Per record the microseconds that its batch spent in the step."""
+
+    def copy(self) -> StepCounts:
+        return replace(self, us=self.us.copy())
+
+    def since(self, earlier: StepCounts) -> StepCounts:
+        return StepCounts(self.items - earlier.items, self.runs - earlier.runs, self.us.since(earlier.us))
+
+
+@dataclass(slots=True)
 class PipelineCounts:
     """Counts of the records of one pipeline; ``model`` is None for records that no pipeline takes."""
 
@@ -112,6 +129,8 @@ class PipelineCounts:
     """Rollouts that began (running) or ended here, by what became of them."""
     rollout_share: float = 0.0
     """Of the keys, those that a canary answers now."""
+    steps: dict[str, StepCounts] = field(default_factory=dict)
+    """By step, where there are several."""
 
     def copy(self) -> PipelineCounts:
         return replace(
@@ -122,6 +141,7 @@ class PipelineCounts:
             rollouts=self.rollouts.copy(),
             stages_us={stage: histogram.copy() for stage, histogram in self.stages_us.items()},
             batch_size=self.batch_size.copy(),
+            steps={name: step.copy() for name, step in self.steps.items()},
         )
 
     def since(self, earlier: PipelineCounts) -> PipelineCounts:
@@ -146,6 +166,9 @@ class PipelineCounts:
                 for stage, now in self.stages_us.items()
             },
             batch_size=self.batch_size.since(earlier.batch_size),
+            steps={
+                name: now.since(earlier.steps.get(name, StepCounts())) for name, now in self.steps.items()
+            },
         )
 
 
@@ -280,6 +303,11 @@ class Meters:
                 if stage not in counts.stages_us:  # fetch, where records are fetched
                     counts.stages_us[stage] = Histogram()
                 counts.stages_us[stage].add(us, len(run.rows))
+            for name, part in (run.steps or {}).items():
+                step = counts.steps.setdefault(name, StepCounts())
+                step.items += part.items
+                step.runs += part.runs
+                step.us.add(part.us, len(run.rows))
 
     def hold_us(self, pipeline: str, us: Microseconds, records: int = 1) -> None:
         """Add times from finished to released: one number for ``records`` records, or one per record."""

@@ -87,6 +87,27 @@ STAGE_DURATION = Metric(
     "Time per record in each stage, their total, and what follows: hold (finished to released) and publish (released to acknowledged).",
     ("pipeline", "stage"),
 )
+STEP_ITEMS = Metric(
+    "step_items_total",
+    "counter",
+    "items",
+    "Items that a step's model answered, where several models answer a record.",
+    ("pipeline", "step"),
+)
+STEP_RUNS = Metric(
+    "step_batches_total",
+    "counter",
+    "batches",
+    "Batches that a step's model answered.",
+    ("pipeline", "step"),
+)
+STEP_DURATION = Metric(
+    "step_duration_seconds",
+    "histogram",
+    "seconds",
+    "Time per record that its batch spent in a step; all steps together are the stage infer.",
+    ("pipeline", "step"),
+)
 IN_FLIGHT_BYTES = Metric(
     "in_flight_bytes",
     "gauge",
@@ -198,6 +219,9 @@ METRICS = (
     TRUNCATED,
     CACHE,
     STAGE_DURATION,
+    STEP_ITEMS,
+    STEP_RUNS,
+    STEP_DURATION,
     IN_FLIGHT_BYTES,
     CONSUMER_LAG,
     LAG_AGE,

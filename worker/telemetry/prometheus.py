@@ -67,6 +67,10 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
             yield names.RUN_ITEMS, (pipeline,), counts.run_items
         for stage, histogram in counts.stages_us.items():
             yield names.STAGE_DURATION, (pipeline, stage), histogram
+        for step, done in counts.steps.items():
+            yield names.STEP_ITEMS, (pipeline, step), done.items
+            yield names.STEP_RUNS, (pipeline, step), done.runs
+            yield names.STEP_DURATION, (pipeline, step), done.us
         if counts.model:
             yield names.MODEL_INFO, (pipeline, *counts.model), 1
             yield names.MODEL_SWAPS, (pipeline,), counts.swaps

@@ -97,8 +97,13 @@ def pipeline_fields(counts: PipelineCounts) -> dict[str, Any]:
     errors: dict[str, int] = dict.fromkeys(get_args(Reason), 0)
     for (reason, _stage), records in counts.errors.items():
         errors[reason] = errors.get(reason, 0) + records
+    steps = {
+        name: {"items": step.items, "batches": step.runs, "latency_ms": _latency_ms(step.us)}
+        for name, step in counts.steps.items()
+    }
     return {
         "model": model,
+        **({"steps": steps} if steps else {}),
         "records": {
             "in": counts.taken,
             "out": counts.ok,
