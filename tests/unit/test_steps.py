@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from worker.serving.cascade import Cascade
 from worker.serving.engine import Engine
 from worker.serving.load import load
 from worker.serving.rollout import Rollout
+from worker.serving.versions import resolved
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 BOXES = """
@@ -180,6 +182,47 @@ def test_the_parts_of_infer_sum_to_it(tmp_path: Path) -> None:
     assert {name: text.partition("@")[0] for name, text in result["model"]["steps"].items()} == {
         "small": "small", "large": "large",
     }  # fmt: skip
+
+
+def test_answers_from_memory_are_those_of_all_steps(tmp_path: Path) -> None:
+    """With `cache` an equal payload is answered without a run of any step, and says so; `check --sample` can be asked, too."""
+    rollout = made(tmp_path, escalation(tmp_path), cache={"bytes": 100_000})
+    record = features(0.5, 0.3, 0.1, 0.1)
+    first = answer(rollout, record)
+    again = answer(rollout, record)
+    assert (first["prediction"], "cached" in first) == (again["prediction"], False)
+    assert again["cached"] is True
+    assert "steps_ms" not in again
+    assert set(again["prediction"]) == {"small", "large"}
+
+
+def test_a_model_of_a_step_may_come_from_a_repository(tmp_path: Path) -> None:
+    """The version is chosen at start, with the labels beside it, and named in the results."""
+    for version in ("1", "2"):
+        folder = tmp_path / "models" / "small" / version
+        folder.mkdir(parents=True)
+        models.write(folder, models.identity())
+        (folder / "labels.txt").write_text("".join(f"{name}{version}\n" for name in "abcd"))
+        os.utime(folder / "model.onnx", (0, 0))
+        os.utime(folder / "labels.txt", (0, 0))
+        os.utime(folder, (0, 0))
+    steps = escalation(tmp_path)
+    steps[0]["model"] = {"repository": "models", "name": "small"}
+    steps[0]["postprocess"] = {"classification": {"labels": "labels.txt"}}
+    document = {
+        "input": {"topics": ["in"], "format": "json"},
+        "steps": steps,
+        "output": {"topic": "out"},
+        "dead_letter": {"topic": "dead"},
+        "kafka": {"bootstrap.servers": "localhost:9092", "group.id": "g"},
+    }
+    found, watched = resolved(settings.validate(document, tmp_path))
+    with structlog.testing.capture_logs():
+        [rollout] = load(found).values()
+    result = answer(rollout, features(0.1, 0.9, 0, 0))
+    assert result["prediction"]["small"]["label"] == "b2"
+    assert result["model"]["steps"]["small"] == "small@2"
+    assert watched == {}
 
 
 def test_a_poisonous_record_in_the_second_step_costs_itself_alone(tmp_path: Path) -> None:

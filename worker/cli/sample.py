@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -130,8 +131,10 @@ def _batch(rollout: Rollout, servable: Servable, value: bytes, headers: Headers 
 
 def _beside_others(batch: Batch) -> str:
     """Why the record's items may not share a run, although made-up items may; empty if they may."""
-    engine, servable = Engine(), batch.servable
-    assert isinstance(servable, Servable)
+    assert isinstance(batch.servable, Servable)
+    # an answer that is in memory by now would leave nothing to decode
+    engine, servable = Engine(), replace(batch.servable, cache=None)
+    batch.servable = servable
     for start, stop in engine.shards(batch):
         engine.decode(batch, start, stop)
     group = next(groups(batch, servable), None)
