@@ -98,7 +98,7 @@ def pipeline_fields(counts: PipelineCounts) -> dict[str, Any]:
     for (reason, _stage), records in counts.errors.items():
         errors[reason] = errors.get(reason, 0) + records
     steps = {
-        name: {"items": step.items, "batches": step.runs, "latency_ms": _latency_ms(step.us)}
+        name: {"items": step.items, "batches": step.runs, "latency_ms": latency_ms(step.us)}
         for name, step in counts.steps.items()
     }
     return {
