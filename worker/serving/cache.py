@@ -87,13 +87,14 @@ class Entries:
         """Keep answers: key, prediction, what is known of the request."""
         expires_ns = self._clock_ns() + self._ttl_ns if self._ttl_ns else 0
         with self._lock:
+            entries = self._entries
             for key, prediction, request in made:
-                if key in self._entries:
+                if key in entries:
                     self._drop(key)
-                self._entries[key] = expires_ns, prediction, request
-                self.nbytes += _nbytes(self._entries[key])
+                entries[key] = entry = expires_ns, prediction, request
+                self.nbytes += _nbytes(entry)
             while self.nbytes > self._most_bytes:
-                self._drop(next(iter(self._entries)))
+                self.nbytes -= _nbytes(entries.popitem(last=False)[1])
 
     def _drop(self, key: bytes) -> None:
         self.nbytes -= _nbytes(self._entries.pop(key))
@@ -130,32 +131,20 @@ class Cache:
         """Look for the rows of a new batch. Afterwards it has keys; or it has parts, where some answer is known."""
         keys = self._keys(batch)
         found = self.entries.find(keys)
-        rest: list[int] = []
-        known: list[int] = []
-        fragments: list[bytes | None] = []
+        rest = [row for row, entry in enumerate(found) if entry is None]
+        known = [row for row, entry in enumerate(found) if entry is not None]
         leaders: dict[int, int] = {}
-        first: dict[bytes, int] = {}
-        joins = self._joins and batch.deadlines is None  # a deadline is a record's own
-        if not any(found) and not (joins and len({*keys}) < len(keys)):
-            batch.keys, batch.cache_misses = keys, len(keys)
-            return
-        for row, (key, entry) in enumerate(zip(keys, found, strict=True)):
-            if entry is not None:
-                known.append(row)
-                fragments.append(entry[1])
-            elif joins and key is not None and key in first:
-                leaders[len(known)] = first[key]
-                known.append(row)
-                fragments.append(None)
-            else:
-                if key is not None:
-                    first[key] = len(rest)
-                rest.append(row)
+        if self._joins and batch.deadlines is None:  # a deadline is a record's own
+            rest, equal = _divided(keys, rest)
+            leaders = {len(known) + index: leader for index, leader in enumerate(equal.values())}
+            known += equal
         batch.cache_hits, batch.cache_misses = len(known), len(rest)
-        if not known:  # rows without a key only look alike
+        if not known:
             batch.keys = keys
             return
-        requests = [entry[2] if (entry := found[row]) is not None else None for row in known]
+        entries = [found[row] for row in known]
+        fragments = [entry[1] if entry is not None else None for entry in entries]
+        requests = [entry[2] if entry is not None else None for entry in entries]
         batch.parts = Parts(self._known(batch, known, requests), None, fragments, leaders)
         if rest:
             batch.parts.rest = part_of(batch, rest, batch.decode_started_ns)
@@ -213,6 +202,24 @@ class Cache:
                     b"\n%b\n%d\n%b" % (name.lower().encode("utf-8", "surrogateescape"), len(text), text)
                 )
         return True
+
+
+def _divided(keys: Sequence[bytes | None], rows: list[int]) -> tuple[list[int], dict[int, int]]:
+    """Rows without those whose key an earlier one has; and these, with the place of that one among the others."""
+    ours = [keys[row] for row in rows]
+    if len({*ours}) == len(ours):
+        return rows, {}
+    first: dict[bytes, int] = {}
+    others: list[int] = []
+    equal: dict[int, int] = {}
+    for row, key in zip(rows, ours, strict=True):
+        if key is not None and key in first:
+            equal[row] = first[key]
+            continue
+        if key is not None:
+            first[key] = len(others)
+        others.append(row)
+    return others, equal
 
 
 def follow(parts: Parts) -> None:
