@@ -16,6 +16,7 @@ import pytest
 from fakes import columns_of
 
 from worker.batch import Batch, Headers, Partition
+from worker.cli.sample import answer
 from worker.deadlines import Deadlines
 from worker.errors import ConfigError
 from worker.serving.cache import ENTRY_BYTES, Entries
@@ -362,6 +363,13 @@ def test_what_a_cache_cannot_answer_is_refused_in_one_sentence(
         load(settings_of(tmp_path, **change))
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_sample_of_check_is_answered_with_a_cache(tmp_path: Path) -> None:
+    """`check --sample` shows the result as without a cache, also for a format whose items have no fixed shape."""
+    (rollout,) = load(settings_of(tmp_path)).values()
+    shown = [answer(rollout, features(1), []) for _ in range(2)]
+    assert shown[0]["prediction"] == shown[1]["prediction"]
 
 
 # -- the entries -----------------------------------------------------------------------------------------
