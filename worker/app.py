@@ -161,7 +161,7 @@ class _Parts:
         vitals.attach(self._conductor, source, self._pool, lambda: (source.errors, sink.errors))
         self._watchdog = self._watch()
         if seeing is not None:
-            seeing.warm()
+            seeing.warm(rollouts)
 
     def _rounds(self) -> Rounds:
         """What the loop does between two turns besides records."""

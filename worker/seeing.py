@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+from worker.serving.rollout import Rollout
 from worker.settings import Settings
 from worker.telemetry import logs, page
 from worker.telemetry.access import Access
@@ -59,13 +60,35 @@ class Seeing:
             )
         self._recorder.start()
 
-    def warm(self) -> None:
-        """The models are loaded."""
+    def warm(self, rollouts: Sequence[Rollout]) -> None:
+        """The models are loaded.
+
+        Args:
+            rollouts: one for each pipeline.
+        """
+        self._recorder.trials = lambda: dict(_trials(rollouts))
         self._recorder.warm()
 
     def close(self) -> None:
         self._recorder.close()
         self._http.close()
+
+
+def _trials(rollouts: Sequence[Rollout]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rollouts that run, by pipeline; for any thread."""
+    for rollout in rollouts:
+        plan, candidate = rollout.plan, rollout.candidate
+        if plan is not None and candidate is not None:
+            yield (
+                rollout.route.name,
+                {
+                    "id": plan.id,
+                    "state": "running",
+                    "mode": plan.mode,
+                    "share": plan.share if plan.mode == "canary" else None,
+                    "candidate": candidate.model_version,
+                },
+            )
 
 
 def _about(settings: Settings, info: WorkerInfo) -> About:

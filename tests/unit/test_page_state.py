@@ -86,6 +86,23 @@ def test_the_last_minute_forgets_what_is_older() -> None:
     assert state["last_minute"]["latency_ms"]["infer"]["count"] <= 66
 
 
+def test_a_rollout_stands_beside_its_model() -> None:
+    """While a candidate is on trial, /state says so beside the pipeline's model; afterwards it says nothing."""
+    with Shown() as shown:
+        trial = {"state": "running", "mode": "canary", "share": 0.1, "candidate": "2", "id": "r1"}
+        shown.recorder.trials = lambda: {"digits": trial}
+        assert shown.state()["models"]["digits"] == {
+            "name": "digits",
+            "version": "3f9c2a71",
+            "provider": "cpu",
+            "swaps": 0,
+            "refused": {},
+            "rollout": trial,
+        }
+        shown.recorder.trials = dict
+        assert "rollout" not in shown.state()["models"]["digits"]
+
+
 def test_a_minute_keeps_a_dozen_snapshots_and_history_ten_minutes() -> None:
     """However long a worker runs, what is kept for the page stays the same."""
     told, minute, history = Told(), LastMinute(), History()

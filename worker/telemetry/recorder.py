@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -24,6 +24,10 @@ from worker.telemetry.state import About, state
 SECOND_S = 1.0
 
 log = logs.get(__name__)
+
+
+Trials = Callable[[], Mapping[str, Mapping[str, Any]]]
+"""By pipeline the rollout that runs: state, mode, share, candidate (a model version), id."""
 
 
 class Group(Protocol):
@@ -68,6 +72,8 @@ class Recorder:
         """Number of the newest sample that an event told."""
         self._ended = threading.Event()
         self.events = Events(self._first)
+        self.trials: Trials = dict
+        """What of each pipeline is on trial now; set once the models are there."""
         self._thread = threading.Thread(target=self._run, name="page", daemon=True)
 
     def start(self) -> None:
@@ -126,6 +132,8 @@ class Recorder:
         said = state(
             self._about, self._provider.health(), self._second, minute, self._whole, self._warm_bytes
         )
+        for name, trial in self.trials().items():
+            said["models"].setdefault(name, {})["rollout"] = trial
         said["dead_letters"] = self._letters.state()
         said["group"] = self._group.state() if self._group is not None else None
         return said
