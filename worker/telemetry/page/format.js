@@ -116,5 +116,5 @@ function table(caption, heads) {
   const body = h("tbody");
   const head = h("tr", {}, ...heads.map(([text, kind]) => h("th", { scope: "col", class: kind || null }, text)));
   const whole = h("table", {}, h("caption", {}, caption), h("thead", {}, head), body);
-  return { body, element: h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, whole) };
+  return { body, element: h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${caption}, table` }, whole) };
 }

@@ -144,7 +144,7 @@ class Partitions {
     this.chart = new Chart("Lag", { series: this.series, format: count, least: 2, step: 1 });
     this.minutes = new Minutes(this.chart);
     this.strip = h("div", { class: "strip", "aria-hidden": "true" });
-    this.table = table("Lag by partition", [["Partition"], ["Lag", "n"], ["", "bar"], ["To drain", "n"], ["Committed", "end roomy"], ["End", "end roomy"]]);
+    this.table = table("Lag by partition", [["Partition"], ["Lag", "n"], ["Compared", "bar"], ["To drain", "n"], ["Committed", "end roomy"], ["End", "end roomy"]]);
     this.chart.element.classList.add("low");
     this.all = false;
     this.more = h("button", { type: "button", class: "ghost", hidden: true, onclick: () => { this.all = !this.all; this.update(...this.last); } });
