@@ -280,13 +280,16 @@ class Models {
         { text: rate(each.records.out / (minute.interval_s || 1)) + "/s", kind: "n" },
         { text: some ? millis(total.p50) : DASH, kind: "n" }, { text: some ? millis(total.p99) : DASH, kind: "n" },
         { text: each.batches ? trim(each.mean_batch) : DASH, kind: "n" }, { text: count(each.records.dead_letter), kind: "n" },
-        { node: model ? this.versions(model) : h("span", {}, DASH) },
+        { node: model ? this.versions(model, each, minute.interval_s) : h("span", {}, DASH) },
       ];
     }));
   }
 
-  versions(model) {
+  versions(model, minute, seconds) {
     const parts = [];
+    for (const [version, its] of Object.entries(minute.versions || {})) {
+      parts.push(h("span", { class: "tag quiet" }, `${version}: ${rate(its.records.out / (seconds || 1))}/s`), " ");
+    }
     const rollout = model.rollout;
     if (rollout && rollout.state) {
       const kind = { running: "warn", promoted: "good", rolled_back: "", aborted: "quiet" }[rollout.state] ?? "quiet";
