@@ -22,6 +22,7 @@ from peers import ANCHORS, PEERS
 from repeats import CACHE, half_repeated
 from report import Measured, Paced, Report
 from stage import Broker, CpuWatch, Round, Running, Subject, busy_cores
+from swap import swap
 from workloads import WORKLOADS, Workload
 
 HOP = Path(__file__).with_name("hop.py")
@@ -409,6 +410,11 @@ class Suite:
             self.report.at_most(promised.group, f"{name} ms", promised.latency_ms.get(name, math.inf), bound)
         self.report.at_most(promised.group, "share of a core", promised.cores, 0.12)
 
+    def swap(self) -> None:
+        """Latency around a change of the model's version."""
+        self._wait_for_quiet("swap")
+        swap(self.broker, self.folder, self.report, self.rounds, _say)
+
     def _hop(self, per_s: int, source: Path) -> Paced:
         wait_ms = 2 if self.broker.kind == "embedded" else 500  # as the reader of `streaminfer bench`
         trials = []
@@ -557,6 +563,7 @@ GROUPS: dict[str, Callable[[Suite], None]] = {
     "backlog": Suite.backlog,
     "replicas": Suite.replicas,
     "latency": Suite.latency,
+    "swap": Suite.swap,
     "auto": Suite.auto,
     "cascade": Suite.cascade,
 }
