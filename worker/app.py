@@ -26,7 +26,7 @@ from worker.schema_registry.opening import open_registry
 from worker.seeing import Seeing
 from worker.serving.control import Book
 from worker.serving.load import load
-from worker.serving.loader import Loader, Swap
+from worker.serving.loader import Loader, Overgrown, Swap
 from worker.serving.rollout import Rollout
 from worker.serving.servable import Servable
 from worker.serving.steward import Steward, agree, read_books
@@ -189,6 +189,8 @@ class _Parts:
             if isinstance(event, Swap):
                 self._meters.model(event.pipeline, _label(event.servable))
                 self._meters.swapped(event.pipeline)
+            elif isinstance(event, Overgrown):
+                self._conductor.stop_requested = True
             else:
                 self._meters.refused(event.pipeline, event.reason)
         for turned in self._steward.turn() if self._steward is not None else ():

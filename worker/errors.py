@@ -170,3 +170,9 @@ class SickModel(WorkerError):
     """The warm-up input no longer gives its known output: nothing more is committed or dead-lettered."""
 
     exit_code = 7
+
+
+class Recycled(WorkerError):
+    """Drained because memory of old model versions was not given back: a fresh process goes on."""
+
+    exit_code = 8

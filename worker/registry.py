@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from worker.postprocess import PostprocessEntry
     from worker.records import InputFormat
     from worker.stores import FetcherEntry
+    from worker.stores.trees import TreeEntry
 
 T = TypeVar("T")
 
@@ -145,6 +146,14 @@ FETCHERS: Registry[FetcherEntry] = Registry(
         "https": "worker.stores.web:Web",
         "http": "worker.stores.web:Web",
         "file": "worker.stores.files:Files",
+    },
+)
+TREES: Registry[TreeEntry] = Registry(
+    "model.repository",
+    {
+        "s3": "worker.stores.trees:S3Tree",
+        "gs": "worker.stores.trees:GoogleTree",
+        "az": "worker.stores.trees:AzureTree",
     },
 )
 OUTPUT_FORMATS: Registry[OutputFormat] = Registry(

@@ -162,6 +162,43 @@ def test_versions_change_under_a_stream(
     )
 
 
+GROWS = """
+import os
+import worker.model.headroom as headroom
+GROWN, real = {marker!r}, headroom.resident_bytes
+fresh = os.path.exists(GROWN)
+headroom.resident_bytes = lambda: real() + (0 if fresh or not os.path.exists(GROWN) else 100 << 30)
+"""
+"""Python runs it at its start: memory that grows at the first change of the version, and is gone in the next process."""
+
+
+def test_a_process_that_keeps_memory_is_followed_by_a_fresh_one(
+    kafka: str, tmp_path: Path, started: list[Worker]
+) -> None:
+    """A replica that does not give the memory of old versions back drains and says so; a fresh one goes on at once, and
+    every record is answered once and in order."""
+    place = Place(kafka, tmp_path)
+    marker = tmp_path / "grown"
+    (tmp_path / "sitecustomize.py").write_text(GROWS.format(marker=str(marker)))
+    worker = Worker.start(place.config, "--replicas", "1", env={"PYTHONPATH": str(tmp_path)})
+    started.append(worker)
+    worker.wait_ready()
+    with Stream(kafka, place.source) as stream:
+        marker.touch()
+        place.put(2)
+        wait_for(
+            lambda: "replica recycled itself" in worker.text(), f"the end of the replica:\n{worker.text()}"
+        )
+        wait_for(lambda: worker.text().count('"assigned"') > 1, f"the fresh replica:\n{worker.text()}")
+        place.put(3)
+        answers_with(worker, 3)
+        sent = stream.stop()
+    wait_for_outputs(kafka, [place.results], sent, [worker])
+    assert worker.stop()[0] == 0, worker.text()
+    assert place.judge(sent) == [1, 2, 3]
+    assert "MiB are in use after a change of the model's version" in worker.text()
+
+
 @pytest.mark.slow
 def test_a_hundred_swaps_leave_memory_as_it_was(kafka: str, tmp_path: Path, started: list[Worker]) -> None:
     """After a hundred swaps under a stream the process takes at most 5 % more memory than after the second one."""

@@ -5,11 +5,13 @@ Needs the extra ``slow``, which ``scripts/test --all`` installs.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,4 +116,52 @@ def test_a_public_bucket_needs_no_signature(endpoint: str) -> None:
     subprocess.run([*put, f"{endpoint}/frames/public"], check=True)
     store = references(endpoint, skip_signature="true")
     assert fetch(store, "s3://frames/public") == b"hello"
+    store.close()
+
+
+def test_versions_of_a_model_are_read(endpoint: str, tmp_path: Path) -> None:
+    """A repository in S3: versions are listed, one counts once its checksum is there, and its files are copied whole."""
+    from worker.errors import StartError
+    from worker.serving.versions import resolved
+    from worker.settings import validate
+
+    options = {
+        "endpoint": endpoint,
+        "region": "us-east-1",
+        "access_key_id": "AKIAKEYKEY",
+        "secret_access_key": "SECRETSECRET",
+    }
+    settings = validate(
+        {
+            "input": {"topics": ["in"], "format": "json"},
+            "model": {
+                "repository": "s3://frames/a%20fleet",
+                "name": "digits",
+                "store_options": options,
+                "cache": str(tmp_path / "cache"),
+            },
+            "output": {"topic": "out"},
+            "dead_letter": {"topic": "dead"},
+            "kafka": {"bootstrap.servers": "localhost:9", "group.id": "g"},
+        },
+        tmp_path,
+    )
+    store = references(endpoint)
+    files = {"model.onnx": os.urandom(20_000_000), "labels ü.txt": b"a\nb\n", "aside/empty": b""}
+
+    def put(name: str, data: bytes) -> None:
+        url = Url("s3", "frames", None, f"/a fleet/digits/{name}")
+        store.store(url).put(url, data, "application/octet-stream")
+
+    for name, data in files.items():
+        put(f"7/{name}", data)
+    with pytest.raises(StartError, match=r"7 is not complete: model.sha256 is not there"):
+        resolved(settings)
+    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+    put("7/model.sha256", sums.encode())
+    put("aliases.yaml", b"stable: 7\n")
+    _, found = resolved(settings)
+    folder = found["digits"].folder
+    assert found["digits"].version.name == "7"
+    assert {name: (folder / name).read_bytes() for name in files} == files
     store.close()

@@ -189,6 +189,17 @@ def test_the_reviews_example_answers_its_sample(capsys: pytest.CaptureFixture[st
     assert "inputs      reviews: input_ids from the record" in printed
 
 
+def test_the_example_of_model_code_answers_its_sample(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command in the first line of examples/nearest/nearest.yaml answers with the class beside it."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "nearest"))
+    line = (ROOT / "examples" / "nearest" / "nearest.yaml").read_text(encoding="utf-8").splitlines()[0]
+    command = shlex.split(line.partition("# streaminfer ")[2])
+    assert main([part.replace("examples/", f"{ROOT}/examples/") for part in command]) == 0
+    assert '"prediction": {"label": "summer", "distance": ' in capsys.readouterr().out
+
+
 def test_the_custom_code_of_the_guide_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guide's custom code takes a record to a prediction, and refuses a record that is too short."""
     code = next(
@@ -292,7 +303,7 @@ def test_every_setting_named_exists() -> None:
     unknown = set()
     for page, text in prose():
         for name in re.findall(r"`([a-z_]+\.[a-z_.]+)(?:: [^`]*)?`", text):
-            file = name.endswith(".onnx")
+            file = name.endswith((".onnx", ".sig"))
             if name.partition(".")[0] in sections - {"kafka"} and name not in known and not file:
                 unknown.add((page, name))
     assert unknown == set()

@@ -18,10 +18,12 @@ from fakes import columns_of
 from onnx import helper
 
 from worker.batch import Batch, Partition
-from worker.model.headroom import memory_left
+from worker.cli.check_figures import memory as memory_sum
+from worker.model.headroom import memory_left, resident_bytes
 from worker.serving.engine import Engine
+from worker.serving.growth import Growth
 from worker.serving.load import load
-from worker.serving.loader import Loader, Refusal, Swap
+from worker.serving.loader import Loader, Overgrown, Refusal, Swap
 from worker.serving.rollout import Rollout
 from worker.serving.versions import resolved
 from worker.settings import validate
@@ -30,7 +32,13 @@ from worker.settings import validate
 class Place:
     """A worker's models without the worker: a repository, its rollout, and the loader."""
 
-    def __init__(self, folder: Path, memory: Callable[[], int | None] = memory_left, **pipeline: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        memory: Callable[[], int | None] = memory_left,
+        resident: Callable[[], int] = resident_bytes,
+        **pipeline: Any,
+    ) -> None:
         self.folder = folder / "models" / "digits"
         self.put("1")
         document = {
@@ -47,7 +55,7 @@ class Place:
         rollouts = load(with_files, took)
         (self.rollout,) = rollouts.values()
         running = {name: (version, took[name]) for name, version in found.items()}
-        self.loader = Loader(self.settings, rollouts, running, memory)
+        self.loader = Loader(self.settings, rollouts, running, memory, resident=resident)
 
     def put(self, version: str, model: bytes | None = None, **files: str) -> None:
         """A version that counts at once, because its checksum is there."""
@@ -205,6 +213,40 @@ def test_a_version_that_does_not_fit_memory_is_not_loaded(tmp_path: Path) -> Non
     assert place.look() == [Refusal(place.rollout.route.name, "memory")]
 
 
+def test_what_a_new_version_takes_may_be_said(tmp_path: Path) -> None:
+    """model.swap_bytes counts in place of what the first load took."""
+    place = Place(tmp_path, memory=lambda: 1 << 30, model={"swap_bytes": 2 << 30})
+    place.put("2")
+    assert place.look() == [Refusal("digits", "memory")]
+
+
+def test_memory_that_is_not_given_back_ends_the_process(tmp_path: Path) -> None:
+    """Once the old version is closed and the process still has more than all that it may take, the loop hears of it, once."""
+    resident = [1 << 30]
+    place = Place(tmp_path, resident=lambda: resident[0])
+    place.loader.start()
+    place.loader.close()
+    for version, grown in ((2, 0), (3, 300 << 20), (4, 2 << 30), (5, 3 << 30)):
+        resident[0] = (1 << 30) + grown
+        place.put(str(version))
+        events = place.look()
+        gc.collect()  # nobody is pinned to the old version
+        events += place.look()
+        assert [type(event) for event in events] == [Swap, *([Overgrown] if version == 4 else [])]
+        assert (place.loader.overgrown is not None) == (version >= 4)
+    assert "3072 MiB are in use" in str(place.loader.overgrown)
+
+
+def test_what_the_c_library_keeps_is_returned_first() -> None:
+    """Memory that was freed and only kept for reuse does not end the process."""
+    resident = [100]
+    growth = Growth(lambda: resident[0], trim=lambda: resident.__setitem__(0, 150))
+    growth.begin(60)
+    resident[0] = 500
+    assert growth.look() is False
+    assert growth.why is None
+
+
 def test_a_damaged_version_is_refused_once_and_the_one_before_it_answers(tmp_path: Path) -> None:
     """Files that do not match model.sha256 are counted as a refusal when nobody writes them any more."""
     place = Place(tmp_path)
@@ -243,3 +285,14 @@ def test_an_alias_can_go_back(tmp_path: Path) -> None:
         aliases.write_text(f"stable: {version}\n")
         place.look()
         assert place.answer()[0] == version
+
+
+def test_check_counts_the_version_beside_the_one_that_answers(tmp_path: Path) -> None:
+    """Where a repository is followed, the memory sum holds what a second version takes, measured or given."""
+    place = Place(tmp_path)
+    assert "344 MiB" in memory_sum(place.settings, {})
+    measured = memory_sum(place.settings, {"digits": 100 << 20})
+    assert measured.startswith("warm process + 444 MiB = ")
+    assert measured.endswith(" + model.swap_bytes of digits 100")
+    given = Place(tmp_path / "given", model={"swap_bytes": 200 << 20})
+    assert memory_sum(given.settings, {"digits": 100 << 20}).endswith(" + model.swap_bytes of digits 200")

@@ -122,6 +122,19 @@ def test_a_hangup_goes_to_every_replica_that_listens() -> None:
     ]
 
 
+def test_a_child_that_recycled_itself_is_replaced_at_once() -> None:
+    """Exit 8 is no death: a fresh child starts at once, however often; while draining it counts as drained."""
+    world = World(2)
+    for time_s in range(1, 8):
+        world.ends(time_s, 0, 8)
+    world.signal(10, TERM)
+    world.on_term = 8
+    assert world.supervisor.run() == 0
+    assert len(world.starts(0)) == 8
+    assert all(start <= end + 0.2 for end, start in enumerate(world.starts(0)))
+    assert world.starts(1) == [0.0]
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_second_signal_kills(signum: int, code: int) -> None:
     """Children that do not finish draining are killed, and the exit code names the signal."""

@@ -17,6 +17,7 @@ from worker.batch import Headers
 from worker.cli import check_figures
 from worker.cli.check_models import model_lines, models_line
 from worker.cli.check_stores import check_stores
+from worker.cli.check_versions import with_versions
 from worker.cli.main import add_set_option
 from worker.cli.payloads import described
 from worker.errors import ConfigError, Reject, WorkerError
@@ -24,7 +25,6 @@ from worker.settings import Settings
 from worker.telemetry import logs
 
 if TYPE_CHECKING:
-    from worker.model.repository import Candidate
     from worker.serving.rollout import Rollout
 
 T = TypeVar("T")
@@ -95,14 +95,15 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace, hea
     logs.configure(settings.secrets(), level="warning")  # the lines of the report say what the log would
     report.check("pipelines", lambda: _pipelines(settings), str)
     report.check("kafka", lambda: _clients(settings), str)
-    with_files = _with_versions(report, settings)
+    configured, took = settings, dict[str, int]()
+    with_files = with_versions(report.check, settings)
     if with_files is not None:
         settings = with_files
-        _check_files(report, settings, args, headers)
+        _check_files(report, settings, args, headers, took)
     if settings.metrics.http:
         report.check("http", lambda: _http(settings), str)
     report.line("batch path", True, f"{native.batch_path}, producer {native.producer_path}")
-    report.line("memory", True, check_figures.memory(settings))
+    report.line("memory", True, check_figures.memory(configured, took))
     for name, message in check_figures.figures(settings):
         report.line(name, True, message)
     if payload := described(settings):
@@ -113,31 +114,16 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace, hea
         _check_broker(report, settings)
 
 
-def _check_files(report: Report, settings: Settings, args: argparse.Namespace, headers: Headers) -> None:
-    """Everything about models, labels, custom code and samples."""
+def _check_files(
+    report: Report, settings: Settings, args: argparse.Namespace, headers: Headers, took: dict[str, int]
+) -> None:
+    """Everything about models, labels, custom code and samples; ``took`` gets the memory of each load in bytes."""
     report.check("labels", lambda: _labels(settings), str)
     report.check("custom code", lambda: _custom_code(settings), str)
     report.check("model file", lambda: _model_files(settings), str)
     samples = _samples(report, settings, args.samples)
     if report.first_failure is None:
-        _check_engine(report, settings, samples, headers, args.offline)
-
-
-def _with_versions(report: Report, configured: Settings) -> Settings | None:
-    """The settings with the files of the versions that they mean, where models come from a repository; None if there is no
-    such version."""
-    parts = (part for pipeline in configured.pipelines.values() for part in pipeline.parts.values())
-    if all(part.model.repository is None for part in parts):
-        return configured
-    from worker.serving.versions import resolved
-
-    def line(found: tuple[Settings, Mapping[str, Candidate]]) -> str:
-        return (
-            ", ".join(f"{name}: {each.folder}" for name, each in found[1].items()) or "found for every step"
-        )
-
-    found = report.check("version", lambda: resolved(configured), line)
-    return found[0] if found is not None else None
+        _check_engine(report, settings, samples, headers, args.offline, took)
 
 
 class Report:
@@ -171,7 +157,12 @@ class Report:
 
 
 def _check_engine(
-    report: Report, settings: Settings, samples: Sequence[Sample], headers: Headers, offline: bool
+    report: Report,
+    settings: Settings,
+    samples: Sequence[Sample],
+    headers: Headers,
+    offline: bool,
+    took: dict[str, int],
 ) -> None:
     """Load every model, say what it is, and send each sample through its pipeline."""
     from worker.cli.sample import answer  # imports the runtime: only once the cheap checks have passed
@@ -179,7 +170,7 @@ def _check_engine(
     from worker.serving.load import load
 
     registry = open_registry(settings, offline, registers=False)
-    rollouts = report.check("model", lambda: load(settings, registry=registry), models_line)
+    rollouts = report.check("model", lambda: load(settings, took, registry=registry), models_line)
     if rollouts is None:
         return
     for name, rollout in rollouts.items():

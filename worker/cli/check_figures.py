@@ -1,24 +1,24 @@
-"""What ``check`` says of figures that need no model: the bound on memory, and what pipelines have of one another."""
+"""What ``check`` says of figures: the bound on memory, and what pipelines have of one another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from worker.settings import MIB, Settings
+from worker.settings import MIB, Settings, memory_parts
 
 
-def memory(settings: Settings) -> str:
-    """The bound on memory beyond that of a warm process, with its parts."""
-    limits, largest = settings.limits, settings.largest_record()
-    parts = {
-        "in_flight_bytes": limits.in_flight_bytes,
-        "prefetch_bytes": limits.prefetch_bytes,
-        "output_bytes": limits.output_bytes,
-        "largest record": largest,
-    }
-    kept = sum(each.cache.bytes for each in settings.pipelines.values() if each.cache is not None)
-    if kept:
-        parts["cache"] = kept
+def memory(configured: Settings, took: Mapping[str, int]) -> str:
+    """The bound on memory beyond that of a warm process, with its parts.
+
+    Args:
+        configured: not yet with the files of a version.
+        took: the memory in bytes that the load of each pipeline's model took, where it was loaded.
+    """
+    parts = memory_parts(configured)
+    for name, pipeline in configured.pipelines.items():
+        if pipeline.model.repository is not None:  # a new version is loaded beside the one that answers
+            given = pipeline.model.swap_bytes
+            parts[f"model.swap_bytes of {name}"] = took.get(name, 0) if given == "auto" else given
     terms = " + ".join(f"{name} {_mib(size)}" for name, size in parts.items())
     return f"warm process + {_mib(sum(parts.values()))} MiB = {terms}"
 

@@ -55,6 +55,8 @@ def _batchable_line(model: Any) -> str:
     """Whether items may share a run, and the result of trying that with made-up items."""
     if model.why_alone:
         return f"no, each record runs alone: {model.why_alone}"
+    if model.provider == "code":
+        return "yes: custom code takes a list of items"
     return f"yes (largest difference between an answer alone and in a batch: {model.largest_difference:.2g})"
 
 

@@ -13,7 +13,7 @@ from worker.errors import ConfigError, StartError
 from worker.settings import Settings
 
 if TYPE_CHECKING:
-    from worker.model.repository import Candidate, Repository
+    from worker.model.repository import Candidate, Versions
 
 EXAMPLE = """\
 examples:
@@ -100,7 +100,7 @@ def _pipelines(settings: Settings, wanted: str | None) -> list[str]:
     return [wanted]
 
 
-def _rows(pipeline: str, repository: Repository, wanted: str) -> list[dict[str, Any]]:
+def _rows(pipeline: str, repository: Versions, wanted: str) -> list[dict[str, Any]]:
     try:
         meant: Candidate | None = repository.find(wanted)
     except StartError:
@@ -110,7 +110,7 @@ def _rows(pipeline: str, repository: Repository, wanted: str) -> list[dict[str, 
         {
             "pipeline": pipeline,
             "version": each.version.name,
-            "wanted": meant is not None and each.folder == meant.folder,
+            "wanted": meant is not None and each.version.name == meant.version.name,
             "alias": names.get(each.version.name),
             "bytes": each.nbytes,
             "complete": each.incomplete is None,

@@ -211,7 +211,7 @@ def _digest(desk: Desk, version: str) -> str:
     if version not in {each.version.name for each in repository.versions()}:
         names = ", ".join(each.version.name for each in repository.versions()) or "none"
         raise ConfigError(f"version {version} is not in the repository of {desk.pipeline}; there are {names}")
-    return digest_of(repository.find(version))
+    return digest_of(repository.local(repository.find(version)))
 
 
 def _status(name: str, book: Book) -> dict[str, Any]:

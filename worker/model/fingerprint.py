@@ -46,6 +46,26 @@ def model_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def files_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 over a file, or over the names and contents of all files below a folder.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if not path.is_dir():
+        return _file_sha256(path)
+    digest = hashlib.sha256()
+    for each in sorted(path.rglob("*")):
+        if each.is_file():
+            digest.update(f"{_file_sha256(each)}  {each.relative_to(path).as_posix()}\n".encode())
+    return digest.hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def external_locations(path: Path) -> list[str]:
     """The distinct external data files that a model file names, sorted, relative to its folder.
 

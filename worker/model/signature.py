@@ -28,6 +28,8 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "tensor(string)": (np.object_, "BYTES"),
 }
 
+JSON = "JSON"
+"""Stands for the datatype of an output that holds the prediction itself as JSON text, as custom model code gives it."""
 _SIDE_MAX = 1 << 14
 """Most pixels of a side that a file may suggest."""
 

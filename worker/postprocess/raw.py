@@ -9,7 +9,7 @@ import orjson
 
 from worker.batch import Array
 from worker.errors import Rejection
-from worker.model.signature import Signature
+from worker.model.signature import JSON, Signature
 from worker.postprocess import rendering
 from worker.settings.members import Members
 from worker.settings.section import Section
@@ -31,6 +31,8 @@ class Raw:
     def __init__(self, settings: RawSettings, signature: Signature, labels: Sequence[str] | None) -> None:
         self._names = [spec.name for spec in signature.outputs]
         self._keys = {spec.name: spec.keys for spec in signature.outputs if spec.keys}
+        self._as_they_are = signature.outputs[0].datatype == JSON
+        """Whether custom model code has made the predictions itself."""
         # the text before each output's values
         self._before = [b"," + orjson.dumps(name) + b":" for name in self._names]
         self._before[0] = b'{"outputs":{' + self._before[0][1:]
@@ -38,6 +40,8 @@ class Raw:
     def predictions(
         self, outputs: dict[str, Array], count: int, contexts: Sequence[Any], alone: bool
     ) -> list[bytes | Rejection]:
+        if self._as_they_are:
+            return [*outputs[self._names[0]]]
         last = len(self._names) - 1
         texts = [
             self._items(name, outputs[name], before, b"}}" if index == last else b"")

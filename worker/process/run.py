@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from worker.errors import WorkerError
+from worker.errors import Recycled, WorkerError
 from worker.process import runtime
 from worker.process.signals import SIGNALS, Stop
 
@@ -23,6 +23,10 @@ class Worker(Protocol):
         Raises:
             WorkerError: the process cannot go on.
         """
+
+    @property
+    def recycles(self) -> str | None:
+        """Why it drained although nobody asked it to, so that a fresh process goes on; None if that is not so."""
 
     def ask_to_stop(self) -> None:
         """Drain soon; called on another thread."""
@@ -64,12 +68,14 @@ def run(settings: Settings, index: int | None, build: Build, stop: Stop) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # building a client blocks all signals for a moment
     try:
         worker.run()
-        return 0
     except WorkerError:
         worker.give_up()
         raise
     finally:
         worker.close()
+    if (why := worker.recycles) is not None:
+        raise Recycled(why)
+    return 0
 
 
 def _of_replica(settings: Settings, index: int | None) -> Settings:

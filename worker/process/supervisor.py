@@ -20,6 +20,9 @@ START_CODES = frozenset({2, 3})
 """Exits for configuration and start. They are final until a replica has been up; from then on the configuration is
 known to be good, and a broker that is away or a file that is half written passes."""
 
+RECYCLED = 8
+"""A child that drained to give memory back: the next one starts at once."""
+
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 10.0
 LIVED_LONG_S = 30.0
 """A replica that lived this long is restarted with the first delay again."""
@@ -68,7 +71,7 @@ class Supervisor:
     """Runs children until they are done or drained. `run` gives the exit code for the whole.
 
     The first signal drains the children, the second kills them (128 + its number). A child that ends with code 0 is
-    done. One of `FINAL_CODES` drains the others and is the exit code, and so is one of `START_CODES` as long as no child
+    done, one with `RECYCLED` is followed by a fresh one at once. One of `FINAL_CODES` drains the others and is the exit code, and so is one of `START_CODES` as long as no child
     was ever up. Any other end, a death by signal included, is followed by a restart. The fifth such death within 60 s
     drains the others and is the exit code (a death by signal counts as 1, a bug). A child that could not start again
     (`START_CODES`) does not count there: it is tried for as long as it takes, and the healthy ones stay.
@@ -157,7 +160,12 @@ class Supervisor:
         replica.member = member or replica.member
         replica.process.close()
         replica.process = None
-        if code == 0 or (self._draining and code == -signal.SIGTERM):  # not yet far enough to drain
+        if code == RECYCLED and not self._draining:
+            log.info("replica recycled itself", replica=replica.index)
+            replica.start_at_s, replica.delay_s = self._clock(), FIRST_DELAY_S
+        elif code in (0, RECYCLED) or (
+            self._draining and code == -signal.SIGTERM
+        ):  # not yet far enough to drain
             log.info("replica done", replica=replica.index)
         elif self._draining:
             log.error("replica failed while draining", replica=replica.index, ended=_describe(code))

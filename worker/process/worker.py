@@ -83,6 +83,11 @@ class Worker:
             self.steward.start()
         self.conductor.run()
 
+    @property
+    def recycles(self) -> str | None:
+        """See :class:`worker.process.run.Worker`."""
+        return self.loader.overgrown
+
     def ask_to_stop(self) -> None:
         """Drain soon; called on the thread that receives signals."""
         self.conductor.stop_requested = True

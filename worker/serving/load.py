@@ -13,6 +13,7 @@ from worker.errors import ConfigError
 from worker.model.headroom import resident_bytes
 from worker.model.session import LARGEST_UNKNOWN_SIZE, Model
 from worker.model.session import load as load_model
+from worker.model.signature import JSON
 from worker.model.tune import Tuning, quickest_s, tune, usable_cores
 from worker.payload.keys import Keys
 from worker.records import Decoder
@@ -26,7 +27,14 @@ from worker.serving.ragged_warm import warm_longest
 from worker.serving.rollout import Rollout
 from worker.serving.route import Route, route_of
 from worker.serving.servable import Servable
-from worker.settings import PipelineSettings, Settings, check_budget, check_model_file, labels_of
+from worker.settings import (
+    PipelineSettings,
+    Settings,
+    check_budget,
+    check_model_file,
+    import_attribute,
+    labels_of,
+)
 
 TUNING_S = 5.0
 """Most time that all ``auto`` measurements of a process take together."""
@@ -93,9 +101,20 @@ def load_servable(
         from worker.serving.load_steps import load_cascade
 
         return load_cascade(settings, route, lambda alone, its: load_servable(alone, its, deadline))
-    model = load_model(
+    model = _coded(settings, route.name) if wanted.model.code is not None else _opened(settings, route.name)
+    try:
+        return _warm(settings, route, model, deadline, like)
+    except BaseException:
+        model.close()
+        raise
+
+
+def _opened(settings: Settings, pipeline: str) -> Model:
+    """A pipeline's ONNX model."""
+    wanted = settings.pipelines[pipeline]
+    return load_model(
         wanted.model.file,
-        name=wanted.model.name or route.name,
+        name=wanted.model.name or pipeline,
         version=wanted.model.version,
         sha256=wanted.model.sha256,
         providers=wanted.model.providers,
@@ -110,11 +129,35 @@ def load_servable(
         state=wanted.model.state,
         devices=wanted.model.devices or (0,),
     )
-    try:
-        return _warm(settings, route, model, deadline, like)
-    except BaseException:
+
+
+def _coded(settings: Settings, pipeline: str) -> Model:
+    """A pipeline's model that is custom code."""
+    from worker.model.code import load_code
+    from worker.serving.code_inputs import inputs_of
+
+    wanted = settings.pipelines[pipeline]
+    code, key = wanted.model.code or "", settings.key(pipeline, "model.code")
+    model = load_code(
+        code,
+        import_attribute(code, key),
+        wanted.model.file,
+        key=key,
+        default_inputs=lambda: inputs_of(wanted, key),
+        name=wanted.model.name or pipeline,
+        version=wanted.model.version,
+        sha256=wanted.model.sha256,
+        at_once=_or(wanted.model.instances, 1),
+        sizes=wanted.preprocess.sizes,
+    )
+    if model.signature.outputs[0].datatype == JSON and (
+        wanted.postprocess.name != "raw" or wanted.output.format != "json"
+    ):
         model.close()
-        raise
+        raise ConfigError(
+            f"{key}: custom code {code} gives values for JSON; expected arrays, or no postprocess and output.format json"
+        )
+    return model
 
 
 def _warm(settings: Settings, route: Route, model: Model, deadline: float, like: Servable | None) -> Servable:

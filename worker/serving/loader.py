@@ -20,22 +20,25 @@ from typing import Literal
 import structlog
 
 from worker.errors import ConfigError, StartError, WorkerError
-from worker.model.headroom import memory_left
-from worker.model.repository import Candidate, Fingerprint, Repository
-from worker.model.signature import TensorSpec
+from worker.model.headroom import memory_left, resident_bytes
+from worker.model.repository import Candidate, Damaged, Fingerprint, RepositoryAway, Versions
 from worker.serving.golden import check_golden
+from worker.serving.growth import Growth
 from worker.serving.load import load_servable
+from worker.serving.misfit import misfit
 from worker.serving.moves import Meant
 from worker.serving.ordered import Delivery, Ordered
 from worker.serving.rollout import Rollout
 from worker.serving.servable import Model, Servable
-from worker.serving.versions import at, repository_of, wanted
-from worker.settings import Settings
+from worker.serving.versions import at, check_signed, repository_of, wanted
+from worker.settings import Settings, memory_bound
 
-Reason = Literal["checksum", "unloadable", "signature", "golden", "memory"]
+Reason = Literal["checksum", "unsigned", "unloadable", "signature", "golden", "memory"]
 CLOSE_S = 5.0
 LOOK_S = 0.2
 """How often the loader sees whether a repository is due, or a retired model can be closed."""
+REST_S = 60.0
+"""After a version's files could not be had for another reason than a store that is away."""
 NICE = 10
 """Added to the loader thread's nice value: loading gives way to answering."""
 
@@ -70,13 +73,18 @@ class Refusal:
     reason: Reason
 
 
+@dataclass(frozen=True, slots=True)
+class Overgrown:
+    """Memory of versions that were closed was not given back: a fresh process should go on. Comes once."""
+
+
 @dataclass(slots=True)
 class _Watched:
     """One pipeline whose model comes from a repository; the loader's thread alone changes it."""
 
     name: str
     rollout: Rollout
-    repository: Repository
+    repository: Versions
     answers: Candidate
     """The version that answers, or was offered last."""
     bytes_per_byte: float
@@ -86,8 +94,39 @@ class _Watched:
     labels: int | None = None
     """How many labels the version that answers has, where the settings name them."""
     due_s: float = 0.0
+    rest_s: float = 0.0
+    """Least time until the next look."""
+    away: bool = False
+    """Whether the repository could not be reached at the last look."""
     trouble: str = ""
     """What the repository said last, so that it is logged once."""
+
+    def local(self, candidate: Candidate) -> Candidate:
+        """See :meth:`worker.model.repository.Versions.local`."""
+        self.rest_s = REST_S  # a full disk would have the files read again every few seconds
+        try:
+            candidate = self.repository.local(candidate)
+        except (Damaged, RepositoryAway):
+            self.rest_s = 0.0
+            raise
+        self.rest_s = 0.0
+        return candidate
+
+    def complain(self, error: StartError) -> None:
+        """Log once that the repository is away, or has no version to follow."""
+        if isinstance(error, RepositoryAway):
+            if not self.away:
+                self.away = True
+                log.warning(
+                    "the model repository is away, the version that answers goes on",
+                    pipeline=self.name,
+                    reason=str(error),
+                )
+        elif self.trouble != str(error):
+            self.trouble = str(error)
+            log.warning(
+                "the model repository has no version to follow", pipeline=self.name, reason=str(error)
+            )
 
 
 class Loader:
@@ -98,6 +137,7 @@ class Loader:
         running: the version that answers each pipeline now, and the memory that loading it took in bytes.
         memory_left: bytes that the process may still take; None if nobody knows.
         by_order: pipelines whose versions are not followed but ordered, see :meth:`order`.
+        resident: bytes that the process has.
     """
 
     def __init__(
@@ -107,10 +147,12 @@ class Loader:
         running: Mapping[str, tuple[Candidate, int]],
         memory_left: Callable[[], int | None] = memory_left,
         by_order: Collection[str] = (),
+        resident: Callable[[], int] = resident_bytes,
     ) -> None:
         self._settings = settings
         self._memory_left = memory_left
-        self._events: deque[Swap | Refusal] = deque()
+        self._growth = Growth(resident)
+        self._events: deque[Swap | Refusal | Overgrown] = deque()
         self._closable: deque[Model] = deque()
         """Models of versions that no batch is pinned to any more."""
         self._stop = threading.Event()
@@ -121,6 +163,8 @@ class Loader:
             assert repository is not None
             rollout = rollouts[name]
             rollout.on_swap, rollout.on_retire = self._swapped, self._retire
+            swap_bytes = settings.pipelines[name].model.swap_bytes
+            took_bytes = took_bytes if swap_bytes == "auto" else swap_bytes
             share = max(1.0, took_bytes / max(1, candidate.nbytes))
             labels = at(settings, name, candidate).pipelines[name].labels
             count = len(labels) if labels is not None else None
@@ -131,8 +175,10 @@ class Loader:
         self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
 
     def start(self) -> None:
-        """Look at the repositories from now on; without any, do nothing."""
+        """Look at the repositories from now on; without any, do nothing. Called when the process is warm, before any record."""
         if self._watched:
+            kept = sum(int(each.bytes_per_byte * each.answers.nbytes) for each in self._watched)
+            self._growth.begin(memory_bound(self._settings) + kept)
             self._thread.start()
 
     def close(self) -> None:
@@ -141,12 +187,17 @@ class Loader:
         if self._thread.is_alive():
             self._thread.join(CLOSE_S)
 
-    def turn(self) -> list[Swap | Refusal]:
+    @property
+    def overgrown(self) -> str | None:
+        """Why a fresh process should go on; None while memory is as it should be."""
+        return self._growth.why
+
+    def turn(self) -> list[Swap | Refusal | Overgrown]:
         """What happened since the last call; on the loop's thread, between two slabs. Takes over what was offered."""
         for watched in self._watched:
             if watched.rollout.waiting:
                 watched.rollout.choose()
-        found: list[Swap | Refusal] = []
+        found: list[Swap | Refusal | Overgrown] = []
         while self._events:
             found.append(self._events.popleft())
         return found
@@ -167,8 +218,11 @@ class Loader:
 
     def look(self) -> None:
         """Close what nobody uses any more, and look at every repository that is due; on the loader's thread."""
-        while self._closable:
-            self._closable.popleft().close()
+        if self._closable:
+            while self._closable:
+                self._closable.popleft().close()
+            if self._growth.look():
+                self._events.append(Overgrown())
         for watched in self._watched:
             ordered = self._ordered.get(watched.name)
             if ordered is not None:
@@ -176,7 +230,7 @@ class Loader:
             if time.monotonic() >= watched.due_s and not watched.rollout.waiting:
                 self._follow(watched)
                 poll_s = self._settings.pipelines[watched.name].model.poll_s
-                watched.due_s = time.monotonic() + poll_s
+                watched.due_s = time.monotonic() + max(poll_s, watched.rest_s)
 
     def _run(self) -> None:
         with suppress(OSError, AttributeError):  # Linux counts threads like processes here
@@ -188,24 +242,25 @@ class Loader:
         """Offer the version that is wanted now, if it is another one and not refused before."""
         try:
             candidate = self._wanted(watched)
+            if watched.away:
+                watched.away = False
+                log.info("the model repository is back", pipeline=watched.name)
+            watched.trouble = ""
+            ordered = self._ordered.get(watched.name)
+            if ordered is not None:
+                ordered.note(candidate or watched.answers, wanted(self._settings, watched.name))
+                return
+            if candidate is None or watched.refused.get(candidate.version.name) == candidate.fingerprint:
+                return
+            candidate = watched.local(candidate)
+        except Damaged:
+            self._follow(watched)  # it does not count any more
+            return
         except StartError as error:
-            if watched.trouble != str(error):
-                watched.trouble = str(error)
-                log.warning(
-                    "the model repository has no version to follow", pipeline=watched.name, reason=str(error)
-                )
+            watched.complain(error)
             return
-        watched.trouble = ""
-        ordered = self._ordered.get(watched.name)
-        if ordered is not None:
-            ordered.note(candidate or watched.answers, wanted(self._settings, watched.name))
-            return
-        if candidate is None or watched.refused.get(candidate.version.name) == candidate.fingerprint:
-            return
-        try:
-            servable = self._load(watched, candidate)
-        except Refused as error:
-            self._refuse(watched, candidate, error.reason, str(error))
+        servable = self._load_or_refuse(watched, candidate)
+        if isinstance(servable, str):
             return
         watched.refused.pop(candidate.version.name, None)
         watched.answers = candidate
@@ -224,11 +279,12 @@ class Loader:
 
         A version whose files do not match its checksum does not count. It is refused once, so that somebody sees it.
         """
-        for each in watched.repository.versions():
+        found = watched.repository.versions()
+        for each in found:
             if each.damaged and watched.refused.get(each.version.name) != each.fingerprint:
                 self._refuse(watched, each, "checksum", each.incomplete or "")
-        candidate = watched.repository.find(wanted(self._settings, watched.name))
-        if candidate.folder == watched.answers.folder:
+        candidate = watched.repository.find(wanted(self._settings, watched.name), found=found)
+        if candidate.version.name == watched.answers.version.name:
             if candidate.fingerprint != watched.answers.fingerprint:
                 watched.answers = candidate
                 log.warning(
@@ -252,6 +308,10 @@ class Loader:
                 "memory",
                 f"it needs about {need >> 20} MiB beside the one that answers, {left >> 20} MiB are left",
             )
+        try:
+            check_signed(self._settings, watched.name, candidate)
+        except WorkerError as error:
+            raise Refused("unsigned", str(error)) from None
         settings = at(self._settings, watched.name, candidate)
         before, route = watched.rollout.stable, watched.rollout.route
         started_s = time.monotonic()
@@ -264,9 +324,9 @@ class Loader:
         except Exception as error:  # whatever a file makes of the runtime: the one that answers goes on
             raise Refused("unloadable", f"{type(error).__name__}: {error}") from error
         try:
-            misfit = _misfit(before, servable) or self._other_labels(watched, settings)
-            if misfit:
-                raise Refused("signature", misfit)
+            wrong = misfit(before, servable) or self._other_labels(watched, settings)
+            if wrong:
+                raise Refused("signature", wrong)
             model = settings.pipelines[watched.name].model
             if model.golden is not None:
                 try:
@@ -321,30 +381,3 @@ class Loader:
     def _retire(self, _rollout: Rollout, servable: Servable) -> None:
         """Remember a servable that gets no further batch: it is closed once no batch is pinned to it."""
         weakref.finalize(servable, self._closable.append, servable.model).atexit = False
-
-
-def _misfit(before: Servable, now: Servable) -> str:
-    """Why a version cannot take the place of another one; empty if it can."""
-    for kind, old, new in (
-        ("inputs", before.model.signature.inputs, now.model.signature.inputs),
-        ("outputs", before.model.signature.outputs, now.model.signature.outputs),
-    ):
-        if not _alike(old, new):
-            return f"its {kind} are {_shown(new)}, those of the version that answers {_shown(old)}"
-    return ""
-
-
-def _alike(old: tuple[TensorSpec, ...], new: tuple[TensorSpec, ...]) -> bool:
-    if [spec.name for spec in old] != [spec.name for spec in new]:
-        return False
-    return all(
-        a.dtype == b.dtype and len(a.shape) == len(b.shape) and a.item_shape == b.item_shape
-        for a, b in zip(old, new, strict=True)
-    )
-
-
-def _shown(specs: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(
-        f"{spec.name}: {spec.datatype}[{','.join('*' if d is None else str(d) for d in spec.shape)}]"
-        for spec in specs
-    )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from worker.errors import StartError
-from worker.model.repository import LATEST, Candidate, Fingerprint, Repository
+from worker.model.repository import LATEST, Candidate, Fingerprint, Versions
 from worker.serving.moves import Loaded, Meant
 from worker.serving.servable import Servable
 from worker.serving.versions import digest_of
@@ -31,7 +31,7 @@ class Ordered:
         load: the servable of a version, or the reason why it is refused.
     """
 
-    repository: Repository
+    repository: Versions
     load: Callable[[Candidate], Servable | str]
     order: str | None = None
     delivery: Delivery | None = None
@@ -52,7 +52,7 @@ class Ordered:
 
     def _deliver(self, version: str) -> Delivery:
         try:
-            candidate = self.repository.find(version)
+            candidate = self.repository.local(self.repository.find(version))
         except StartError as error:
             return Delivery(Loaded(version, str(error), missing=True))
         files, why = self._refused.get(version, (None, ""))
@@ -76,8 +76,8 @@ class Ordered:
         if self._noted == (name, candidate.fingerprint):
             return
         try:
-            digest = digest_of(candidate)
-        except OSError:  # its files come and go: at the next look
+            digest = digest_of(self.repository.local(candidate))
+        except (OSError, StartError):  # its files come and go: at the next look
             return
         self._noted = name, candidate.fingerprint
         self.meant = Meant(name, digest, wanted == LATEST)

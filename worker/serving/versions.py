@@ -2,34 +2,87 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import structlog
 from pydantic import BaseModel
 
-from worker.errors import StartError
-from worker.model.repository import LATEST, Candidate, Repository
+from worker.errors import ConfigError, StartError
+from worker.model.cache import Cache
+from worker.model.fingerprint import files_sha256
+from worker.model.repository import LATEST, MODEL, Candidate, Damaged, Repository, Versions
+from worker.model.signed import PublicKey
+from worker.model.stored import StoredVersions
+from worker.registry import TREES
 from worker.settings import Settings
 from worker.settings.choice import Chosen
-from worker.settings.sections import PipelineSettings, StepSettings
+from worker.settings.repository import registered
+from worker.settings.sections import ModelSettings, PipelineSettings, StepSettings
+from worker.stores.allow import Allowed
+from worker.stores.url import Url
 
 GOLDEN = "golden.jsonl"
+_kept: list[Candidate] = []
+"""Versions of steps: their copies stay in the cache until the process ends."""
+
+log = structlog.get_logger()
 
 
-def repository_of(settings: Settings, pipeline: str) -> Repository | None:
-    """The repository that a pipeline's model comes from; None where its model is one file."""
-    model = settings.pipelines[pipeline].model
-    if model.repository is None or model.name is None:
+def repository_of(settings: Settings, pipeline: str) -> Versions | None:
+    """The repository that a pipeline's model comes from; None where its model is one file.
+
+    Raises:
+        ConfigError: what reads its store is not installed, or an option of the store does not fit.
+    """
+    return _repository(settings.pipelines[pipeline].model)
+
+
+def _repository(model: ModelSettings) -> Versions | None:
+    """See :func:`repository_of`."""
+    if model.repository is None:
         return None
-    return Repository(model.repository, model.name)
+    needs = MODEL if model.code is None else None
+    if (known := registered(model.repository)) is not None:
+        from worker.model.mlflow import MlflowVersions
+
+        return MlflowVersions(known[0], Cache(_cache_folder(model.cache), model.cache_bytes), needs)
+    assert model.name is not None
+    if isinstance(model.repository, Path):
+        return Repository(model.repository, model.name, needs=needs)
+    (root,) = Allowed([model.repository]).roots
+    url = Url(root.scheme, root.host, root.port, f"{root.path}{model.name}/")
+    tree = TREES.entry(url.scheme)(url, model.store_options)
+    cache = Cache(_cache_folder(model.cache), model.cache_bytes)
+    return StoredVersions(str(url).rstrip("/"), tree, cache, needs)
+
+
+def _cache_folder(configured: Path | None) -> Path:
+    """Where copies of versions go.
+
+    Raises:
+        ConfigError: no folder is configured, and the user has no home.
+    """
+    if configured is not None:
+        return configured
+    found = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(found) if os.path.isabs(found) else Path.home() / ".cache") / "streaminfer"
+    except RuntimeError:
+        raise ConfigError("model.cache: expected a folder, because this user has no home") from None
 
 
 def wanted(settings: Settings, pipeline: str) -> str:
     """The version that the settings ask for: ``latest``, a version, or an alias."""
-    return settings.pipelines[pipeline].model.version or LATEST
+    return _meant(settings.pipelines[pipeline].model)
+
+
+def _meant(model: ModelSettings) -> str:
+    _, named = registered(model.repository) or ("", None)
+    return model.version or named or LATEST
 
 
 def resolved(
@@ -41,7 +94,7 @@ def resolved(
         decided: by pipeline the version that counts instead, because the control topic says so.
 
     Raises:
-        StartError: a repository does not have the version, or it is not complete.
+        StartError: a repository cannot be reached or does not have the version, or the version is not complete or not signed.
     """
     found: dict[str, Candidate] = {}
     for name in settings.pipelines:
@@ -50,13 +103,14 @@ def resolved(
             continue
         version = (decided or {}).get(name)
         try:
-            found[name] = repository.find(version or wanted(settings, name), patient=True)
+            found[name] = _first(repository, version or wanted(settings, name))
         except StartError as error:
             if version is None:
                 raise
             raise StartError(
                 f"control.topic: version {version} answers {name} by what was decided last, but {error}"
             ) from None
+        check_signed(settings, name, found[name])
     for name, candidate in found.items():
         settings = at(settings, name, candidate)
     for name in settings.pipelines:
@@ -70,12 +124,37 @@ def digest_of(candidate: Candidate) -> str:
     Raises:
         OSError: a file cannot be read, or went away.
     """
-    total = hashlib.sha256()
-    for name, *_ in candidate.fingerprint:
-        with (candidate.folder / name).open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").digest()
-        total.update(name.encode() + b"\0" + digest)
-    return total.hexdigest()
+    return files_sha256(candidate.folder)
+
+
+def _first(repository: Versions, wanted: str) -> Candidate:
+    """The version to start with, on this machine; of the latest ones, the first that is what its checksum says."""
+    while True:
+        candidate = repository.find(wanted, patient=True)
+        try:
+            return repository.local(candidate)
+        except Damaged as error:
+            if wanted != LATEST:
+                raise
+            log.error(
+                "model version refused", version=candidate.version.name, reason="checksum", message=str(error)
+            )
+
+
+def check_signed(settings: Settings, pipeline: str, candidate: Candidate) -> None:
+    """Verify the signature of a version, where the settings ask for one.
+
+    Raises:
+        StartError: it has no valid one.
+        ConfigError: the key cannot be read, or what verifies it is not installed.
+    """
+    model = settings.pipelines[pipeline].model
+    _check_signed(model, settings.key(pipeline, "model"), candidate)
+
+
+def _check_signed(model: ModelSettings, key: str, candidate: Candidate) -> None:
+    if model.signature is not None:
+        PublicKey(model.signature.public_key, f"{key}.signature.public_key").check(candidate.folder)
 
 
 def _with_steps(settings: Settings, pipeline: str) -> Settings:
@@ -84,10 +163,12 @@ def _with_steps(settings: Settings, pipeline: str) -> Settings:
     if wanted.steps is None or all(step.model.repository is None for step in wanted.steps):
         return settings
     steps = []
-    for step in wanted.steps:
-        if step.model.repository is not None and step.model.name is not None:
-            repository = Repository(step.model.repository, step.model.name)
-            candidate = repository.find(step.model.version or LATEST, patient=True)
+    for index, step in enumerate(wanted.steps):
+        repository = _repository(step.model)
+        if repository is not None:
+            candidate = _first(repository, _meant(step.model))
+            _check_signed(step.model, settings.key(pipeline, f"steps.{index}.model"), candidate)
+            _kept.append(candidate)
             step = step.model_copy(update=_changes(step, settings.base, candidate))
         steps.append(step)
     pipelines = {**settings.pipelines, pipeline: wanted.model_copy(update={"steps": steps})}
@@ -118,7 +199,7 @@ def _changes(before: PipelineSettings | StepSettings, base: Path, candidate: Can
     beside = folder / (golden.name if golden is not None else GOLDEN)
     changed["model"] = before.model.model_copy(
         update={
-            "path": candidate.path,
+            "path": candidate.path if before.model.code is None else candidate.folder,
             "repository": None,
             "version": candidate.version.name,
             "golden": beside if beside.is_file() else golden,

@@ -7,7 +7,6 @@ the model is checked here; what needs the model's signature asks back through :f
 
 from worker.settings.checks import (
     check_budget,
-    check_model_file,
     check_replicas,
     plaintext_hosts,
     security_protocol,
@@ -15,6 +14,8 @@ from worker.settings.checks import (
 )
 from worker.settings.document import json_schema, load, validate
 from worker.settings.kinds import MIB
+from worker.settings.memory import memory_bound, memory_parts
+from worker.settings.model_checks import check_model_file
 from worker.settings.references import import_attribute, labels_of
 from worker.settings.sections import (
     CreateSettings,
@@ -38,6 +39,8 @@ __all__ = [
     "json_schema",
     "labels_of",
     "load",
+    "memory_bound",
+    "memory_parts",
     "plaintext_hosts",
     "security_protocol",
     "starved_pipelines",

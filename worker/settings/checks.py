@@ -6,9 +6,10 @@ import ipaddress
 from collections.abc import Iterator
 from typing import Any
 
-from worker.errors import ConfigError, StartError
+from worker.errors import ConfigError
 from worker.registry import CONTENTS, INPUT_FORMATS, OUTPUT_FORMATS, POSTPROCESSES
 from worker.settings.kinds import MIB
+from worker.settings.model_checks import check_model
 from worker.settings.rollout_checks import check_control, check_rollout
 from worker.settings.sections import PipelineSettings, Settings
 from worker.settings.steps import check_steps
@@ -71,21 +72,6 @@ def starved_pipelines(settings: Settings) -> Iterator[tuple[str, str, str]]:
                 taken.setdefault(topic, name)
 
 
-def check_model_file(settings: Settings, pipeline: str) -> None:
-    """Refuse a model path that is no file.
-
-    Raises:
-        StartError: missing, or a directory.
-    """
-    for prefix, part in settings.pipelines[pipeline].parts.items():
-        path = part.model.file
-        if not path.is_file():
-            found = "is a directory" if path.is_dir() else "does not exist"
-            also = ", or a folder with model.onnx" if path.is_dir() else ""
-            key = settings.key(pipeline, f"{prefix}model.path")
-            raise StartError(f"{key}: {path} {found}; expected an ONNX file{also}")
-
-
 def security_protocol(settings: Settings) -> str:
     """``kafka.security.protocol`` as librdkafka reads it: in any case, blanks around it or not."""
     return settings.kafka.get("security.protocol", "plaintext").strip().lower()
@@ -127,7 +113,7 @@ def check_together(settings: Settings) -> None:
     for name, pipeline in settings.pipelines.items():
         check_steps(settings, name)
         for prefix, part in pipeline.parts.items():
-            _check_model(part, settings.key(name, f"{prefix}model"))
+            check_model(part, settings.key(name, f"{prefix}model"))
             _check_part(settings, name, part, prefix)
         check_rollout(settings, name)
         _check_pipeline(settings, name)
@@ -154,25 +140,6 @@ def _check_kafka(settings: Settings) -> None:
                 f"kafka.security.protocol: SASL PLAIN would send the password to {server} unencrypted; "
                 "expected sasl_ssl, or security.allow_plaintext: true"
             )
-
-
-def _check_model(pipeline: PipelineSettings, key: str) -> None:
-    """A model is one file, or one of a repository."""
-    model = pipeline.model
-    if model.path is None and model.repository is None:
-        raise ConfigError(f"{key}.path is required, or {key}.repository with {key}.name")
-    if model.devices is not None and model.providers[:1] == ["cpu"]:
-        raise ConfigError(
-            f"{key}.devices: got {model.devices}, expected none with {key}.providers: [cpu], because devices are GPUs; "
-            "expected cuda or tensorrt first"
-        )
-    if model.repository is None:
-        return
-    for other, given in (("path", model.path), ("sha256", model.sha256)):
-        if given is not None:
-            raise ConfigError(f"{key}.{other}: expected not to be set beside {key}.repository")
-    if model.name is None or "/" in model.name or model.name in (".", ".."):
-        raise ConfigError(f"{key}.name: expected the name of the model's folder in {key}.repository")
 
 
 def _check_names(settings: Settings) -> None:

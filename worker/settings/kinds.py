@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
-from worker.registry import INPUT_FORMATS, OUTPUT_FORMATS, PAYLOAD_FILTERS
+from worker.registry import CUSTOM_CODE, INPUT_FORMATS, OUTPUT_FORMATS, PAYLOAD_FILTERS
 from worker.settings.choice import NameIn
 
 MIB = 1 << 20
@@ -24,6 +24,12 @@ def _topic_name(name: str) -> str:
 def from_file(path: Path, info: ValidationInfo) -> Path:
     """Relative to the configuration file, whatever the working directory is."""
     return Path(os.path.abspath(info.context["base"] / path)) if info.context else path
+
+
+def _custom_code(name: str) -> str:
+    if not CUSTOM_CODE.fullmatch(name):
+        raise ValueError('expected "module:Class"')
+    return name
 
 
 def _one_or_more(value: Any) -> Any:
@@ -90,6 +96,7 @@ Text = Annotated[str, Field(min_length=1)]
 Label = Annotated[str, Field(min_length=1), AfterValidator(str.strip)]
 Topic = Annotated[str, AfterValidator(_topic_name)]
 File = Annotated[Path, AfterValidator(from_file)]
+CustomClass = Annotated[str, AfterValidator(_custom_code)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]

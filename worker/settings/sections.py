@@ -32,6 +32,7 @@ from worker.settings.encryption import EncryptionSettings
 from worker.settings.kinds import (
     MIB,
     Body,
+    CustomClass,
     File,
     Filters,
     Given,
@@ -52,11 +53,12 @@ from worker.settings.kinds import (
     from_file,
 )
 from worker.settings.references import labels_of
+from worker.settings.repository import Place, SignatureSettings
 from worker.settings.rollout import ControlSettings, RolloutSettings
 from worker.settings.schema_registry import RegistrySettings
 from worker.settings.section import ContentSettings, Section
 from worker.settings.source import dotted
-from worker.settings.stores import OffloadSettings, ReferenceSettings, redacted
+from worker.settings.stores import OffloadSettings, ReferenceSettings, StoreOptions, redacted
 from worker.settings.stores import secrets as store_secrets
 
 S = TypeVar("S", bound=Section)
@@ -291,8 +293,20 @@ class ModelSettings(Section):
 
     path: File | None = None
     """The .onnx file, or a folder in Hugging Face's layout: model.onnx with tokenizer.json, config.json (names of classes) and 1_Pooling/config.json; relative to the configuration file. Required without repository."""
-    repository: File | None = None
-    """A folder with <name>/<version>/model.onnx, instead of path: a new version is answered from without a restart."""
+    repository: Place | None = None
+    """A folder with <name>/<version>/model.onnx, or the beginning of URLs of such a folder in a store (s3://, gs://, az://), or a model of an MLflow registry (mlflow:models:/name@alias), instead of path: a new version is answered from without a restart."""
+    store_options: StoreOptions = Field(default={})
+    """How to reach the repository's store; as `input.reference.options`."""
+    cache: File | None = None
+    """Folder for copies of versions from a store; processes of one machine share it. Default: streaminfer in $XDG_CACHE_HOME or ~/.cache."""
+    cache_bytes: Positive = 10_737_418_240
+    """Most bytes of all copies there; those that nobody uses make room for new ones."""
+    signature: SignatureSettings | None = None
+    """With repository: refuse every version without a valid signature."""
+    swap_bytes: Positive | Literal["auto"] = "auto"
+    """With repository: memory that a new version takes beside the one that answers; auto: what the first load took, in proportion to the sizes of the files."""
+    code: CustomClass | None = None
+    """Custom code in place of an ONNX model: `module:Class` with `load(path)` and `forward(items) -> list`. The path is then any file or folder, and a version in a repository is any folder."""
     poll_s: Wait = 10.0
     """How often the repository is looked at."""
     golden: File | None = None
@@ -322,19 +336,33 @@ class ModelSettings(Section):
     ) = None
     """Numbers of the GPUs, among the visible ones, that each run the whole model; default: the first."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_registry(cls, data: Any) -> Any:
+        """A path in a registry of MLflow is a repository: it has versions, and somebody must copy them here."""
+        if (
+            isinstance(data, dict)
+            and str(data.get("path")).startswith("mlflow:")
+            and not data.get("repository")
+        ):
+            return {**data, "path": None, "repository": data["path"]}
+        return data
+
     @property
     def file(self) -> Path:
         """The .onnx file. Of a model in a repository only known once a version was found."""
         assert self.path is not None, "the version of a repository is found first"
         if self.folder is None:
-            return self.path
+            return self.path  # of custom code: a file, or a folder of any layout
         places = (self.folder / "model.onnx", self.folder / "onnx" / "model.onnx")
         return next((place for place in places if place.is_file()), self.path)
 
     @property
     def folder(self) -> Path | None:
         """The folder in Hugging Face's layout, if the path is one."""
-        return self.path if self.path is not None and self.path.is_dir() else None
+        if self.path is None or self.code is not None:
+            return None
+        return self.path if self.path.is_dir() else None
 
 
 class BatchingSettings(Section):
@@ -564,7 +592,7 @@ class PipelineSettings(Section):
     @property
     def custom_code(self) -> bool:
         """Whether the user's own Python runs for each record."""
-        custom = any(part.postprocess.code is not None for part in self.parts.values())
+        custom = any(part.postprocess.code or part.model.code for part in self.parts.values())
         return custom or self.input.format not in INPUT_FORMATS or self.custom_unwrap or self.custom_wrap
 
 
@@ -790,6 +818,8 @@ class Settings(Section):
                     if each not in PAYLOAD_FILTERS:
                         yield self.key(name, setting), each
             for prefix, part in pipeline.parts.items():
+                if part.model.code is not None:
+                    yield self.key(name, f"{prefix}model.code"), part.model.code
                 if part.postprocess.code:
                     yield self.key(name, f"{prefix}postprocess"), part.postprocess.code
 
@@ -824,6 +854,9 @@ class Settings(Section):
             for section in (pipeline["input"].get("reference"), pipeline["output"].get("offload")):
                 if section is not None:
                     section["options"] = redacted(section["options"])
+            for part in (pipeline, *(pipeline["steps"] or ())):
+                if part["model"] is not None:
+                    part["model"]["store_options"] = redacted(part["model"]["store_options"])
         if self.registry is not None:
             plain["registry"] = self.registry.redacted()
         return plain
@@ -847,6 +880,8 @@ class Settings(Section):
         for pipeline in self.pipelines.values():
             for section in (pipeline.input.reference, pipeline.output.offload):
                 values.update(store_secrets(section.options) if section is not None else ())
+            for part in pipeline.parts.values():
+                values.update(store_secrets(part.model.store_options))
         values |= self.registry.secrets() if self.registry is not None else set()
         return sorted(values, key=len, reverse=True)
 

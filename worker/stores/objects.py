@@ -26,7 +26,7 @@ PIECE_BYTES = 256 << 10
 _STATUS = re.compile(r"status code: (\d{3})")
 
 
-class _Buckets:
+class Buckets:
     """Clients of obstore, one for each bucket."""
 
     scheme: ClassVar[str]
@@ -95,7 +95,7 @@ class _Buckets:
         return answer(int(found[1]))
 
 
-class S3(_Buckets):
+class S3(Buckets):
     """Amazon S3 and stores that speak its language (MinIO, Ceph, R2): ``s3://bucket/key``."""
 
     scheme = "s3"
@@ -159,7 +159,7 @@ class S3(_Buckets):
         )
 
 
-class _Native(_Buckets):
+class _Native(Buckets):
     """Transfers by obstore itself."""
 
     def open(self, url: Url) -> Opened:
@@ -203,7 +203,7 @@ class Azure(_Native):
 class _Object:
     """See :class:`worker.stores.Opened`."""
 
-    def __init__(self, found: Any, client: _Buckets) -> None:
+    def __init__(self, found: Any, client: Buckets) -> None:
         self._found = found
         self._client = client
         self.size: int | None = found.meta["size"]

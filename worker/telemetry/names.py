@@ -160,7 +160,7 @@ MODEL_REFUSED = Metric(
     "model_refused_total",
     "counter",
     "versions",
-    "Versions of its model that were not taken over: checksum, unloadable, signature, golden, memory.",
+    "Versions of its model that were not taken over: checksum, unsigned, unloadable, signature, golden, memory.",
     ("pipeline", "reason"),
 )
 ROLLOUTS = Metric(
