@@ -233,6 +233,28 @@ def test_a_missing_package_costs_one_method(tmp_path: Path, monkeypatch: pytest.
     assert rows["fp16"]["loss"] is not None
 
 
+def test_external_data_are_read_and_one_file_is_written(tmp_path: Path) -> None:
+    """A model with external data is tried with every method; each file of the table stands alone."""
+    model = models.external(tmp_path)
+    width = session.load(model).signature.inputs[0].shape[1]
+    np.save(tmp_path / "data.npy", weights(12, width or 1))
+    options = ["--methods", "fp16,int8-static", "--keep-all", "--max-loss", "0.9"]
+    assert optimize(model, tmp_path / "data.npy", tmp_path / "out", *options) == 0
+    rows = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+    assert [row["name"] for row in rows if row["loss"] is not None] == ["original", "fp16", "int8-static"]
+    for file in (tmp_path / "out").rglob("*.onnx"):
+        onnxruntime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
+
+
+def test_a_model_whose_answers_are_not_finite_is_no_bug(tmp_path: Path) -> None:
+    """The original loses nothing whatever it answers: NaN agrees with NaN."""
+    model = models.write(tmp_path, models.logarithm())
+    width = session.load(model).signature.inputs[0].shape[1]
+    np.save(tmp_path / "data.npy", -np.abs(weights(12, width or 1)))
+    assert optimize(model, tmp_path / "data.npy", tmp_path / "out", "--methods", "simplify") == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["rows"][0]["loss"] == 0
+
+
 def test_a_network_of_pictures_with_fixed_batch_is_measured(tmp_path: Path) -> None:
     """A model that takes four items at once is fed four, and its time is per item."""
     model = models.write(tmp_path, models.fixed_batch(4))

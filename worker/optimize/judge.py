@@ -162,8 +162,10 @@ def best_class(output: Array) -> int:
 
 
 def same_class(ours: Array, theirs: Array) -> float:
-    """1 if both have the same best class and the second is finite, else 0."""
-    return float(bool(np.isfinite(theirs).all()) and best_class(ours) == best_class(theirs))
+    """1 if both have the same best class, and the second is finite where the first is; else 0."""
+    return float(
+        bool((np.isfinite(ours) == np.isfinite(theirs)).all()) and best_class(ours) == best_class(theirs)
+    )
 
 
 def cosine(ours: Any, theirs: Any) -> float:

@@ -268,6 +268,11 @@ def _verdict(
 
 REASONS = {
     ("cpu", "fp16"): "a CPU computes in float32 all the same",
+    ("cpu", "int8-static"): "changes between INT8 and float take more time than INT8 saves",
+    ("cpu", "int8-mixed"): "changes between INT8 and float take more time than INT8 saves",
+    ("cpu", "prune-int8"): "changes between INT8 and float take more time than INT8 saves",
+    ("cpu", "int4"): "each run unpacks the weights, which pays where they do not fit the caches",
+    ("cpu", "int8-weights"): "each run unpacks the weights, which pays where they do not fit the caches",
     ("cpu", "simplify"): "the runtime folds and fuses as much when it loads the model",
     ("tensorrt", "simplify"): "TensorRT folds and fuses as much when it builds its engine",
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnx
 
+from worker.model.fingerprint import external_locations
 from worker.model.opening import one_line
 from worker.optimize.items import Item, Tensors
 from worker.optimize.table import METHODS
@@ -67,7 +68,11 @@ class Work:
     @cached_property
     def base(self) -> onnx.ModelProto:
         """The model with constants folded, batch normalisation fused into convolutions, shapes inferred, nodes named."""
-        model = simplified(self.path, self.folder)
+        path = self.path
+        if external_locations(path):  # what simplifies reads one file
+            path = self.folder / "in-one-file.onnx"
+            onnx.save(self.original, path)
+        model = simplified(path, self.folder)
         name_nodes(model.graph)
         return model
 

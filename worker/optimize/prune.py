@@ -52,12 +52,11 @@ def make(work: Work) -> Iterator[Made]:
     found = {parameters(model): model for index in (low, low - 1) if index >= 0 and (model := cut(index))}
     if not found:
         raise DoesNotApply("no channel can be left out: each one tells something that the others do not")
+    shares = {count: 1 - count / before for count in found}
+    digits = next(n for n in range(9) if len({f"{share:.{n}%}" for share in shares.values()}) == len(shares))
     for count, model in found.items():
-        yield Made(
-            f"prune {1 - count / before:.0%}",
-            model,
-            f"{count:,} of {before:,} weights; refitted layer by layer",
-        )
+        note = f"{count:,} of {before:,} weights; refitted layer by layer"
+        yield Made(f"prune {shares[count]:.{digits}%}", model, note)
 
 
 def parameters(model: onnx.ModelProto) -> int:

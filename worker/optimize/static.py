@@ -54,6 +54,14 @@ class Calibrated:
 
     def quantized(self, in_float: Collection[str] = ()) -> onnx.ModelProto:
         """The model in INT8 as quantise and dequantise nodes, weights for each channel; the layers ``in_float`` stay."""
+        try:
+            return self._made(in_float, {})
+        except (
+            ValueError
+        ):  # onnxruntime 1.32: a bias behind weights of which each channel has its scale, in some Gemm
+            return self._made(in_float, {"QDQDisableWeightAdjustForInt32Bias": True})
+
+    def _made(self, in_float: Collection[str], more: dict[str, Any]) -> onnx.ModelProto:
         quantizer = QDQQuantizer(
             copy.deepcopy(self.model),
             True,
@@ -65,7 +73,7 @@ class Calibrated:
             [*self.never, *in_float],
             self.operators,
             # The sums of a product have 32 bits. Left unquantised, the model's scores keep their precision.
-            {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+            {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"], **more},
         )
         quantizer.quantize_model()
         made: onnx.ModelProto = quantizer.model.model
@@ -96,7 +104,7 @@ def calibrate(model: onnx.ModelProto, feeds: Iterable[Tensors], folder: Path) ->
         model = onnx.version_converter.convert_version(model, OPSET)
     operators, never = QUANTIZED, tail(model.graph)
     if mixing := _products_of_answers(model, names):
-        operators, never = sorted(LAYERS_WITH_WEIGHTS), [*never, *mixing]
+        operators, never = [*sorted(LAYERS_WITH_WEIGHTS), "Gather"], [*never, *mixing]
     path = folder / "to-calibrate.onnx"
     onnx.save(model, path)
     calibrator = create_calibrator(
