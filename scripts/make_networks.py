@@ -193,7 +193,7 @@ def minilm(out: Path) -> None:
     if package is None or package.origin is None or tokenizers is None or tokenizers.origin is None:
         raise SystemExit("minilm needs the packages of tests/model-packages.txt: run scripts/test once")
     model = onnx.load(Path(package.origin).parent / "model.onnx")
-    written_out(model)
+    written_out(model, out / "folded.tmp")
     onnx.save(model, out / "minilm.onnx")
     found = next(Path(tokenizers.origin).parent.rglob("tokenizer.json"))
     (out / "tokenizer.json").write_bytes(found.read_bytes())
@@ -203,13 +203,16 @@ def minilm(out: Path) -> None:
     (out / "sentences.txt").write_text("\n".join(dict.fromkeys(sentences)) + "\n", encoding="utf-8")
 
 
-def written_out(model: onnx.ModelProto) -> None:
-    """Replace weights that the graph makes of INT8 numbers by the float32 numbers that they stand for."""
+def written_out(model: onnx.ModelProto, path: Path) -> None:
+    """Replace weights that the graph makes of INT8 numbers by the float32 numbers that they stand for.
+
+    Args:
+        path: a temporary file.
+    """
     from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
 
     options = SessionOptions()
     options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC
-    path = Path(f"{model.graph.name or 'model'}.folded.tmp").absolute()
     options.optimized_model_filepath = str(path)
     InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     model.CopyFrom(onnx.load(path))

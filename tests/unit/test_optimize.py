@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from optimize_support import RANDOM, residual, weights
+from sklearn.metrics import r2_score
 
 from worker.batch import Array
 from worker.cli import main as cli
@@ -304,6 +305,30 @@ def test_boxes_agree_by_label_and_overlap() -> None:
     assert judge.boxes(ours, {"boxes": []}) == 0
 
 
+def test_a_single_number_is_judged_by_the_variance_that_is_kept(tmp_path: Path) -> None:
+    """One number for each item has no class and no direction: the agreement is R2, as scikit-learn has it."""
+    random = np.random.default_rng(0)
+    ours, theirs = random.normal(size=(2, 30, 1, 1))
+    compare = judge.explained([*ours])
+    found = np.mean([compare(a, b) for a, b in zip(ours, theirs, strict=True)])
+    assert found == pytest.approx(r2_score(ours.reshape(-1), theirs.reshape(-1)))
+    model = models.write(tmp_path, models.mlp(classes=1))
+    np.save(tmp_path / "data.npy", weights(40, 20, scale=4.0))
+    assert optimize(model, tmp_path / "data.npy", tmp_path / "out", "--methods", "int8-static") == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["loss"] == "1 minus agreement with the original (R2)"
+    assert 0.95 < report["rows"][1]["agreement"] < 1
+
+
+def test_pictures_need_no_configuration(tmp_path: Path, digits: Run) -> None:
+    """--image gives the preprocessing of a folder of pictures; the folders' names are the classes."""
+    image = "{size: [28, 28], color: gray, scale: 0.00392157}"
+    options = ["--image", image, "--methods", "fp16", "--count", "200", "--seed", "1"]
+    assert optimize(DEMO / "digits.onnx", digits.digits, tmp_path, *options) == 0
+    row = json.loads((tmp_path / "report.json").read_text())["rows"][0]
+    assert row["accuracy"] > 0.94
+
+
 def test_answers_that_are_not_finite_agree_with_nothing() -> None:
     """A NaN or an infinity in a candidate's answer is no agreement, by class and by cosine."""
     ours = np.array([[1.0, 2.0]])
@@ -358,6 +383,7 @@ def test_a_detector_is_judged_by_its_boxes(tmp_path: Path) -> None:
         (["--methods", "simplify,magic"], 2, "magic is none of simplify, fp16"),
         (["--max-loss", "7"], 2, "expected a share from 0 to 1"),
         (["--out", "data.npy"], 2, "--out: data.npy is a file, expected a folder"),
+        (["--out", "data.npy/out"], 3, "data.npy/out: Not a directory"),
         (["--out", "."], 2, "where MODEL itself is"),
         (["--set", "name=x"], 2, "--set goes with --config"),
         (["--target", "cuda"], 3, "--target cuda: the installed ONNX Runtime cannot use it"),

@@ -139,6 +139,9 @@ def test_the_pruned_network_is_made_in_int8_as_well(tmp_path: Path) -> None:
     """`prune-int8` quantises what pruning left; without that it does not apply."""
     x = RANDOM.normal(size=(40, 3, 4, 4)).astype(np.float32)
     work = work_of(residual(), tmp_path, x, max_loss=1e-6)
+    with pytest.raises(DoesNotApply, match="needs prune among --methods"):
+        list(prune_int8.make(work))
+    work.made["prune"] = []
     with pytest.raises(DoesNotApply, match="no pruned network"):
         list(prune_int8.make(work))
     work.made["prune"] = list(prune.make(work))

@@ -127,9 +127,12 @@ def run(args: argparse.Namespace) -> int:
         pipeline = Pipeline.implied(args.model, args.data, image, labels)
     logging.getLogger().setLevel(logging.ERROR)  # the converters tell of every tensor
     _check_target(args.target)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        return _optimize(args, pipeline, Path(folder))
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            return _optimize(args, pipeline, Path(folder))
+    except OSError as error:  # a full disk, a file or a folder without rights
+        raise StartError(f"{error.filename or args.out}: {error.strerror or error}") from None
 
 
 def _check_arguments(args: argparse.Namespace) -> None:

@@ -55,6 +55,7 @@ class Judge:
         self._known: dict[int, tuple[Sequence[Item], list[Tensors], list[Any]]] = {}
         self._output = _class_output(original, settings)
         name = settings.postprocess.name if settings is not None else ""
+        self._numbers = name in NUMBERS
         self._read: Callable[[Item, Tensors], Any] = lambda item, outputs: outputs[self._output]
         if name in PREDICTIONS and encoder is not None and original.fixed_batch is None:
             self.kind, self._compare = PREDICTIONS[name]
@@ -100,9 +101,15 @@ class Judge:
         return answers, readings
 
     def _settle(self, answers: Sequence[Tensors]) -> None:
-        """What the outputs mean, where no postprocess says it: scores of classes, or numbers of any kind."""
-        scores = all(is_scores(each[self._output]) for each in answers)
-        self.kind, self._compare = ("same best class", same_class) if scores else ("cosine", cosine)
+        """What the outputs mean, where no postprocess says it: scores of classes, one number, or numbers of any kind."""
+        outputs = [each[self._output] for each in answers]
+        alike = len({output.shape for output in outputs}) == 1 and outputs[0].dtype.kind == "f"
+        if alike and (self._numbers or outputs[0].size == 1):
+            self.kind, self._compare = "R2", explained(outputs)
+        elif all(map(is_scores, outputs)):
+            self.kind, self._compare = "same best class", same_class
+        else:
+            self.kind, self._compare = "cosine", cosine
 
     def _prediction(self, item: Item, outputs: Tensors) -> Any:
         """The pipeline's own prediction; None where it has none."""
@@ -182,6 +189,21 @@ def cosine(ours: Any, theirs: Any) -> float:
     return float(np.array_equal(a, b)) if lengths == 0 else float(a @ b) / lengths
 
 
+def explained(outputs: Sequence[Array]) -> Compare:
+    """How much of the variance of ``outputs`` an answer explains: the mean over all of them is R2, which may be negative."""
+    values = np.stack(outputs).astype(np.float64).reshape(len(outputs), -1)
+    variance = float(np.nanmean(np.nanvar(values, axis=0)))
+
+    def compare(ours: Array, theirs: Array) -> float:
+        if np.array_equal(ours, theirs, equal_nan=True):
+            return 1.0
+        if not np.isfinite(theirs).all() or variance == 0:
+            return 0.0
+        return 1 - float(np.mean((ours.astype(np.float64) - theirs) ** 2)) / variance
+
+    return compare
+
+
 def boxes(ours: Any, theirs: Any) -> float:
     """F1 of two lists of boxes: matched one to one by label and intersection over union, the best scores first."""
     a, b = ((each or {}).get("boxes", []) for each in (ours, theirs))
@@ -235,6 +257,8 @@ PREDICTIONS: dict[str, tuple[str, Compare]] = {
     "tokens": ("same entities", _equal),
 }
 """Postprocess -> what its predictions agree in, and how that is compared. All others: cosine of the first output."""
+NUMBERS = frozenset({"regression", "anomaly"})
+"""Postprocesses whose answers are numbers that stand for themselves."""
 
 
 def _class_output(model: Model, settings: PipelineSettings | None) -> str:

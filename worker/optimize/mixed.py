@@ -25,7 +25,9 @@ def make(work: Work) -> Iterator[Made]:
     found = calibrated(work)
     allowed = work.max_loss * MARGIN
     if work.loss(found.quantized()) <= allowed:
-        raise DoesNotApply("INT8 in every layer keeps the loss: no layer has to stay in float")
+        raise DoesNotApply(
+            "INT8 in every layer keeps the loss on the calibration part: no layer has to stay in float"
+        )
     errors = layer_errors(work)
     worst_first = sorted(errors, key=lambda name: -errors[name])
     made = {}

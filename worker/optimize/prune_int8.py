@@ -13,7 +13,9 @@ from worker.quantize.convert import name_nodes
 def make(work: Work) -> Iterator[Made]:
     """One model for each that pruning made."""
     if not work.made.get("prune"):
-        raise DoesNotApply("there is no pruned network")
+        raise DoesNotApply(
+            "there is no pruned network" if "prune" in work.made else "it needs prune among --methods"
+        )
     for pruned in work.made["prune"]:
         model = copy.deepcopy(pruned.model)
         name_nodes(model.graph)
