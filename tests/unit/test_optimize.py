@@ -418,6 +418,33 @@ def test_a_mistake_is_one_sentence(
     assert said in refused(capsys, code, "model.onnx", *flat)
 
 
+@pytest.mark.parametrize(
+    ("model", "window", "said"),
+    [
+        ("{path: model.onnx, state: {h: y}}", "", "model.state makes each item depend on those before"),
+        (
+            "{path: model.onnx}",
+            ", fields: [a], window: {size: 4}",
+            "input.window makes items of several records",
+        ),
+    ],
+)
+def test_pipelines_whose_records_are_not_answered_one_by_one_are_refused(
+    model: str, window: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """State and windows over records are one sentence that names the setting."""
+    models.write(tmp_path, models.identity())
+    np.save(tmp_path / "data.npy", weights(4, 4))
+    (tmp_path / "c.yaml").write_text(
+        f"input: {{topics: [in], format: json{window}}}\nmodel: {model}\n"
+        "output: {topic: out}\ndead_letter: {topic: dead}\n"
+        'kafka: {bootstrap.servers: "localhost:9092", group.id: g}\n'
+    )
+    arguments = ["--data", str(tmp_path / "data.npy"), "--out", str(tmp_path / "out")]
+    config = ["--config", str(tmp_path / "c.yaml")]
+    assert said in refused(capsys, 2, str(tmp_path / "model.onnx"), *arguments, *config)
+
+
 def test_a_record_that_the_pipeline_refuses_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
