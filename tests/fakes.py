@@ -27,6 +27,7 @@ from worker.batch import (
     Partition,
     Servable,
     Span,
+    Trial,
 )
 from worker.errors import Reject, Rejection, SickModel, TransactionFailed
 from worker.loop.pool import Returned
@@ -705,21 +706,31 @@ class FakePool:
 
 def answer(batch: Batch, now_ns: int) -> None:
     """What a pipeline would make of the batch: ``<offset> ...`` per record; values that begin with ``bad`` are refused."""
-    batch.outcomes = outcomes = Outcomes.empty(len(batch))
     batch.finished_ns = now_ns
+    batch.sick = batch.sick or getattr(batch.servable, "health", {}).get("sick")
+    if batch.sick is not None:
+        return
+    version = batch.servable.model_version
+    told = b"ok" if version == "1" else b"ok v%b" % version.encode()
+    batch.outcomes = outcomes = Outcomes.empty(len(batch))
     for row, (value, offset) in enumerate(zip(batch.payloads, batch.columns.offsets, strict=True)):
         assert value is not None, "a tombstone never reaches the engine"
         assert not value.startswith(b"get "), "a record without its payload never reaches the engine"
         _, fetched, place = value.partition(b"@")
         partition = batch.columns.partitions[row]
         assert not fetched or place == b"%s/%d/%d" % (partition.topic.encode(), partition.number, offset)
-        if value.startswith(b"bad"):
+        if value.startswith(b"bad") or refuses(version, value):
             outcomes.rejected[row] = Rejection.of(Reject("bad record"), "decode", batch)
         else:
             # "huge" comes out ten times as long as it went in: the only result that outgrows its topic
-            outcomes.bodies[row] = b"%d %s" % (offset, value * 10 if value.startswith(b"huge") else b"ok")
+            outcomes.bodies[row] = b"%d %s" % (offset, value * 10 if value.startswith(b"huge") else told)
             if isinstance(value, Sample) and not value.startswith(b"huge"):
                 outcomes.bodies[row] = b"%d %s" % (offset, b",".join(value.window or ()))
+
+
+def refuses(version: str, value: bytes) -> bool:
+    """Whether a version refuses a record that others answer."""
+    return value.startswith(b"fussy") and version.isdigit() and int(version) % 2 == 0
 
 
 class FakeEnvelope:
@@ -735,7 +746,8 @@ class FakeEnvelope:
     def expired(
         self, columns: Columns, row: int, message: str, servable: Servable
     ) -> tuple[bytes, Headers | None]:
-        return b"%d expired" % columns.offsets[row], self.headers(columns, row)
+        version = b"" if servable.model_version == "1" else b" v%b" % servable.model_version.encode()
+        return b"%d expired%b" % (columns.offsets[row], version), self.headers(columns, row)
 
     def headers(self, columns: Columns, row: int) -> Headers | None:
         return [(name, value) for name, value in columns.headers[row] or () if name == "traceparent"] or None
@@ -771,6 +783,8 @@ class FakeServable:
     lane: Lane
     model_version: str = "1"
     run_items: int = 8
+    health: dict[str, str] = field(default_factory=dict)
+    """What is wrong with it, under ``sick``."""
 
     @property
     def free_bytes(self) -> int:
@@ -816,6 +830,9 @@ class FakeRollout:
             name, max_size, slab_records or max_size, item_nbytes, costly, scratch, Lane(name)
         )
 
+        self.trial: Trial | None = None
+        self.held = False
+
     def choose(self) -> FakeServable:
         return self.stable
 
@@ -841,7 +858,9 @@ class FakeMeters:
         self.in_flight[pipeline] += records
         self.records["taken"] += records
 
-    def counted(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None:
+    def counted(
+        self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0, version: str = ""
+    ) -> None:
         self.in_flight[pipeline] -= ok + dead_letter + dropped
         self.records["ok"] += ok
         self.records["dead_letter"] += dead_letter
@@ -852,7 +871,7 @@ class FakeMeters:
 
     def sent(self, nbytes: int) -> None: ...
 
-    def error(self, pipeline: str, reason: str, stage: str, records: int = 1) -> None:
+    def error(self, pipeline: str, reason: str, stage: str, records: int = 1, version: str = "") -> None:
         self.errors[reason] += records
 
     def batch(self, pipeline: str, batch: Batch) -> None:

@@ -257,6 +257,8 @@ class _Parts:
     def _interrupt(self, batch: Batch) -> None:
         """Stop the model runs of a batch that is past its time; its records are then tried one by one."""
         log.warning("batch past its time", pipeline=batch.route.name, records=len(batch))
+        if batch.trial is not None and batch.servable is batch.trial.candidate:
+            batch.trial.overdue()  # no record is to blame: the stable servable answers them
         self._conductor.batch_overdue = True
         batch.servable.interrupt()
 

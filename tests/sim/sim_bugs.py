@@ -16,11 +16,14 @@ from unittest import mock
 
 import world
 from fakes import DEAD_LETTERS, FakeSink, FakeSource, FakeTransactions
+from sim_rollouts import SimRollout
 
 from worker.batch import Batch, Columns, Partition, Span
-from worker.loop import intakes, laying
+from worker.errors import SickModel
+from worker.loop import intakes, laying, openslab, versions
 from worker.loop.accounts import Accounts
 from worker.loop.admission import Admission
+from worker.loop.again import answered_by
 from worker.loop.at_least_once import AtLeastOnce
 from worker.loop.budget import Claim
 from worker.loop.caution import Caution
@@ -30,11 +33,14 @@ from worker.loop.exactly_once import ExactlyOnce
 from worker.loop.fetching import Fetching
 from worker.loop.intake import Intake
 from worker.loop.keep import Keep
+from worker.loop.laying import Sheet
 from worker.loop.openslab import OpenSlab
 from worker.loop.receipt import Receipt
 from worker.loop.slab import Slab
+from worker.loop.versions import Versions
 from worker.loop.window import Window
 from worker.sending import Sending
+from worker.serving.trial import Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,3 +497,64 @@ _starves = Intake.starves
 def starved_until_a_batch_comes_back(self: Intake, in_flight: bool) -> bool:
     """Nothing is in flight any more: the last acknowledgement was the last event."""
     return _starves(self, True)
+
+
+# -- rollouts -------------------------------------------------------------------------------------------
+
+
+@replaces(Trial, "rows", "VersionOfItsKey")
+def every_other_record_goes_to_the_candidate(self: Trial, columns: Columns) -> list[int]:
+    """The share is right, and a key goes back and forth."""
+    return [] if self.shadow else [*range(0, len(columns), 2)]
+
+
+@replaces(Trial, "grow", "VersionOfItsKey")
+def a_share_stays_as_it_was(self: Trial, share: float) -> None:
+    """One replica goes on with the smaller share."""
+
+
+@replaces(Sheet, "servable_of", "VersionOfItsKey")
+def dead_letters_name_the_stable_version(self: Sheet, row: int, route: Any) -> Any:
+    """Who looks for the version that refused a record looks at the wrong one."""
+    return self.servables[route]
+
+
+@replaces(versions, "answered_by", "VersionOfItsKey")
+def what_is_answered_again_keeps_its_first_name(servable: Any, batch: Batch) -> Batch:
+    """The row is still listed as the candidate's."""
+    others = dict(batch.slab.others)  # type: ignore[union-attr]
+    fresh = answered_by(servable, batch)
+    batch.slab.others.update(others)  # type: ignore[union-attr]
+    return fresh
+
+
+@replaces(SimRollout, "sick", "DeadLettersAccountedFor", "NoBug")
+def a_sick_candidate_ends_the_process(self: SimRollout, servable: Any, why: str) -> None:
+    """As a sick stable version does: there it is right."""
+    raise SickModel(why)
+
+
+@replaces(Versions, "_ended", "BytesBounded", "Progress")
+def bytes_of_a_shadow_leak(self: Versions, shadow: Any, batch: Batch) -> None:
+    """Whatever a shadow was given stays on the books."""
+    del self._claims[id(batch)]
+
+
+@replaces(Versions, "answer_again", "Progress", "NoBug")
+def a_sick_candidate_takes_its_batch_along(self: Versions, batch: Batch, why: str) -> None:
+    """Nobody answers the records; their slab never ends."""
+
+
+@replaces(openslab, "_shares", "VersionOfItsKey", "NoBug")
+def both_answer_the_candidates_records(rows_of: Any, slab: Slab, admitted: Any) -> Any:
+    """The stable version is given the whole slab all the same."""
+    for route, rows in rows_of.items():
+        yield route, admitted.servables[route], rows
+        if (trial := admitted.trials.get(route)) is not None:
+            yield route, trial.candidate, [row for row in rows if row in slab.others]
+
+
+@replaces(Intake, "held", "HeldRecordsWait")
+def an_intake_that_is_held_goes_on(self: Intake) -> bool:
+    """The replica answers records of a key by the stable version while others answer them by the candidate."""
+    return False

@@ -6,10 +6,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from fakes import DEAD_LETTERS, Message
+from fakes import DEAD_LETTERS, Message, refuses
 from sim_world import LARGEST_COST, LARGEST_RECORD, Judge, Replica
 
-from worker.batch import Columns, Partition
+from worker.batch import Batch, Columns, Partition
 from worker.loop.window import Window
 from worker.sizes import HELD_RECORD_BYTES
 
@@ -34,7 +34,10 @@ class NothingLost(Judge):
             if fate == "dropped":
                 continue
             buried = fate not in ("result", "tombstone")
-            if (place, buried) not in self._answered and not self.schedule.newer(place, math.inf):
+            found = (place, buried) in self._answered
+            if not found and self.schedule.may_be_refused(place):
+                found = (place, True) in self._answered
+            if not found and not self.schedule.newer(place, math.inf):
                 raise self.broken(f"{place} ({fate}) has no output")
 
 
@@ -216,6 +219,10 @@ class DeadLettersAccountedFor(Judge):
     def landed(self, message: Message) -> None:
         place = message.source, message.offset
         fate = self.schedule.fates[place]
+        if message.topic == DEAD_LETTERS and message.value is not None and message.value.startswith(b"fussy"):
+            model = (dict(message.headers or ())["streaminfer.model"] or b"").decode()
+            if fate == "result" and refuses(model.rpartition("@")[2], message.value):
+                fate = "invalid"
         if message.topic != DEAD_LETTERS:
             if fate not in ("result", "tombstone") or (message.value is None) != (fate == "tombstone"):
                 raise self.broken(f"{place} should be {fate} and gave {message.value!r}")
@@ -226,6 +233,53 @@ class DeadLettersAccountedFor(Judge):
             raise self.broken(f"{place} should be {fate} and is a dead letter: {reason}")
         if headers["__connect.errors.topic"] != message.source.topic.encode():
             raise self.broken(f"the dead letter of {place} names another topic")
+
+
+class VersionOfItsKey(Judge):
+    """Every answer and dead letter is of the version, and names the version, that its key had when its slab was closed."""
+
+    def __init__(self) -> None:
+        self._promised: dict[tuple[Replica, Place], str] = {}
+
+    def submitted(self, who: Replica, batch: Batch) -> None:
+        state = next(r for r in who.rollouts if r.route is batch.route).state
+        columns, answers = batch.columns, batch.servable.model_version
+        for partition, offset, key in zip(columns.partitions, columns.offsets, columns.keys, strict=True):
+            wanted = state.version_of(key, b"%d/%d" % (partition.number, offset))
+            if answers != wanted:
+                raise self.broken(
+                    f"{who.name}: {partition} {offset} of {key!r} goes to {answers}, not {wanted}"
+                )
+            self._promised[who, (partition, offset)] = answers
+
+    def sent(self, who: Replica, message: Message) -> None:
+        promised = self._promised.get((who, (message.source, message.offset)))
+        if promised is None or (message.value is None and message.topic != DEAD_LETTERS):
+            return  # decided without a model
+        if message.topic == DEAD_LETTERS:
+            named = (dict(message.headers or ())["streaminfer.model"] or b"").decode().rpartition("@")[2]
+        else:
+            named = (message.value or b"").decode().partition(" v")[2] or "1"
+        if named != promised:
+            raise self.broken(f"{who.name}: {message.source} {message.offset} names {named}, not {promised}")
+
+
+class HeldRecordsWait(Judge):
+    """Nothing of a route that is held goes to the pool, except what is answered again."""
+
+    def __init__(self) -> None:
+        self._slabs: set[object] = set()
+        self._turn: set[object] = set()
+
+    def submitted(self, who: Replica, batch: Batch) -> None:
+        again = batch.slab in self._slabs
+        self._turn.add(batch.slab)
+        if not again and any(r.held and r.route.topics & batch.route.topics for r in who.rollouts):
+            raise self.broken(f"{who.name} works on {batch} while it is held")
+
+    def turned(self, replica: Replica) -> None:
+        self._slabs |= self._turn
+        self._turn.clear()
 
 
 class CountersReconcile(Judge):
@@ -328,6 +382,8 @@ def all_judges() -> list[Judge]:
         HandedOverAtOnce(),
         NothingAnsweredAgain(),
         DeadLettersAccountedFor(),
+        VersionOfItsKey(),
+        HeldRecordsWait(),
         CountersReconcile(),
         Cases(),
     ]

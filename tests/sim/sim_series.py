@@ -73,6 +73,8 @@ class WindowedSchedule(Schedule):
         self.fetches = False
         self._named = 0
 
+    decides = (0.0,)
+
     def make_rollouts(self, rng: Random, keeping: Random) -> list[FakeRollout]:
         return [
             FakeRollout(

@@ -31,6 +31,7 @@ from fakes import (
     Witness,
     never,
 )
+from sim_rollouts import Decisions, SimRollout
 from sim_store import SlowCalls, Store
 from world import Figures, World, make_loop
 
@@ -111,9 +112,12 @@ class SlowPool(FakePool):
         self._share: dict[Lane, float] = {}
         """How slow each lane is, as a part of the slowest: pipelines beside one another differ."""
         self._ready_ns: dict[int, int] = {}
+        self.told: Callable[[Batch], None] = lambda batch: None
+        """Hears of every batch."""
 
     def submit(self, batch: Batch) -> None:
         super().submit(batch)
+        self.told(batch)
         share = self._share.setdefault(batch.servable.lane, self._rng.choice([0.0, 0.1, 1.0]))
         self._ready_ns[id(batch)] = self.clock() + self._rng.randint(0, int(self._slowest_ns * share))
 
@@ -147,6 +151,8 @@ class Replica:
     fetching: list[Fetching]
     between: Any
     """What the loop sees of the source."""
+    number: int
+    rollouts: list[SimRollout]
     disturbed: bool = False
     """It rewound, or lost partitions with work in flight: its counters need not match the broker's any more."""
 
@@ -183,6 +189,9 @@ class Judge(Witness):
     def turned(self, replica: Replica) -> None:
         """A replica finished a turn of its loop."""
 
+    def submitted(self, who: Replica, batch: Batch) -> None:
+        """The replica gave a batch to its pool."""
+
     def ended(self, replica: Replica, drained: bool) -> None:
         """A replica is gone: drained in order, or killed."""
 
@@ -193,7 +202,9 @@ class Judge(Witness):
         return Violation(type(self).__name__, what)
 
 
-HOOKS = [name for name in (*vars(Witness), "turned", "ended", "quiet") if not name.startswith("_")]
+HOOKS = [
+    name for name in (*vars(Witness), "turned", "submitted", "ended", "quiet") if not name.startswith("_")
+]
 
 
 class Court(Judge):
@@ -298,7 +309,14 @@ class Schedule:
         self.fetches = not self._killers and self._store_rng.random() < 0.3
         """Records have references to payloads in a store."""
         self.store = Store(self.clock, self._store_rng, LARGEST_RECORD, self.cases)
+        rolling = Random(seed + 3_000_000)
+        self.decisions = Decisions(
+            self.rollouts, rolling, rolling.choice(self.decides), rolling.random() < 0.5, self.cases
+        )
         self.court.begin(self)
+
+    decides: tuple[float, ...] = (0.0, 0.0, 0.05, 0.2)
+    """How often something is decided about the versions of a pipeline, per step."""
 
     def make_rollouts(self, rng: Random, keeping: Random) -> list[FakeRollout]:
         """The pipelines."""
@@ -386,12 +404,13 @@ class Schedule:
         sink.limits = {RESULTS: 1_000, DEAD_LETTERS: 2_500}
         pool = SlowPool(self.clock, self.rng, self._slowest_s, self.rng.randint(1, 3))
         between = self._between(source)
+        rollouts = self.decisions.of_new_replica()
         world = make_loop(
             self.clock,
             between,
             sink,
             pool,
-            self.rollouts,
+            rollouts,
             Figures(
                 name=name,
                 limit_bytes=self.limit_bytes,
@@ -419,8 +438,11 @@ class Schedule:
             world.log,
             fetching,
             between,
+            self._started,
+            rollouts,
         )
         source.who = sink.who = replica
+        pool.told = lambda batch: self.court.submitted(replica, batch)
         return replica
 
     def _between(self, source: FakeSource) -> Any:
@@ -491,6 +513,7 @@ class Schedule:
             self.cases["eager rebalance" if kafka.to_give_up else "cooperative rebalance"] += 1
         if len(self.replicas) < 3 and rng.random() < weather.join:
             self._start()
+        self.decisions.step((replica.number, replica.rollouts) for replica in self.replicas)
         if self.replicas:
             self._pick_on(rng.choice(self.replicas))
 
@@ -518,6 +541,7 @@ class Schedule:
             replica.source.fuse = replica.sink.fuse = replica.pool.fuse = never
             replica.sink.stalled = replica.source.refuse_commits = False
             replica.sink.refuse = 0
+            self.decisions.calm(replica.rollouts)
         if not self.replicas:
             self._start()
         self.kafka.rebalance()
@@ -558,6 +582,8 @@ class Schedule:
     def _good_record(self, record: Record) -> str:
         rng = self.rng
         record.value = b"good" * rng.choice([1, 5, 20, 400])
+        if not self.fetches and self.decisions.fussy():
+            record.value = b"fussy"
         record.key = rng.choice([None, b"a", b"b", b"c"])
         record.headers = self._headers(record.partition.topic)
         return "result"
@@ -587,6 +613,12 @@ class Schedule:
             case "unroutable":
                 return "result"
         return fate
+
+    def may_be_refused(self, place: tuple[Partition, int]) -> bool:
+        """Whether some versions refuse this record."""
+        log = self.kafka.logs[place[0]]
+        value = log[bisect_left(log, place[1], key=lambda record: record.offset)].value
+        return value is not None and value.startswith(b"fussy")
 
     def newer(self, place: tuple[Partition, int], before: float) -> bool:
         """Whether a pipeline that keeps the newest may leave this record out, because it has a newer one before an offset."""

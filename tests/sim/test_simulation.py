@@ -15,6 +15,16 @@ from sim_world import Judge, Schedule, Violation
 
 HARD_CASES = (
     "assignment paused",
+    "candidate sick",
+    "canary",
+    "intake held",
+    "rollout: end",
+    "rollout: grow",
+    "rollout: promote",
+    "shadow",
+    "swap",
+    "batch of a shadow",
+    "batch that a shadow does not get",
     "batches out of order",
     "budget used up",
     "cooperative rebalance",

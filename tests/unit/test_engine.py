@@ -17,6 +17,7 @@ from worker.model.signature import Signature, TensorSpec
 from worker.serving.engine import Engine
 from worker.serving.run_limit import GOOD_BATCHES
 from worker.serving.servable import Servable
+from worker.serving.trial import Trial
 
 X = TensorSpec("x", np.dtype(np.float32), "FP32", (None, 1))
 Y = TensorSpec("y", np.dtype(np.float32), "FP32", (None, 1))
@@ -138,10 +139,13 @@ def batch_for(servable: Servable, columns: Columns, taken_ns: int = 0, late_us: 
     )
 
 
-def process(servable: Servable, *values: str, engine: Engine | None = None) -> Batch:
+def process(
+    servable: Servable, *values: str, engine: Engine | None = None, trial: Trial | None = None
+) -> Batch:
     """One batch through all three steps."""
     columns = columns_of(Partition("in", 0), range(len(values)), [value.encode() for value in values])
     batch = batch_for(servable, columns)
+    batch.trial = trial
     engine = engine or Engine()
     for start, stop in engine.shards(batch):
         engine.decode(batch, start, stop)

@@ -156,3 +156,13 @@ def test_a_partition_that_comes_back_starts_anew() -> None:
     assert world.stuck_within(1) is None
     world.views[A] = view
     assert world.stuck_within(STALL_S - 1) is None
+
+
+def test_a_partition_that_is_held_back_on_purpose_does_not_stand() -> None:
+    """However long that is said of it; afterwards it has the usual time."""
+    world = World(A)
+    world.set(A, held=True, waits="for a model of a rollout")
+    assert world.stuck_within(300) is None
+    world.set(A, held=False)
+    assert world.stuck_within(STALL_S) is None
+    assert "it waits for a model of a rollout" in (world.stuck_within(60) or "")

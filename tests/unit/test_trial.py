@@ -53,13 +53,13 @@ def test_a_rollout_begins_and_ends_between_two_slabs() -> None:
     assert rollout.candidate is not None
     assert (rollout.candidate.label, rollout.plan, retired) == ("digits@2", CANARY, [])
     rollout.end()
-    rollout.begin(Plan("r-2", "shadow", 0.0), other(rollout, "3"))
+    rollout.begin(Plan("r-2", "canary", 0.2), other(rollout, "3"))
     rollout.grow(0.5)
     rollout.choose()
     assert rollout.candidate is not None
     assert (rollout.candidate.label, rollout.plan, retired) == (
         "digits@3",
-        Plan("r-2", "shadow", 0.5),
+        Plan("r-2", "canary", 0.5),
         ["digits@2"],
     )
     assert rollout.stable.label == "digits@1"
@@ -153,7 +153,9 @@ def test_the_slot_of_a_key_can_be_computed_by_anybody(rollout_id: str, key: byte
 
 def trial(share: float, rollout_id: str = "r-1", shadow: bool = False) -> Trial:
     stable: Any = FakeRollout().stable
-    return Trial(rollout_id, shadow, share, stable, replace(stable, model_version="2"))
+    made = Trial(rollout_id, share, stable, replace(stable, model_version="2"))
+    made.shadow = Any if shadow else None  # type: ignore[assignment]
+    return made
 
 
 def keyed(*keys: bytes | None) -> Columns:

@@ -22,6 +22,7 @@ from worker.batch import (
     Outcomes,
     Route,
     Servable,
+    Trial,
     largest_bytes,
 )
 from worker.deadlines import Deadlines, carry_headers, expire
@@ -39,6 +40,14 @@ class Rollout(Protocol):
 
     @property
     def route(self) -> Route: ...
+
+    @property
+    def trial(self) -> Trial | None:
+        """A candidate that answers a part of them; None while there is none. It may change only in :meth:`choose`."""
+
+    @property
+    def held(self) -> bool:
+        """Its records are not to be answered now; they wait."""
 
     def choose(self) -> Servable:
         """Who answers the records of the slab that is being closed. Asked once for each slab."""
@@ -72,6 +81,14 @@ class Admitted:
     """Unix milliseconds of the rows that have a deadline ahead of them."""
     expired: str = ""
     """``limits.expired``."""
+    trials: Mapping[Route, Trial] = field(default_factory=dict)
+    """The trials that run."""
+    others: dict[int, Servable] = field(default_factory=dict)
+    """Who answers the rows that a candidate answers."""
+
+    def servable_of(self, row: int, route: Route) -> Servable:
+        """Who answers a row of this route."""
+        return self.others.get(row) or self.servables[route]
 
     def deadlines_of(self, rows: Sequence[int]) -> Deadlines | None:
         """The deadlines of a batch of these rows; None when no row has one."""
@@ -109,15 +126,22 @@ class Admission:
         """Decide for every row; per-row work only where a row is out of the ordinary."""
         rows = len(columns)
         chosen = {route: rollout.choose() for route, rollout in self.rollouts.items()}
+        trials = {route: trial for route, rollout in self.rollouts.items() if (trial := rollout.trial)}
         if self._sole is not None and self._ordinary(columns, self._sole, chosen[self._sole]):
             costs = [chosen[self._sole].item_nbytes] * rows
-            return Admitted([self._sole] * rows, chosen, costs, set(), Outcomes([]))
+            admitted = Admitted([self._sole] * rows, chosen, costs, set(), Outcomes([]))
+            if not trials:
+                return admitted
+            if self._ordinary(columns, self._sole, trials[self._sole].candidate):
+                _divide(admitted, trials, columns)
+                return admitted
         given = columns
         if (counted := self._counted(columns)) is not None:
             columns = replace(columns, headers=counted)
         routes = self.route_of(columns)
         costs = [chosen[route].item_nbytes if route is not None else 0 for route in routes]
         admitted = Admitted(routes, chosen, costs, set(), Outcomes.empty(rows), _marked(columns))
+        _divide(admitted, trials, given)
         for row, headers in enumerate(given.headers):
             if headers and headers[0][0] is SKIPPED_RECORD:
                 admitted.outcomes.dropped.add(row)
@@ -224,12 +248,12 @@ class Admission:
         elif self._opens(admitted, columns.headers[row], route):
             try:
                 admitted.costs[row] += self._opened(
-                    value, columns.headers[row], route, admitted.servables[route]
+                    value, columns.headers[row], route, admitted.servable_of(row, route)
                 )
                 admitted.to_open.add(row)
             except Reject as error:
                 self._reject(admitted, row, error)
-        elif len(value) > (servable := admitted.servables[route]).free_bytes:
+        elif len(value) > (servable := admitted.servable_of(row, route)).free_bytes:
             try:
                 admitted.costs[row] += self._scratch(value, servable)
             except Reject as error:
@@ -285,7 +309,8 @@ class Admission:
 
     def _expire(self, admitted: Admitted, columns: Columns, row: int, route: Route, late_ms: float) -> None:
         message = f"the record's deadline passed {late_ms:.0f} ms before it was looked at"
-        expire(admitted.outcomes, columns, row, route, admitted.servables[route], self.expired, message)
+        servable = admitted.servable_of(row, route)
+        expire(admitted.outcomes, columns, row, route, servable, self.expired, message)
         self._decide(admitted, row)
 
     def _reject(self, admitted: Admitted, row: int, error: Reject) -> None:
@@ -295,6 +320,19 @@ class Admission:
     def _decide(self, admitted: Admitted, row: int) -> None:
         admitted.decided.add(row)
         admitted.costs[row] = 0
+
+
+def _divide(admitted: Admitted, trials: Mapping[Route, Trial], columns: Columns) -> None:
+    """Give the candidates their rows."""
+    admitted.trials = trials
+    for route, trial in trials.items():
+        ours: Sequence[int] = range(len(columns))
+        if admitted.routes.count(route) < len(columns):
+            ours = [row for row in ours if admitted.routes[row] is route]
+        candidate = trial.candidate
+        for index in trial.rows(columns.select(ours)):
+            admitted.others[ours[index]] = candidate
+            admitted.costs[ours[index]] = candidate.item_nbytes
 
 
 def _marked(columns: Columns) -> bool:

@@ -1,4 +1,4 @@
-"""A batch whose servable turned out to be sick, answered again by another one."""
+"""The records of a batch as a batch for another servable: because the first one is sick, or beside it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,26 @@ from worker.loop.slab import Slab
 
 
 def answered_by(servable: Servable, batch: Batch) -> Batch:
-    """The same records as a batch for another servable; it takes the other's place in the slab.
+    """The same records for another servable, in the place that the batch has in its slab.
 
-    It is as it was before the pool saw it: wrapped records are opened again, and what was fetched is not fetched again. A
-    record whose deadline has passed meanwhile stays expired. The byte budget holds the batch already.
+    A record whose deadline has passed meanwhile stays expired. The byte budget holds the batch already.
     """
     slab = cast("Slab", batch.slab)
+    fresh = twin_of(servable, batch)
+    fresh.slab, fresh.deadlines = slab, batch.deadlines
+    for row in batch.rows:
+        slab.others.pop(row, None)
+    slab.batches = [fresh if other is batch else other for other in slab.batches]
+    return fresh
+
+
+def twin_of(servable: Servable, batch: Batch) -> Batch:
+    """The same records for another servable, as they were before the pool saw them, in no slab.
+
+    Wrapped records are to be opened again; what was fetched is not fetched again.
+    """
     fresh = Batch(
-        slab,
+        None,
         batch.rows,
         batch.columns,
         batch.route,
@@ -25,7 +37,6 @@ def answered_by(servable: Servable, batch: Batch) -> Batch:
         batch.taken_ns,
         batch.taken_ms,
         batch.late_us,
-        deadlines=batch.deadlines,
         cost_bytes=batch.cost_bytes,
     )
     opening = batch.route.opening
@@ -34,5 +45,4 @@ def answered_by(servable: Servable, batch: Batch) -> Batch:
         fresh.to_open = {row for row in range(len(batch)) if opening.always or opening.applies(headers[row])}
     if batch.columns.fetched is not None:
         lay_in_fetched(fresh, batch.columns.fetched)
-    slab.batches = [fresh if other is batch else other for other in slab.batches]
     return fresh

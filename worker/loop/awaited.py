@@ -29,6 +29,8 @@ class Waits:
     """What it waits ``for``, for people."""
     away: bool
     """The one it waits for is away: that is not the worker's fault."""
+    held: bool = False
+    """It is held back on purpose, and not for too long."""
 
 
 class Awaited:

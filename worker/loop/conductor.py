@@ -15,13 +15,13 @@ from typing import Protocol
 
 from worker.batch import Batch, Lane, Partition
 from worker.errors import ClientFatal, DeadLetterLimit, DeliveryFailed, SickModel
-from worker.loop.again import answered_by
 from worker.loop.awaited import Waits
 from worker.loop.intake import Intake
 from worker.loop.membership import Membership, Parts
 from worker.loop.pool import Returned
 from worker.loop.slab import Slab
 from worker.loop.turns import NO_RUSH, NOBODY, Rush
+from worker.loop.versions import Versions
 from worker.loop.what_now import BUSY_POLL_S, SERVE_S, TICK_S, IntakeView, View, what_now
 
 
@@ -93,6 +93,7 @@ class Conductor:
         self._isolation = parts.isolation
         self._accounts = parts.accounts
         self._pool = pool
+        self._versions = Versions(parts.intakes, pool.submit)
         self._clock_ns = parts.clock_ns
         self._wall_ms = wall_ms
         self._sleep = sleep
@@ -120,7 +121,8 @@ class Conductor:
     def waits(self) -> dict[Partition, Waits]:
         """What partitions wait for outside; for the loop's own thread."""
         found = {p: waits for p, waits in self._intakes.waits().items() if self.window.oldest(p) is None}
-        return found | self._pool.waits()
+        idle = (p for p in self.window.owned if self.window.oldest(p) is None)
+        return found | self._pool.waits() | self._intakes.held(self._clock_ns(), idle)
 
     # -- the loop ----------------------------------------------------------------------------------------
 
@@ -205,6 +207,8 @@ class Conductor:
                     self._accounts.taken(slab)
                     self.window.admit(slab)
                     for batch in slab.batches:
+                        if batch.trial is not None:
+                            self._versions.submitted(batch)
                         self._pool.submit(batch)
                     rush.went(intake)
                 if rush.one_each:
@@ -213,6 +217,7 @@ class Conductor:
     def collect(self) -> None:
         """Take batches that are back from the pool, and outputs that are acknowledged."""
         self._receive(self._pool.collect())
+        self._versions.collect()
         self._sink.poll()
         self.acknowledge(self._delivery.acknowledged())
 
@@ -286,7 +291,7 @@ class Conductor:
         """Whether a slab of this intake could go now."""
         if self._outbox or self.membership.rewinding or (claimant is not None and claimant is not intake):
             return False
-        if intake.starves(self.window.slabs > 0):
+        if intake.held or intake.starves(self.window.slabs > 0):
             return False
         return self._pool.free(intake.lanes)
 
@@ -312,7 +317,7 @@ class Conductor:
         return self._intakes.rush(lambda intake: self._due(intake, claimant, now_ns), self._brought)
 
     def _look(self, intake: Intake, claimant: Intake | None, now_ns: int, above: int) -> IntakeView:
-        may_submit, room = self._may_submit(intake, claimant), intake.room() > 0
+        may_submit, room = self._may_submit(intake, claimant), intake.room() > 0 and not intake.held
         pace_left_s = intake.pace_left_s(now_ns)
         newest = room and intake.newest_only and not (self._isolation.caution or self.membership.rewinding)
         if not len(intake.open):
@@ -379,20 +384,12 @@ class Conductor:
                 raise back.error
             batch = back.batch
             if batch.sick is not None:
-                self._answer_again(batch, batch.sick)
+                self._versions.answer_again(batch, batch.sick)
                 continue
             self._accounts.returned(batch)
+            if batch.trial is not None:
+                self._versions.returned(batch)
             if not self._ordered:
                 self._accounts.sent(self._outbox.add_batch(batch, self.window.epochs))
             self.window.returned(batch)
             self._isolation.returned(batch)
-
-    def _answer_again(self, batch: Batch, why: str) -> None:
-        """A batch comes back with a sick servable: whoever else answers its route gets it.
-
-        Raises:
-            SickModel: nobody else does.
-        """
-        rollout = self._intakes[batch.columns.partitions[0].topic].admission.rollouts[batch.route]
-        rollout.sick(batch.servable, why)
-        self._pool.submit(answered_by(rollout.choose(), batch))

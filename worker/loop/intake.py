@@ -59,6 +59,9 @@ class Intake:
         self.open = OpenSlab(share)
         self.paused = False
         """Its topics are not fetched."""
+        self._rollouts = tuple(admission.rollouts.values())
+        self._held_ns: int | None = None
+        """Monotonic clock when it was first found to be held; None while it is not."""
         self.slab_records = 0
         """Most records in one slab: the largest figure among its servables. A slab ends earlier where a route has
         reached its own."""
@@ -125,6 +128,21 @@ class Intake:
             return ()
         self.open.append(columns, spans, now_ns, now_ms)
         return self.open.thin(self._keep) if thin and self._keep else ()
+
+    # -- whether it may go on at all ---------------------------------------------------------------------
+
+    @property
+    def held(self) -> bool:
+        """Whether none of its records is to be answered now, because those of one of its routes are not."""
+        return any(rollout.held for rollout in self._rollouts)
+
+    def held_s(self, now_ns: int) -> float | None:
+        """Seconds since it was first found to be held; None while it is not. To be asked at least once a second."""
+        if not self.held:
+            self._held_ns = None
+            return None
+        self._held_ns = now_ns if self._held_ns is None else self._held_ns
+        return (now_ns - self._held_ns) / 1e9
 
     # -- what it has room for ----------------------------------------------------------------------------
 

@@ -17,6 +17,9 @@ from worker.loop.openslab import rebased
 from worker.loop.turns import NO_RUSH, Rush, Turns, ranked
 from worker.loop.what_now import IntakeView
 
+HELD_EXCUSED_S = 600.0
+"""An intake that is held for longer than this stands like any other."""
+
 
 class Fetching(Protocol):
     """The part of a source that decides what is fetched."""
@@ -89,6 +92,28 @@ class Intakes:
             for intake in self._in_turn:
                 yield from intake.fetch(now_ns, now_ms, in_flight, thin)
 
+    def held(self, now_ns: int, partitions: Iterable[Partition]) -> dict[Partition, Waits]:
+        """What these partitions wait for, as far as their intake is held.
+
+        Args:
+            now_ns: monotonic nanoseconds.
+        """
+        since_s = {
+            topic: s
+            for intake in self._in_turn
+            if (s := intake.held_s(now_ns)) is not None
+            for topic in intake.topics
+        }
+        if not since_s:
+            return {}
+        return {
+            partition: Waits(
+                None, "for a model of a rollout", False, since_s[partition.topic] <= HELD_EXCUSED_S
+            )
+            for partition in partitions
+            if partition.topic in since_s
+        }
+
     @property
     def asking(self) -> bool:
         """Whether a call to the outside is under way."""
@@ -108,6 +133,8 @@ class Intakes:
         if len(self._in_turn) == 1:
             return None
         for intake in self._in_turn:
+            if intake.held:
+                continue
             if intake.hungry() or (caution and len(intake.open) and caution.covers(*intake.open.first)):
                 return intake
         return None
@@ -164,9 +191,13 @@ class Intakes:
         """Pause the topics of an intake that is full, resume them when it has room again.
 
         A pause is put off for as long as possible: the client throws away what it has fetched, and with a model slower
-        than the fetching it would fetch everything many times.
+        than the fetching it would fetch everything many times. An intake that is held is full in this sense.
         """
-        if intake.paused:
+        if intake.held:
+            if not intake.paused:
+                self._source.pause(intake.topics)
+                intake.paused = True
+        elif intake.paused:
             if view.may_submit and view.room and intake.relaxed():
                 self._source.resume(intake.topics)
                 intake.paused = False

@@ -23,9 +23,15 @@ class Sheet:
     """Who answered the rows of each route."""
     one_route: bool
     """Every row has the route of the first one."""
+    others: Mapping[int, Servable]
+    """Who answered the rows that a candidate answered."""
     outcomes: Outcomes
     spans: list[Span]
     """The rows whose partition is still ours; no other row is published."""
+
+    def servable_of(self, row: int, route: Route) -> Servable:
+        """Who answered a row of this route."""
+        return self.others.get(row) or self.servables[route]
 
 
 def sheet_of_slab(slab: Slab, epochs: Epochs) -> Sheet:
@@ -33,7 +39,7 @@ def sheet_of_slab(slab: Slab, epochs: Epochs) -> Sheet:
     spans = slab.live_spans(epochs)
     if slab.early:
         spans = list(_outside(spans, slab.early))
-    return Sheet(slab.columns, slab.routes, slab.servables, slab.one_route, lay_out(slab), spans)
+    return Sheet(slab.columns, slab.routes, slab.servables, slab.one_route, slab.others, lay_out(slab), spans)
 
 
 def sheet_of_batch(batch: Batch, epochs: Epochs) -> Sheet:
@@ -50,6 +56,7 @@ def sheet_of_batch(batch: Batch, epochs: Epochs) -> Sheet:
         [batch.route] * len(batch),
         {batch.route: batch.servable},
         True,
+        {},
         batch.outcomes,
         spans,
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
+from operator import not_
 
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.batch import Batch, Columns, Fetched, Outcomes, Partition, Route, Span, pick
+from worker.batch import Batch, Columns, Fetched, Outcomes, Partition, Route, Servable, Span, pick
 from worker.errors import Rejection
 from worker.loop.admission import Admission, Admitted
 from worker.loop.budget import Share
@@ -161,7 +163,9 @@ class OpenSlab:
             return None
         slab = self._cut(rows)
         slab.routes = admitted.routes[:rows]
-        slab.servables = admitted.servables
+        slab.servables, slab.others = admitted.servables, admitted.others
+        if slab.others and rows < len(admitted.routes):
+            slab.others = {row: other for row, other in admitted.others.items() if row < rows}
         slab.one_route = slab.routes.count(slab.routes[0]) == rows
         if refused is not None:
             slab.decided = Outcomes([None] * rows, rejected=dict.fromkeys(range(rows), refused))
@@ -253,15 +257,15 @@ def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
                 grouped.setdefault(route, []).append(row)
         rows_of.update(grouped)
     batches = []
-    for route, rows in rows_of.items():
-        servable = admitted.servables[route]
+    for route, servable, rows in _shares(rows_of, slab, admitted):
+        trial = admitted.trials.get(route)
         for start in range(0, len(rows), servable.batch_records):
             part = rows[start : start + servable.batch_records]
             cost = sum(pick(admitted.costs, part))
             columns = slab.columns.select(part)
             late_us = _picked(slab.late_us, part)
             taken = slab.taken_ns, slab.taken_ms, late_us
-            batch = Batch(slab, part, columns, route, servable, *taken, cost_bytes=cost)
+            batch = Batch(slab, part, columns, route, servable, *taken, cost_bytes=cost, trial=trial)
             if admitted.to_open:
                 batch.to_open = {index for index, row in enumerate(part) if row in admitted.to_open}
             if admitted.deadlines_ms:
@@ -270,6 +274,27 @@ def _batches(slab: Slab, admitted: Admitted) -> list[Batch]:
                 lay_in_fetched(batch, columns.fetched)
             batches.append(batch)
     return batches
+
+
+def _shares(
+    rows_of: Mapping[Route, Sequence[int]], slab: Slab, admitted: Admitted
+) -> Iterator[tuple[Route, Servable, Sequence[int]]]:
+    """The rows of each route by who answers them."""
+    others = slab.others
+    for route, rows in rows_of.items():
+        stable, trial = admitted.servables[route], admitted.trials.get(route)
+        if trial is None:
+            yield route, stable, rows
+            continue
+        sides = list(map(others.__contains__, rows))
+        theirs = list(compress(rows, sides))
+        ours = list(compress(rows, map(not_, sides))) if theirs else rows
+        alike = len(theirs)
+        if 0 < alike < len(ours) and trial.control():
+            yield route, stable, ours[:alike]
+            ours = ours[alike:]
+        yield route, stable, ours
+        yield route, trial.candidate, theirs
 
 
 def lay_in_fetched(batch: Batch, fetched: Sequence[Fetched]) -> None:

@@ -243,7 +243,7 @@ class Outbox:
         name, model = head.worker_name, None
         mode: PartitionMode = "key"
         if route is not None:
-            name, model, mode = route.name, sheet.servables[route].label, route.destination.partition
+            name, model, mode = route.name, sheet.servable_of(row, route).label, route.destination.partition
         if head.told is not None:
             head.told(name, model, span.partition, sheet.columns.offsets[row], why)
         letter = compose(

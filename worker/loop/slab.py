@@ -49,6 +49,8 @@ class Slab:
     """The route of every row; None where no route takes the record."""
     servables: Mapping[Route, Servable] = field(default_factory=dict)
     """Who answers the rows of each route; pinned when the slab was closed."""
+    others: dict[int, Servable] = field(default_factory=dict)
+    """Who answers the rows that a candidate answers; a batch that is answered again takes its rows out."""
     one_route: bool = False
     """Every row has the same route: nothing needs to be looked at row by row."""
     decided: Outcomes | None = None

@@ -37,6 +37,8 @@ class PartitionView:
     """What it waits for, for people."""
     away: bool = False
     """It waits for someone outside who is away."""
+    held: bool = False
+    """It is held back on purpose, and not for too long."""
 
     @property
     def behind(self) -> bool:
@@ -78,7 +80,8 @@ def views(
                 waits=_waits(slab),
             )
         if outside and (waits := outside.get(partition)) is not None:
-            view = replace(view, in_flight=waits.mark, waits=waits.sentence, away=waits.away)
+            mark = view.in_flight if waits.held else waits.mark
+            view = replace(view, in_flight=mark, waits=waits.sentence, away=waits.away, held=waits.held)
         found[partition] = view
     return found
 
@@ -113,10 +116,11 @@ class _Seen:
 class Progress:
     """A partition whose lag grows while nothing of it moves.
 
-    Each partition counts for itself: a busy one does not excuse another. There are three excuses:
+    Each partition counts for itself: a busy one does not excuse another. There are four excuses:
 
     - No broker can be reached.
     - It waits for someone outside, such as a store, who is away.
+    - It is held back until a replica has the model of a rollout.
     - It waits for its turn: what is in flight of it is queued for the pool, or nothing is and we have paused it
       lately. For such a partition the movement of any other one counts, too.
 
@@ -165,7 +169,7 @@ class Progress:
         worst: tuple[str | None, float] = (None, 0.0)
         for partition, view in reading.partitions.items():
             seen = self._seen[partition]
-            if not view.behind or not reading.brokers or view.away:
+            if not view.behind or not reading.brokers or view.away or view.held:
                 seen.end, seen.at_s = view.end, now
             elif self._waits_its_turn(partition, view, now):
                 seen.at_s = max(seen.at_s, self._moved_s)

@@ -16,7 +16,6 @@ In Python: ``int.from_bytes(hashlib.blake2b(key, digest_size=8, key=rollout_id).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from hashlib import blake2b
 
 SLOTS = 10_000
@@ -49,8 +48,3 @@ def stand_in(partition: int, offset: int) -> bytes:
 def slots_below(share: float) -> int:
     """How many slots the candidate has at a share from 0 to 1."""
     return round(share * SLOTS)
-
-
-def slots_of(blake2_key: bytes, keys: Iterable[bytes]) -> list[int]:
-    """The slots of several records."""
-    return [slot_of(blake2_key, key) for key in keys]

@@ -18,6 +18,7 @@ from worker.batch import FETCH, STAGES, Array, Batch, Feed, Item, Outcomes, Part
 from worker.errors import Reject, Rejection
 from worker.serving import opened
 from worker.serving.cache import answered, follow
+from worker.serving.kept import keep_answers, keep_feed
 from worker.serving.ragged import cut
 from worker.serving.retrial import merge, postpone
 from worker.serving.runs import Group, feeds, groups, merged, take_rows
@@ -163,6 +164,7 @@ class Engine:
             fragments = encoder.predict(batch, run) if run.fragments is None else run.fragments
             if batch.keys is not None:
                 self._keep(batch, run, fragments, made)
+            keep_answers(batch, run, fragments)
             _stamp(batch, run, self._clock_ns())
             encoder.bodies(batch, run, fragments)
             if envelope.completes:
@@ -170,9 +172,10 @@ class Engine:
             if run.fragments is None:
                 batch.items += sum(run.counts) if run.counts is not None else len(run.rows)
             run.outputs = {}
-        if (offload := _servable(batch).offload) is not None:
+        if (offload := _servable(batch).offload) is not None and not (batch.trial and batch.slab is None):
             offload.put_aside(batch)
         batch.outcomes.rejected.update(batch.feed.rejected)
+        self.check_candidate(batch)
         if batch.deadlines is not None:
             batch.deadlines.decide(batch)
             for row in batch.deadlines.passed:
@@ -181,6 +184,7 @@ class Engine:
             postpone(batch, self._retry_s, self._clock_ns())
         if batch.outcomes.rejected and batch.route.opening is not None and batch.route.opening.secret:
             opened.withhold(batch)
+        keep_feed(batch)
         batch.feed.arrays = None
         batch.feed.items = []
         batch.payloads = []
@@ -201,6 +205,14 @@ class Engine:
         if servable.model.sickness() is not None and (why := servable.model.sickness()) is not None:
             batch.sick, batch.runs = f"{NO_KNOWN_OUTPUT}: {why}", []
         servable.checkup.end(started_ns, self._clock_ns())
+
+    def check_candidate(self, batch: Batch) -> None:
+        """Run a candidate's canary when its numbers are no numbers: a model that goes wrong must not cost records."""
+        trial, outcomes = batch.trial, batch.outcomes
+        if trial is None or batch.servable is not trial.candidate or batch.sick is not None:
+            return
+        if outcomes is not None and any(why.reason == "non_finite" for why in outcomes.rejected.values()):
+            self._check(batch, _servable(batch))
 
     def _leave_out_expired(self, batch: Batch) -> None:
         """Rows whose deadline has passed since they were decoded are not run."""
@@ -232,6 +244,9 @@ class Engine:
         return cut(run, group.items, group.ragged)
 
     def _isolate(self, batch: Batch, servable: Servable, group: Group, error: Exception) -> list[Run]:
+        trial = batch.trial
+        if trial is not None and trial.doubt is not None and trial.candidate is servable:
+            raise _SickError(f"{trial.doubt}{FIRST_ERROR}{_one_line(error)})") from error
         if (why := servable.model.sickness()) is not None:
             raise SickServable(f"{NO_KNOWN_OUTPUT}: {why}{FIRST_ERROR}{_one_line(error)})") from error
         parts = servable.run_limit.items

@@ -207,6 +207,7 @@ def _warm(settings: Settings, route: Route, model: Model, deadline: float, like:
         offload=route.offload,
         ragged=ragged,
         cache=cache_of(wanted, route.entries, encoder, settings.key(route.name, "cache")),
+        reading=(wanted.input, wanted.preprocess),
     )
     _log_ready(route, servable, tuning)
     return servable

@@ -87,6 +87,7 @@ def _some(batch: Batch, rows: list[int], origin: Origin) -> Batch:
         fetch_us=batch.fetch_us[rows] if batch.fetch_us is not None else None,
         deadlines=batch.deadlines.part(rows) if batch.deadlines is not None else None,
         origin=origin,
+        trial=batch.trial,
     )
 
 

@@ -15,9 +15,13 @@ from worker.batch import Servable as AnyServable
 from worker.errors import SickModel
 from worker.serving.route import Route
 from worker.serving.servable import Servable
+from worker.serving.shadow import Publish, Shadow
 from worker.serving.trial import Arm, Figures, Tally, Trial
 
 __all__ = ["Arm", "Figures", "Plan", "Rollout"]
+
+SHADOW_S = 2.0
+"""Longest wait at the end of the process for a run of a shadow."""
 
 Swapped = Callable[["Rollout", Servable], None]
 """Called on the loop's thread when another servable answers from now on, with the one that answered before."""
@@ -57,12 +61,16 @@ class Rollout:
         self.on_sick: Sick = lambda _rollout, _why: None
         self.ended: Plan | None = None
         """The rollout that ended last; for the loop's thread."""
+        self.publish: Publish | None = None
+        """Gets what a shadow answers, on the shadow's thread; None: nobody wants it."""
+        self.make_shadow: Callable[[Trial], Shadow] = lambda trial: Shadow(trial, self.publish)
         self.held = False
         """The route's intake takes nothing; see :meth:`hold`."""
         self._stable = stable
         self._candidate: Servable | None = None
         self._plan: Plan | None = None
         self._trial: Trial | None = None
+        self._shadow: Shadow | None = None
         self._tally = Tally()
         """Of the rollout that runs, or else of the last one."""
         self._orders: deque[Callable[[], None]] = deque()
@@ -118,7 +126,8 @@ class Rollout:
     def hold(self, on: bool) -> None:
         """While on, the route's intake takes nothing, and neither do routes that share its topics.
 
-        Records that are not submitted yet wait; nothing is lost, and the group is not left.
+        Records that are not submitted yet wait; nothing is lost, and the group is not left. The watchdog does not take that
+        for a stall for ``HELD_EXCUSED_S`` of :mod:`worker.loop.intakes`.
         """
         self.held = on
 
@@ -157,6 +166,7 @@ class Rollout:
 
     def close(self) -> None:
         """Close every servable of the route. No batch may be in the pool any more."""
+        self._close_shadow(SHADOW_S)
         for servable in {self._stable, self._candidate, *self._unborn} - {None}:
             assert servable is not None
             servable.close()
@@ -181,7 +191,9 @@ class Rollout:
         self._unborn.discard(candidate)
         self._begun += 1
         self._candidate, self._plan = candidate, plan
-        self._trial = Trial(plan.id, plan.mode == "shadow", plan.share, self._stable, candidate)
+        self._trial = Trial(plan.id, plan.share, self._stable, candidate)
+        if plan.mode == "shadow":
+            self._trial.shadow = self._shadow = self.make_shadow(self._trial)
         self._tally = self._trial.tally
 
     def _grow(self, share: float) -> None:
@@ -190,13 +202,23 @@ class Rollout:
             self._plan = replace(self._plan, share=share)
 
     def _promote(self) -> None:
-        if self._candidate is not None:
-            candidate, self.ended = self._candidate, self._plan
-            self._candidate = self._plan = self._trial = None
+        if (candidate := self._leave()) is not None:
             self._take_over(candidate)
 
     def _end(self) -> None:
-        if self._candidate is not None:
-            candidate, self.ended = self._candidate, self._plan
-            self._candidate = self._plan = self._trial = None
+        if (candidate := self._leave()) is not None:
             self.on_retire(self, candidate)
+
+    def _leave(self) -> Servable | None:
+        """The rollout that runs is over; who was its candidate, if one runs."""
+        candidate = self._candidate
+        if candidate is not None:
+            self.ended = self._plan
+        self._candidate = self._plan = self._trial = None
+        self._close_shadow(0.0)
+        return candidate
+
+    def _close_shadow(self, timeout_s: float) -> None:
+        shadow, self._shadow = self._shadow, None
+        if shadow is not None:
+            shadow.close(timeout_s)

@@ -115,6 +115,8 @@ class Servable:
     """Where large results go."""
     cache: Cache | None = None
     """Answers to payloads that came before; None where the pipeline has no cache."""
+    reading: object = None
+    """What decides how records are decoded beside the model's inputs, to be compared with that of another version; None: not known."""
     run_limit: RunLimit = field(init=False)
     checkup: Checkup = field(init=False, default_factory=Checkup)
     item_nbytes: int = field(init=False)
@@ -184,6 +186,15 @@ class Servable:
             return record
         fields: Mapping[str, Any] = self.decoder.open(payload)  # type: ignore[attr-defined]
         return fields
+
+    def reads_like(self, other: Servable) -> bool:
+        """Whether what another version has decoded is what this one would decode."""
+        return (
+            self.reading is not None
+            and self.reading == other.reading
+            and self.model.signature.inputs == other.model.signature.inputs
+            and self.decoder.fixed == other.decoder.fixed
+        )
 
     def interrupt(self) -> None:
         self.model.interrupt()

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 
-from worker.batch import Batch, Columns
+from worker.batch import Batch, Columns, Shadow
 from worker.serving import assignment
 from worker.serving.servable import Servable
+
+KEYS_KNOWN, KNOWN_BYTES_MAX = 100_000, 64
+"""How many keys of up to which length are remembered with their side: at most about 20 MB."""
+CONTROL_EVERY = 16
+"""Slabs between two batches of the stable servable that are made as large as the candidate's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,8 @@ class Tally:
         self.figures = Figures()
         """For any thread; replaced whole, never changed in place."""
         self._stable, self._candidate = _Side(), _Side()
+        self.passed_by = 0
+        """Records that a shadow was too busy for."""
         self._compared = self._disagreed = 0
 
     def answered(self, batch: Batch, by_candidate: bool) -> None:
@@ -79,9 +87,10 @@ class Tally:
         (self._candidate if by_candidate else self._stable).add(batch)
         self._sum_up()
 
-    def compared(self, records: int, disagreed: int) -> None:
-        """The answers of both sides to so many records were compared."""
-        self._compared += records
+    def shadowed(self, batch: Batch, compared: int, disagreed: int) -> None:
+        """A shadow has answered a batch, and so many of its answers were compared."""
+        self._candidate.add(batch)
+        self._compared += compared
         self._disagreed += disagreed
         self._sum_up()
 
@@ -100,34 +109,60 @@ class Trial:
 
     Args:
         rollout_id, share: decide which keys the candidate has; see :mod:`worker.serving.assignment`.
-        shadow: the candidate answers every record as well, and nothing of it is published.
         stable: who answers whatever the candidate does not.
     """
 
-    def __init__(
-        self, rollout_id: str, shadow: bool, share: float, stable: Servable, candidate: Servable
-    ) -> None:
-        self.shadow = shadow
+    def __init__(self, rollout_id: str, share: float, stable: Servable, candidate: Servable) -> None:
+        self.shadow: Shadow | None = None
+        """Set right after the trial is made: from then on the candidate has no rows of its own."""
         self.stable = stable
         self.candidate = candidate
         self.tally = Tally()
+        self.doubt: str | None = None
+        """See :class:`worker.batch.Trial`."""
         self._below = assignment.slots_below(share)
         self._blake2_key = assignment.blake2_key(rollout_id)
+        self._slabs = 0
+        self._sides: dict[bytes | None, bool] = {}
+        """Keys that were met lately, and whether the candidate has them: hashing costs ten times as much as looking."""
 
     def grow(self, share: float) -> None:
         """Give the candidate another share of the keys."""
         self._below = assignment.slots_below(share)
+        self._sides.clear()
 
     def rows(self, columns: Columns) -> list[int]:
         """The rows that the candidate answers, in order; none where it is a shadow."""
-        if self.shadow or not self._below:
+        if self.shadow is not None or not self._below:
             return []
-        hashed = [
-            assignment.stand_in(partition.number, offset) if key is None else key
-            for key, partition, offset in zip(columns.keys, columns.partitions, columns.offsets, strict=True)
-        ]
-        slots = assignment.slots_of(self._blake2_key, hashed)
-        return [row for row, slot in enumerate(slots) if slot < self._below]
+        sides = list(map(self._sides.get, columns.keys))
+        if None in sides:
+            self._assign(columns, sides)
+        return list(compress(range(len(sides)), sides))
+
+    def _assign(self, columns: Columns, sides: list[bool | None]) -> None:
+        """Find the side of every row that has none yet."""
+        if len(self._sides) > KEYS_KNOWN:
+            self._sides.clear()
+        for row, side in enumerate(sides):
+            if side is not None:
+                continue
+            key = columns.keys[row]
+            hashed = key
+            if hashed is None:
+                hashed = assignment.stand_in(columns.partitions[row].number, columns.offsets[row])
+            side = sides[row] = assignment.slot_of(self._blake2_key, hashed) < self._below
+            if key is not None and len(key) <= KNOWN_BYTES_MAX:
+                self._sides[key] = side
+
+    def overdue(self) -> None:
+        """See :class:`worker.batch.Trial`."""
+        self.doubt = "a batch took longer than limits.batch_timeout_s"
+
+    def control(self) -> bool:
+        """See :class:`worker.batch.Trial`: asked for each slab of which the candidate has a part."""
+        self._slabs += 1
+        return self._slabs % CONTROL_EVERY == 1
 
     def returned(self, batch: Batch) -> None:
         """A batch is back, answered. One that was answered by neither side counts for neither."""
