@@ -327,11 +327,13 @@ def test_every_record_is_counted_once_by_its_outcome() -> None:
     slab = desk.slab((A, [b"x", b"bad", None]), (B, [b"x", b"bad"]), keys=[b"0"] * 5)
     desk.publish(slab)
     counts = tally(slab, slab.spans, "worker")
-    assert (counts.ok, counts.dead_letter, counts.dropped) == ({"digits": 2}, {"digits": 2}, {"digits": 1})
-    assert counts.errors == {("digits", "invalid", "decode"): 2}
+    of_one = {("digits", "1"): 2}
+    assert (counts.ok, counts.dead_letter, counts.dropped) == (of_one, of_one, {"digits": 1})
+    assert counts.errors == {("digits", "invalid", "decode", "1"): 2}
     desk.epochs.bump(B)
     counts = tally(slab, slab.live_spans(desk.epochs), "worker")
-    assert (counts.ok, counts.dead_letter, counts.dropped) == ({"digits": 1}, {"digits": 1}, {"digits": 3})
+    of_one = {("digits", "1"): 1}
+    assert (counts.ok, counts.dead_letter, counts.dropped) == (of_one, of_one, {"digits": 3})
 
 
 def test_headers_of_some_batches_are_laid_into_the_whole_slab() -> None:
@@ -350,7 +352,7 @@ def sheet_of(bad: list[bool]) -> Sheet:
         row: Rejection("invalid", "decode", "no") for row, is_bad in enumerate(bad) if is_bad
     }
     spans = [Span(A, 0, len(bad), len(bad))] if bad else []
-    return Sheet(columns_of(A, range(len(bad))), [None] * len(bad), {}, True, outcomes, spans)
+    return Sheet(columns_of(A, range(len(bad))), [None] * len(bad), {}, True, {}, outcomes, spans)
 
 
 @given(

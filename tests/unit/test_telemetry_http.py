@@ -87,8 +87,9 @@ def test_metrics_show_what_was_counted(server: HttpServer, provider: Provider) -
     """/metrics shows the counters, gauges and histograms of the snapshot, latencies in seconds."""
     meters = provider.meters
     meters.taken("digits", 10)
-    meters.counted("digits", ok=6, dead_letter=1, dropped=1)
-    meters.error("digits", "invalid", "decode", 1)
+    meters.counted("digits", ok=6, dead_letter=1, version="1")
+    meters.counted("digits", dropped=1)
+    meters.error("digits", "invalid", "decode", 1, "1")
     meters.batch(
         "digits",
         Batch(
@@ -109,20 +110,20 @@ def test_metrics_show_what_was_counted(server: HttpServer, provider: Provider) -
     found = samples(text)
     expected = {
         ("streaminfer_records_in_total", ("digits",)): 10,
-        ("streaminfer_records_total", ("digits", "ok")): 6,
-        ("streaminfer_records_total", ("digits", "dead_letter")): 1,
-        ("streaminfer_records_total", ("digits", "dropped")): 1,
+        ("streaminfer_records_total", ("digits", "ok", "1")): 6,
+        ("streaminfer_records_total", ("digits", "dead_letter", "1")): 1,
+        ("streaminfer_records_total", ("digits", "dropped", "")): 1,
         ("streaminfer_records_in_flight", ("digits",)): 2,
-        ("streaminfer_errors_total", ("digits", "invalid", "decode")): 1,
-        ("streaminfer_items_total", ("digits",)): 8,
-        ("streaminfer_batches_total", ("digits",)): 1,
+        ("streaminfer_errors_total", ("digits", "invalid", "decode", "1")): 1,
+        ("streaminfer_items_total", ("digits", "1")): 8,
+        ("streaminfer_batches_total", ("digits", "1")): 1,
         ("streaminfer_batch_size_bucket", ("digits", "4.0")): 0,
         ("streaminfer_batch_size_bucket", ("digits", "8.0")): 1,
-        ("streaminfer_stage_duration_seconds_bucket", ("digits", "infer", "0.0005")): 0,
-        ("streaminfer_stage_duration_seconds_bucket", ("digits", "infer", "0.001")): 8,
-        ("streaminfer_stage_duration_seconds_bucket", ("digits", "infer", "+Inf")): 8,
-        ("streaminfer_stage_duration_seconds_sum", ("digits", "infer")): 0.008,
-        ("streaminfer_stage_duration_seconds_count", ("digits", "infer")): 8,
+        ("streaminfer_stage_duration_seconds_bucket", ("digits", "infer", "1", "0.0005")): 0,
+        ("streaminfer_stage_duration_seconds_bucket", ("digits", "infer", "1", "0.001")): 8,
+        ("streaminfer_stage_duration_seconds_bucket", ("digits", "infer", "1", "+Inf")): 8,
+        ("streaminfer_stage_duration_seconds_sum", ("digits", "infer", "1")): 0.008,
+        ("streaminfer_stage_duration_seconds_count", ("digits", "infer", "1")): 8,
         ("streaminfer_in_flight_bytes", ()): 77,
         ("streaminfer_consumer_lag_records", ("digits", "3")): 4,
         ("streaminfer_rebalances_total", ()): 1,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import orjson
 import pytest
 from fakes import FakeRollout
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from worker.batch import STAGES, Batch, Columns, Partition, Run
 from worker.telemetry.meters import Meters, ModelLabel, PartitionState, Snapshot
+from worker.telemetry.prometheus import Exposition
 from worker.telemetry.topic import MetricsReporter, WorkerInfo, metrics_record
 
 ROLLOUT = FakeRollout()
@@ -184,3 +188,60 @@ def test_the_intervals_add_up_to_the_totals() -> None:
 def test_lag_is_what_is_not_committed(state: PartitionState, lag: int | None) -> None:
     """Lag counts from the committed offset, from the position before the first commit, and is never negative."""
     assert state.lag == lag
+
+
+def of_version(version: str) -> Batch:
+    batch = batch_of(run_of(4, infer=1_000))
+    batch.servable = replace(ROLLOUT.choose(), model_version=version)
+    return batch
+
+
+def shown(meters: Meters) -> dict[tuple[str, ...], float]:
+    """Counters of /metrics by name and version."""
+    text = Exposition(meters.snapshot).render().decode()
+    return {
+        (
+            sample.name.removeprefix("streaminfer_"),
+            *map(sample.labels.get, ("outcome", "version")),
+        ): sample.value  # type: ignore[misc]
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if "version" in sample.labels and "stage" not in sample.labels
+    }
+
+
+def test_what_each_version_did_is_told_apart() -> None:
+    """In /metrics by the label `version`, in the metrics record under `versions`; the sums stay what they were."""
+    meters = Meters(DIGITS)
+    meters.taken("digits", 8)
+    meters.batch("digits", of_version("1"))
+    meters.counted("digits", ok=4, version="1")
+    (alone,) = orjson.loads(metrics_record(meters.snapshot(), WORKER))["pipelines"].values()
+    assert "versions" not in alone
+    meters.batch("digits", of_version("2"))
+    meters.counted("digits", ok=3, version="2")
+    meters.counted("digits", dead_letter=1, version="2")
+    meters.error("digits", "invalid", "decode", 1, "2")
+    found = shown(meters)
+    assert found["records_total", "ok", "1"] == 4
+    assert (found["records_total", "ok", "2"], found["records_total", "dead_letter", "2"]) == (3, 1)
+    assert found["records_total", "dropped", ""] == 0
+    assert (found["items_total", None, "1"], found["batches_total", None, "2"]) == (4, 1)  # type: ignore[index]
+    assert ("records_total", "ok", "") not in found
+    (both,) = orjson.loads(metrics_record(meters.snapshot(), WORKER))["pipelines"].values()
+    assert both["records"]["out"] == 7
+    assert both["versions"]["2"]["records"] == {"out": 3, "dead_letter": 1}
+    assert both["versions"]["1"]["infer_ms"]["count"] == 4
+
+
+def test_versions_that_were_idle_for_longest_lose_their_series() -> None:
+    """What they did moves to an empty version, so that no sum goes back."""
+    meters = Meters(DIGITS)
+    for number in range(12):
+        for version in ("stable", str(number)):
+            meters.batch("digits", of_version(version))
+            meters.counted("digits", ok=4, version=version)
+    found = {
+        labels[2]: value for labels, value in shown(meters).items() if labels[:2] == ("records_total", "ok")
+    }
+    assert found == {"stable": 48, "": 20} | {str(number): 4 for number in range(5, 12)}

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 from worker.batch import Batch, Route, Span, total_bytes
@@ -27,8 +28,10 @@ class Observer(Protocol):
     def taken(self, pipeline: str, records: int, nbytes: int = 0) -> None:
         """Records are in flight from now on; ``nbytes`` of values."""
 
-    def counted(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None:
-        """Records have ended: acknowledged, or without an output (``dropped``)."""
+    def counted(
+        self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0, version: str = ""
+    ) -> None:
+        """Records have ended: acknowledged, or without an output (``dropped``). ``version``: of the model."""
 
     def skipped(self, pipeline: str, records: int) -> None:
         """Records that ``input.keep`` leaves out; each of them is also counted as dropped."""
@@ -36,7 +39,7 @@ class Observer(Protocol):
     def sent(self, nbytes: int) -> None:
         """So many bytes of values are planned for the producer."""
 
-    def error(self, pipeline: str, reason: str, stage: str, records: int = 1) -> None: ...
+    def error(self, pipeline: str, reason: str, stage: str, records: int = 1, version: str = "") -> None: ...
 
     def batch(self, pipeline: str, batch: Batch) -> None:
         """A batch is back from the pool, with its runs and their stages."""
@@ -118,15 +121,15 @@ class Accounts:
         counts = tally(slab, spans, self.worker_name)
         publish_us = (self._clock_ns() - slab.released_ns) // 1000
         for observer in self._observers:
-            for name, count in counts.ok.items():
-                observer.counted(name, ok=count)
+            for (name, version), count in counts.ok.items():
+                observer.counted(name, ok=count, version=version)
                 observer.publish_us(name, publish_us, count)
-            for name, count in counts.dead_letter.items():
-                observer.counted(name, dead_letter=count)
+            for (name, version), count in counts.dead_letter.items():
+                observer.counted(name, dead_letter=count, version=version)
             for name, count in counts.dropped.items():
                 observer.counted(name, dropped=count)
-            for (name, reason, stage), count in counts.errors.items():
-                observer.error(name, reason, stage, count)
+            for (name, reason, stage, version), count in counts.errors.items():
+                observer.error(name, reason, stage, count, version)
 
     def rebalance(self) -> None:
         for observer in self._observers:
@@ -170,13 +173,16 @@ class Timed:
 
 @dataclass(slots=True)
 class Tally:
-    """How a slab's records ended, by pipeline name."""
+    """How a slab's records ended, by pipeline name and model version."""
 
-    ok: Counter[str]
-    dead_letter: Counter[str]
+    ok: Counter[tuple[str, str]]
+    """(pipeline, version); no version where no pipeline took the record."""
+    dead_letter: Counter[tuple[str, str]]
+    """As above."""
     dropped: Counter[str]
-    errors: Counter[tuple[str, str, str]]
-    """(pipeline, reason, stage)"""
+    """By pipeline."""
+    errors: Counter[tuple[str, str, str, str]]
+    """(pipeline, reason, stage, version)"""
 
 
 def tally(slab: Slab, spans: list[Span], worker_name: str) -> Tally:
@@ -191,9 +197,31 @@ def tally(slab: Slab, spans: list[Span], worker_name: str) -> Tally:
         route = slab.routes[row]
         return route.name if route is not None else worker_name
 
+    def whose(route: Route | None) -> tuple[str, str]:
+        """The pipeline and the version of a route's rows that no candidate answers."""
+        if route is None:
+            return worker_name, ""
+        return route.name, slab.servables[route].model_version
+
+    def answered(row: int) -> tuple[str, str]:
+        """The pipeline and the version of one row."""
+        by = slab.others.get(row)
+        return (name(row), by.model_version) if by is not None else whose(slab.routes[row])
+
     live = sum(span.stop - span.start for span in spans)
-    rows = (row for span in spans for row in range(span.start, span.stop))
-    ok = Counter({name(0): live}) if slab.one_route else Counter(map(name, rows))
+    routes = slab.routes
+    by_route = Counter(
+        {routes[0]: live}
+        if slab.one_route
+        else chain.from_iterable(routes[span.start : span.stop] for span in spans)
+    )
+    ok: Counter[tuple[str, str]] = Counter()
+    for route, count in by_route.items():
+        ok[whose(route)] += count
+    for row in slab.others:
+        if any(span.start <= row < span.stop for span in spans):
+            ok[whose(routes[row])] -= 1
+            ok[answered(row)] += 1
     counts = Tally(ok, Counter(), Counter(), Counter())
     if live < len(slab.routes):
         alive = {row for span in spans for row in range(span.start, span.stop)}
@@ -201,11 +229,12 @@ def tally(slab: Slab, spans: list[Span], worker_name: str) -> Tally:
     for row in {*slab.rejected, *slab.dropped}:
         if not any(span.start <= row < span.stop for span in spans):
             continue
-        counts.ok[name(row)] -= 1
+        its = answered(row)
+        counts.ok[its] -= 1
         if row in slab.rejected:
             why = slab.rejected[row]
-            counts.dead_letter[name(row)] += 1
-            counts.errors[name(row), why.reason, why.stage] += 1
+            counts.dead_letter[its] += 1
+            counts.errors[its[0], why.reason, why.stage, its[1]] += 1
         else:
             counts.dropped[name(row)] += 1
     return counts

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from worker.batch import Batch, Partition, Run
 from worker.telemetry.histogram import Histogram
-from worker.telemetry.names import LOOP_SECTIONS, METRIC_STAGES
+from worker.telemetry.names import LOOP_SECTIONS, METRIC_STAGES, VERSIONS_KEPT
 from worker.telemetry.observer import Microseconds
 
 
@@ -96,6 +96,37 @@ class StepCounts:
 
 
 @dataclass(slots=True)
+class VersionCounts:
+    """What one model version did for a pipeline."""
+
+    ok: int = 0
+    dead_letter: int = 0
+    items: int = 0
+    batches: int = 0
+    errors: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Failed records by (reason, stage)."""
+    infer_us: Histogram = field(default_factory=Histogram)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is counted."""
+        return not (self.ok or self.dead_letter or self.items or self.batches or self.errors)
+
+    def copy(self) -> VersionCounts:
+        return replace(self, errors=self.errors.copy(), infer_us=self.infer_us.copy())
+
+    def since(self, earlier: VersionCounts) -> VersionCounts:
+        return VersionCounts(
+            self.ok - earlier.ok,
+            self.dead_letter - earlier.dead_letter,
+            self.items - earlier.items,
+            self.batches - earlier.batches,
+            self.errors - earlier.errors,
+            self.infer_us.since(earlier.infer_us),
+        )
+
+
+@dataclass(slots=True)
 class PipelineCounts:
     """Counts of the records of one pipeline; ``model`` is None for records that no pipeline takes."""
 
@@ -131,6 +162,16 @@ class PipelineCounts:
     """Of the keys, those that a canary answers now."""
     steps: dict[str, StepCounts] = field(default_factory=dict)
     """By step, where there are several."""
+    versions: dict[str, VersionCounts] = field(default_factory=dict)
+    """Of what is counted above, the part of each of the last ``VERSIONS_KEPT`` model versions."""
+
+    def of_version(self, version: str) -> VersionCounts:
+        """The counts of one version; the one that was idle for longest goes when there are too many."""
+        counts = self.versions.pop(version, None) or VersionCounts()
+        if len(self.versions) >= VERSIONS_KEPT:
+            del self.versions[next(iter(self.versions))]
+        self.versions[version] = counts
+        return counts
 
     def copy(self) -> PipelineCounts:
         return replace(
@@ -142,6 +183,7 @@ class PipelineCounts:
             stages_us={stage: histogram.copy() for stage, histogram in self.stages_us.items()},
             batch_size=self.batch_size.copy(),
             steps={name: step.copy() for name, step in self.steps.items()},
+            versions={version: counts.copy() for version, counts in self.versions.items()},
         )
 
     def since(self, earlier: PipelineCounts) -> PipelineCounts:
@@ -168,6 +210,10 @@ class PipelineCounts:
             batch_size=self.batch_size.since(earlier.batch_size),
             steps={
                 name: now.since(earlier.steps.get(name, StepCounts())) for name, now in self.steps.items()
+            },
+            versions={
+                version: now.since(earlier.versions.get(version, VersionCounts()))
+                for version, now in self.versions.items()
             },
         )
 
@@ -264,16 +310,23 @@ class Meters:
         counts.in_flight += records
         self._bytes_in += nbytes
 
-    def counted(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None:
+    def counted(
+        self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0, version: str = ""
+    ) -> None:
         """Count records that are no longer in flight.
 
-        ``ok`` and ``dead_letter`` are acknowledged. ``dropped`` have no output, or were given back to Kafka.
+        ``ok`` and ``dead_letter`` are acknowledged, and of a model version. ``dropped`` have no output, or were given back
+        to Kafka.
         """
         counts = self._of(pipeline)
         counts.ok += ok
         counts.dead_letter += dead_letter
         counts.dropped += dropped
         counts.in_flight -= ok + dead_letter + dropped
+        if version:
+            its = counts.of_version(version)
+            its.ok += ok
+            its.dead_letter += dead_letter
 
     def skipped(self, pipeline: str, records: int) -> None:
         self._of(pipeline).skipped += records
@@ -282,13 +335,17 @@ class Meters:
         """Count bytes of values given to the producer, dead letters included."""
         self._bytes_out += nbytes
 
-    def error(self, pipeline: str, reason: str, stage: str, records: int = 1) -> None:
-        self._of(pipeline).errors[reason, stage] += records
+    def error(self, pipeline: str, reason: str, stage: str, records: int = 1, version: str = "") -> None:
+        counts = self._of(pipeline)
+        counts.errors[reason, stage] += records
+        if version:
+            counts.of_version(version).errors[reason, stage] += records
 
     def batch(self, pipeline: str, batch: Batch) -> None:
         """Count a batch that the engine returned. The model saw each of its runs as one batch."""
         counts = self._of(pipeline)
         counts.run_items = batch.servable.run_items
+        its = counts.of_version(batch.servable.model_version)
         if batch.feed is not None:
             counts.truncated += len(batch.feed.truncated)
         if batch.cache_hits or batch.cache_misses:
@@ -298,11 +355,15 @@ class Meters:
             for items in run.sizes if run.sizes is not None else _items_of(run):
                 counts.items += items
                 counts.batches += 1
+                its.items += items
+                its.batches += 1
                 counts.batch_size.add(items)
             for stage, us in run.stages_us.items():
                 if stage not in counts.stages_us:  # fetch, where records are fetched
                     counts.stages_us[stage] = Histogram()
                 counts.stages_us[stage].add(us, len(run.rows))
+                if stage == "infer":
+                    its.infer_us.add(us, len(run.rows))
             for name, part in (run.steps or {}).items():
                 step = counts.steps.setdefault(name, StepCounts())
                 step.items += part.items

@@ -16,6 +16,10 @@ LOOP_SECTIONS = ("poll", "submit", "publish", "commit", "wait")
 """The activities on which the conductor's thread spends its time."""
 
 
+VERSIONS_KEPT = 8
+"""Model versions of a pipeline that have series of their own; what older ones did is counted under an empty version."""
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One metric as Prometheus shows it; ``name`` lacks the common prefix."""
@@ -32,8 +36,8 @@ RECORDS = Metric(
     "records_total",
     "counter",
     "records",
-    "Records that have an outcome: ok (result acknowledged), dead_letter, or dropped (no output: configured, or given back to Kafka by a revoke or rewind).",
-    ("pipeline", "outcome"),
+    "Records that have an outcome: ok (result acknowledged), dead_letter, or dropped (no output: configured, or given back to Kafka by a revoke or rewind). `version` is empty where no model version stands for them.",
+    ("pipeline", "outcome", "version"),
 )
 SKIPPED = Metric(
     "skipped_total",
@@ -53,11 +57,13 @@ ERRORS = Metric(
     "errors_total",
     "counter",
     "records",
-    "Records that failed, by reason and by the stage that refused them.",
-    ("pipeline", "reason", "stage"),
+    "Records that failed, by reason, by the stage that refused them and by the model version that their dead letter names.",
+    ("pipeline", "reason", "stage", "version"),
 )
-ITEMS = Metric("items_total", "counter", "items", "Items the model answered.", ("pipeline",))
-BATCHES = Metric("batches_total", "counter", "batches", "Batches the model answered.", ("pipeline",))
+ITEMS = Metric("items_total", "counter", "items", "Items the model answered.", ("pipeline", "version"))
+BATCHES = Metric(
+    "batches_total", "counter", "batches", "Batches the model answered.", ("pipeline", "version")
+)
 BATCH_SIZE = Metric("batch_size", "histogram", "items", "Items per batch.", ("pipeline",))
 TRUNCATED = Metric(
     "truncated_total",
@@ -84,8 +90,8 @@ STAGE_DURATION = Metric(
     "stage_duration_seconds",
     "histogram",
     "seconds",
-    "Time per record in each stage, their total, and what follows: hold (finished to released) and publish (released to acknowledged).",
-    ("pipeline", "stage"),
+    "Time per record in each stage, their total, and what follows: hold (finished to released) and publish (released to acknowledged). The stage infer has the model version in `version`, the others leave it empty.",
+    ("pipeline", "stage", "version"),
 )
 STEP_ITEMS = Metric(
     "step_items_total",

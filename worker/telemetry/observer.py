@@ -23,8 +23,14 @@ class Observer(Protocol):
     def taken(self, pipeline: str, records: int, nbytes: int = 0) -> None:
         """Records came from Kafka and are in flight now. ``nbytes``: the size of their values."""
 
-    def counted(self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0) -> None:
-        """Records are no longer in flight: their output is acknowledged, or they have none (``dropped``)."""
+    def counted(
+        self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0, version: str = ""
+    ) -> None:
+        """Records are no longer in flight: their output is acknowledged, or they have none (``dropped``).
+
+        Args:
+            version: of the model that answered them; empty where none did.
+        """
 
     def skipped(self, pipeline: str, records: int) -> None:
         """Records that ``input.keep`` leaves out; each of them is counted as dropped, too."""
@@ -32,8 +38,8 @@ class Observer(Protocol):
     def sent(self, nbytes: int) -> None:
         """Values of this size, dead letters included, were handed to the producer."""
 
-    def error(self, pipeline: str, reason: str, stage: str, records: int = 1) -> None:
-        """Records became dead letters for this reason; ``stage`` refused them."""
+    def error(self, pipeline: str, reason: str, stage: str, records: int = 1, version: str = "") -> None:
+        """Records became dead letters for this reason; ``stage`` refused them, and the letters name ``version``."""
 
     def batch(self, pipeline: str, batch: Batch) -> None:
         """A batch came back from the engine. Its runs hold sizes and stage times in microseconds."""

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from worker.telemetry import logs, names
 from worker.telemetry.histogram import BATCH_EDGES, LATENCY_EDGES_US, Histogram
-from worker.telemetry.meters import Snapshot
+from worker.telemetry.meters import PipelineCounts, Snapshot, VersionCounts
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -50,15 +50,10 @@ class _SnapshotCollector(Collector):
 def _samples(snapshot: Snapshot) -> Iterator[Sample]:
     for pipeline, counts in snapshot.pipelines.items():
         yield names.RECORDS_IN, (pipeline,), counts.taken
-        yield names.RECORDS, (pipeline, "ok"), counts.ok
-        yield names.RECORDS, (pipeline, "dead_letter"), counts.dead_letter
-        yield names.RECORDS, (pipeline, "dropped"), counts.dropped
+        yield names.RECORDS, (pipeline, "dropped", ""), counts.dropped
         yield names.SKIPPED, (pipeline,), counts.skipped
         yield names.RECORDS_IN_FLIGHT, (pipeline,), counts.in_flight
-        for (reason, stage), records in counts.errors.items():
-            yield names.ERRORS, (pipeline, reason, stage), records
-        yield names.ITEMS, (pipeline,), counts.items
-        yield names.BATCHES, (pipeline,), counts.batches
+        yield from _by_version(pipeline, counts)
         yield names.BATCH_SIZE, (pipeline,), counts.batch_size
         yield names.TRUNCATED, (pipeline,), counts.truncated
         for result, records in counts.cache.items():
@@ -66,7 +61,8 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
         if counts.run_items:
             yield names.RUN_ITEMS, (pipeline,), counts.run_items
         for stage, histogram in counts.stages_us.items():
-            yield names.STAGE_DURATION, (pipeline, stage), histogram
+            if stage != "infer":
+                yield names.STAGE_DURATION, (pipeline, stage, ""), histogram
         for step, done in counts.steps.items():
             yield names.STEP_ITEMS, (pipeline, step), done.items
             yield names.STEP_RUNS, (pipeline, step), done.runs
@@ -98,6 +94,30 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
     for code, errors in snapshot.kafka.errors.items():
         yield names.KAFKA_ERRORS, (code,), errors
     yield names.LOG_LINES_DROPPED, (), logs.dropped_lines()
+
+
+def _by_version(pipeline: str, counts: PipelineCounts) -> Iterator[Sample]:
+    """What model versions did, and under an empty version what none of those that are still counted alone did."""
+    rest = VersionCounts(
+        counts.ok,
+        counts.dead_letter,
+        counts.items,
+        counts.batches,
+        counts.errors,
+        counts.stages_us["infer"],
+    )
+    for its in counts.versions.values():
+        rest = rest.since(its)
+    for version, its in [*counts.versions.items(), ("", rest)]:
+        if not version and counts.versions and rest.idle:
+            continue
+        yield names.RECORDS, (pipeline, "ok", version), its.ok
+        yield names.RECORDS, (pipeline, "dead_letter", version), its.dead_letter
+        yield names.ITEMS, (pipeline, version), its.items
+        yield names.BATCHES, (pipeline, version), its.batches
+        yield names.STAGE_DURATION, (pipeline, "infer", version), its.infer_us
+        for (reason, stage), records in its.errors.items():
+            yield names.ERRORS, (pipeline, reason, stage, version), records
 
 
 def _family(metric: names.Metric) -> Family:

@@ -10,7 +10,7 @@ import orjson
 
 from worker.errors import Reason
 from worker.telemetry.histogram import Histogram
-from worker.telemetry.meters import PipelineCounts, Snapshot
+from worker.telemetry.meters import PipelineCounts, Snapshot, VersionCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def pipeline_fields(counts: PipelineCounts) -> dict[str, Any]:
         name: {"items": step.items, "batches": step.runs, "latency_ms": latency_ms(step.us)}
         for name, step in counts.steps.items()
     }
-    return {
+    record = {
         "model": model,
         **({"steps": steps} if steps else {}),
         "records": {
@@ -115,7 +115,22 @@ def pipeline_fields(counts: PipelineCounts) -> dict[str, Any]:
         "mean_batch": round(counts.items / counts.batches, 3) if counts.batches else 0.0,
         "latency_ms": {stage: latency_ms(histogram) for stage, histogram in counts.stages_us.items()},
         "errors": errors,
-    } | ({"cache": dict(counts.cache)} if counts.cache else {})
+    }
+    if counts.cache:
+        record["cache"] = dict(counts.cache)
+    if len(counts.versions) > 1:
+        record["versions"] = {version: _version(its) for version, its in counts.versions.items()}
+    return record
+
+
+def _version(counts: VersionCounts) -> dict[str, Any]:
+    """The part of one model version."""
+    return {
+        "records": {"out": counts.ok, "dead_letter": counts.dead_letter},
+        "items": counts.items,
+        "batches": counts.batches,
+        "infer_ms": _latency_ms(counts.infer_us),
+    }
 
 
 def latency_ms(us: Histogram) -> dict[str, float]:
