@@ -218,10 +218,13 @@ def tally(slab: Slab, spans: list[Span], worker_name: str) -> Tally:
     ok: Counter[tuple[str, str]] = Counter()
     for route, count in by_route.items():
         ok[whose(route)] += count
-    for row in slab.others:
-        if any(span.start <= row < span.stop for span in spans):
-            ok[whose(routes[row])] -= 1
-            ok[answered(row)] += 1
+    others = slab.others
+    if others and live < len(routes):
+        alive = {row for span in spans for row in range(span.start, span.stop)}
+        others = {row: servable for row, servable in others.items() if row in alive}
+    for (route, servable), count in Counter((routes[row], its) for row, its in others.items()).items():
+        ok[whose(route)] -= count
+        ok[whose(route)[0], servable.model_version] += count
     counts = Tally(ok, Counter(), Counter(), Counter())
     if live < len(slab.routes):
         alive = {row for span in spans for row in range(span.start, span.stop)}
