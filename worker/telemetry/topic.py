@@ -129,7 +129,7 @@ def _version(counts: VersionCounts) -> dict[str, Any]:
         "records": {"out": counts.ok, "dead_letter": counts.dead_letter},
         "items": counts.items,
         "batches": counts.batches,
-        "infer_ms": _latency_ms(counts.infer_us),
+        "infer_ms": latency_ms(counts.infer_us),
     }
 
 
