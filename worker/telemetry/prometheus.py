@@ -12,7 +12,8 @@ from prometheus_client.registry import Collector
 
 from worker.telemetry import logs, names
 from worker.telemetry.histogram import BATCH_EDGES, LATENCY_EDGES_US, Histogram
-from worker.telemetry.meters import PipelineCounts, Snapshot, VersionCounts
+from worker.telemetry.meters import PipelineCounts, Snapshot
+from worker.telemetry.part_counts import VersionCounts
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

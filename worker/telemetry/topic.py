@@ -10,7 +10,8 @@ import orjson
 
 from worker.errors import Reason
 from worker.telemetry.histogram import Histogram
-from worker.telemetry.meters import PipelineCounts, Snapshot, VersionCounts
+from worker.telemetry.meters import PipelineCounts, Snapshot
+from worker.telemetry.part_counts import VersionCounts
 
 
 @dataclass(frozen=True, slots=True)
