@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from worker import __version__, native
-from worker.assembly import conductor_for, connect, pool_for
+from worker.assembly import conductor_for, connect, pool_for, shadow_results
 from worker.batch import Batch
 from worker.payload.keys import Keys
 from worker.process import runtime
@@ -220,6 +220,7 @@ class _Parts:
         from worker.kafka.batch_sink import BatchSink
 
         settings, info = self._settings, self._info
+        clients = self._clients.metrics, shadow_results(settings, self._rollouts), self._clients.sink
         return Worker(
             self._conductor,
             self._vitals,
@@ -228,7 +229,7 @@ class _Parts:
             self._pool,
             self._rollouts,
             self._loader,
-            [client for client in (self._clients.metrics, self._clients.sink) if client is not None],
+            [client for client in clients if client is not None],
             self._seeing,
             self._before_joining,
             self._report,

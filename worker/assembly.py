@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from worker.batch import Partition, Route
@@ -45,6 +46,7 @@ from worker.telemetry.observer import Observer
 
 if TYPE_CHECKING:
     from worker.kafka.batch_sink import BatchSink
+    from worker.kafka.shadow_results import ShadowResults
     from worker.kafka.sink import KafkaSink, MetricsProducer
     from worker.kafka.source import KafkaSource
     from worker.kafka.topics import Topics
@@ -101,6 +103,24 @@ def connect(settings: Settings, meters: Meters, group: str) -> Clients:
     # Each process has an id of its own: a restart must not abort the transaction of a replica that still runs.
     transactional_id = f"{group}-{uuid.uuid4()}" if exactly_once else None
     return Clients(topics, source, open_sink(settings, topics, transactional_id), metrics)
+
+
+def shadow_results(settings: Settings, rollouts: Iterable[Rollout]) -> ShadowResults | None:
+    """Who sends what shadows answer, told to the rollouts; None where nobody wants it."""
+    topics = {
+        name: wanted.rollout.topic
+        for name, wanted in settings.pipelines.items()
+        if wanted.rollout is not None and wanted.rollout.topic is not None
+    }
+    if not topics:
+        return None
+    from worker.kafka.shadow_results import open_shadow_results
+
+    results = open_shadow_results(settings)
+    for rollout in rollouts:
+        if (topic := topics.get(rollout.route.name)) is not None:
+            rollout.publish = partial(results.publish, topic)
+    return results
 
 
 def pool_for(settings: Settings, rollouts: list[Rollout]) -> AnyPool:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeClock, FakeKafka, FakeSink, FakeSource
+from fakes import FakeClock, FakeKafka, FakeRollout, FakeSink, FakeSource, columns_of
 from test_loader import Place, shifted
 from world import Figures, make_loop
 
-from worker.batch import Batch, Partition
+from worker.batch import Batch, Outcomes, Partition
+from worker.errors import Reject, Rejection
+from worker.kafka.shadow_results import ShadowResults
 from worker.loop.pool import InlinePool, Mailbox
 from worker.serving import shadow as shadow_module
 from worker.serving.agreement import agree
@@ -186,6 +188,42 @@ def test_a_shadow_can_be_promoted(tmp_path: Path) -> None:
     loop.send(4)
     loop.turn_until(lambda: len(loop.answers()) == 8)
     assert [answer["model"]["version"] for answer in loop.answers()] == ["1"] * 4 + ["2"] * 4
+
+
+def test_results_of_a_shadow_are_sent_like_others_and_never_wait() -> None:
+    """Key, headers and body; not those of refused records. Where the queue is full they are left out and counted."""
+
+    class Producer:
+        def __init__(self) -> None:
+            self.sent: list[tuple[str, bytes | None, dict[str, Any]]] = []
+
+        def produce(self, topic: str, value: bytes | None = None, **more: Any) -> None:
+            if len(self.sent) == 2:
+                raise BufferError("Local: Queue full")
+            self.sent.append((topic, value, more))
+
+        def poll(self, timeout: float) -> int:
+            return 0
+
+        def flush(self, timeout: float) -> int:
+            return 0
+
+    columns = columns_of(A, range(5))
+    columns.keys = [b"a", None, b"c", b"d", b"e"]
+    route = FakeRollout(output_partition="input").route
+    batch = Batch(None, range(5), columns, route, FakeRollout().stable, 0, 0.0)
+    batch.outcomes = Outcomes(
+        [b"0", b"1", b"2", b"3", b"4"], [None, [("traceparent", b"t")], None, None, None]
+    )
+    batch.outcomes.rejected[2] = Rejection.of(Reject("bad record"), "infer", batch)
+    producer = Producer()
+    results = ShadowResults(producer)
+    results.publish("trial", batch)
+    assert producer.sent == [
+        ("trial", b"0", {"key": b"a", "partition": 0}),
+        ("trial", b"1", {"key": None, "partition": 0, "headers": [("traceparent", b"t")]}),
+    ]
+    assert results.left_out == 2
 
 
 # -- agreement -----------------------------------------------------------------------------------------------
