@@ -6,7 +6,7 @@ may wait for seconds between these moments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from worker.batch import Batch, Columns, Headers, Outcomes, Route, Servable
@@ -53,6 +53,14 @@ class Deadlines:
         for row, message in self.passed.items():
             outcomes.rejected.pop(row, None)
             expire(outcomes, batch.columns, row, batch.route, batch.servable, self.policy, message)
+
+
+def past_deadline(batch: Batch, now_ns: int, doing: str) -> Collection[int]:
+    """Rows that are past their deadline at this moment of the monotonic clock."""
+    if batch.deadlines is None:
+        return ()
+    batch.deadlines.look(batch.taken_ms + (now_ns - batch.taken_ns) / 1e6, doing)
+    return batch.deadlines.passed
 
 
 def expire(

@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from worker.batch import FETCH, STAGES, Array, Batch, Feed, Item, Outcomes, Parts, Run
+from worker.deadlines import past_deadline
 from worker.errors import Reject, Rejection
 from worker.serving import opened
 from worker.serving.cache import answered, follow
@@ -85,7 +86,7 @@ class Engine:
         if batch.to_open:
             opened.prepare(batch)
         step = servable.decoder.shard_rows or rows
-        late = _past_deadline(batch, batch.decode_started_ns, "decoded")
+        late = past_deadline(batch, batch.decode_started_ns, "decoded")
         return [
             (start, min(start + step, stop))
             for first, stop in _others(rows, late)
@@ -217,7 +218,7 @@ class Engine:
     def _leave_out_expired(self, batch: Batch) -> None:
         """Rows whose deadline has passed since they were decoded are not run."""
         assert batch.feed is not None
-        for row in _past_deadline(batch, self._clock_ns(), "run"):
+        for row in past_deadline(batch, self._clock_ns(), "run"):
             batch.feed.rejected[row] = EXPIRED
 
     # -- running, and finding the guilty record ----------------------------------------------------------
@@ -245,8 +246,8 @@ class Engine:
 
     def _isolate(self, batch: Batch, servable: Servable, group: Group, error: Exception) -> list[Run]:
         trial = batch.trial
-        if trial is not None and trial.doubt is not None and trial.candidate is servable:
-            raise _SickError(f"{trial.doubt}{FIRST_ERROR}{_one_line(error)})") from error
+        if trial is not None and trial.doubt is not None and trial.candidate is batch.servable:
+            raise SickServable(f"{trial.doubt}{FIRST_ERROR}{_one_line(error)})") from error
         if (why := servable.model.sickness()) is not None:
             raise SickServable(f"{NO_KNOWN_OUTPUT}: {why}{FIRST_ERROR}{_one_line(error)})") from error
         parts = servable.run_limit.items
@@ -312,14 +313,6 @@ def _check_lengths(outputs: dict[str, Array], items: int) -> None:
                 f"output {name} has shape {list(output.shape)} for {items} items: "
                 "its first dimension does not follow the batch"
             )
-
-
-def _past_deadline(batch: Batch, now_ns: int, doing: str) -> Collection[int]:
-    """Rows that are past their deadline at this moment of the monotonic clock."""
-    if batch.deadlines is None:
-        return ()
-    batch.deadlines.look(batch.taken_ms + (now_ns - batch.taken_ns) / 1e6, doing)
-    return batch.deadlines.passed
 
 
 def _others(rows: int, without: Collection[int]) -> Iterator[tuple[int, int]]:
