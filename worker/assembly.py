@@ -155,8 +155,7 @@ def conductor_for(
     """
     limits = settings.limits
     parted, window = groups(rollouts), Window()
-    # what later steps of a record need at a time is the same however many records are in flight
-    for_records = limits.in_flight_bytes - sum(each.choose().reserve_bytes for each in rollouts)
+    for_records = bytes_for_records(limits.in_flight_bytes, rollouts)
     budget = Budget(for_records, len(parted))
     outside: dict[Route, Sequence[Outside]] = {each.route: each.route.outside for each in rollouts}
     intakes = [
@@ -194,6 +193,11 @@ def conductor_for(
         ordered=settings.order == "partition" or settings.delivery == "exactly_once",
         on_turn=on_turn,
     )
+
+
+def bytes_for_records(in_flight_bytes: int, rollouts: Iterable[Rollout]) -> int:
+    """What records in flight may take together: all but what runs of later steps need, however many records there are."""
+    return in_flight_bytes - sum(rollout.stable.reserve_bytes for rollout in rollouts)
 
 
 def _fetching(

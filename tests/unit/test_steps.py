@@ -20,6 +20,7 @@ import pytest
 import structlog
 
 from worker import settings
+from worker.assembly import bytes_for_records
 from worker.batch import Batch, Columns, Partition
 from worker.cli.demo import Digits
 from worker.cli.sample import answer
@@ -42,6 +43,12 @@ def find(outputs, item):
 
 def nothing(outputs, item):
     return {"boxes": [{"score": 1.0}]}
+
+def no_number(outputs, item):
+    return {"boxes": [{"xyxy": [0, "a", 2, 3]}]}
+
+def far(outputs, item):
+    return {"boxes": [{"points": [[0, 0], [1e9, 0], [1e9, 5], [0, 5]]}]}
 
 def many(outputs, item):
     return {"boxes": [{"xyxy": [0, 0, 4, 4]}] * 1001}
@@ -453,6 +460,8 @@ def test_a_fault_in_a_crop_costs_its_record_alone(tmp_path: Path) -> None:
     """A box that is none, and more boxes than anybody looks at, are one dead letter each that names step and box."""
     for code, words in (
         ("found_boxes:nothing", "step mean, box 0: a box without xyxy"),
+        ("found_boxes:no_number", "step mean, box 0: a box without xyxy"),
+        ("found_boxes:far", "step mean, box 0: a box without points"),
         ("found_boxes:many", "step detect: it found 1001 boxes, later steps take at most 1000"),
     ):
         over_boxes(tmp_path)
@@ -494,6 +503,7 @@ def test_later_steps_stay_within_their_part_of_the_budget(tmp_path: Path) -> Non
     item = cascade.steps[1].servable.item_nbytes
     most = cascade.room.each // item
     assert most < 1000 or cascade.reserve_bytes >= 1000 * item
+    assert bytes_for_records(256 * 2**20, [rollout]) == 256 * 2**20 - cascade.reserve_bytes
     large = png(np.zeros((500, 400, 3), np.uint8))
     assert cascade.cost(large) >= 2 * 500 * 400 * 3
     cascade.room.each = 3 * item

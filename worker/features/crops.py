@@ -7,6 +7,7 @@ times as high as wide is turned by a quarter against the clock, because a line o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from worker.features.opencv import cv2
 UPRIGHT_RATIO = 1.5
 """A rotated box at least so many times as high as wide is turned by a quarter."""
 _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+
+_FARTHEST = 1e6
+"""Corners of rotated boxes are nearer than this, in pixels: the part of a picture gets their size."""
 
 Box = Mapping[str, Any]
 """A box of a prediction: ``points``, four corners clockwise from the upper left one, or ``xyxy``; in pixels of the picture."""
@@ -84,25 +88,24 @@ _RECOLOURED = {
 
 def _edges(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
     """Left, top, right, bottom in whole pixels: every pixel that the box touches, as far as the picture goes."""
-    values = _numbers(box.get("xyxy"), (4,), "xyxy: [x1, y1, x2, y2]")
-    x1, y1, x2, y2 = values.tolist()
-    left, top = max(0, int(np.floor(x1))), max(0, int(np.floor(y1)))
-    return left, top, min(width, int(np.ceil(x2))), min(height, int(np.ceil(y2)))
+    given = box.get("xyxy")
+    try:
+        x1, y1, x2, y2 = given  # type: ignore[misc]
+        left, top = max(0, math.floor(x1)), max(0, math.floor(y1))
+        return left, top, min(width, math.ceil(x2)), min(height, math.ceil(y2))
+    except (TypeError, ValueError, OverflowError):
+        raise Reject("a box without xyxy: [x1, y1, x2, y2]", "model_error") from None
 
 
 def _corners(box: Box) -> Array:
     """(4, 2) float32; whole pixels, as the reference has them."""
-    return np.round(_numbers(box["points"], (4, 2), "points: four corners [x, y]")).astype(np.float32)
-
-
-def _numbers(value: Any, shape: tuple[int, ...], expected: str) -> Array:
     try:
-        found = np.array(value, np.float64)
+        found = np.array(box["points"], np.float64)
     except (TypeError, ValueError):
         found = np.empty(0)
-    if found.shape != shape or not np.isfinite(found).all() or np.abs(found).max(initial=0.0) > 1e6:
-        raise Reject(f"a box without {expected}", "model_error")
-    return found
+    if found.shape != (4, 2) or not (np.abs(found) < _FARTHEST).all():
+        raise Reject("a box without points: four corners [x, y]", "model_error")
+    return np.round(found).astype(np.float32)
 
 
 def _sides(corners: Array) -> tuple[int, int]:
