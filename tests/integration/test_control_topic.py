@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 from stream import create_topics, unique, wait_for
 
 from worker.errors import StartError
@@ -93,3 +94,25 @@ def test_every_reader_sees_the_same_order(kafka: str) -> None:
     assert not both[0].reached(end + 1)
     for control in both:
         control.close(1.0)
+
+
+def test_the_end_is_reached_behind_what_holds_no_record(kafka: str) -> None:
+    """A program may write in a transaction: the mark at its end takes an offset, and holds no record."""
+    topic = unique("control")
+    settings = settings_of(kafka, topic, create={"partitions": 1})
+    control = open_control(settings)
+    wait_for(lambda: control.end() == 0 and control.reached(0), "the end of an empty topic")
+    producer = Producer({"bootstrap.servers": kafka, "transactional.id": unique("program")})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(topic, b"x", b"key")
+    producer.commit_transaction(30)
+    found: list[bytes | None] = []
+
+    def read() -> bool:
+        found.extend(control.read(0.05))
+        return control.end() == 2 and control.reached(2)
+
+    wait_for(read, "the end behind the mark")
+    assert found == [b"x"]
+    control.close(1.0)

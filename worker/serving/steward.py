@@ -233,6 +233,8 @@ class Steward:
                 self.look()
             except Exception as error:  # records go on being answered by the versions that are there
                 log.error("bug", exc_info=error)
+                for rollout in self._rollouts.values():
+                    rollout.hold(False)
                 self._stop.wait(AFTER_BUG_S)
 
     def _take(self, values: Iterable[bytes | None]) -> None:
