@@ -203,6 +203,7 @@ def test_more_keys_reach_every_replica(tmp_path: Path, topic: Topic) -> None:
     worker.look()
     assert worker.rollout.plan is not None
     assert worker.rollout.plan.share == 0.75
+    assert [(each.state, each.share) for each in worker.turned] == [("running", 0.5), (None, 0.75)]
 
 
 def test_a_pin_swaps_at_once(tmp_path: Path, topic: Topic) -> None:

@@ -57,10 +57,11 @@ class Log(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Turned:
-    """A rollout began or ended on this replica."""
+    """A rollout began, grew or ended on this replica."""
 
     pipeline: str
-    state: State
+    state: State | None
+    """None: it goes on."""
     share: float
     """Of the keys that the candidate answers from now on."""
 
@@ -293,16 +294,16 @@ class Steward:
             case Begin():
                 decision = action.rollout
                 rollout.begin(Plan(decision.id, decision.mode, decision.share), self._waiting.pop(name))
-                self._tell("rollout begins", decision)
+                self._tell("rollout begins", decision, decision.state)
             case Grow():
                 rollout.grow(action.rollout.share)
-                _say("rollout grows", action.rollout)
+                self._tell("rollout grows", action.rollout, None)
             case Close():
                 if action.decision.state == "promoted":
                     rollout.promote()
                 else:
                     rollout.end()
-                self._tell("rollout ended", action.decision)
+                self._tell("rollout ended", action.decision, action.decision.state)
             case Free():
                 with self._lock:
                     if self._assigned == self._known:
@@ -315,10 +316,10 @@ class Steward:
         if isinstance(record, Decision):
             _say("rollout decided", record)
 
-    def _tell(self, what: str, decision: Decision) -> None:
+    def _tell(self, what: str, decision: Decision, state: State | None) -> None:
         """One log line, and the event for the metrics."""
         runs = decision.state == "running" and decision.mode == "canary"
-        self._events.append(Turned(decision.pipeline, decision.state, decision.share if runs else 0.0))
+        self._events.append(Turned(decision.pipeline, state, decision.share if runs else 0.0))
         _say(what, decision)
 
 

@@ -250,10 +250,11 @@ class Meters:
         """Count a version of the pipeline's model that was not taken over."""
         self._of(pipeline).refused[reason] += 1
 
-    def rollout(self, pipeline: str, state: str, share: float) -> None:
-        """Count a rollout that began or ended here; ``share`` of the keys is a canary's from now on."""
+    def rollout(self, pipeline: str, state: str | None, share: float) -> None:
+        """Count a rollout that began or ended here, unless it only grew; ``share`` of the keys is a canary's from now on."""
         counts = self._of(pipeline)
-        counts.rollouts[state] += 1
+        if state is not None:
+            counts.rollouts[state] += 1
         counts.rollout_share = share
 
     def taken(self, pipeline: str, records: int, nbytes: int = 0) -> None:
