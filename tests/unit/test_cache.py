@@ -365,6 +365,27 @@ def test_what_a_cache_cannot_answer_is_refused_in_one_sentence(
     assert "\n" not in str(refused.value)
 
 
+def test_steps_are_answered_as_one(tmp_path: Path) -> None:
+    """The whole answer of a cascade is kept: no step runs for a payload that came before, and none has a time."""
+    models.write(tmp_path, models.mlp(FEATURES, 4), "first.onnx")
+    models.write(tmp_path, models.mlp(4, 3), "second.onnx")
+    steps = [
+        {"name": "first", "model": {"path": "first.onnx"}, "postprocess": {"embedding": {}}},
+        {"name": "second", "from": "first.embedding", "model": {"path": "second.onnx"}},
+    ]
+    pipeline = Pipeline(settings_of(tmp_path, model=None, steps=steps, name="two"))
+    first = pipeline.batch(features(1), features(2))
+    pipeline.ran.clear()
+    second = pipeline.batch(features(2), features(1), features(2))
+    assert pipeline.ran == []
+    assert predictions(second) == [predictions(first)[i] for i in (1, 0, 1)]
+    assert set(predictions(second)[0]) == {"first", "second"}
+    assert cached(second) == [True] * 3
+    timed = ["steps_ms" in result for result in results(first) + results(second)]
+    assert timed == [True, True, False, False, False]
+    assert cached(pipeline.batch(features(1), features(3))) == [True, False]
+
+
 def test_a_sample_of_check_is_answered_with_a_cache(tmp_path: Path) -> None:
     """`check --sample` shows the result as without a cache, also for a format whose items have no fixed shape."""
     (rollout,) = load(settings_of(tmp_path)).values()

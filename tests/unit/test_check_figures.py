@@ -50,7 +50,7 @@ def test_priorities_that_differ_are_shown(
 
 def test_the_memory_line_is_a_sum(tmp_path: Path) -> None:
     """The parts are those of the limits, and they add up."""
-    line = memory(settings_of(tmp_path, only={}))
+    line = memory(settings_of(tmp_path, only={}), {})
     assert line == (
         "warm process + 344 MiB = in_flight_bytes 256 + prefetch_bytes 16 + output_bytes 64 + largest record 8"
     )
@@ -68,8 +68,8 @@ def test_a_cache_is_shown_and_part_of_the_sum(tmp_path: Path) -> None:
         ("cache", "first: equal payloads are answered from memory, for 60 s, up to 1 MiB"),
         ("cache", "second: equal payloads are answered from memory, of any age, up to 64 MiB"),
     ]
-    assert memory(settings).endswith("+ largest record 8 + cache 65")
-    assert memory(settings).startswith("warm process + 409 MiB")
+    assert memory(settings, {}).endswith("+ largest record 8 + cache 65")
+    assert memory(settings, {}).startswith("warm process + 409 MiB")
 
 
 def test_devices_are_shown(tmp_path: Path) -> None:
@@ -83,4 +83,17 @@ def test_devices_are_shown(tmp_path: Path) -> None:
     assert [*figures(settings)] == [
         ("devices", "first: the whole model on each of 0, 2, 1 run at once on each"),
         ("devices", "second: the whole model on each of 1, 3 runs at once on each"),
+    ]
+
+
+def test_devices_of_steps_are_shown(tmp_path: Path) -> None:
+    """Each step may have GPUs of its own."""
+    steps = [
+        {"name": name, "model": {"path": str(MODEL), "providers": ["cuda"], "devices": [device]}}
+        for device, name in enumerate(("small", "large"))
+    ]
+    settings = settings_of(tmp_path, two={"steps": steps, "model": None})
+    assert [*figures(settings)] == [
+        ("devices", "two: steps.0: the whole model on each of 0, 1 run at once on each"),
+        ("devices", "two: steps.1: the whole model on each of 1, 1 run at once on each"),
     ]

@@ -6,13 +6,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import fake_gpu
 import models
 import numpy as np
+import orjson
 import pytest
 from fakes import columns_of
 
@@ -72,10 +73,15 @@ def pipeline(folder: Path, model: bytes, **section: Any) -> Rollout:
 
 
 def answered(rollout: Rollout, rows: int) -> Batch:
-    """One batch of raw tensors through all steps."""
-    values: list[bytes | None] = [np.full(4, row, np.float32).tobytes() for row in range(rows)]
-    columns = columns_of(Partition("in", 0), range(rows), values)
-    batch, engine = Batch(None, range(rows), columns, rollout.route, rollout.stable, 0, 0.0), Engine()
+    """One batch of raw tensors through the engine."""
+    return through(rollout, [np.full(4, row, np.float32).tobytes() for row in range(rows)])
+
+
+def through(rollout: Rollout, values: Sequence[bytes]) -> Batch:
+    """One batch through the engine."""
+    columns = columns_of(Partition("in", 0), range(len(values)), [*values])
+    batch = Batch(None, range(len(values)), columns, rollout.route, rollout.stable, 0, 0.0)
+    engine = Engine()
     for start, stop in engine.shards(batch):
         engine.decode(batch, start, stop)
     engine.infer(batch)
@@ -159,6 +165,47 @@ def test_a_device_out_of_memory_halves_the_batch(gpu: fake_gpu.Runtime, tmp_path
     assert batch.outcomes is not None
     assert not batch.outcomes.rejected
     assert rollout.stable.run_items < 64
+    rollout.close()
+
+
+def test_a_network_in_two_files_runs_on_two_devices(gpu: fake_gpu.Runtime, tmp_path: Path) -> None:
+    """Steps on devices of their own: what the first half gives goes into the second one, and the answer is that of both."""
+    models.write(tmp_path, models.mlp(4, 4), "first.onnx")
+    models.write(tmp_path, models.mlp(4, 3), "second.onnx")
+    on = {"providers": ["cuda", "cpu"]}
+    document = {
+        "name": "halves",
+        "input": {"topics": ["in"], "format": "json"},
+        "steps": [
+            {
+                "name": "first",
+                "model": {**on, "path": "first.onnx", "devices": [0]},
+                "postprocess": {"embedding": {}},
+            },
+            {
+                "name": "second",
+                "from": "first.embedding",
+                "model": {**on, "path": "second.onnx", "devices": [1]},
+                "postprocess": {"embedding": {}},
+            },
+        ],
+        "output": {"topic": "out"},
+        "dead_letter": {"topic": "dead"},
+        "kafka": {"bootstrap.servers": "localhost:1", "group.id": "test"},
+    }
+    (rollout,) = load_rollouts(settings.validate(document, tmp_path)).values()
+    before, x = runs(gpu), RANDOM.random((5, 4), np.float32)
+    batch = through(rollout, [orjson.dumps({"features": row.tolist()}) for row in x])
+    assert runs(gpu) - before == {0: 1, 1: 1}
+    first, second = (
+        next(s for s in gpu.sessions if s.options[fake_gpu.CUDA]["device_id"] == device)
+        for device in ("0", "1")
+    )
+    expected = second.plain({"x": first.plain({"x": x})[0]})[0]
+    assert batch.outcomes is not None
+    results = [orjson.loads(body or b"") for body in batch.outcomes.bodies]
+    found = [result["prediction"]["second"]["embedding"] for result in results]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     rollout.close()
 
 

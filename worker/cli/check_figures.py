@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from worker.settings import MIB, Settings, memory_parts
+from worker.settings.sections import ModelSettings
 
 
 def memory(configured: Settings, took: Mapping[str, int]) -> str:
@@ -30,17 +31,22 @@ def figures(settings: Settings) -> Iterator[tuple[str, str]]:
         ranked = sorted(priorities.items(), key=lambda each: -each[1])
         yield "priority", ", ".join(f"{name} {priority}" for name, priority in ranked)
     for name, pipeline in settings.pipelines.items():
-        if (devices := pipeline.model.devices) is not None:
-            at_once = 1 if pipeline.model.instances == "auto" else pipeline.model.instances
-            numbers = ", ".join(map(str, devices))
-            yield (
-                "devices",
-                f"{name}: the whole model on each of {numbers}, {at_once} run{'s'[: at_once > 1]} at once on each",
-            )
+        for prefix, part in pipeline.parts.items():
+            if part.model.devices is not None:
+                yield (
+                    "devices",
+                    f"{name}: {prefix.removesuffix('.')}{': ' if prefix else ''}{_devices(part.model)}",
+                )
         if pipeline.cache is not None:
             age = "of any age" if pipeline.cache.ttl_s is None else f"for {pipeline.cache.ttl_s:g} s"
             kept = _mib(pipeline.cache.bytes)
             yield "cache", f"{name}: equal payloads are answered from memory, {age}, up to {kept} MiB"
+
+
+def _devices(model: ModelSettings) -> str:
+    at_once = 1 if model.instances == "auto" else model.instances
+    numbers = ", ".join(map(str, model.devices or ()))
+    return f"the whole model on each of {numbers}, {at_once} run{'s'[: at_once > 1]} at once on each"
 
 
 def _mib(size: int) -> str:
