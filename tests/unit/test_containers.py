@@ -224,6 +224,18 @@ def test_locked_requirements_are_what_pyproject_asks_for(name: str, python: str)
             )
 
 
+def test_the_security_policy_names_the_wheels_that_are_in_the_images() -> None:
+    """What SECURITY.md says of a wheel's inside, it says of the version that is locked."""
+    named = dict(
+        re.findall(r"wheel `([\w-]+)` (\d[\d.]*\d)", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    )
+    assert set(named) >= {"opencv-python-headless", "confluent-kafka", "cryptography"}
+    locked = {pin.name: next(iter(pin.specifier)).version for pin, _ in pins("image-gpu")}
+    assert {name: locked[name] for name in named} == named, (
+        "look inside the new ones (scripts/image lists OpenSSL)"
+    )
+
+
 def test_the_build_is_locked_as_pyproject_asks_for_it() -> None:
     """What builds the wheel in the image satisfies the build requirements."""
     system = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]
