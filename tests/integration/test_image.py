@@ -63,7 +63,7 @@ class Stream:
         models.write(folder, models.slow(steps=more.pop("steps", 1)), "slow.onnx")
         self.port = free_port()
         config: dict[str, Any] = {
-            "input": {"topics": [self.source], "format": "json", "max_bytes": 4 * MIB},
+            "input": {"topics": [self.source], "format": "json", "max_bytes": MIB},
             "model": {"path": "slow.onnx", "threads": 1},
             "batching": {"max_size": 8},
             "output": {"topic": self.output},
@@ -79,7 +79,10 @@ class Stream:
 
     def start(self) -> Container:
         container = self.run(*self.arguments, options=self.options)
-        wait_for(self.ready, "the worker to be ready", 60)
+        try:
+            wait_for(self.ready, "the worker to be ready", 60)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{container.text()[-4000:]}") from error
         return container
 
     def ready(self) -> bool:
@@ -256,11 +259,11 @@ def test_a_worker_runs_without_rights_and_drains(
 ) -> None:
     """Read-only and without capabilities it is one process under an init, preloads tcmalloc, logs JSON lines only and is
     healthy. SIGTERM in the middle of a backlog ends it with 0; a second container answers the rest: none lost or doubled."""
-    stream = Stream(kafka, tmp_path, start, steps=400)
-    value = orjson.dumps({"features": [1.0] * 512})
-    sent = produce(kafka, stream.source, [{"value": value, "partition": n % 2} for n in range(3000)])
+    stream = Stream(kafka, tmp_path, start, steps=2000, limits={**LIMITS, "in_flight_bytes": 16 * MIB})
+    value = orjson.dumps({"features": [1.0] * 512, "more": "x" * 100_000})
+    sent = produce(kafka, stream.source, [{"value": value, "partition": n % 2} for n in range(1000)])
     container = stream.start()
-    stream.wait_for_outputs(100, container)
+    stream.wait_for_outputs(20, container)
     init, worker = container.processes()
     assert Path(f"/proc/{init}/comm").read_text() == "tini\n"
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{worker}/status").read_text().splitlines())
@@ -329,7 +332,7 @@ def test_memory_stays_inside_the_bound_with_the_other_allocator(
 ) -> None:
     """A backlog of records from 10 to 900 KB through a slow model: no more than the limits allow on top of a worker at
     rest and what the client fetches ahead."""
-    stream = Stream(kafka, tmp_path, start, steps=100, limits=LIMITS)
+    stream = Stream(kafka, tmp_path, start, steps=2000, limits=LIMITS)
     container = stream.start()
     warm = peak(container.processes()[1])
     features = orjson.dumps([1.0] * 512)
@@ -338,10 +341,11 @@ def test_memory_stays_inside_the_bound_with_the_other_allocator(
         {"value": b'{"features":%b,"more":"%b"}' % (features, b"x" * size), "partition": n % 2}
         for n, size in enumerate(sizes)
     ]
-    for _ in range(25):
+    for _ in range(10):
         produce(kafka, stream.source, records)
-    stream.wait_for_outputs(25 * len(records), container)
+    stream.wait_for_outputs(10 * len(records), container)
     highest = peak(container.processes()[1])
     container.stop(grace_s=40)
+    assert highest > warm + LIMITS["in_flight_bytes"] // 4, "it was to hold a backlog"
     ahead = 3 * 20 * max(sizes)
     assert highest <= warm + sum(LIMITS.values()) + MIB + ahead, (highest // MIB, warm // MIB)
