@@ -259,7 +259,7 @@ def test_a_worker_runs_without_rights_and_drains(
 ) -> None:
     """Read-only and without capabilities it is one process under an init, preloads tcmalloc, logs JSON lines only and is
     healthy. SIGTERM in the middle of a backlog ends it with 0; a second container answers the rest: none lost or doubled."""
-    stream = Stream(kafka, tmp_path, start, steps=2000, limits={**LIMITS, "in_flight_bytes": 16 * MIB})
+    stream = Stream(kafka, tmp_path, start, steps=2000, limits={**LIMITS, "in_flight_bytes": 20 * MIB})
     value = orjson.dumps({"features": [1.0] * 512, "more": "x" * 100_000})
     sent = produce(kafka, stream.source, [{"value": value, "partition": n % 2} for n in range(1000)])
     container = stream.start()
