@@ -113,7 +113,7 @@ def test_a_terminal_is_drawn_again_when_its_size_changes_and_q_ends_it(
 
 def fits(screen: str, rows: int, columns: int) -> bool:
     """Whether a whole screen has at most so many rows and columns; escape sequences take no room."""
-    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).split("\r\n")
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).replace("\r", "").split("\n")
     return len(shown) <= rows and max(map(len, shown)) <= columns
 
 
