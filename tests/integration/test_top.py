@@ -122,7 +122,7 @@ def size(terminal: int, rows: int, columns: int) -> None:
 
 
 def read_until(terminal: int, enough: Callable[[str], bool]) -> str:
-    text, deadline = "", time.monotonic() + 30
+    text, deadline = "", time.monotonic() + 20  # before the replica counts as silent
     while not enough(text):
         assert time.monotonic() < deadline, text
         if select.select([terminal], [], [], 0.2)[0]:
