@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -128,6 +130,27 @@ def test_encrypted_requests_are_answered(certificates: Path) -> None:
             assert not plain.recv(1000).startswith(b"HTTP")
     finally:
         server.close()
+
+
+def test_the_images_health_check_asks_an_encrypted_worker(certificates: Path) -> None:
+    """With https:// in STREAMINFER_HEALTH the health check is content with a worker that speaks TLS; without it, it is not."""
+    server = HttpServer(
+        "127.0.0.1:0", Told(), WORKER, tls=Tls(certificates / "broker.pem", certificates / "broker.pem")
+    )
+    script = Path(__file__).parent.parent.parent / "docker" / "healthcheck.py"
+    try:
+        codes = [
+            subprocess.run(
+                [sys.executable, "-I", "-S", str(script)],
+                env={"STREAMINFER_HEALTH": f"{scheme}127.0.0.1:{server.port}"},
+                capture_output=True,
+                timeout=30,
+            ).returncode
+            for scheme in ("https://", "")
+        ]
+    finally:
+        server.close()
+    assert codes == [0, 1]
 
 
 def test_handshakes_that_hang_keep_no_probe_out(certificates: Path) -> None:
