@@ -172,7 +172,7 @@ def test_a_pipeline_without_metrics_http_is_healthy(
     assert ask("nowhere") == 1
     assert capsys.readouterr().err.splitlines() == [
         f"health check: {address}: [Errno 111] Connection refused",
-        "health check: STREAMINFER_HEALTH is 'nowhere', expected host:port",
+        "health check: STREAMINFER_HEALTH is 'nowhere', expected host:port or https://host:port",
     ]
 
 
