@@ -17,6 +17,7 @@ import pytest
 from fakes import columns_of
 
 from worker.batch import Batch, Partition
+from worker.cli.main import main
 from worker.errors import ConfigError, StartError, WorkerError
 from worker.serving.engine import Engine
 from worker.serving.load import load
@@ -349,3 +350,22 @@ def test_no_runtime_is_loaded(folder: Path) -> None:
         [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.stdout.splitlines()[-1] == "0 False", done.stdout + done.stderr
+
+
+def test_a_step_may_be_custom_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps whose models are classes answer a record one after the other, and a condition may look at any value of the first."""
+    document = configured(folder, "Sums")
+    model = document.pop("model")
+    document["steps"] = [
+        {"name": "first", "model": model},
+        {"name": "second", "model": model, "when": {"first.sum": {"above": 5}}},
+    ]
+    (folder / "config.yaml").write_text(json.dumps(document))
+    for features, steps in (([1, 2], ["first", "second"]), ([1, 1], ["first"])):
+        (folder / "record.json").write_text(json.dumps({"features": features}))
+        sample = ["--offline", "--sample", str(folder / "record.json")]
+        assert main(["check", str(folder / "config.yaml"), *sample, "--json"]) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        (message,) = [line["message"] for line in lines if line["check"] == "sample"]
+        prediction = json.JSONDecoder().raw_decode(message)[0]["prediction"]
+        assert [name for name, each in prediction.items() if each is not None] == steps

@@ -328,3 +328,35 @@ def test_credentials_of_the_store_are_never_shown(bucket: Bucket, tmp_path: Path
     settings = validate(configured(bucket, tmp_path), tmp_path)
     assert "SECRETSECRET" in settings.secrets()
     assert "SECRETSECRET" not in json.dumps(settings.redacted())
+
+
+def test_a_version_of_a_store_can_be_ordered(bucket: Bucket, tmp_path: Path) -> None:
+    """Where replicas agree on versions, the store's are copied and loaded by order, and named by the digest of their files."""
+    put(bucket, "1")
+    settings = validate(configured(bucket, tmp_path), tmp_path)
+    with_files, found = resolved(settings)
+    took: dict[str, int] = {}
+    rollouts = load(with_files, took)
+    loader = Loader(settings, rollouts, {"digits": (found["digits"], took["digits"])}, by_order=["digits"])
+    loader.look()
+    first = loader.meant("digits")
+    put(bucket, "2")
+    put(bucket, "3", b"not a model")
+    loader.look()
+    now = loader.meant("digits")
+    assert first is not None
+    assert now is not None
+    assert (first.version, now.version) == ("1", "3")
+    assert first.digest != now.digest
+    loader.order("digits", "3")
+    loader.look()
+    refused = loader.delivered("digits")
+    assert refused is not None
+    assert refused.servable is None
+    assert refused.loaded.refused.startswith("unloadable: ")
+    loader.order("digits", "2")
+    loader.look()
+    delivery = loader.delivered("digits")
+    assert delivery is not None
+    assert delivery.servable is not None
+    assert delivery.servable.model_version == "2"

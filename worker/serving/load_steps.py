@@ -18,7 +18,7 @@ from worker.serving.item_feed import picture_features
 from worker.serving.route import Route
 from worker.serving.servable import Servable
 from worker.settings import Settings, check_budget
-from worker.settings.members import boxes_of, members_of
+from worker.settings.members import boxes_of, members_of_step
 from worker.settings.sections import StepSettings
 from worker.settings.steps import Scope, scopes
 
@@ -125,7 +125,7 @@ def _step(
 def _is_number(path: str, steps: Sequence[StepSettings]) -> bool:
     """Whether a condition looks at a number that every prediction of its step has."""
     name, _, field = path.partition(".")
-    members = next(members_of(step.postprocess) for step in steps if step.name == name)
+    members = next(members_of_step(step) for step in steps if step.name == name)
     return members is not None and members.get(field) == "number"
 
 

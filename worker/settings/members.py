@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from worker.registry import POSTPROCESSES
 from worker.settings.choice import Chosen
+
+if TYPE_CHECKING:
+    from worker.settings.sections import StepSettings
 
 Kind = Literal["text", "number", "truth", "list", "object", "any"]
 Members = Mapping[str, Kind]
@@ -23,6 +26,13 @@ def members_of(chosen: Chosen) -> Members | None:
         found: Members = made(chosen.options)
         return found
     return getattr(entry, "members", None)
+
+
+def members_of_step(step: StepSettings) -> Members | None:
+    """The same for a step; custom model code without a postprocess may give anything."""
+    if step.model.code is not None and step.postprocess.name == "raw":
+        return None
+    return members_of(step.postprocess)
 
 
 def boxes_of(chosen: Chosen) -> str | None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from worker.errors import ConfigError
-from worker.settings.members import Kind, boxes_of, members_of
+from worker.settings.members import Kind, boxes_of, members_of_step
 from worker.settings.sections import ConditionSettings, PipelineSettings, Settings, StepSettings
 
 Scope = tuple[str, ...]
@@ -123,7 +123,7 @@ def _kind(earlier: StepSettings, path: str, key: str) -> Kind:
     Raises:
         ConfigError: its predictions never have it.
     """
-    members = members_of(earlier.postprocess)
+    members = members_of_step(earlier)
     if members is None:
         return "any"
     first = re.split(r"[.\[]", path, maxsplit=1)[0]
