@@ -98,6 +98,7 @@ def test_a_rollout_stands_beside_its_model() -> None:
             "provider": "cpu",
             "swaps": 0,
             "refused": {},
+            "rollouts": {},
             "rollout": trial,
         }
         shown.recorder.trials = dict

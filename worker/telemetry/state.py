@@ -165,4 +165,9 @@ def _cpu(snapshot: Snapshot) -> float | None:
 
 def _model(counts: PipelineCounts) -> dict[str, Any]:
     assert counts.model is not None
-    return {**counts.model._asdict(), "swaps": counts.swaps, "refused": dict(counts.refused)}
+    return {
+        **counts.model._asdict(),
+        "swaps": counts.swaps,
+        "refused": dict(counts.refused),
+        "rollouts": dict(counts.rollouts),
+    }

@@ -296,6 +296,9 @@ class Models {
       const share = rollout.share !== undefined && rollout.share !== null ? ` ${trim(100 * rollout.share)} %` : "";
       parts.push(h("span", { class: "tag " + kind, title: rollout.reason || null }, `${rollout.mode || "rollout"} ${rollout.candidate || ""}${share}: ${rollout.state.replace("_", " ")}`), " ");
     }
+    const ended = Object.entries(model.rollouts || {}).filter(([state, n]) => state !== "running" && n);
+    const kinds = { promoted: "good", rolled_back: "" };
+    for (const [state, n] of ended) parts.push(h("span", { class: "tag " + (kinds[state] ?? "quiet") }, `${n} ${state.replace("_", " ")}`), " ");
     const refused = Object.entries(model.refused);
     if (model.swaps) parts.push(`${plural(model.swaps, "swap")} `);
     if (refused.length) parts.push(h("span", { class: "tag warn" }, "refused: " + refused.map(([why, n]) => `${n} ${why}`).join(", ")));
