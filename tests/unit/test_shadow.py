@@ -32,8 +32,10 @@ A = Partition("in", 0)
 class Loop:
     """A replica that answers JSON by a real model, with another version of it as a shadow."""
 
-    def __init__(self, folder: Path, by: float = 2.0, publish: Callable[[Batch], None] | None = None) -> None:
-        self.place = Place(folder)
+    def __init__(
+        self, folder: Path, by: float = 2.0, publish: Callable[[Batch], None] | None = None, **pipeline: Any
+    ) -> None:
+        self.place = Place(folder, **pipeline)
         self.place.put("2", shifted(by))
         self.rollout: Rollout = self.place.rollout
         settings = at(self.place.settings, self.rollout.route.name, self._version("2"))
@@ -84,6 +86,23 @@ def test_a_shadow_is_compared_and_nobody_sees_it(tmp_path: Path) -> None:
     assert (figures.candidate.records, figures.candidate.errors, figures.disagreed) == (20, 0, 20)
     assert figures.stable.records == 20
     loop.turn_until(lambda: loop.world.budget.held == 0)
+
+
+def test_a_shadow_beside_a_cache_is_compared_too(tmp_path: Path) -> None:
+    """Records that the stable version answers from memory are compared with the candidate's answers like all others; a
+    batch that was not decoded is no fault of the candidate, and neither version answers from what the other one said."""
+    loop = Loop(tmp_path, by=1.001, cache={})
+    for repeat in range(4):
+        loop.send(10)
+        loop.turn_until(lambda: loop.rollout.figures().compared == 10 * (repeat + 1))  # noqa: B023
+    assert loop.rollout.candidate is loop.candidate, "it is still on trial"
+    assert loop.rollout.figures().disagreed == 0
+    cached = ["cached" in answer for answer in loop.answers()]
+    assert (cached[:10], all(cached[10:])) == ([False] * 10, True)
+    assert {answer["model"]["version"] for answer in loop.answers()} == {"1"}
+    assert [answer["prediction"]["outputs"]["y"][0] for answer in loop.answers()][10:20] == [
+        float(number + 1) for number in range(10)
+    ]
 
 
 def test_versions_that_say_the_same_agree(tmp_path: Path) -> None:

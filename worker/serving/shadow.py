@@ -171,10 +171,11 @@ class Shadow:
         self._engine.check_candidate(twin)
 
     def _decode(self, twin: Batch, kept: Kept) -> None:
-        if self._alike[0] is not kept.servable:
+        feed = kept.feed  # none where some answers were in memory: these records were not decoded
+        if feed is not None and self._alike[0] is not kept.servable:
             stable = cast("Servable", kept.servable)
             self._alike = stable, self._trial.candidate.reads_like(stable)
-        if self._alike[1] and (feed := kept.feed) is not None:
+        if self._alike[1] and feed is not None:
             later = {row: why.rejection for row, why in feed.postponed.items()}
             twin.decode_started_ns = twin.decode_ended_ns = self._clock_ns()
             twin.feed = replace(feed, rejected=feed.rejected | later, postponed={})
