@@ -16,6 +16,7 @@ from typing import Any
 
 import cascade
 import limits
+import versions
 import vision
 from payloads import ENCRYPTION, library_us
 from peers import ANCHORS, PEERS
@@ -291,6 +292,16 @@ class Suite:
         found = self._compare("telemetry", [self._worker(work, "off"), on])
         self.report.at_most("telemetry", "CPU, on over off", found["on"].cpu_us / found["off"].cpu_us, 1.05)
 
+    def rollout(self) -> None:
+        """A canary at 10 % and a shadow against one version alone, in the loop without a broker: the dearest case there is.
+
+        These records cost 2 us in all, so a hash and a list index per record can be seen.
+        """
+        work = self._workload("json")
+        found = versions.measure(work, self.folder, self.rounds)
+        for mode, bound in (("canary", 1.03), ("shadow", 1.05)):
+            self.report.at_most("rollout", f"CPU, {mode} over one version", found[mode], bound)  # type: ignore[index]
+
     def payloads(self) -> None:
         """Wrapped values against the plain ones and the library's own call to unwrap them."""
         self._wrapped("payloads", ["gzip", "zstd"])
@@ -562,6 +573,7 @@ GROUPS: dict[str, Callable[[Suite], None]] = {
     "partitions": Suite.spread,
     "backlog": Suite.backlog,
     "replicas": Suite.replicas,
+    "rollout": Suite.rollout,
     "latency": Suite.latency,
     "swap": Suite.swap,
     "auto": Suite.auto,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
-from operator import not_
 
 import numpy as np
 from numpy.typing import NDArray
@@ -286,15 +285,30 @@ def _shares(
         if trial is None:
             yield route, stable, rows
             continue
-        sides = list(map(others.__contains__, rows))
-        theirs = list(compress(rows, sides))
-        ours = list(compress(rows, map(not_, sides))) if theirs else rows
+        theirs, ours = _divided(rows, others, whole=slab.one_route and len(rows) == len(slab.routes))
         alike = len(theirs)
         if 0 < alike < len(ours) and trial.control():
             yield route, stable, ours[:alike]
             ours = ours[alike:]
         yield route, stable, ours
         yield route, trial.candidate, theirs
+
+
+def _divided(
+    rows: Sequence[int], others: Mapping[int, Servable], whole: bool
+) -> tuple[list[int], Sequence[int]]:
+    """The rows that are among the others, and the rest of them.
+
+    Args:
+        whole: the rows are those of the whole slab, so that all others are among them.
+    """
+    if not others or not rows:
+        return [], rows
+    ours = bytearray(b"\1") * (rows[-1] + 1)
+    theirs = [*others] if whole else [row for row in rows if row in others]
+    for row in theirs:
+        ours[row] = 0
+    return theirs, list(compress(rows, ours if whole else map(ours.__getitem__, rows)))
 
 
 def lay_in_fetched(batch: Batch, fetched: Sequence[Fetched]) -> None:
