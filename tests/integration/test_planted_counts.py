@@ -15,16 +15,16 @@ from worker.kafka.broker import EmbeddedBroker
 RECORDS = 20
 HONEST = ""
 LOSES_ONE = """
-def counted(self, pipeline, ok=0, dead_letter=0, dropped=0):
+def counted(self, pipeline, ok=0, dead_letter=0, dropped=0, version=""):
     honest(self, pipeline, max(0, ok - 1), dead_letter, dropped)
 """
 MAKES_ONE_UP = """
-def counted(self, pipeline, ok=0, dead_letter=0, dropped=0):
+def counted(self, pipeline, ok=0, dead_letter=0, dropped=0, version=""):
     self.taken(pipeline, 1)
     honest(self, pipeline, ok + 1, dead_letter, dropped)
 """
 MISTAKES_ONE = """
-def counted(self, pipeline, ok=0, dead_letter=0, dropped=0):
+def counted(self, pipeline, ok=0, dead_letter=0, dropped=0, version=""):
     honest(self, pipeline, ok - 1, dead_letter, dropped + 1)
 """
 OWN_CODE = """
