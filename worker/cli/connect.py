@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from worker.batch import Partition
+from worker.dead_letters.read import Source
 from worker.errors import ConfigError
 from worker.kafka.properties import Connection
 from worker.settings import Settings, is_secret
@@ -59,3 +61,11 @@ def above_zero(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
     return number
+
+
+def place(text: str) -> Source:
+    """``TOPIC/PARTITION/OFFSET``, for argparse."""
+    topic, *numbers = text.rsplit("/", 2)
+    if len(numbers) != 2 or not topic or not all(number.isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(f"expected TOPIC/PARTITION/OFFSET, got {text}")
+    return Source(Partition(topic, int(numbers[0])), int(numbers[1]))

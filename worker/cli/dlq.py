@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from worker.cli.connect import place
 from worker.cli.letter_text import as_dict, in_full
 from worker.cli.main import add_set_option
 from worker.cli.payloads import reader_of_requests, unwrapped
@@ -83,7 +84,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show.add_argument(
         "--at",
         metavar="TOPIC/PARTITION/OFFSET",
-        type=_place,
+        type=place,
         help="the one in this place of the dead-letter topic, or the one whose record was read in this place",
     )
     show.add_argument("--count", metavar="N", type=_positive(int), default=1, help="how many (default 1)")
@@ -342,15 +343,6 @@ def _report(args: argparse.Namespace, replay: Replay) -> None:
 
 
 # arguments
-
-
-def _place(text: str) -> Source:
-    from worker.batch import Partition
-
-    topic, *numbers = text.rsplit("/", 2)
-    if len(numbers) != 2 or not topic or not all(number.isdecimal() for number in numbers):
-        raise argparse.ArgumentTypeError(f"expected TOPIC/PARTITION/OFFSET, got {text}")
-    return Source(Partition(topic, int(numbers[0])), int(numbers[1]))
 
 
 def _positive(number: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -27,6 +27,7 @@ COMMANDS = {
     "broker": "the embedded development broker",
     "demo": "digits through two replicas, nothing else needed",
     "dlq": "list, show or replay dead letters",
+    "explain": "one record through every stage: tensors, outputs, prediction, time",
     "model": "versions of models: list, try, promote, roll back, pin",
     "optimize": "try what makes a model smaller or faster, and write the best",
     "quantize": "make a static INT8 model",

@@ -1,4 +1,4 @@
-"""Runs one record through a whole pipeline, without Kafka and without the loop, for ``check --sample``."""
+"""Runs one record through a whole pipeline, without Kafka and without the loop, for ``check --sample`` and ``explain``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from worker.batch import Batch, Columns, Headers, Partition
+from worker.batch import Batch, Columns, Headers, Outcomes, Partition
 from worker.errors import ConfigError, Reject, StartError
 from worker.loop.pool import InlinePool, Mailbox, Returned
 from worker.outside import Away, NotYet, Sized
@@ -47,30 +47,55 @@ def answer(rollout: Rollout, value: bytes, headers: Headers | None = None) -> An
     elif len(value) > servable.free_bytes:
         servable.cost(value)
     batch = _batch(rollout, servable, value, headers)
-    pool = InlinePool(Engine(), Mailbox())
-    pool.submit(batch)
-    back = _collected(pool)
-    if back.error is not None:
-        raise back.error
-    if batch.sick is not None:
-        rollout.sick(servable, batch.sick)
-    assert batch.outcomes is not None
-    for rejection in batch.outcomes.rejected.values():
+    outcomes = outcomes_of(batch, rollout, "--sample")
+    for rejection in outcomes.rejected.values():
         raise Reject(f"{rejection.stage}: {rejection.message}", rejection.reason)
     if servable.max_size > 1 and (reason := _beside_others(_batch(rollout, servable, value, headers))):
         raise ConfigError(
             f"--sample: {reason}, when this record runs beside others; expected batching.max_size: 1"
         )
-    sent = batch.outcomes.headers[0] if batch.outcomes.headers is not None else None
-    body = rollout.route.envelope.undo(batch.outcomes.bodies[0] or b"", sent)
+    return body_of(outcomes, rollout)
+
+
+def outcomes_of(batch: Batch, rollout: Rollout, asker: str) -> Outcomes:
+    """What becomes of the records of a batch that goes through all steps of the engine on this thread.
+
+    Args:
+        batch: of the rollout's stable servable, or of one that stands for it.
+        asker: who wants to know, for messages: an option or a record.
+
+    Raises:
+        SickModel: the model no longer gives its known output.
+        StartError: a record waits for its schema for too long.
+    """
+    pool = InlinePool(Engine(), Mailbox())
+    pool.submit(batch)
+    back = _collected(pool, asker)
+    if back.error is not None:
+        raise back.error
+    if batch.sick is not None:
+        rollout.sick(rollout.stable, batch.sick)
+    assert batch.outcomes is not None
+    return batch.outcomes
+
+
+def body_of(outcomes: Outcomes, rollout: Rollout) -> Any:
+    """The body of the first result, without what the pipeline wraps around it; parsed where it is JSON."""
+    sent = outcomes.headers[0] if outcomes.headers is not None else None
+    body = rollout.route.envelope.undo(outcomes.bodies[0] or b"", sent)
     try:
         return rollout.route.envelope.read(body)
     except orjson.JSONDecodeError:
         return body
 
 
-def fetched(rollout: Rollout, value: bytes, headers: Headers | None) -> bytes | None:
+def fetched(
+    rollout: Rollout, value: bytes | None, headers: Headers | None, asker: str = "--sample"
+) -> bytes | None:
     """What the record's reference names; None where it has none.
+
+    Args:
+        asker: who wants to know, for messages.
 
     Raises:
         Reject: the record would become a dead letter.
@@ -88,7 +113,7 @@ def fetched(rollout: Rollout, value: bytes, headers: Headers | None) -> bytes | 
         except NotYet as error:
             raise error.reject from None
         except Away as error:
-            raise StartError(f"--sample: the {need.place} cannot be reached: {error}") from None
+            raise StartError(f"{asker}: the {need.place} cannot be reached: {error}") from None
         payload = payload if found is None else found
     return payload
 
@@ -104,7 +129,7 @@ def _as_sent(rollout: Rollout, value: bytes, headers: Headers | None) -> tuple[b
     return seal(value), [*(headers or []), *seal.headers]
 
 
-def _collected(pool: InlinePool) -> Returned:
+def _collected(pool: InlinePool, asker: str) -> Returned:
     """The batch when it is back: a record may wait for its schema.
 
     Raises:
@@ -114,7 +139,7 @@ def _collected(pool: InlinePool) -> Returned:
     while not (found := pool.collect()):
         if time.monotonic() > deadline:
             raise StartError(
-                "--sample: the schema registry does not answer; expected registry.url to be reachable"
+                f"{asker}: the schema registry does not answer; expected registry.url to be reachable"
             )
         time.sleep(0.005)
     return found[0]

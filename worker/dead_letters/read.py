@@ -88,13 +88,20 @@ def original(letter: Letter, source: Source) -> Letter:
     taken for 0. A record without an id has its source as the id of its result. A replay gives it a new source, so
     ``x-request-id`` carries the old one.
     """
-    added = {*OURS, *TRIMMED, TIMESTAMP, KEY_ADDED, REPLAY, RENAMED_HEADERS}
-    stamp = letter.number(TIMESTAMP)
-    timestamp_ms = letter.timestamp_ms if stamp is None else stamp
-    headers = [pair for pair in letter.headers if pair[0] not in added and not pair[0].startswith(CONNECT)]
+    record = failed(letter, source)
+    headers = [pair for pair in record.headers if pair[0] != REPLAY]
     if not any(letter.text(name) for name in ID_HEADERS):
         headers.append(("x-request-id", str(source).encode()))
     headers.append((REPLAY, b"%d" % ((letter.number(REPLAY) or 0) + 1)))
+    return replace(record, headers=headers)
+
+
+def failed(letter: Letter, source: Source) -> Letter:
+    """The record as it was before it failed: its old place, and without the headers about the failure."""
+    added = {*OURS, *TRIMMED, TIMESTAMP, KEY_ADDED, RENAMED_HEADERS}
+    stamp = letter.number(TIMESTAMP)
+    timestamp_ms = letter.timestamp_ms if stamp is None else stamp
+    headers = [pair for pair in letter.headers if pair[0] not in added and not pair[0].startswith(CONNECT)]
     return replace(
         letter,
         partition=source.partition,

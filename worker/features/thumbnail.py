@@ -52,7 +52,26 @@ def thumbnail(file: bytes, upright: bool = True) -> Thumbnail | None:
     width, height = header.width, header.height
     if held >= _SWAPPED:
         width, height = height, width
-    share = SIDE / max(pixels.shape[:2])
+    return _made(pixels, width, height, SIDE)
+
+
+def thumbnail_of(pixels: Array, flags: int, side: int = SIDE) -> Thumbnail | None:
+    """The small form of a picture that is decoded.
+
+    Args:
+        pixels: uint8, (height, width) or (height, width, 3), upright.
+        flags: those of OpenCV that it was decoded with: they say in which order its channels are.
+        side: the longer side of the small picture has at most so many pixels.
+    """
+    if flags & cv2.IMREAD_COLOR_RGB and pixels.ndim == 3:
+        pixels = pixels[..., ::-1]
+    height, width = pixels.shape[:2]
+    return _made(np.ascontiguousarray(pixels), width, height, side)
+
+
+def _made(pixels: Array, width: int, height: int, side: int) -> Thumbnail | None:
+    """Pixels as OpenCV writes them, of a picture of that many pixels, as a small file."""
+    share = side / max(pixels.shape[:2])
     if share < 1:
         size = max(1, round(pixels.shape[1] * share)), max(1, round(pixels.shape[0] * share))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)

@@ -58,7 +58,7 @@ class TopicWriter:
 
     def __init__(self, client: Client, topic: str) -> None:
         check_properties(client.kafka)
-        _look_up(client, [topic], written=True)
+        look_up(client, [topic], written=True)
         self.topic = topic
         self.acknowledged = 0
         self._failure: KafkaError | None = None
@@ -121,7 +121,7 @@ class TopicReader:
 
     def __init__(self, client: Client, topics: list[str], start: str | int) -> None:
         check_properties(client.kafka)
-        partitions, embedded = _look_up(client, topics, written=False)
+        partitions, embedded = look_up(client, topics, written=False)
         self._consumer = build(Consumer, reader_properties(client, embedded, isinstance(start, int)))
         named = {"earliest": OFFSET_BEGINNING, "latest": OFFSET_END}
         by_time = isinstance(start, int) and not embedded
@@ -180,7 +180,7 @@ def range_of(consumer: Consumer, place: TopicPartition, patience_s: float) -> tu
         time.sleep(NO_LEADER_WAIT_S)
 
 
-def _look_up(client: Client, topics: list[str], written: bool) -> tuple[dict[str, int], bool]:
+def look_up(client: Client, topics: list[str], written: bool) -> tuple[dict[str, int], bool]:
     """Partitions of each topic, and whether the broker is the embedded one.
 
     Raises:
