@@ -215,7 +215,7 @@ class Explainer:
     def _quickest(self, rollout: Rollout, columns: Columns, admitted: Admitted, now_ms: float) -> _Passage:
         """Of several ways through the engine that nobody looks at, the one that took the least time."""
         plain = replace(rollout.stable, cache=None, offload=None)
-        passages = []
+        passages: list[_Passage] = []
         deadline = time.monotonic() + TIMED_S
         while len(passages) < TIMED and (not passages or time.monotonic() < deadline):
             passages.append(self._pass(rollout, columns, admitted, plain, now_ms))
