@@ -16,7 +16,9 @@ LARGEST_PORT = 65535
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "A broker for demos and tests, inside this process: librdkafka's own, in memory, without Java. Clients "
-        "must be librdkafka's (Python, C, Go, .NET, ...); it is not Apache Kafka and keeps nothing."
+        "must be librdkafka's (Python, C, Go, .NET, ...); it is not Apache Kafka and keeps nothing. "
+        "While a group rebalances it refuses commits: where a replica joins, records may be answered twice, and "
+        "partitions that change hands may be read carefully for a while, as after a crash."
     )
     parser.epilog = "example: streaminfer broker --topic digits:6 --topic digits.predictions:6"
     parser.add_argument("--port", type=int, default=9092, help="bootstrap port on 127.0.0.1 (default: 9092)")

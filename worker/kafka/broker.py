@@ -3,7 +3,8 @@
 It is a real broker to librdkafka clients: topics, groups, commits and transactions work, without Java or Docker.
 It is *not* Apache Kafka. It keeps at most 5 MB per partition in memory and has no administration calls. It does not
 fence zombies, does not hide aborted transactions, and loses offsets that were sent to a transaction: ``exactly_once``
-does not work on it.
+does not work on it. While a group rebalances it refuses commits, where Apache Kafka takes them until every member has
+joined again: a partition that changes hands may keep its first note (:mod:`worker.loop.caution`).
 """
 
 from __future__ import annotations
