@@ -4,6 +4,10 @@ A record can end the process that fetches it: 40 KB of zstd may hold 600 MB. The
 or it would die again and again. The process here fetches one batch at a time, with a bound on its memory, and hands
 the records over. If it dies over a record twice, that record is reported as unread, and a new process goes on behind
 it.
+
+Only what the log held when careful reading began can have been fetched by the dead client. Careful reading ends there:
+where records keep coming, it would never see the end of the log. Several such partitions take turns, so that none of
+them stands still until the watchdog takes that for a fault.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from worker.batch import RENAMED_HEADERS, UNREAD_RECORD, Columns, Headers, Partition, Span
 from worker.kafka.headers import header_column
@@ -34,6 +38,10 @@ SILENT_S = 10.0
 """After this long without a word of the process the worker's own client reads: it may be let in where this one is not."""
 BATCH_WAIT_S = 1.0
 """How often the process looks whether the worker is still there."""
+TURN_S = 5.0
+"""How long one partition is read while others wait."""
+END_TIMEOUT_S = 3.0
+"""Longest wait for the end of a log; without an answer only RECORDS_MAX bounds the reading. Below SILENT_S."""
 ENDS_S = 5.0
 """Longest wait for the process to end once it was killed."""
 FAILED = 3
@@ -53,6 +61,12 @@ class Row(NamedTuple):
     renamed: bool = False
     """The first header is the mark of :func:`worker.kafka.headers.header_column`: it counts only as the very object,
     which does not go through a pipe."""
+
+
+class End(NamedTuple):
+    """Where the log ended when the process began to read."""
+
+    offset: int
 
 
 class Taken(NamedTuple):
@@ -102,6 +116,8 @@ class CarefulReader:
         """Deaths over the next record of the partition that is being read."""
         self._heard_s = 0.0
         """When the process last said something, or was started; monotonic."""
+        self._turn_s = 0.0
+        """When the turn of the partition that is being read began; monotonic."""
 
     def __contains__(self, place: object) -> bool:
         return place in self._waiting
@@ -147,6 +163,7 @@ class CarefulReader:
             return NOTHING
         if place != next(iter(self._waiting)):
             self._stop()
+            self._deaths = 0  # those were over a record of the other partition
             self._waiting = {place: self._waiting.pop(place), **self._waiting}
         start, until = self._waiting[place]
         try:
@@ -154,17 +171,24 @@ class CarefulReader:
                 self._start(place, start, until)
             rows, ended = self._receive(most, wanted_bytes)
         except (EOFError, OSError):
-            return self._died(place, start, until)
+            return self._died(place, start)
         if not rows and not ended and time.monotonic() - self._heard_s > SILENT_S:
             self._stop()
             return self._give_up(place, f"no word for {SILENT_S:.0f} s")
         if rows:
             self._deaths = 0
-            self._waiting[place] = (rows[-1].offset + 1, until)
+            self._waiting[place] = (rows[-1].offset + 1, self._waiting[place][1])
         if ended:
             self._stop()
             del self._waiting[place]
+        elif rows and time.monotonic() - self._turn_s > TURN_S and self._others(place, paused):
+            self._stop()
+            self._waiting[place] = self._waiting.pop(place)  # the last in the line
         return Taken(rows, place, ended)
+
+    def _others(self, place: Partition, paused: Collection[str]) -> bool:
+        """Whether other partitions wait for their turn."""
+        return any(other != place and other.topic not in paused for other in self._waiting)
 
     def _receive(self, most: int, wanted_bytes: int) -> tuple[list[Row], bool]:
         """Rows that have come, and whether they are the last ones.
@@ -183,6 +207,10 @@ class CarefulReader:
                 if isinstance(news, int):
                     self._fetching = news
                     continue
+                if isinstance(news, End):
+                    place, (start, until) = next(iter(self._waiting.items()))
+                    self._waiting[place] = (start, min(until, news.offset))
+                    continue
                 row = Row(*news)
                 if row.renamed and row.headers:
                     row.headers[0] = (RENAMED_HEADERS, row.headers[0][1])
@@ -193,9 +221,10 @@ class CarefulReader:
                 raise
         return rows, False
 
-    def _died(self, place: Partition, start: int, until: int) -> Taken:
+    def _died(self, place: Partition, start: int) -> Taken:
         """The process is gone: is the record that it was about to hand over the reason?"""
         fetching, code = self._fetching, self._stop()
+        until = self._waiting[place][1]
         if code in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, 0):
             return NOTHING  # somebody asked it to leave, as they asked us
         self._deaths += 1
@@ -224,7 +253,7 @@ class CarefulReader:
             name="careful-reader",
             daemon=True,
         )
-        self._heard_s = time.monotonic()
+        self._heard_s = self._turn_s = time.monotonic()
         self._process.start()
         theirs.close()
 
@@ -263,13 +292,18 @@ def columns_of(place: Partition, rows: list[Row]) -> tuple[Columns, list[Span]]:
 def read_carefully(
     properties: dict[str, Any], memory_bytes: int, place: Partition, start: int, until: int, pipe: Connection
 ) -> None:
-    """Send each batch of a partition: the offset before it is fetched, a row for each record; None at the end."""
+    """Send where the log ends; each batch: the offset before it is fetched, a row for each record; None at the end."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the worker decides, and closes the pipe
     consumer = Consumer(properties)
     _bound_memory(memory_bytes)
     following = start
     with suppress(BrokenPipeError):
+        with suppress(KafkaException):
+            found = consumer.get_watermark_offsets(TopicPartition(*place), timeout=END_TIMEOUT_S)
+            if found is not None:
+                until = min(until, found[1])
+                pipe.send(End(found[1]))
         while following < until:
             pipe.send(following)
             consumer.assign([TopicPartition(place.topic, place.number, following)])
