@@ -24,7 +24,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from worker import settings
-from worker.telemetry.names import METRICS, PREFIX
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
@@ -319,14 +318,3 @@ def test_prometheus_asks_every_worker_where_it_listens() -> None:
     [found] = job["dns_sd_configs"]
     assert found["names"] == ["worker"]
     assert f"metrics.http=0.0.0.0:{found['port']}" in COMPOSE["services"]["worker"]["command"]
-
-
-def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
-    """Each name of a metric in the dashboard is one of the worker's."""
-    text = (DOCKER / "grafana" / "streaminfer.json").read_text(encoding="utf-8")
-    names = {PREFIX + metric.name for metric in METRICS}
-    asked = set(re.findall(rf"\b{PREFIX}\w+", text))
-    assert asked
-    assert {
-        re.sub("_(bucket|sum|count)$", "", name) if name not in names else name for name in asked
-    } <= names
