@@ -46,13 +46,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "streaminfer.text" -}}
 {{- if not .Values.config }}
 {{- fail "config is missing: give the worker's YAML with --set-file config=worker.yaml" }}
-{{- end }}
-{{- if kindIs "string" .Values.config }}
+{{- else if kindIs "string" .Values.config }}
 {{- .Values.config }}
-{{- else }}
-{{- if gt (len (default dict .Values.config.pipelines)) 1 }}
+{{- else if gt (len (default dict .Values.config.pipelines)) 1 }}
 {{- fail "config is a mapping with several pipelines, which loses the order in which they are tried: give it as text, with --set-file config=worker.yaml" }}
-{{- end }}
+{{- else }}
 {{- toYaml .Values.config }}
 {{- end }}
 {{- end }}
