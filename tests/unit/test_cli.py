@@ -58,7 +58,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Any:
     module.check_broker = lambda settings: [("broker", "1 broker"), ("topics", "all there")]
     monkeypatch.setitem(sys.modules, "worker.kafka.topics", module)
     loading: Any = ModuleType("worker.serving.load")
-    loading.load = lambda settings, registry=None: {"small": rollout}
+    loading.load = lambda settings, took=None, registry=None: {"small": rollout}
     monkeypatch.setitem(sys.modules, "worker.serving.load", loading)
     module.sample = ModuleType("worker.cli.sample")
     module.sample.answer = lambda rollout, value, headers: {"prediction": {"label": "yes"}}
