@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft7Validator
 
 from worker import settings
 
@@ -19,12 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "docker" / "helm" / "streaminfer"
 SETS = {path.name.removesuffix("-values.yaml"): path for path in sorted((CHART / "ci").iterdir())}
 KUBERNETES = "1.31.0"
+TOOLS = ROOT / "build" / "helm"
 CONFIG = yaml.safe_load(SETS["least"].read_text(encoding="utf-8"))["config"]
 Objects = dict[str, dict[str, Any]]
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    found = shutil.which("helm") or str(ROOT / "build" / "helm" / "helm")
+    found = shutil.which("helm") or str(TOOLS / "helm")
     if not Path(found).exists():
         pytest.skip("helm is not there: scripts/helm gets it")
     return subprocess.run([found, *arguments], capture_output=True, text=True)
@@ -135,6 +137,51 @@ def test_pods_run_the_configuration_that_was_given(
             assert trigger["limitToPartitionsWithLag"] == trigger["excludePersistentLag"] == "true"
             assert trigger["consumerGroup"] == loaded.kafka["group.id"]
         assert all(isinstance(value, str) for each in triggers for value in each["metadata"].values())
+
+
+def strict(schema: Any) -> None:
+    """Refuse fields that a definition does not name, as the API server does."""
+    for part in schema.values() if isinstance(schema, dict) else schema:
+        if isinstance(part, dict | list):
+            strict(part)
+    if isinstance(schema, dict) and schema.get("type") == "object" and "properties" in schema:
+        schema.setdefault("additionalProperties", schema.get("x-kubernetes-preserve-unknown-fields", False))
+
+
+def test_kinds_of_operators_are_what_their_definitions_say(name: str) -> None:
+    """ScaledObject, PodMonitor and PrometheusRule, by the definitions of KEDA and of the Prometheus operator."""
+    definitions = [path.read_text(encoding="utf-8") for path in (TOOLS / "crds").glob("*.yaml")]
+    if not definitions:
+        pytest.skip("the definitions are not there: scripts/helm gets them")
+    objects = rendered("-f", str(SETS[name]))
+    for text in definitions:
+        [spec] = [each["spec"] for each in yaml.safe_load_all(text) if each]
+        schema = spec["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+        strict(schema)
+        check = Draft7Validator(schema)
+        if found := objects.get(spec["names"]["kind"]):
+            assert [error.message for error in check.iter_errors(found["spec"])] == []
+            assert not check.is_valid({**found["spec"], "planted": 1})
+
+
+def test_core_kinds_are_what_kubernetes_says(name: str, tmp_path: Path) -> None:
+    """kubernetes-validate holds each object to the schema of that version, and refuses one with an unknown field."""
+    tool = TOOLS / "validate" / "bin" / "kubernetes-validate"
+    if not tool.exists():
+        pytest.skip("kubernetes-validate is not there: scripts/helm gets it")
+
+    def check(objects: Objects) -> int:
+        path = tmp_path / "objects.yaml"
+        path.write_text(yaml.safe_dump_all(objects.values()))
+        command = [str(tool), "-k", KUBERNETES.removesuffix(".0"), "--strict", str(path)]
+        return subprocess.run(command, capture_output=True).returncode
+
+    objects = rendered("-f", str(SETS[name]))
+    core = {kind: each for kind, each in objects.items() if ".com/" not in each["apiVersion"]}
+    core.pop("ScaledObject", None)
+    assert check(core) == 0
+    core["Deployment"]["spec"]["planted"] = 1
+    assert check(core) != 0
 
 
 def test_a_changed_configuration_replaces_the_pods() -> None:
