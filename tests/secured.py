@@ -23,10 +23,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported
 from stream import wait_for
 
 USER = "worker"
-PASSWORD = 'canary-grau"7\\e'
+PASSWORD = 'sparrow-grau"7\\e'
 """Holds what JSON and Python strings escape: it must be hidden before it is quoted."""
-KEY_PASSWORD = "canary-gelb"
-CANARY = b"canary"
+KEY_PASSWORD = "sparrow-gelb"
+SPARROW = b"sparrow"
 """Begins every secret and occurs nowhere else."""
 
 
@@ -52,7 +52,7 @@ class SecuredKafka:
             | {
                 "sasl.mechanism": "OAUTHBEARER",
                 "enable.sasl.oauthbearer.unsecure.jwt": "true",
-                "sasl.oauthbearer.config": f"principal={USER} scope=canary",
+                "sasl.oauthbearer.config": f"principal={USER} scope=sparrow",
             },
             "certificate": tls
             | {

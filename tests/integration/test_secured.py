@@ -17,7 +17,7 @@ import orjson
 import pytest
 from confluent_kafka import Consumer
 from confluent_kafka.admin import AclOperation, AdminClient, ResourceType
-from secured import CANARY, PASSWORD, SecuredKafka
+from secured import SPARROW, PASSWORD, SecuredKafka
 from stream import (
     Worker,
     create_topics,
@@ -137,7 +137,7 @@ def assert_cannot_start(config: Path, *said: str) -> None:
     last = json.loads(checked.stdout.splitlines()[-1])
     assert (last["check"], last["ok"]) == ("broker", False)
     assert all(part in last["message"] for part in said), last
-    assert CANARY not in ran.stdout + ran.stderr + checked.stdout + checked.stderr
+    assert SPARROW not in ran.stdout + ran.stderr + checked.stdout + checked.stderr
 
 
 # Getting in
@@ -198,7 +198,7 @@ def test_a_broker_signed_by_another_authority_is_refused(place: Place) -> None:
 def test_a_wrong_password_is_exit_3_without_the_password(place: Place) -> None:
     """A wrong password is exit 3 at once; neither the password nor the user is shown."""
     place.allow(*place.names)
-    assert_cannot_start(place.config(kafka={"sasl.password": "canary-wrong"}), "authentication failed")
+    assert_cannot_start(place.config(kafka={"sasl.password": "sparrow-wrong"}), "authentication failed")
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_no_secret_leaves_the_worker(place: Place, start: Callable[..., Worker],
     """No log line at any level, metric, result, dead letter, page or check holds a secret, whatever the client logs."""
     place.allow(*place.names)
     config = place.config(way, kafka={"debug": "security,broker,protocol,conf,feature"})
-    assert CANARY in config.read_bytes(), "the secret is what the worker was given"
+    assert SPARROW in config.read_bytes(), "the secret is what the worker was given"
     produce(place.broker.bootstrap, place.names["input.topics"], [GOOD, BAD])
     worker = start(config, LOG_LEVEL="debug")
     written = [place.names["output.topic"], place.names["dead_letter.topic"]]
@@ -286,16 +286,16 @@ def test_no_secret_leaves_the_worker(place: Place, start: Callable[..., Worker],
 
     log = worker.log.read_bytes()
     assert b"SSL" in log, "the client's own debug lines are in the log"
-    assert CANARY not in log
+    assert SPARROW not in log
     for page in pages:
-        assert CANARY not in page
+        assert SPARROW not in page
     for topic in (*written, place.names["metrics.topic"]):
         for message in read_all(place.broker.bootstrap, topic):
-            assert CANARY not in repr((message.key(), message.value(), message.headers())).encode()
+            assert SPARROW not in repr((message.key(), message.value(), message.headers())).encode()
     for options in ([], ["--json"]):
         checked = command("check", config, *options, LOG_LEVEL="debug")
         assert checked.returncode == 0, checked.stderr
-        assert CANARY not in checked.stdout + checked.stderr
+        assert SPARROW not in checked.stdout + checked.stderr
 
 
 def http_pages(worker: Worker) -> list[bytes]:
@@ -325,4 +325,4 @@ def test_a_mistake_about_a_secret_setting_never_shows_the_secret(place: Place, o
     for verb in ("check", "run"):
         done = command(verb, place.config(), "--set", override)
         assert done.returncode in (2, 3)
-        assert CANARY not in done.stdout + done.stderr, done.stderr
+        assert SPARROW not in done.stdout + done.stderr, done.stderr

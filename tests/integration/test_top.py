@@ -91,7 +91,7 @@ def test_a_terminal_is_drawn_again_when_its_size_changes_and_q_ends_it(
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env={**os.environ, "TERM": "xterm"},
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"},
         start_new_session=True,
     )
     os.close(theirs)

@@ -114,7 +114,7 @@ def _live(reader: TopicReader, view: GroupView, settings: Settings, interval_s: 
         due_s = time.monotonic()
         size = os.terminal_size((0, 0))
         while True:
-            now = shutil.get_terminal_size()
+            now = _size()
             if time.monotonic() >= due_s or now != size:
                 size, due_s = now, time.monotonic() + interval_s
                 shown = lines(_state(view, settings), now.columns, colour)[: now.lines - 1]
@@ -165,3 +165,11 @@ def _keys() -> Iterator[_Pressed]:
         yield _Pressed(descriptor)
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _size() -> os.terminal_size:
+    """Of the terminal itself: a COLUMNS in the environment would hide that its size changes."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno())
+    except OSError:
+        return shutil.get_terminal_size()
