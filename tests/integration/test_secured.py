@@ -17,7 +17,7 @@ import orjson
 import pytest
 from confluent_kafka import Consumer
 from confluent_kafka.admin import AclOperation, AdminClient, ResourceType
-from secured import SPARROW, PASSWORD, SecuredKafka
+from secured import PASSWORD, SPARROW, SecuredKafka
 from stream import (
     Worker,
     create_topics,
