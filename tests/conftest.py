@@ -33,6 +33,7 @@ def logs_as_imported() -> Iterator[None]:
     yield
     structlog.reset_defaults()
     logging.getLogger().handlers.clear()
+    logging.getLogger().setLevel(logging.WARNING)
     logging.captureWarnings(False)
 
 
