@@ -2,7 +2,7 @@
 
 import pytest
 
-CI_SCHEDULES = 2_000
+CI_SCHEDULES = 1_500
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -88,8 +88,18 @@ def test_every_promise_holds_in_every_schedule(seeds: range) -> None:
         assert [case for case in HARD_CASES if cases[case] < 3] == []
 
 
+RARELY_MET = {"TurnThatForgetsNoPartition", "nothing_is_worked_on_alone"}
+"""Bugs that show in one of some hundred schedules only: half a minute each."""
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS.keys())
+@pytest.mark.parametrize(
+    "bug",
+    [
+        pytest.param(bug, id=name, marks=[pytest.mark.slow] if name in RARELY_MET else [])
+        for name, bug in BUGS.items()
+    ],
+)
 def test_a_planted_bug_is_caught(bug: Bug) -> None:
     """Within some hundred schedules the judge of the broken promise speaks up."""
     caught = Counter[str]()
