@@ -59,7 +59,7 @@ def encrypted(topic: str, kids: str, count: int, first: int) -> Iterator[dict[st
         yield {"value": value, "headers": [(HEADER, header)], "partition": number % PARTITIONS}
 
 
-@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+@pytest.mark.parametrize("delivery", ["at_least_once", pytest.param("exactly_once", marks=pytest.mark.slow)])
 def test_keys_change_under_load(kafka: str, tmp_path: Path, delivery: str) -> None:
     """A key is added and then used for results while records go on: all are answered once, in order, under a key that counted."""
     topics = {unique(name): PARTITIONS for name in ("in", "out", "dead")}

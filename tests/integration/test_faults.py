@@ -114,7 +114,9 @@ def test_a_broker_silent_for_longer_than_a_delivery_may_take_loses_nothing(
         stage.settle(mode)
 
 
-@pytest.mark.parametrize(("protocol", "compiled"), [("classic", "1"), ("consumer", "0")])
+@pytest.mark.parametrize(
+    ("protocol", "compiled"), [("classic", "1"), pytest.param("consumer", "0", marks=pytest.mark.slow)]
+)
 def test_a_zombie_publishes_nothing_twice(
     stage: Stage, protocol: str, compiled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

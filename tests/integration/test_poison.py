@@ -101,7 +101,7 @@ def test_the_topic_gets_past_poison(worker: Any, poison: bytes, delivery: str, r
         assert verdict.clean
 
 
-@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+@pytest.mark.parametrize("protocol", ["classic", pytest.param("consumer", marks=pytest.mark.slow)])
 def test_a_successor_does_not_wait_for_the_session_of_the_process_that_died(
     worker: Any, protocol: str
 ) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-CI_SCHEDULES = 1_500
+CI_SCHEDULES = 1_100
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

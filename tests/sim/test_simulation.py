@@ -88,8 +88,14 @@ def test_every_promise_holds_in_every_schedule(seeds: range) -> None:
         assert [case for case in HARD_CASES if cases[case] < 3] == []
 
 
-RARELY_MET = {"TurnThatForgetsNoPartition", "nothing_is_worked_on_alone"}
-"""Bugs that show in one of some hundred schedules only: half a minute each."""
+RARELY_MET = {
+    "TurnThatForgetsNoPartition",
+    "group_asked_for_when_the_commit_arrives",
+    "nothing_is_worked_on_alone",
+    "tensors_not_weighed",
+    "waits_for_partitions_of_others",
+}
+"""Bugs that show in one of some hundred schedules only: ten seconds to half a minute each."""
 
 
 @pytest.mark.timeout(600)
