@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from worker.errors import StartError
+from worker.kafka.admin import EMBEDDED_CLUSTER, Admin
 from worker.kafka.properties import build, client_id, reader_properties, writer_properties
 from worker.kafka.rules import Rules, by_hand, check_control
 from worker.kafka.tools import range_of
-from worker.kafka.topics import EMBEDDED_CLUSTER, Admin, Use, check_rights, uses_of
+from worker.kafka.topics import check_rights
+from worker.kafka.uses import Use, uses_of
 
 if TYPE_CHECKING:
     from worker.settings import Settings

@@ -13,6 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from worker.batch import Partition
 from worker.dead_letters.read import Letter
 from worker.errors import StartError
+from worker.kafka.admin import EMBEDDED_CLUSTER, Admin
 from worker.kafka.headers import readable_headers
 from worker.kafka.properties import (
     LARGEST_CLIENT_LIMIT,
@@ -22,7 +23,8 @@ from worker.kafka.properties import (
     producer_properties,
 )
 from worker.kafka.tools import range_of
-from worker.kafka.topics import EMBEDDED_CLUSTER, Admin, Use, check_rights
+from worker.kafka.topics import check_rights
+from worker.kafka.uses import Use
 
 if TYPE_CHECKING:
     from worker.settings import Settings

@@ -16,8 +16,9 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
 from worker.errors import ClientFatal
+from worker.kafka.admin import DESCRIBE_TIMEOUT_S
 from worker.kafka.properties import admin_properties, build
-from worker.kafka.topics import DESCRIBE_TIMEOUT_S, uses_of
+from worker.kafka.uses import uses_of
 
 if TYPE_CHECKING:
     from worker.settings import Settings
