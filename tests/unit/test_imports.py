@@ -96,6 +96,13 @@ def test_only_commands_compose() -> None:
     assert {name for name in modules() if imports(name) & within("cli")} <= within("cli", "__main__")
 
 
+def test_the_worker_runs_without_the_python_interface() -> None:
+    """Only commands use what answers records without Kafka, and that knows neither Kafka nor a command."""
+    assert {name for name in modules() if imports(name) & within("local")} <= within("local", "cli")
+    known = set().union(*(imports(name) for name in within("local")))
+    assert known & within("kafka", "cli", "app") == set()
+
+
 @pytest.mark.parametrize("name", ["worker.cli.main", "worker.app", "worker.loop.conductor", "worker.records"])
 def test_importing_loads_no_runtime(name: str) -> None:
     """A module outside Kafka and the model loads no client, no model runtime and no OpenCV by being imported."""

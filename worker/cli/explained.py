@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worker.batch import Batch, Columns, Fetched, Headers, Partition, Run
-from worker.cli.sample import body_of, fetched, outcomes_of
+from worker.cli.sample import body_of, outcomes_of
 from worker.errors import ConfigError, Reject, Rejection
+from worker.local.outside import fetched
 from worker.loop.admission import Admission, Admitted, matches
 from worker.loop.openslab import lay_in_fetched
 from worker.serving.cascade import Cascade
@@ -331,7 +332,7 @@ def _fetch(rollout: Rollout, columns: Columns, place: str) -> dict[str, Any]:
     try:
         need = rollout.route.outside[0].need(value, headers)
         needs += [need.what] if need is not None else []
-        payload = fetched(rollout, value, headers, place)
+        payload = fetched(rollout.route, value, headers, place)
     except Reject as error:
         rejection = Rejection.of(error, "fetch", rollout.route.outside[0])
     took_us = (time.monotonic_ns() - started_ns) // 1000

@@ -6,13 +6,10 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import orjson
-
 from worker.batch import Batch, Columns, Headers, Outcomes, Partition
 from worker.errors import ConfigError, Reject, StartError
+from worker.local.outside import as_sent, fetched, opened_body
 from worker.loop.pool import InlinePool, Mailbox, Returned
-from worker.outside import Away, NotYet, Sized
-from worker.payload.headers import marks
 from worker.serving.engine import Engine
 from worker.serving.rollout import Rollout
 from worker.serving.runs import feeds, groups
@@ -37,9 +34,9 @@ def answer(rollout: Rollout, value: bytes, headers: Headers | None = None) -> An
         StartError: the store that has what the record refers to is away.
     """
     servable = rollout.choose()
-    payload = fetched(rollout, value, headers)
+    payload = fetched(rollout.route, value, headers, "--sample")
     if payload is None:
-        value, headers = _as_sent(rollout, value, headers)
+        value, headers = as_sent(rollout.route, value, headers)
     else:
         value = payload
     if rollout.route.opening.applies(headers):
@@ -82,51 +79,7 @@ def outcomes_of(batch: Batch, rollout: Rollout, asker: str) -> Outcomes:
 def body_of(outcomes: Outcomes, rollout: Rollout) -> Any:
     """The body of the first result, without what the pipeline wraps around it; parsed where it is JSON."""
     sent = outcomes.headers[0] if outcomes.headers is not None else None
-    body = rollout.route.envelope.undo(outcomes.bodies[0] or b"", sent)
-    try:
-        return rollout.route.envelope.read(body)
-    except orjson.JSONDecodeError:
-        return body
-
-
-def fetched(
-    rollout: Rollout, value: bytes | None, headers: Headers | None, asker: str = "--sample"
-) -> bytes | None:
-    """What the record's reference names; None where it has none.
-
-    Args:
-        asker: who wants to know, for messages.
-
-    Raises:
-        Reject: the record would become a dead letter.
-        StartError: whoever has it is away.
-    """
-    payload: bytes | None = None
-    for outside in rollout.route.outside:
-        need = outside.need(value if payload is None else payload, headers)
-        if need is None:
-            continue
-        try:
-            found = outside.ask(need, rollout.route.max_bytes)
-            if isinstance(found, Sized):
-                found = found.read()
-        except NotYet as error:
-            raise error.reject from None
-        except Away as error:
-            raise StartError(f"{asker}: the {need.place} cannot be reached: {error}") from None
-        payload = payload if found is None else found
-    return payload
-
-
-def _as_sent(rollout: Rollout, value: bytes, headers: Headers | None) -> tuple[bytes, Headers | None]:
-    """The sample wrapped as the pipeline expects it, unless its headers say that it is wrapped already."""
-    if not rollout.route.opening.always or marks(headers or []):
-        return value, headers
-    wrapping = rollout.route.opening.wrapping(min(rollout.route.topics))
-    if wrapping is None:
-        return value, headers
-    seal = wrapping.now()
-    return seal(value), [*(headers or []), *seal.headers]
+    return opened_body(rollout.route, outcomes.bodies[0] or b"", sent)
 
 
 def _collected(pool: InlinePool, asker: str) -> Returned:

@@ -114,7 +114,7 @@ def _reasons(
         CONNECT + "stage": rejection.stage,
         CONNECT + "class.name": rejection.class_name,
         CONNECT + "exception.class.name": rejection.exception_class_name,
-        CONNECT + "exception.message": one_line(_without_payload(rejection, columns.values[row])),
+        CONNECT + "exception.message": one_line(without_payload(rejection, columns.values[row])),
         "streaminfer.error.reason": rejection.reason,
         "streaminfer.error.attempts": str(rejection.attempts),
         "streaminfer.model": model or "",
@@ -127,7 +127,7 @@ def _source(columns: Columns, row: int) -> str:
     return f"{partition.topic}/{partition.number}/{columns.offsets[row]}"
 
 
-def _without_payload(rejection: Rejection, value: bytes | None) -> str:
+def without_payload(rejection: Rejection, value: bytes | None) -> str:
     """The message without its quotations from the record. Only exceptions from outside this package may quote it."""
     if not value or rejection.exception_class_name.startswith(OWN_ERRORS):
         return rejection.message

@@ -53,6 +53,10 @@ def import_attribute(name: str, key: str) -> Any:
     if not CUSTOM_CODE.fullmatch(name):
         raise ConfigError(f'{key}: got {describe(name)}, expected "module:attribute"')
     module_name, _, path = name.partition(":")
+    if module_name == "worker":
+        raise ConfigError(
+            f"{key}: custom code {name}: worker is the package of streaminfer itself; expected another name for your file"
+        )
     try:
         found: Any = importlib.import_module(module_name)
     except (

@@ -1,0 +1,1 @@
+"""Records answered in this process, without Kafka: what ``import streaminfer`` gives."""
