@@ -210,7 +210,7 @@ def test_a_sick_model_ends_the_pipeline_and_a_closed_one_answers_nobody(
     model = pipeline._rollouts[0].stable.model
     monkeypatch.setattr(type(model), "run", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
     monkeypatch.setattr(type(model), "sickness", lambda _: "it gives other answers")
-    with pytest.raises(SickModel, match="is sick: .*it gives other answers"):
+    with pytest.raises(SickModel, match=r"is sick: .*it gives other answers"):
         pipeline({"features": [1, 2, 3, 4]})
     pipeline.close()
     pipeline.close()
