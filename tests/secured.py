@@ -69,9 +69,15 @@ class SecuredKafka:
         self._admin = AdminClient({"bootstrap.servers": self.bootstrap})
         self._make_user()
 
-    def allow(self, operation: AclOperation, kind: ResourceType, name: str) -> None:
+    def allow(
+        self,
+        operation: AclOperation,
+        kind: ResourceType,
+        name: str,
+        pattern: ResourcePatternType = ResourcePatternType.LITERAL,
+    ) -> None:
         """Give the user one right to one topic, group or the like, in force when this returns."""
-        resource = (kind, name, ResourcePatternType.LITERAL)
+        resource = (kind, name, pattern)
         right = AclBinding(*resource, f"User:{USER}", "*", operation, AclPermissionType.ALLOW)
         for answer in self._admin.create_acls([right]).values():
             answer.result(30)

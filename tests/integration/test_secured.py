@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ import models
 import orjson
 import pytest
 from confluent_kafka import Consumer
-from confluent_kafka.admin import AclOperation, AdminClient, ResourceType
-from secured import PASSWORD, SPARROW, SecuredKafka
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without saying so
+    AclOperation,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+from secured import PASSWORD, SPARROW, USER, SecuredKafka
 from stream import (
     Worker,
     create_topics,
@@ -28,6 +34,7 @@ from stream import (
     wait_for_outputs,
     write_config,
 )
+from token_endpoint import TokenEndpoint
 
 from worker.kafka.leave import leave_for
 from worker.settings import load
@@ -157,6 +164,39 @@ def test_the_worker_answers_over_tls(place: Place, start: Callable[..., Worker],
     assert orjson.loads(answer.value())["model"]["name"] == "locked"
 
 
+def test_tokens_come_from_the_endpoint_and_are_renewed(place: Place, start: Callable[..., Worker]) -> None:
+    """With method `oidc` every client of the worker gets its token from the endpoint, and a new one before it ends."""
+    place.allow(*place.names)
+    with TokenEndpoint(USER, "sparrow-blau", lives_s=4).serving() as endpoint:
+        config = place.config("oauthbearer", kafka=oidc(endpoint, "sparrow-blau"))
+        worker = start(config)
+        worker.wait_ready()
+        first = endpoint.given
+        wait_for(lambda: endpoint.given > 2 * first, "tokens to be renewed")
+        produce(place.broker.bootstrap, place.names["input.topics"], [GOOD, BAD])
+        written = [place.names["output.topic"], place.names["dead_letter.topic"]]
+        wait_for_outputs(place.broker.bootstrap, written, 2, [worker])
+        assert worker.stop()[0] == 0, worker.text()
+    assert endpoint.refused == 0
+    assert SPARROW not in worker.log.read_bytes()
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_gives_no_token_is_exit_3(place: Place) -> None:
+    """A client secret that the endpoint refuses is exit 3 with one sentence that does not show it."""
+    place.allow(*place.names)
+    with TokenEndpoint(USER, "sparrow-blau", lives_s=60).serving() as endpoint:
+        config = place.config("oauthbearer", kafka=oidc(endpoint, "sparrow-rot"))
+        assert_cannot_start(config, "kafka: authentication failed", "token", "invalid_client")
+    assert endpoint.refused
+
+
+def oidc(endpoint: TokenEndpoint, secret: str) -> dict[str, Any]:
+    """Client properties: tokens from the endpoint in place of those that the client makes for itself."""
+    own = {"enable.sasl.oauthbearer.unsecure.jwt": None, "sasl.oauthbearer.config": None}
+    return own | endpoint.properties(secret)
+
+
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
 @pytest.mark.parametrize("way", ["scram", "certificate"])
 def test_a_dead_member_is_taken_out_of_the_group_over_tls(place: Place, way: str, protocol: str) -> None:
@@ -232,6 +272,117 @@ def test_exactly_once_needs_its_transactional_id(place: Place) -> None:
     assert ran.returncode == 3, sentence
     assert "delivery: exactly_once cannot start" in sentence
     assert "authorization failed" in sentence
+
+
+# Least rights
+
+
+KINDS = {
+    "topic": ResourceType.TOPIC,
+    "group": ResourceType.GROUP,
+    "transactional-id": ResourceType.TRANSACTIONAL_ID,
+}
+PATTERNS = {"literal": ResourcePatternType.LITERAL, "prefixed": ResourcePatternType.PREFIXED}
+
+
+def listed(config: Path) -> list[dict[str, Any]]:
+    """The rights that the worker cannot start without, as `check --acls` lists them."""
+    done = command("check", config, "--acls", "--offline", "--json")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return [line["right"] for line in lines if line["check"] == "right" and not line["right"]["optional"]]
+
+
+def grant(place: Place, rights: Iterable[dict[str, Any]]) -> None:
+    for right in rights:
+        resource = KINDS[right["resource"]], right["name"], PATTERNS[right["pattern"]]
+        place.broker.allow(AclOperation[right["operation"]], *resource)
+
+
+def assert_right_missing(config: Path, right: dict[str, Any]) -> None:
+    """`run` says in one sentence which right it misses, and so does `check --acls` of this one alone."""
+    ran = command("run", config)
+    lines = [line for line in ran.stderr.decode().splitlines() if line.startswith("streaminfer: ")]
+    assert (ran.returncode, len(lines)) == (3, 1), ran.stderr
+    assert right["operation"] in lines[0]
+    assert right["name"] in lines[0]
+    checked = command("check", config, "--acls", "--json")
+    assert checked.returncode == 3, checked.stderr
+    found = [json.loads(line) for line in checked.stdout.splitlines()]
+    missing = [each["right"] for each in found if each["check"] == "right" and not each["ok"]]
+    assert [{**each, "granted": None} for each in missing] == [right]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_the_rights_that_check_lists_are_enough(
+    place: Place, start: Callable[..., Worker], delivery: str, protocol: str
+) -> None:
+    """With the rights that `check --acls` lists as needed, and no other, the worker answers and writes dead letters."""
+    config = place.config(delivery=delivery, kafka={"group.protocol": protocol})
+    grant(place, listed(config))
+    produce(place.broker.bootstrap, place.names["input.topics"], [GOOD, BAD])
+    worker = start(config)
+    written = [place.names["output.topic"], place.names["dead_letter.topic"]]
+    wait_for_outputs(place.broker.bootstrap, written, 2, [worker])
+    assert worker.stop()[0] == 0, worker.text()
+
+
+@pytest.mark.slow
+def test_each_right_that_check_lists_is_needed(place: Place) -> None:
+    """Without any one of the listed rights `run` ends with exit 3 and one sentence that names it, and `check` names it too."""
+    config = place.config(delivery="exactly_once")
+    rights = listed(config)
+    assert len(rights) == 6
+    for absent in rights:
+        other = Place(place.broker, place.folder)  # topics and a group of its own, with no right to them yet
+        config = other.config(delivery="exactly_once")
+        theirs = listed(config)
+        grant(other, [right for right in theirs if right["setting"] != absent["setting"]])
+        (gone,) = [right for right in theirs if right["setting"] == absent["setting"]]
+        assert_right_missing(config, gone)
+
+
+@pytest.mark.slow
+def test_the_right_to_create_a_topic_is_named(place: Place) -> None:
+    """With `output.create`, a topic that is missing and may not be made is one sentence that names topic and right."""
+    place.allow(*place.names)
+    missing = unique("missing")
+    config = place.config(output={"topic": missing, "create": {"partitions": 1}})
+    ran, checked = command("run", config), command("check", config, "--acls", "--json")
+    assert (ran.returncode, checked.returncode) == (3, 3)
+    assert (
+        f"output.topic: not authorised to create topic {missing}; expected the right CREATE"
+        in ran.stderr.decode()
+    )
+    lines = [json.loads(line) for line in checked.stdout.splitlines()]
+    failed = [each["message"] for each in lines if each["check"] == "right" and not each["ok"]]
+    assert any(f"CREATE on topic {missing}" in said for said in failed)
+
+
+@pytest.mark.slow
+def test_the_listed_commands_are_those_of_kafkas_own_tool(place: Place, start: Callable[..., Worker]) -> None:
+    """The commands that `check --acls` prints, given to Kafka's own tool, let the worker run."""
+    if shutil.which("java") is None:
+        pytest.skip("Kafka's own tool needs Java")
+    config = place.config(delivery="exactly_once")
+    printed = command("check", config, "--acls", "--offline").stdout.decode()
+    lines = [line for line in printed.splitlines() if line.startswith("kafka-acls.sh ")]
+    jars = Path(__file__).parents[2] / ".kafka" / "libs-4.2.0" / "*"
+    assert lines
+    for line in lines:
+        words = shlex.split(line)[1:]
+        words[words.index("--bootstrap-server") + 1] = place.broker.bootstrap
+        at = words.index("--command-config")
+        del words[at : at + 2]  # the administrator's door has no lock
+        tool = ["java", "-Xmx256m", "-cp", str(jars), "org.apache.kafka.tools.AclCommand"]
+        done = subprocess.run([*tool, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    produce(place.broker.bootstrap, place.names["input.topics"], [GOOD])
+    worker = start(config)
+    wait_for_outputs(place.broker.bootstrap, [place.names["output.topic"]], 1, [worker])
+    assert worker.stop()[0] == 0, worker.text()
 
 
 # Tools

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from worker import native
 from worker import settings as configuration
 from worker.batch import Headers
-from worker.cli import check_figures
+from worker.cli import check_acls, check_figures
 from worker.cli.check_models import model_lines, models_line
 from worker.cli.check_stores import check_stores
 from worker.cli.check_versions import with_versions
@@ -70,6 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a header of every sample; may be repeated",
     )
     parser.add_argument("--offline", action="store_true", help="leave out what needs the broker")
+    check_acls.add_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object per check and nothing else")
 
 
@@ -112,6 +113,8 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace, hea
     check_stores(report.check, settings, args.offline)
     if not args.offline:
         _check_broker(report, settings)
+    if args.acls:
+        check_acls.check_acls(report, settings, args.principal, args.offline)
 
 
 def _check_files(
@@ -144,16 +147,22 @@ class Report:
         self.line(name, True, message(result))
         return result
 
-    def fail(self, name: str, error: WorkerError) -> None:
+    def fail(self, name: str, error: WorkerError, **more: object) -> None:
         self.first_failure = self.first_failure or error
-        self.line(name, False, str(error))
+        self.line(name, False, str(error), **more)
 
-    def line(self, name: str, ok: bool, message: str) -> None:
+    def line(self, name: str, ok: bool, message: str, **more: object) -> None:
+        """One check; ``more`` are keys of the JSON object beside the three that every check has."""
         message = logs.redact(message)
         if self._as_json:
-            print(json.dumps({"check": name, "ok": ok, "message": message}, ensure_ascii=False))
+            print(json.dumps({"check": name, "ok": ok, "message": message, **more}, ensure_ascii=False))
         else:
             print(f"{'ok  ' if ok else 'FAIL'} {name:<11} {message}")
+
+    def text(self, line: str) -> None:
+        """A line for people and their shells, as it is; nothing in JSON."""
+        if not self._as_json:
+            print(logs.redact(line))
 
 
 def _check_engine(

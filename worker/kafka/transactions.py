@@ -33,6 +33,8 @@ COMMIT_S = 10.0
 """After this long without an answer the outcome is treated as unknown."""
 START_S = 60.0
 """Longest wait for the transaction coordinator at start."""
+UUID_LENGTH = 36
+"""Characters at the end of a ``transactional.id`` that are new for each process."""
 REFUSALS_MAX = 3
 """When the broker has refused this many new producers in a row, the process exits, to be restarted."""
 
@@ -158,9 +160,16 @@ class KafkaTransactions:
                 result = "unknown" if error.retriable() else "fenced"
                 if error.code() == KafkaError._FENCED:
                     self._fences.append(time.monotonic())
-                raise TransactionFailed(result, f"{what}: {error.str()}") from None
+                raise TransactionFailed(result, f"{what}: {error.str()}{self._expected(error)}") from None
             finally:
                 del self._since[producer]
+
+    def _expected(self, error: KafkaError) -> str:
+        """The right that the broker misses."""
+        if error.code() != KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+            return ""
+        begins = str(self._sink.transactional_id)[:-UUID_LENGTH]
+        return f"; expected the right WRITE on transactional ids that begin with {begins}"
 
     def _renew(self) -> None:
         """Replace the producer, with the same id: the new epoch fences requests of the old one still on their way."""

@@ -864,12 +864,12 @@ class Settings(Section):
     def secrets(self) -> list[str]:
         """The secret values themselves, longest first: what a log line must never contain.
 
-        A user name is left out: it is often an everyday word, and blanking that would make every line unreadable.
+        Names are left out: they are often everyday words, and blanking those would make every line unreadable.
         """
         values = {
             part
             for name, value in self.kafka.items()
-            if is_secret(name) and name != "sasl.username"
+            if is_secret(name) and name not in _NAMES
             for part in (value, *value.splitlines())
             if part.strip()
         }
@@ -893,6 +893,15 @@ _PUBLIC_SASL = {
     "sasl.kerberos.min.time.before.relogin",
     "sasl.oauthbearer.method",
 }
+
+
+_NAMES = {
+    "sasl.username",
+    "sasl.oauthbearer.client.id",
+    "sasl.oauthbearer.scope",
+    "sasl.oauthbearer.grant.type",
+}
+"""Properties that configurations do not show, although what they name is no secret by itself."""
 
 
 def is_secret(name: str) -> bool:
