@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from fuzz_run import fuzz, inputs, run, tried, turns
 from fuzz_targets import TARGETS, Target, encoded
+from thorough import cases
 
 CASES = {"image": 2000, "video": 1000, "tensor": 2000, "npy": 2000, "oip": 2000, "letter": 2000}
-"""Inputs per target; the others look at each of theirs many times over."""
+"""Inputs per target, most; the others look at each of theirs many times over."""
 OTHERS = 400
 
 
@@ -33,9 +34,10 @@ def test_what_was_found_stays_fixed(name: str) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_new_inputs_find_nothing(name: str, tmp_path: Path) -> None:
     """No surprise, no warning, no lasting growth of memory and no standstill, in a process of its own."""
-    findings = run(name, CASES.get(name, OTHERS), None, seed=7, corpus=tmp_path)
+    count = cases(CASES.get(name, OTHERS))
+    findings = run(name, count, None, seed=7, corpus=tmp_path)
     assert not findings.found, findings.found
-    assert findings.cases == CASES.get(name, OTHERS)
+    assert findings.cases == count
 
 
 def planted(data: bytes) -> None:

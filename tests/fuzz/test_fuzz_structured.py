@@ -11,6 +11,7 @@ import orjson
 from fuzz_targets import RECORD, batch_of, check_json, encode, make_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thorough import cases
 
 from worker.errors import ConfigError
 from worker.settings import Settings, validate
@@ -48,7 +49,7 @@ spelled = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=cases(300), deadline=None)
 @given(st.lists(spelled, min_size=1, max_size=6))
 def test_one_parse_of_a_batch_agrees_with_a_look_at_each_record(batch: list[bytes]) -> None:
     """Whatever records stand together, each is taken or refused as if alone, with the same numbers and reason."""
@@ -107,7 +108,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=cases(600), deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(KEYS), values), min_size=1, max_size=3))
 def test_any_value_of_any_setting_is_taken_or_named(changes: list[tuple[tuple[str, ...], Any]]) -> None:
     """Any value anywhere gives settings, or one line that says what was expected."""
@@ -126,7 +127,7 @@ def test_any_value_of_any_setting_is_taken_or_named(changes: list[tuple[tuple[st
         assert len(said) == 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=cases(200), deadline=None)
 @given(st.lists(st.text(max_size=6), min_size=4, max_size=4))
 def test_any_string_a_model_gives_can_be_read_back(texts: list[str]) -> None:
     """Strings of a model come back from JSON and from the protocol as they were."""

@@ -83,7 +83,11 @@ def worker(kafka: str, tmp_path: Path) -> Iterator[Any]:
 
 @pytest.mark.parametrize(
     ("poison", "delivery", "replicas"),
-    [(b"kill", "at_least_once", 2), (b"hang", "at_least_once", 1), (b"kill", "exactly_once", 2)],
+    [
+        pytest.param(b"kill", "at_least_once", 2, marks=pytest.mark.slow),
+        (b"hang", "at_least_once", 1),
+        (b"kill", "exactly_once", 2),
+    ],
 )
 def test_the_topic_gets_past_poison(worker: Any, poison: bytes, delivery: str, replicas: int) -> None:
     """The record that kills (or hangs) is the one dead letter, as `crashed`; every other is answered.

@@ -421,7 +421,7 @@ def test_dead_letters_that_may_not_be_read_are_not_called_none(place: Place) -> 
 # Keeping secrets
 
 
-@pytest.mark.parametrize("way", ["scram", "oauthbearer", "certificate"])
+@pytest.mark.parametrize("way", ["scram", pytest.param("oauthbearer", marks=pytest.mark.slow), "certificate"])
 def test_no_secret_leaves_the_worker(place: Place, start: Callable[..., Worker], way: str) -> None:
     """No log line at any level, metric, result, dead letter, page or check holds a secret, whatever the client logs."""
     place.allow(*place.names)

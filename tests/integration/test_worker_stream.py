@@ -148,7 +148,7 @@ def murmur2(key: bytes) -> int:
     return (h ^ h >> 15) & 0x7FFFFFFF
 
 
-@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+@pytest.mark.parametrize("protocol", [pytest.param("classic", marks=pytest.mark.slow), "consumer"])
 def test_replicas_that_come_and_go_lose_double_and_reorder_nothing(stage: Stage, protocol: str) -> None:
     """Three replicas join and leave by SIGTERM under load; each exits with 0 in under 10 s."""
     config = stage.config()

@@ -18,6 +18,7 @@ from encode_support import batch_of, encode, make_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from thorough import cases
 
 from worker import native
 from worker.batch import Array, Feed, Partition, largest_bytes, total_bytes
@@ -74,7 +75,7 @@ def test_floats_are_written_as_python_does(dtype: Any) -> None:
 
 
 @compiled
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=cases(300), deadline=None)
 @given(any_array, st.binary(max_size=3), st.binary(max_size=3))
 def test_arrays_are_written_as_python_does(values: Array, before: bytes, after: bytes) -> None:
     """The compiled writer gives arrays of each dtype, shape and memory order the same text as Python."""
@@ -149,7 +150,7 @@ KINDS = {"f": "float", "d": "double", "e": "float16", "i": "int32", "B": "uint8"
 
 
 @compiled
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=cases(400), deadline=None)
 @given(scores, POSTPROCESS, LABELS, IDS, PLACES)
 def test_results_are_written_as_python_does(
     values: Array, postprocess: Any, labels: Any, headers: Any, places: list[Partition]
@@ -226,7 +227,7 @@ def same_as_alone(decoding: Decoding, values: Sequence[bytes]) -> Feed:
 
 
 @compiled
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=cases(1000), deadline=None)
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=4))
 def test_numbers_are_read_to_the_last_bit(pairs: list[tuple[str, str]]) -> None:
     """The compiled reader makes of any spelling of a number what Python's parser and NumPy make of it, or refuses it as they do."""
@@ -294,7 +295,7 @@ CUTS = st.one_of(st.just(None), st.integers(0, 60))
 
 
 @compiled
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=cases(1500), deadline=None)
 @given(st.lists(st.tuples(OBJECTS, CUTS, st.sampled_from([b"", b"\xff", b"\xc3", b",", b"}"])), max_size=4))
 def test_any_record_is_taken_or_refused_as_in_python(parts: list[tuple[str, int | None, bytes]]) -> None:
     """The compiled reader and Python give the same answer to a record with any keys, values, white space, escapes and depth, cut short or with something behind it."""
