@@ -95,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
 def _check_all(report: Report, settings: Settings, args: argparse.Namespace, headers: Headers) -> None:
     logs.configure(settings.secrets(), level="warning")  # the lines of the report say what the log would
     report.check("pipelines", lambda: _pipelines(settings), str)
+    if settings.tests:
+        report.check("tests", lambda: _tests(settings), str)
     report.check("kafka", lambda: _clients(settings), str)
     configured, took = settings, dict[str, int]()
     with_files = with_versions(report.check, settings)
@@ -255,6 +257,14 @@ def _pipelines(settings: Settings) -> str:
             f"{topics}; expected it first, or a `when` in {earlier}"
         )
     return "each of them can get records"
+
+
+def _tests(settings: Settings) -> str:
+    """Check the section ``tests`` without running them."""
+    from worker.settings.record_tests import check_tests
+
+    check_tests(settings)
+    return f"{len(settings.tests)}, which `streaminfer test` runs"
 
 
 def _http(settings: Settings) -> str:

@@ -20,6 +20,7 @@ from worker.errors import ConfigError, WorkerError
 COMMANDS = {
     "run": "the worker: records in, predictions out",
     "check": "everything that can be known before running",
+    "test": "run the tests that stand in a configuration",
     "produce": "send images, a video, CSV or lines to a topic",
     "tail": "read results, metrics or dead letters",
     "top": "all replicas of a group in a terminal",

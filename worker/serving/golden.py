@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import orjson
 
 from worker.batch import Batch, Columns, Headers, Partition
 from worker.errors import Reject, StartError
+from worker.serving.differences import differences
 from worker.serving.engine import Engine
 from worker.serving.route import Route
 from worker.serving.servable import Servable
@@ -43,8 +43,7 @@ def check_golden(path: Path, route: Route, servable: Servable, tolerance: float)
         result = _answer(route, servable, value, headers, where)
         for part, wanted in expected.items():
             got = result.get(part) if isinstance(result, dict) else None
-            difference = _difference(wanted, got, part, tolerance)
-            if difference:
+            for difference in differences(wanted, got, part, tolerance):
                 raise StartError(f"{where}: {difference}")
         lines += 1
     if not lines:
@@ -126,34 +125,3 @@ def _answer(route: Route, servable: Servable, value: bytes, headers: Headers | N
         raise StartError(
             f"{where}: the result is not JSON; a golden set needs output.format json or oip"
         ) from None
-
-
-def _difference(wanted: Any, got: Any, part: str, tolerance: float) -> str:
-    """Where two answers differ, as a sentence; empty where they do not."""
-    if isinstance(wanted, dict) and isinstance(got, dict):
-        for name, each in wanted.items():
-            if name not in got:
-                return f"{part} has no {name}"
-            if found := _difference(each, got[name], f"{part}.{name}", tolerance):
-                return found
-        return ""
-    if isinstance(wanted, list) and isinstance(got, list):
-        if len(wanted) != len(got):
-            return f"{part} has {len(got)} entries, expected {len(wanted)}"
-        for index, (each, other) in enumerate(zip(wanted, got, strict=True)):
-            if found := _difference(each, other, f"{part}[{index}]", tolerance):
-                return found
-        return ""
-    if _is_number(wanted) and _is_number(got):
-        # not <=: a NaN is never within the tolerance
-        return "" if math.fabs(wanted - got) <= tolerance else f"{part} is {got}, expected {wanted}"
-    return "" if wanted == got else f"{part} is {_shown(got)}, expected {_shown(wanted)}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _shown(value: Any) -> str:
-    text = "absent" if value is None else orjson.dumps(value).decode()
-    return text if len(text) <= 80 else f"{text[:77]}..."

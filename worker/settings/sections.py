@@ -52,6 +52,7 @@ from worker.settings.kinds import (
     Wait,
     from_file,
 )
+from worker.settings.record_tests import TestSettings
 from worker.settings.references import labels_of
 from worker.settings.repository import Place, SignatureSettings
 from worker.settings.rollout import ControlSettings, RolloutSettings
@@ -786,6 +787,8 @@ class Settings(Section):
     """Keys of encrypted payloads; needed where `input.unwrap` or `output.wrap` has aes-256-gcm."""
     registry: RegistrySettings | None = None
     """The schema registry of the formats avro, protobuf and json_schema."""
+    tests: list[TestSettings] = Field(default=[])
+    """Records with what is expected of their answers: `streaminfer test` sends them through the pipelines, `run` does not look at them."""
     _base: Path = PrivateAttr(default_factory=Path)
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from worker.errors import ConfigError
+from worker.settings.plain import plain_or_text
 
 Key = tuple[str, ...]
 """A setting by its path from the top: ``("input", "topics")``; ``*`` stands for a name of the user's choice."""
@@ -167,6 +168,9 @@ class _TextLoader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_TextLoader.add_constructor("tag:yaml.org,2002:str", plain_or_text)
 
 
 def _text_of(path: Path) -> str:
