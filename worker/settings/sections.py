@@ -664,6 +664,13 @@ class PageSettings(Section):
     """How many of the last results are shown, with their picture and boxes; 0 = none. Not together with `encryption`."""
 
 
+class LogSettings(Section):
+    """What goes into the log."""
+
+    level: Literal["debug", "info", "warning", "error", "critical"] = "info"
+    """The lowest level shown; the environment variable `LOG_LEVEL` goes before it."""
+
+
 class LimitsSettings(Section):
     """Bounds on memory and time."""
 
@@ -770,6 +777,7 @@ class Settings(Section):
     order: Literal["partition", "none"] = "partition"
     """partition: results of one partition keep their order; none trades that for tail latency."""
     limits: LimitsSettings = LimitsSettings()
+    log: LogSettings = LogSettings()
     kafka: Annotated[
         dict[str, str],
         BeforeValidator(_as_properties),
