@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from worker import __version__, native
 from worker.assembly import conductor_for, connect, pool_for, shadow_results
 from worker.batch import Batch
+from worker.in_force import InForce, Watched, retry_s
 from worker.payload.keys import Keys
 from worker.process import runtime
 from worker.process.leaving import leave
@@ -22,9 +23,11 @@ from worker.process.replica import Orders
 from worker.process.rounds import Chore, Rounds, every
 from worker.process.watchdog import AwakeClock, BatchDeadline, DrainDeadline, Outage, Standstill, Watchdog
 from worker.process.worker import Worker
+from worker.reload import Reloader
 from worker.schema_registry.opening import open_registry
 from worker.seeing import Seeing
 from worker.serving.control import Book
+from worker.serving.engine import Engine
 from worker.serving.load import load
 from worker.serving.loader import Loader, Overgrown, Swap
 from worker.serving.rollout import Rollout
@@ -32,7 +35,7 @@ from worker.serving.servable import Servable
 from worker.serving.steward import Steward, agree, read_books
 from worker.serving.versions import resolved
 from worker.settings import Settings
-from worker.settings.encryption import EncryptionSettings
+from worker.settings.current import Current
 from worker.telemetry import logs
 from worker.telemetry.meters import Meters, ModelLabel
 from worker.telemetry.topic import MetricsReporter, WorkerInfo
@@ -41,32 +44,30 @@ from worker.telemetry.vitals import LOOK_EVERY_S, Vitals
 if TYPE_CHECKING:
     from worker.kafka.control import ControlTopic
 
-VERSIONS_EVERY_S = 0.2
-"""How often an idle worker takes over a new version of a model; a busy one does so with its next slab."""
+CHANGES_EVERY_S = 0.2
+"""How often a changed configuration is put into force, and an idle worker takes over a new version of a model; a busy one
+does that with its next slab."""
 TOPICS_EVERY_S = 0.25
 """How often the answers about topics are looked for; the watch itself decides when it asks."""
 
 log = logs.get("worker")
 
 
-def build(
-    settings: Settings,
-    index: int,
-    orders: Orders | None,
-    reread: Callable[[], EncryptionSettings | None] | None = None,
-) -> Worker:
+def build(now: Current, index: int, orders: Orders | None, read: Callable[[], Current]) -> Worker:
     """Load the models, connect to Kafka and start the watchers. HTTP answers from the start: alive, warming up.
 
     Args:
+        now: the configuration of this replica.
         index: which replica this is; its HTTP port is the configured one plus this.
         orders: of the supervisor; None without one.
-        reread: gives the section ``encryption`` as the configuration has it later.
+        read: gives the configuration as it is later.
 
     Raises:
         WorkerError: a model, a topic, a right or a port is missing.
     """
     from worker.kafka.properties import check_properties, client_id
 
+    settings = now.settings
     check_properties(
         settings.kafka
     )  # first: loading a large model takes longer than finding a misspelt property
@@ -82,18 +83,21 @@ def build(
     took: dict[str, int] = {}
     control, books, decided = _control(settings)
     with_files, found = resolved(settings, decided)
-    keys = Keys(settings.encryption, reread) if settings.encryption is not None else None
+    keys = Keys(settings.encryption) if settings.encryption is not None else None
     rollouts = load(with_files, took, keys, open_registry(settings))
     runtime.loaded()
     for name, rollout in rollouts.items():
         meters.model(name, _label(rollout.stable))
     running = {name: (version, took[name]) for name, version in found.items()}
-    loader = Loader(settings, rollouts, running, by_order=books)
+    loader = Loader(settings, rollouts, running, by_order=books, took=took)
     steward = Steward(settings, control, books, loader, rollouts) if control is not None else None
     if steward is not None:
         steward.prepare()
     parts = _Parts(with_files, [*rollouts.values()], meters, vitals, info, seeing, orders, loader, steward)
-    return parts.worker(keys)
+    parts.reloader = Reloader(
+        now, read, loader, rollouts, parts.in_force.follow, meters.configured, keys, steward
+    )
+    return parts.worker()
 
 
 def _control(settings: Settings) -> tuple[ControlTopic | None, dict[str, Book], dict[str, str]]:
@@ -142,7 +146,8 @@ class _Parts:
         self._seeing = seeing
         self._orders = orders
         self._clients = connect(settings, meters, info.group)
-        self._pool = pool_for(settings, rollouts)
+        engine = Engine(retry_s=retry_s(settings.limits))
+        self._pool = pool_for(engine, rollouts)
         self._conductor = conductor_for(
             settings,
             rollouts,
@@ -159,7 +164,12 @@ class _Parts:
             steward.owned = lambda: self._conductor.window.owned
         source, sink = self._clients.source, self._clients.sink
         vitals.attach(self._conductor, source, self._pool, lambda: (source.errors, sink.errors))
-        self._watchdog = self._watch()
+        watched, awake = self._ways_to_be_stuck()
+        self._watchdog = self._watch(watched, awake)
+        self.in_force = InForce(self._conductor, engine, vitals, watched)
+        """Who keeps to what may change."""
+        self.reloader: Reloader | None = None
+        """Of the configuration; set before the loop turns."""
         if seeing is not None:
             seeing.warm(rollouts)
 
@@ -167,7 +177,7 @@ class _Parts:
         """What the loop does between two turns besides records."""
         vitals = self._vitals
         self._look = every(LOOK_EVERY_S, vitals.look)
-        chores = [self._look, every(0.0, vitals.answer), every(VERSIONS_EVERY_S, self._follow_versions)]
+        chores = [self._look, every(0.0, vitals.answer), every(CHANGES_EVERY_S, self._follow_changes)]
         if not self._clients.topics.embedded:
             from worker.kafka.watch import TopicWatch
 
@@ -183,8 +193,10 @@ class _Parts:
             chores.append(Chore(reporter.due_s, report))
         return Rounds(chores, time.monotonic)
 
-    def _follow_versions(self) -> None:
-        """Take over what the loader has offered, and count what it has done."""
+    def _follow_changes(self) -> None:
+        """Put a changed configuration into force, take over what the loader has offered, and count what it has done."""
+        if self.reloader is not None:
+            self.reloader.turn()
         for event in self._loader.turn():
             if isinstance(event, Swap):
                 self._meters.model(event.pipeline, _label(event.servable))
@@ -199,27 +211,29 @@ class _Parts:
     def _unless_draining(self, do: Callable[[], None]) -> Callable[[], None]:
         return lambda: None if self._conductor.draining else do()
 
-    def _watch(self) -> Watchdog:
+    def _ways_to_be_stuck(self) -> tuple[Watched, AwakeClock]:
         limits, conductor = self._settings.limits, self._conductor
         awake = AwakeClock(time.monotonic)
-        progress = Progress(limits.stall_s, self._vitals.reading, awake)
-        self._vitals.watch(progress.standing)
-        checks = [
-            DrainDeadline(
-                limits.drain_s, lambda: conductor.stop_requested and not conductor.draining, awake
-            ).stuck,
-            BatchDeadline(limits.batch_timeout_s, self._pool.oldest, self._interrupt, awake).stuck,
-            Standstill(limits.stall_s, lambda: conductor.turned_ns, awake).stuck,
-            Outage(limits.outage_s, self._vitals.someone_away, awake).stuck,
-            progress.stuck,
-        ]
+        watched = Watched(
+            DrainDeadline(limits.drain_s, lambda: conductor.stop_requested and not conductor.draining, awake),
+            BatchDeadline(limits.batch_timeout_s, self._pool.oldest, self._interrupt, awake),
+            Standstill(limits.stall_s, lambda: conductor.turned_ns, awake),
+            Outage(limits.outage_s, self._vitals.someone_away, awake),
+            Progress(limits.stall_s, self._vitals.reading, awake),
+        )
+        self._vitals.watch(watched.progress.standing)
+        return watched, awake
+
+    def _watch(self, watched: Watched, awake: AwakeClock) -> Watchdog:
+        checks = [each.stuck for each in watched.all]
         return Watchdog(checks, self._vitals.state, log.error, logs.say, awake, leave)
 
-    def worker(self, keys: Keys | None) -> Worker:
+    def worker(self) -> Worker:
         """The parts together."""
         from worker.kafka.batch_sink import BatchSink
 
         settings, info = self._settings, self._info
+        assert self.reloader is not None
         clients = self._clients.metrics, shadow_results(settings, self._rollouts), self._clients.sink
         return Worker(
             self._conductor,
@@ -241,7 +255,7 @@ class _Parts:
                 "batch_path": native.batch_path,
                 "producer": "compiled" if isinstance(self._clients.sink, BatchSink) else "python",
             },
-            keys,
+            self.reloader,
             self._steward,
         )
 

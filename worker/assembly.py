@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from worker.batch import Partition, Route
+from worker.in_force import dead_letter_rate
 from worker.loop.accounts import Accounts
 from worker.loop.admission import Admission
 from worker.loop.at_least_once import AtLeastOnce
@@ -26,7 +27,6 @@ from worker.loop.intake import Intake
 from worker.loop.intakes import Intakes, groups
 from worker.loop.io_threads import IoThreads
 from worker.loop.isolation import Isolation
-from worker.loop.limit import DeadLetterRate
 from worker.loop.membership import Parts
 from worker.loop.outbox import Letterhead, Outbox, ToldLetter
 from worker.loop.pool import InlinePool, Mailbox, ThreadPool
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     from worker.kafka.topics import Topics
 
 COMMIT_INTERVAL_S = 0.5
-RETRY_SHARE = 0.75
-"""Most of ``limits.stall_s`` for which custom code may hold a record: the watchdog must not take that for a stall."""
 
 log = logs.get("worker")
 
@@ -123,12 +121,11 @@ def shadow_results(settings: Settings, rollouts: Iterable[Rollout]) -> ShadowRes
     return results
 
 
-def pool_for(settings: Settings, rollouts: list[Rollout]) -> AnyPool:
+def pool_for(engine: Engine, rollouts: list[Rollout]) -> AnyPool:
     """The one pool of a process: as many threads as its pipelines ask for at most, a lane for each servable."""
     servables = [rollout.choose() for rollout in rollouts]
     threads, lanes = max(servable.threads for servable in servables), [s.lane for s in servables]
-    retry_s = min(settings.limits.retry_s, RETRY_SHARE * settings.limits.stall_s)
-    engine, mailbox = Engine(retry_s=retry_s), Mailbox()
+    mailbox = Mailbox()
     pool = ThreadPool(engine, threads, lanes, mailbox) if threads else InlinePool(engine, mailbox)
     at_once = max((offload.concurrency for r in rollouts if (offload := r.route.offload)), default=0)
     return Storing(pool, IoThreads(at_once, pool.nudge), at_once, log) if at_once else pool
@@ -223,9 +220,7 @@ def _outbox(settings: Settings, clients: Clients, task_id: str, on_letter: ToldL
         settings.delivery == "exactly_once",
         on_letter,
     )
-    stop = letters.stop_after
-    limit = DeadLetterRate(None, 1) if stop == "off" else DeadLetterRate(stop.ratio, stop.of_last)
-    return Outbox(clients.sink, head, limit)
+    return Outbox(clients.sink, head, dead_letter_rate(letters))
 
 
 def _source(

@@ -97,7 +97,7 @@ def test_keys_change_under_load(kafka: str, tmp_path: Path, delivery: str) -> No
         steady.join()
         (tmp_path / "a.key").write_text("no key any more")
         worker.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: worker.text().count("keys not read again") == 2, "both to keep their keys")
+        wait_for(lambda: worker.text().count("configuration refused") == 2, "both to keep their keys")
         sent += produce(kafka, requests, encrypted(requests, "ab", 1000, 8000))
         wait_for_outputs(kafka, [results, letters], len(sent), [worker])
         code, _ = worker.stop()

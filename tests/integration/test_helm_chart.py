@@ -101,6 +101,25 @@ def test_pods_keep_the_restricted_standard_and_have_probes_and_limits(name: str)
     assert {"tmp", "cache"} <= {volume["name"] for volume in pod["volumes"] if "emptyDir" in volume}
 
 
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_changed_configuration_replaces_the_pods_or_is_taken_over_by_them(
+    watch: bool, tmp_path: Path
+) -> None:
+    """By default another configuration makes another pod template; with `watch` the pods stay, and run with --watch."""
+
+    def template(age_ms: int) -> dict[str, Any]:
+        values = tmp_path / "values.yaml"
+        values.write_text(
+            yaml.safe_dump({"config": {**CONFIG, "limits": {"max_age_ms": age_ms}}, "watch": watch})
+        )
+        found: dict[str, Any] = rendered("-f", str(values))["Deployment"]["spec"]["template"]
+        return found
+
+    one, other = template(1000), template(2000)
+    assert (one == other) is watch
+    assert ("--watch" in one["spec"]["containers"][0]["args"]) is watch
+
+
 def test_pods_run_the_configuration_that_was_given(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,14 +52,19 @@ class Stream:
         config = folder / "worker.yaml"
         config.write_text(yaml.safe_dump(document(**sections)))
         self.settings = settings.load(config)
-        reread = lambda: settings.load(config).encryption  # noqa: E731
-        self.keys = Keys(self.settings.encryption, reread) if self.settings.encryption else None
+        self._config = config
+        self.keys = Keys(self.settings.encryption) if self.settings.encryption else None
         with structlog.testing.capture_logs():
             self.rollout = next(iter(load(self.settings, keys=self.keys).values()))
         self.budget_bytes = self.settings.limits.in_flight_bytes
         self.sick: str | None = None
         self.cost_bytes = 0
         """What the last records were charged beside their own bytes."""
+
+    def read_again(self) -> None:
+        """Take over the keys as the file has them now."""
+        assert self.keys is not None
+        self.keys.ring = self.keys.follow(settings.load(self._config).encryption)
 
     def send(self, *records: tuple[bytes | None, Headers | None]) -> Outcomes:
         """What becomes of records at offsets 7, 8, ... of partition in/0."""

@@ -268,8 +268,7 @@ def test_keys_come_from_files_and_change_while_records_go_on(tmp_path: Path) -> 
     def configured(**encryption: Any) -> None:
         config = tmp_path / "worker.yaml"
         config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "encryption": encryption}))
-        assert stream.keys is not None
-        stream.keys.read_again()
+        stream.read_again()
 
     (tmp_path / "b.key").write_text(TEXTS["b"])
     configured(keys={**keys, "b": "file:b.key"}, use="a")
@@ -293,24 +292,21 @@ def test_a_key_that_is_none_changes_nothing(tmp_path: Path, content: str | None)
     path.unlink()
     if content is not None:
         path.write_text(content)
-    assert stream.keys is not None
     with pytest.raises(
         ConfigError, match=r"^.*encryption\.keys\.a: .*a\.key: (cannot be read|expected 32 bytes)"
     ) as why:
-        stream.keys.read_again()
+        stream.read_again()
     assert not content or content not in str(why.value)
     assert stream.numbers(*encrypted(record(1, 2, 3, 4))) == [1, 2, 3, 4]
 
 
 def test_read_again_with_no_key_in_use_is_refused(tmp_path: Path) -> None:
     """A worker that encrypts its results does not begin to send them as they are, and needs a key to use."""
-    stream = stream_of(tmp_path, use="a")
-    assert stream.keys is not None
-    keys = Keys(EncryptionSettings(keys=TEXTS, use="a"), lambda: EncryptionSettings(keys=TEXTS))
+    keys = Keys(EncryptionSettings(keys=TEXTS, use="a"))
     with pytest.raises(ConfigError, match=r"encryption\.use"):
-        keys.read_again()
+        keys.follow(EncryptionSettings(keys=TEXTS))
     with pytest.raises(ConfigError, match="to be there still"):
-        Keys(EncryptionSettings(keys=TEXTS, use="a"), lambda: None).read_again()
+        keys.follow(None)
 
 
 MISTAKES: dict[str, tuple[Any, str]] = {

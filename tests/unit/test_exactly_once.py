@@ -76,6 +76,16 @@ def test_a_transaction_moves_the_positions_of_its_slabs() -> None:
     assert desk.counts == {"committed": 1}
 
 
+def test_other_bounds_count_for_the_open_transaction() -> None:
+    """It is due when its own beginning is as long ago as the new bound says."""
+    desk = Desk()
+    now_ns = desk.kafka.clock.ns
+    assert not desk.delivery.due(now_ns + 50_000_000)
+    desk.delivery.bound(0.02, 1_000, 5.0)
+    assert not desk.delivery.due(now_ns + 19_000_000)
+    assert desk.delivery.due(now_ns + 21_000_000)
+
+
 def test_outputs_of_a_lost_partition_are_not_committed_by_a_revoke_after_it() -> None:
     """Both can come in one poll: the revoke commits before the loop has heard of the loss."""
     desk = Desk()

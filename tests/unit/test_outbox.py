@@ -392,6 +392,20 @@ def test_the_limit_can_be_off() -> None:
     assert DeadLetterRate(None, 1_000, from_seen=1).count(sheet_of([True] * 500)) is None
 
 
+def test_the_limit_may_change_while_records_are_counted() -> None:
+    """A lower share counts what was there; switched off and on again, counting begins anew."""
+    rate = DeadLetterRate(0.9, 1_000, from_seen=10)
+    assert rate.count(sheet_of([True, False] * 10)) is None
+    rate.judge_by(0.5, 1_000)
+    trip = rate.count(sheet_of([True]))
+    assert trip is not None
+    rate.judge_by(None, 1)
+    assert rate.count(sheet_of([True] * 100)) is None
+    rate.judge_by(0.5, 1_000)
+    assert rate.count(sheet_of([True] * 9)) is None
+    assert rate.count(sheet_of([True])) is not None
+
+
 def test_the_sentence_counts_reasons_and_names_samples() -> None:
     """It has the number of dead letters by reason and up to three of them, one of each reason first."""
     rate = DeadLetterRate(0.5, 1_000, from_seen=4)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +14,9 @@ from worker.errors import ConfigError
 
 if TYPE_CHECKING:
     from worker.process.replica import Orders
-    from worker.process.run import Worker
     from worker.process.signals import Stop
     from worker.settings import Settings
+    from worker.settings.current import Current
 
 _ENTRY = [
     *(sys.executable, "-P", "-c"),
@@ -27,7 +29,7 @@ worker.py in the current directory would be taken for this package."""
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Read records, run the model, publish predictions. SIGTERM or SIGINT drains, a second one stops now. "
-        "SIGHUP reads the keys of encrypted payloads again."
+        "SIGHUP reads the configuration again: what may change while the worker runs is taken over, and the rest is named."
     )
     parser.epilog = "example: streaminfer run digits.yaml --replicas 2 --set batching.max_size=32"
     parser.add_argument("config", metavar="CONFIG", type=Path, help="the worker's YAML file")
@@ -37,6 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="so many processes, each restarted when it dies (default: this one)",
+    )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="read the configuration again whenever its file changes, as SIGHUP does",
     )
     parser.add_argument("--replica-index", type=int, default=None, help=argparse.SUPPRESS)
 
@@ -61,25 +68,47 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, stop: Stop, orders: Orders | None) -> int:
     # imported here, because importing takes most of the time before the worker listens to signals
-    from worker.settings import check_replicas, load
+    from worker.settings import check_replicas
+    from worker.settings.current import read_current
     from worker.telemetry import logs
 
     if args.replicas is not None and args.replicas < 1:
         raise ConfigError(f"--replicas: got {args.replicas}, expected at least 1")
-    settings = load(args.config, args.overrides)
-    check_replicas(settings, args.replicas or 1)
-    logs.configure(settings.secrets())
+
+    def read() -> Current:
+        return read_current(args.config, args.overrides).of_replica(args.replica_index)
+
+    now = read()
+    check_replicas(now.settings, args.replicas or 1)
+    logs.configure(now.settings.secrets(), level=now.settings.log.level)
     if args.replica_index is None:
-        _warn_of_plaintext(settings)
+        _warn_of_plaintext(now.settings)
+        if args.watch:
+            _watch(args.config, now, read, stop)
     if args.replicas is not None:
         return _supervise(args, stop)
     from worker import app
     from worker.process.run import run as run_worker
 
-    def build(settings: Settings, index: int) -> Worker:
-        return app.build(settings, index, orders, lambda: load(args.config, args.overrides).encryption)
+    return run_worker(args.replica_index, lambda index: app.build(now, index, orders, read), stop)
 
-    return run_worker(settings, args.replica_index, build, stop)
+
+def _watch(config: Path, now: Current, read: Callable[[], Current], stop: Stop) -> None:
+    """Have the configuration read again when its file changes, or that of a key. One process watches for all replicas."""
+    from worker.process.file_watch import FileWatch
+
+    files = [config, *now.key_files]
+
+    def changed() -> None:
+        with suppress(ConfigError):  # whoever reads the file again says what is wrong with it
+            files[1:] = read().key_files
+        stop.reread()
+
+    watch = FileWatch(lambda: [*files], changed)
+    with suppress(ConfigError):
+        if read().digest != now.digest:  # it changed between being read and being watched
+            stop.reread()
+    watch.start()
 
 
 def _supervise(args: argparse.Namespace, stop: Stop) -> int:

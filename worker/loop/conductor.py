@@ -79,6 +79,7 @@ class Conductor:
         """Set by the watchdog: a batch is past its time-out, and the process ends soon unless it stops."""
         self.stop_requested = False
         """Set from a signal handler: finish what is in flight and leave."""
+        self.parts = parts
         self.window = parts.window
         self.budget = parts.budget
         self.membership = Membership(parts, self, drain_s, revoke_s)

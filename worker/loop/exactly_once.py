@@ -103,6 +103,11 @@ class ExactlyOnce:
         self._in_doubt = False
         """A commit got no clear answer: its outputs may be visible."""
 
+    def bound(self, interval_s: float, most_records: int, patience_s: float) -> None:
+        """Bound transactions otherwise; see the class. The one that is open counts from its own beginning."""
+        self._interval_ns, self._most_records = int(interval_s * 1e9), most_records
+        self._patience_s = patience_s
+
     @property
     def waiting(self) -> bool:
         return bool(self._slabs or self._committing)

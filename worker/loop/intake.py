@@ -185,6 +185,16 @@ class Intake:
 
     # -- when its open slab should go --------------------------------------------------------------------
 
+    def wait_at_most(self, wait_s: Mapping[str, float]) -> None:
+        """Let the open slab wait for company so long at most, from now on.
+
+        Args:
+            wait_s: by the name of each pipeline; the shortest of its own counts.
+        """
+        longest_s = min(wait_s[route.name] for route in self.admission.rollouts)
+        self._max_wait_ns = int(longest_s * 1e9)
+        self._pace.keep_apart(longest_s)
+
     def left_s(self, now_ns: int) -> float:
         """Seconds until the open slab should go, full or not."""
         latest_ns = self.open.first_ns + self._max_wait_ns

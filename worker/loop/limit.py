@@ -53,6 +53,14 @@ class DeadLetterRate:
         self._bad: deque[Bad] = deque()
         """The bad ones among the last ``of_last`` records."""
 
+    def judge_by(self, ratio: float | None, of_last: int) -> None:
+        """From the next record on, judge by other figures. What was counted so far counts as far as ``of_last`` reached; when the
+        limit is switched off, it is forgotten."""
+        self._ratio, self._of_last = ratio, of_last
+        if ratio is None:  # what is not counted meanwhile would make old records look like recent ones
+            self._seen = 0
+            self._bad.clear()
+
     def count(self, sheet: Sheet) -> Trip | None:
         """Count the live rows of a sheet, up to the one at which the limit is reached."""
         if self._ratio is None:

@@ -127,7 +127,7 @@ class Membership:
     """See the module; the listener of the source.
 
     Args:
-        drain_s: budget of a drain. revoke_s: budget of a revocation.
+        drain_s: budget of a drain. revoke_s: budget of a revocation. Both may be changed; the next one has the new budget.
     """
 
     def __init__(self, parts: Parts, verbs: Verbs, drain_s: float, revoke_s: float) -> None:
@@ -139,8 +139,8 @@ class Membership:
         """Called with partitions that are ours from now on, before a record of them is taken."""
         self.rewinding = False
         """Outputs on their way are being given up. Where to read from again is not known yet."""
-        self._drain_s = drain_s
-        self._revoke_s = revoke_s
+        self.drain_s = drain_s
+        self.revoke_s = revoke_s
         self._verbs = verbs
         self._source = parts.source
         self._intakes = parts.intakes
@@ -185,7 +185,7 @@ class Membership:
         try:
             # What is being undone is not finished here: the next owner reads it again.
             done = not self.rewinding and self._finish(
-                Deadline(self._clock_ns, self._revoke_s), lambda: self._window.busy(partitions)
+                Deadline(self._clock_ns, self.revoke_s), lambda: self._window.busy(partitions)
             )
             self._verbs.commit(wait=True)
         except DeliveryFailed as failure:
@@ -259,9 +259,9 @@ class Membership:
             Stalled: the budget ended first. What was acknowledged by then is committed.
         """
         self.draining = True
-        self._log.info("drain", in_flight=self._window.records, budget_s=self._drain_s)
+        self._log.info("drain", in_flight=self._window.records, budget_s=self.drain_s)
         self._verbs.turned()  # the last metrics show the partitions' ends of this moment
-        deadline = Deadline(self._clock_ns, self._drain_s)
+        deadline = Deadline(self._clock_ns, self.drain_s)
         self._intakes.close()
         try:
             done = self._finish(deadline, self._window.busy)
@@ -271,10 +271,10 @@ class Membership:
             # The next owner of the partitions answers these records.
             self._give_back(failure, deadline)
             done = True
-        self.leave(max(1.0, self._drain_s / 4))
+        self.leave(max(1.0, self.drain_s / 4))
         if not done:
             raise Stalled(
-                f"drain took longer than limits.drain_s ({self._drain_s} s): {self._window.slabs} slabs "
+                f"drain took longer than limits.drain_s ({self.drain_s} s): {self._window.slabs} slabs "
                 "were not finished and will be read again"
             )
         self._log.info("drained")
@@ -289,7 +289,7 @@ class Membership:
 
         That slab and all behind it stay uncommitted. Returns where the dead letters are, for the user.
         """
-        deadline = Deadline(self._clock_ns, self._drain_s)
+        deadline = Deadline(self._clock_ns, self.drain_s)
         try:
             while self._delivery.waiting and not deadline.over:
                 self._sink.poll(BUSY_POLL_S)

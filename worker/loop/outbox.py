@@ -79,7 +79,8 @@ class Outbox:
     def __init__(self, sink: Sink, letterhead: Letterhead, limit: DeadLetterRate) -> None:
         self._sink = sink
         self._letterhead = letterhead
-        self._limit = limit
+        self.limit = limit
+        """When too many records are bad."""
         self._queue: deque[tuple[Slab, Sending]] = deque()
         self._evidence: list[Sending] = []
         """Dead letters of the slab that tripped the limit; nothing else of it is published."""
@@ -171,7 +172,7 @@ class Outbox:
 
     def _publish(self, slab: Slab, sheet: Sheet) -> int:
         self._refuse_unpublishable(sheet)
-        trip = self._limit.count(sheet)
+        trip = self.limit.count(sheet)
         if trip is not None:
             rows = ((span, row) for span in sheet.spans for row in range(span.start, span.stop))
             self._evidence = [

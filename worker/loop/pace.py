@@ -39,6 +39,10 @@ class Pace:
         self.next_ns = 0
         """When the next slab may go, by ``clock_ns``."""
 
+    def keep_apart(self, longest_s: float) -> None:
+        """Keep slabs apart by at most so long from the next one on."""
+        self._longest_ns = int(longest_s * 1e9)
+
     def closed(self, full: bool) -> None:
         """A slab goes now. ``full``: records wait behind it, so the next slab need not wait."""
         used_ns = self._cpu_ns()

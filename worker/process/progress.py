@@ -135,7 +135,7 @@ class Progress:
     GRACE_S = 5.0
 
     def __init__(self, stall_s: float, read: Callable[[], Reading], clock: Callable[[], float]) -> None:
-        self._stall_s = stall_s
+        self.stall_s = stall_s
         self._read = read
         self._clock = clock
         self._seen: dict[Partition, _Seen] = {}
@@ -151,7 +151,7 @@ class Progress:
     def stuck(self) -> str | None:
         """Look now; None while everything moves, has an excuse or has nothing to do."""
         self._standing, stood_s = self._look()
-        return self._standing if stood_s > self._stall_s + self.GRACE_S else None
+        return self._standing if stood_s > self.stall_s + self.GRACE_S else None
 
     def _look(self) -> tuple[str | None, float]:
         """The partition that has stood for longest, as a sentence, and for how long."""
@@ -174,12 +174,12 @@ class Progress:
             elif self._waits_its_turn(partition, view, now):
                 seen.at_s = max(seen.at_s, self._moved_s)
             stood_s = now - seen.at_s
-            if stood_s > max(self._stall_s, worst[1]) and (view.end or 0) > (seen.end or 0):
+            if stood_s > max(self.stall_s, worst[1]) and (view.end or 0) > (seen.end or 0):
                 worst = (
                     (
                         f"{partition.topic}/{partition.number} has stood at {view.position} for {stood_s:.0f} s while its "
                         f"end went from {seen.end} to {view.end}; it waits {view.waits} "
-                        f"(limits.stall_s is {self._stall_s:g})"
+                        f"(limits.stall_s is {self.stall_s:g})"
                     ),
                     stood_s,
                 )
@@ -187,5 +187,5 @@ class Progress:
 
     def _waits_its_turn(self, partition: Partition, view: PartitionView, now: float) -> bool:
         if view.in_flight is None:
-            return now - self._paused_s.get(partition, float("-inf")) <= self._stall_s
+            return now - self._paused_s.get(partition, float("-inf")) <= self.stall_s
         return view.queued

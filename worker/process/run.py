@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from worker.errors import Recycled, WorkerError
 from worker.process import runtime
 from worker.process.signals import SIGNALS, Stop
-
-if TYPE_CHECKING:
-    from worker.settings import Settings
 
 
 class Worker(Protocol):
@@ -31,8 +28,8 @@ class Worker(Protocol):
     def ask_to_stop(self) -> None:
         """Drain soon; called on another thread."""
 
-    def read_keys_again(self) -> None:
-        """Take over the keys of encrypted payloads as they are configured now; called on another thread."""
+    def read_again(self) -> None:
+        """Take the configuration over as it is now, soon; called on another thread."""
 
     def end_now(self) -> None:
         """The process ends after this call, in the middle of a drain; called on another thread."""
@@ -44,11 +41,11 @@ class Worker(Protocol):
         """Report the last numbers and close the clients, within a few seconds whatever the brokers do."""
 
 
-Build = Callable[["Settings", int], Worker]
-"""Loads the models and connects: takes the settings and the index of this replica."""
+Build = Callable[[int], Worker]
+"""Loads the models and connects: takes the index of this replica."""
 
 
-def run(settings: Settings, index: int | None, build: Build, stop: Stop) -> int:
+def run(index: int | None, build: Build, stop: Stop) -> int:
     """Run one worker until it has drained.
 
     A signal that comes before the worker is built ends the process with 0: nothing was taken.
@@ -62,9 +59,9 @@ def run(settings: Settings, index: int | None, build: Build, stop: Stop) -> int:
         WorkerError: see its exit code.
     """
     runtime.prepare()
-    worker = build(_of_replica(settings, index), index or 0)
+    worker = build(index or 0)
     stop.drain_then_leave(worker.ask_to_stop, worker.end_now)
-    stop.read_again(worker.read_keys_again)
+    stop.read_again(worker.read_again)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # building a client blocks all signals for a moment
     try:
         worker.run()
@@ -76,11 +73,3 @@ def run(settings: Settings, index: int | None, build: Build, stop: Stop) -> int:
     if (why := worker.recycles) is not None:
         raise Recycled(why)
     return 0
-
-
-def _of_replica(settings: Settings, index: int | None) -> Settings:
-    """A configured client.id gets the replica's index, so that no two replicas share one."""
-    if index is None or "client.id" not in settings.kafka:
-        return settings
-    named = {**settings.kafka, "client.id": f"{settings.kafka['client.id']}-{index}"}
-    return settings.model_copy(update={"kafka": named})

@@ -1,6 +1,6 @@
 """SIGTERM, SIGINT and SIGHUP, obeyed from the first moment, whatever the main thread is stuck in.
 
-SIGTERM and SIGINT end the process, SIGHUP makes it read its keys again. A SIGHUP that comes because the terminal was
+SIGTERM and SIGINT end the process, SIGHUP makes it read its configuration again. A SIGHUP that comes because the terminal was
 closed is one to end, because whoever started the process there is gone.
 
 Python runs a signal handler on the main thread, between two of its instructions: a model that is loaded or warmed up in
@@ -78,13 +78,21 @@ class Stop:
             if self._reread_due:
                 reread()
 
+    def reread(self) -> None:
+        """Have what was given to :meth:`read_again` called, as a SIGHUP does; for any thread."""
+        with self._lock:
+            self._reread_now()
+
+    def _reread_now(self) -> None:
+        self._reread_due = True
+        if self._reread is not None:
+            self._reread()
+
     def arrived(self, number: int) -> None:
         """A signal came."""
         with self._lock:
             if number == signal.SIGHUP and not (self._had_terminal and not self._on_terminal()):
-                self._reread_due = True
-                if self._reread is not None:
-                    self._reread()
+                self._reread_now()
             elif self._receive is None:
                 self._leave(0)
             else:

@@ -64,7 +64,7 @@ class _Replica:
     member: str | None = None
     """The id that its last process had in the consumer group."""
     reread_due: bool = False
-    """Its process has not yet been told to read its keys again."""
+    """Its process has not yet been told to read its configuration again."""
 
 
 class Supervisor:
@@ -106,7 +106,7 @@ class Supervisor:
         self._signals.append(signum)
 
     def read_again(self) -> None:
-        """Have every replica read its keys again; called on any thread, `run` acts at its next tick."""
+        """Have every replica read its configuration again; called on any thread, `run` acts at its next tick."""
         self._reread = True
 
     def run(self) -> int:
@@ -130,7 +130,7 @@ class Supervisor:
             self._sleep(_TICK_S)
 
     def _pass_on(self, replica: _Replica) -> None:
-        """Send a SIGHUP on. A process that is still starting may have read the old keys, and not yet listen to signals."""
+        """Send a SIGHUP on. A process that is still starting may have read the old file, and not yet listen to signals."""
         if replica.reread_due and replica.process is not None and replica.process.member is not None:
             replica.reread_due = False
             replica.process.send_signal(signal.SIGHUP)

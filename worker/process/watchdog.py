@@ -120,7 +120,7 @@ class Standstill:
     """
 
     def __init__(self, stall_s: float, read: Callable[[], int], clock: Callable[[], float]) -> None:
-        self._stall_s = stall_s
+        self.stall_s = stall_s
         self._read = read
         self._clock = clock
         self._seen = (read(), clock())
@@ -130,9 +130,9 @@ class Standstill:
         if value != self._seen[0]:
             self._seen = (value, now)
         stood_s = now - self._seen[1]
-        if stood_s <= self._stall_s:
+        if stood_s <= self.stall_s:
             return None
-        return f"the loop has not turned for {stood_s:.0f} s (limits.stall_s is {self._stall_s:g})"
+        return f"the loop has not turned for {stood_s:.0f} s (limits.stall_s is {self.stall_s:g})"
 
 
 class BatchDeadline:
@@ -152,7 +152,7 @@ class BatchDeadline:
         interrupt: Callable[[Any], None],
         clock: Callable[[], float],
     ) -> None:
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._oldest = oldest
         self._interrupt = interrupt
         self._clock = clock
@@ -167,12 +167,12 @@ class BatchDeadline:
         if batch is None:
             return None
         age = self._clock() - self._since
-        if age > self._timeout_s + self.GRACE_S:
+        if age > self.timeout_s + self.GRACE_S:
             return (
                 f"a batch of pipeline {batch.route.name} has been worked on for {age:.1f} s "
-                f"(limits.batch_timeout_s is {self._timeout_s:g}) and did not stop when told to"
+                f"(limits.batch_timeout_s is {self.timeout_s:g}) and did not stop when told to"
             )
-        if age > self._timeout_s and batch is not self._interrupted:
+        if age > self.timeout_s and batch is not self._interrupted:
             self._interrupted = batch
             self._interrupt(batch)
         return None
@@ -186,7 +186,7 @@ class DrainDeadline:
     """
 
     def __init__(self, drain_s: float, waiting: Callable[[], bool], clock: Callable[[], float]) -> None:
-        self._drain_s = drain_s
+        self.drain_s = drain_s
         self._waiting = waiting
         self._clock = clock
         self._since: float | None = None
@@ -196,9 +196,9 @@ class DrainDeadline:
             self._since = None
         elif self._since is None:
             self._since = self._clock()
-        elif self._clock() - self._since > self._drain_s:
+        elif self._clock() - self._since > self.drain_s:
             return (
-                f"drain took longer than limits.drain_s ({self._drain_s:g} s): a batch did not end, "
+                f"drain took longer than limits.drain_s ({self.drain_s:g} s): a batch did not end, "
                 "and what was in flight will be read again"
             )
         return None
@@ -213,16 +213,16 @@ class Outage:
     """
 
     def __init__(self, outage_s: float | None, away: Callable[[], bool], clock: Callable[[], float]) -> None:
-        self._outage_s = outage_s
+        self.outage_s = outage_s
         self._away = away
         self._clock = clock
         self._since: float | None = None
 
     def stuck(self) -> str | None:
-        if self._outage_s is None or not self._away():
+        if self.outage_s is None or not self._away():
             self._since = None
         elif self._since is None:
             self._since = self._clock()
-        elif self._clock() - self._since > self._outage_s:
-            return f"no broker could be reached for {self._outage_s:g} s (limits.outage_s)"
+        elif self._clock() - self._since > self.outage_s:
+            return f"no broker could be reached for {self.outage_s:g} s (limits.outage_s)"
         return None

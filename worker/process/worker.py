@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from worker.errors import WorkerError
 from worker.process.rounds import Chore
 from worker.process.watchdog import Watchdog
 from worker.telemetry import logs
@@ -15,7 +14,7 @@ from worker.telemetry.vitals import Vitals
 
 if TYPE_CHECKING:
     from worker.loop.conductor import Conductor
-    from worker.payload.keys import Keys
+    from worker.reload import Reloader
     from worker.serving.loader import Loader
     from worker.serving.rollout import Rollout
     from worker.serving.steward import Steward
@@ -69,8 +68,8 @@ class Worker:
     last_report: Callable[[], None]
     started: dict[str, Any]
     """What the first log line says of this worker."""
-    keys: Keys | None = None
-    """Of encrypted payloads."""
+    reloader: Reloader
+    """Of the configuration."""
     steward: Steward | None = None
     """Of rollouts; None without a control topic."""
 
@@ -81,6 +80,7 @@ class Worker:
         self.loader.start()
         if self.steward is not None:
             self.steward.start()
+        self.reloader.start()
         self.conductor.run()
 
     @property
@@ -93,16 +93,9 @@ class Worker:
         self.conductor.stop_requested = True
         self.look.due_s = 0.0  # the last look at the ends, for the last metrics
 
-    def read_keys_again(self) -> None:
-        """Take over the keys as they are configured now, or keep those that are there; called as above."""
-        if self.keys is None:
-            log.info("nothing is read again at SIGHUP, because the configuration has no encryption")
-            return
-        try:
-            log.info("keys read again", keys=self.keys.read_again(), use=self.keys.ring.use)
-        except Exception as error:  # this thread must go on listening to signals
-            why = str(error) if isinstance(error, WorkerError) else type(error).__name__
-            log.error("keys not read again, the old ones stay", why=why)
+    def read_again(self) -> None:
+        """Take the configuration over as it is now, soon; called as above."""
+        self.reloader.ask()
 
     def end_now(self) -> None:
         """Let the loop note that no record is to blame for the end that follows; wait for it a moment at most."""
@@ -118,6 +111,7 @@ class Worker:
     def close(self) -> None:
         """Report the last numbers and close the clients, within a few seconds whatever the brokers do."""
         self.watchdog.close()
+        self.reloader.close()
         if self.steward is not None:
             self.steward.close()
         self.loader.close()

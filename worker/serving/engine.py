@@ -54,7 +54,7 @@ class Engine:
 
     def __init__(self, clock_ns: Callable[[], int] = time.monotonic_ns, retry_s: float = 0.0) -> None:
         self._clock_ns = clock_ns
-        self._retry_s = retry_s
+        self.retry_s = retry_s
 
     def shards(self, batch: Batch) -> list[tuple[int, int]]:
         """Give the batch its buffers; returns which rows may be decoded side by side.
@@ -182,7 +182,7 @@ class Engine:
             for row in batch.deadlines.passed:
                 batch.feed.postponed.pop(row, None)
         if batch.feed.postponed and batch.sick is None:
-            postpone(batch, self._retry_s, self._clock_ns())
+            postpone(batch, self.retry_s, self._clock_ns())
         if batch.outcomes.rejected and batch.route.opening is not None and batch.route.opening.secret:
             opened.withhold(batch)
         keep_feed(batch)

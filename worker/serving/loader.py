@@ -15,25 +15,21 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import structlog
 
-from worker.errors import ConfigError, StartError, WorkerError
+from worker.errors import StartError, WorkerError
 from worker.model.headroom import memory_left, resident_bytes
 from worker.model.repository import Candidate, Damaged, Fingerprint, RepositoryAway, Versions
-from worker.serving.golden import check_golden
 from worker.serving.growth import Growth
-from worker.serving.load import load_servable
-from worker.serving.misfit import misfit
 from worker.serving.moves import Meant
 from worker.serving.ordered import Delivery, Ordered
 from worker.serving.rollout import Rollout
 from worker.serving.servable import Model, Servable
+from worker.serving.successor import Reason, Refused, check_memory, successor
 from worker.serving.versions import at, check_signed, repository_of, wanted
 from worker.settings import Settings, memory_bound
 
-Reason = Literal["checksum", "unsigned", "unloadable", "signature", "golden", "memory"]
 CLOSE_S = 5.0
 LOOK_S = 0.2
 """How often the loader sees whether a repository is due, or a retired model can be closed."""
@@ -43,18 +39,6 @@ NICE = 10
 """Added to the loader thread's nice value: loading gives way to answering."""
 
 log = structlog.get_logger()
-
-
-class Refused(Exception):
-    """A version does not answer this pipeline.
-
-    Args:
-        reason: for the metric.
-    """
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +122,7 @@ class Loader:
         memory_left: bytes that the process may still take; None if nobody knows.
         by_order: pipelines whose versions are not followed but ordered, see :meth:`order`.
         resident: bytes that the process has.
+        took: memory that the first load of each pipeline took in bytes.
     """
 
     def __init__(
@@ -148,8 +133,13 @@ class Loader:
         memory_left: Callable[[], int | None] = memory_left,
         by_order: Collection[str] = (),
         resident: Callable[[], int] = resident_bytes,
+        took: Mapping[str, int] | None = None,
     ) -> None:
         self._settings = settings
+        self._rollouts = rollouts
+        self._took = took or {}
+        self._anew = False
+        """Other settings came: what was refused under the old ones is tried again."""
         self._memory_left = memory_left
         self._growth = Growth(resident)
         self._events: deque[Swap | Refusal | Overgrown] = deque()
@@ -158,11 +148,12 @@ class Loader:
         self._stop = threading.Event()
         self._ordered: dict[str, Ordered] = {}
         self._watched: list[_Watched] = []
+        for rollout in rollouts.values():
+            rollout.on_swap, rollout.on_retire = self._swapped, self._retire
         for name, (candidate, took_bytes) in running.items():
             repository = repository_of(settings, name)
             assert repository is not None
             rollout = rollouts[name]
-            rollout.on_swap, rollout.on_retire = self._swapped, self._retire
             swap_bytes = settings.pipelines[name].model.swap_bytes
             took_bytes = took_bytes if swap_bytes == "auto" else swap_bytes
             share = max(1.0, took_bytes / max(1, candidate.nbytes))
@@ -175,10 +166,12 @@ class Loader:
         self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
 
     def start(self) -> None:
-        """Look at the repositories from now on; without any, do nothing. Called when the process is warm, before any record."""
+        """Look at the repositories from now on, if there are any. Called when the process is warm, before any record."""
+        kept = sum(int(each.bytes_per_byte * each.answers.nbytes) for each in self._watched)
+        watched = {each.name for each in self._watched}
+        kept += sum(took for name, took in self._took.items() if name not in watched)
+        self._growth.begin(memory_bound(self._settings) + kept)
         if self._watched:
-            kept = sum(int(each.bytes_per_byte * each.answers.nbytes) for each in self._watched)
-            self._growth.begin(memory_bound(self._settings) + kept)
             self._thread.start()
 
     def close(self) -> None:
@@ -194,13 +187,28 @@ class Loader:
 
     def turn(self) -> list[Swap | Refusal | Overgrown]:
         """What happened since the last call; on the loop's thread, between two slabs. Takes over what was offered."""
-        for watched in self._watched:
-            if watched.rollout.waiting:
-                watched.rollout.choose()
+        for rollout in self._rollouts.values():
+            if rollout.waiting:
+                rollout.choose()
         found: list[Swap | Refusal | Overgrown] = []
         while self._events:
             found.append(self._events.popleft())
         return found
+
+    def made_anew(self, settings: Settings, pipeline: str) -> Servable:
+        """Who answers a pipeline whose model is a file, by other settings; nobody has offered it yet. Not for the loop's thread.
+
+        Raises:
+            Refused: it does not answer this pipeline.
+        """
+        check_memory(self._took.get(pipeline, 0), self._memory_left)
+        return successor(settings, self._rollouts[pipeline])
+
+    def follow(self, settings: Settings) -> None:
+        """These settings count from the next look on, which is due now; on the loop's thread."""
+        self._settings, self._anew = settings, True
+        if not self._thread.is_alive() and not self._stop.is_set():
+            self._thread.start()  # from now on there are models to close
 
     def order(self, pipeline: str, version: str) -> None:
         """Have a version loaded; one at a time for each pipeline. For any thread."""
@@ -223,6 +231,11 @@ class Loader:
                 self._closable.popleft().close()
             if self._growth.look():
                 self._events.append(Overgrown())
+        if self._anew:
+            self._anew = False
+            for watched in self._watched:
+                watched.refused.clear()
+                watched.due_s = 0.0
         for watched in self._watched:
             ordered = self._ordered.get(watched.name)
             if ordered is not None:
@@ -302,47 +315,13 @@ class Loader:
         Raises:
             Refused: it does not answer this pipeline.
         """
-        need, left = int(candidate.nbytes * watched.bytes_per_byte), self._memory_left()
-        if left is not None and need > left:
-            raise Refused(
-                "memory",
-                f"it needs about {need >> 20} MiB beside the one that answers, {left >> 20} MiB are left",
-            )
+        check_memory(int(candidate.nbytes * watched.bytes_per_byte), self._memory_left)
         try:
             check_signed(self._settings, watched.name, candidate)
         except WorkerError as error:
             raise Refused("unsigned", str(error)) from None
         settings = at(self._settings, watched.name, candidate)
-        before, route = watched.rollout.stable, watched.rollout.route
-        started_s = time.monotonic()
-        try:
-            servable = load_servable(settings, route, time.perf_counter(), like=before)
-        except WorkerError as error:
-            raise Refused(
-                "signature" if isinstance(error, ConfigError) else "unloadable", str(error)
-            ) from None
-        except Exception as error:  # whatever a file makes of the runtime: the one that answers goes on
-            raise Refused("unloadable", f"{type(error).__name__}: {error}") from error
-        try:
-            wrong = misfit(before, servable) or self._other_labels(watched, settings)
-            if wrong:
-                raise Refused("signature", wrong)
-            model = settings.pipelines[watched.name].model
-            if model.golden is not None:
-                try:
-                    check_golden(model.golden, route, servable, model.tolerance)
-                except StartError as error:
-                    raise Refused("golden", str(error)) from None
-        except BaseException:
-            servable.close()
-            raise
-        log.info(
-            "model version loaded",
-            pipeline=watched.name,
-            model=servable.label,
-            seconds=round(time.monotonic() - started_s, 2),
-        )
-        return servable
+        return successor(settings, watched.rollout, partial(self._other_labels, watched))
 
     def _other_labels(self, watched: _Watched, settings: Settings) -> str:
         """Why a version's labels do not fit; empty if they do."""

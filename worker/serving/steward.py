@@ -211,6 +211,11 @@ class Steward:
             found.append(self._events.popleft())
         return found
 
+    def follow(self, settings: Settings) -> None:
+        """Try new versions by these settings from now on. A rollout that runs keeps to the limits with which it began."""
+        for name, keeper in self._keepers.items():
+            keeper.rules = settings.pipelines[name].rollout
+
     def _sick(self, rollout: Rollout, why: str) -> None:
         """The candidate was taken back, and the loop says so."""
         if rollout.ended is not None:

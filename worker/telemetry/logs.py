@@ -76,6 +76,19 @@ def configure(
     _configured = True
 
 
+def hide(secrets: Sequence[str]) -> None:
+    """Hide these secrets as well from now on; for any thread."""
+    global _redactor
+    _redactor = Redactor([*_redactor.secrets, *secrets])
+
+
+def show_from(level: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Show lines from this level on, where ``LOG_LEVEL`` is not set; for any thread."""
+    least = getattr(logging, _choice(environ, "LOG_LEVEL", _LEVELS, level).upper())
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(least))
+    logging.getLogger().setLevel(least)
+
+
 def ensure_configured() -> None:
     """Set logging up if `configure` was not called yet, and ignore the environment: for a failure at start.
 
@@ -115,10 +128,10 @@ class Redactor:
     def __init__(self, secrets: Sequence[str] = ()) -> None:
         # Longest first: one secret may be the beginning of another.
         known = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
-        self._secrets = sorted(known, key=len, reverse=True)
+        self.secrets = sorted(known, key=len, reverse=True)
 
     def text(self, text: str) -> str:
-        for secret in self._secrets:
+        for secret in self.secrets:
             text = text.replace(secret, HIDDEN)
         return text
 

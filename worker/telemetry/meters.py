@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from worker.batch import Batch, Partition, Run
+from worker.telemetry.configured import Configured
 from worker.telemetry.histogram import Histogram
 from worker.telemetry.names import LOOP_SECTIONS, METRIC_STAGES, VERSIONS_KEPT
 from worker.telemetry.observer import Microseconds
@@ -192,6 +193,7 @@ class Snapshot:
     rewinds: Counter[str]
     loop_s: dict[str, float]
     kafka: KafkaState = KafkaState()
+    configured: Configured = field(default_factory=Configured)
 
     def since(self, earlier: Snapshot) -> Snapshot:
         """The same moment, with the counters since ``earlier``."""
@@ -227,6 +229,7 @@ class Meters:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        self.configured = Configured()
         self._pipelines = {name: PipelineCounts(model) for name, model in models.items()}
         self._clock = clock
         self._wall = wall
@@ -369,6 +372,7 @@ class Meters:
             rewinds=self._rewinds.copy(),
             loop_s=self._loop_s.copy(),
             kafka=kafka or KafkaState(),
+            configured=self.configured.copy(),
         )
 
     def _of(self, pipeline: str) -> PipelineCounts:

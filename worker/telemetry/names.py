@@ -183,6 +183,26 @@ ROLLOUT_SHARE = Metric(
     "Share of the keys that a candidate answers now; 0 while no canary runs.",
     ("pipeline",),
 )
+CONFIG_INFO = Metric(
+    "config_info",
+    "gauge",
+    "",
+    "Always 1: the configuration file that was taken over last, by the first 8 hex digits of its SHA-256.",
+    ("digest",),
+)
+CONFIG_RELOADS = Metric(
+    "config_reloads_total",
+    "counter",
+    "reloads",
+    "How often the configuration was read again while the worker ran: changed, unchanged, or refused because of a mistake in it.",
+    ("result",),
+)
+CONFIG_NEEDS_RESTART = Metric(
+    "config_needs_restart",
+    "gauge",
+    "settings",
+    "Settings that the file has otherwise than this worker, because they need a restart.",
+)
 ASSIGNED_PARTITIONS = Metric(
     "assigned_partitions",
     "gauge",
@@ -240,6 +260,9 @@ METRICS = (
     MODEL_REFUSED,
     ROLLOUTS,
     ROLLOUT_SHARE,
+    CONFIG_INFO,
+    CONFIG_RELOADS,
+    CONFIG_NEEDS_RESTART,
     ASSIGNED_PARTITIONS,
     BROKER_AVAILABLE,
     OUTSIDE_AVAILABLE,

@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from worker.telemetry import logs, names
+from worker.telemetry.configured import RESULTS
 from worker.telemetry.histogram import BATCH_EDGES, LATENCY_EDGES_US, Histogram
 from worker.telemetry.meters import PipelineCounts, Snapshot
 from worker.telemetry.part_counts import VersionCounts
@@ -89,6 +90,11 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
         yield names.TRANSACTIONS, (result,), transactions
     for cause, rewinds in snapshot.rewinds.items():
         yield names.REWINDS, (cause,), rewinds
+    if snapshot.configured.digest:
+        yield names.CONFIG_INFO, (snapshot.configured.digest,), 1
+    for result in RESULTS:
+        yield names.CONFIG_RELOADS, (result,), snapshot.configured.reloads[result]
+    yield names.CONFIG_NEEDS_RESTART, (), len(snapshot.configured.restart)
     yield names.ASSIGNED_PARTITIONS, (), snapshot.kafka.assigned
     yield names.BROKER_AVAILABLE, (), snapshot.kafka.available
     yield names.OUTSIDE_AVAILABLE, (), snapshot.kafka.outside

@@ -92,6 +92,7 @@ def state(
             "transactions": dict(whole.transactions),
             "rewinds": dict(whole.rewinds),
         },
+        "configuration": whole.configured.fields(),
         "models": {
             name: _model(counts) for name, counts in whole.pipelines.items() if counts.model is not None
         },

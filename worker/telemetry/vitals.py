@@ -95,7 +95,7 @@ class Vitals:
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         self._meters = meters
-        self._stall_s = stall_s
+        self.stall_s = stall_s
         self._clock_ns = clock_ns
         self._wall_s = wall_s
         self._parts: tuple[Loop, Source, Pool] | None = None
@@ -132,7 +132,7 @@ class Vitals:
             return Health(alive=True, ready=False, progressing=True, detail={"reason": "warming up"})
         loop, source, _ = self._parts
         idle_s = self._idle_s(loop)
-        alive = idle_s < self._stall_s and source.fatal is None
+        alive = idle_s < self.stall_s and source.fatal is None
         # a loop that is busy with a batch begins to drain some time after it is asked to
         draining = loop.draining or loop.stop_requested
         detail: dict[str, Any] = {"turned_s_ago": round(idle_s, 3), "draining": draining}
