@@ -6,8 +6,9 @@ process with the exit code of its class and one sentence for the user; anything 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 Reason = Literal[
     "undecodable",
@@ -130,10 +131,64 @@ class TransactionFailed(Exception):
         self.result = result
 
 
+@dataclass(frozen=True)
+class Mistake:
+    """One thing that a user must mend: a sentence, and where it is if that is known."""
+
+    sentence: str
+    """Names the setting, what was there and what was expected."""
+    place: str = ""
+    """For people: ``k.yaml:7:3``, ``k.yaml:7:12 ${SIZE}``, ``--set``, or the file alone."""
+    file: str = ""
+    line: int = 0
+    """From 1 on; 0 = not known."""
+    column: int = 0
+    """From 1 on; 0 = not known."""
+
+    def __str__(self) -> str:
+        sentence = " ".join(self.sentence.split())
+        return f"{self.place}: {sentence}" if self.place else sentence
+
+
 class WorkerError(Exception):
-    """Ends the process: one sentence for the user and an exit code."""
+    """Ends the process: one sentence for the user, or a list of mistakes, and an exit code.
+
+    Args:
+        message: the sentence.
+        mistakes: what the message sums up, where there are several, or where the place is known.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", mistakes: Sequence[Mistake] = ()) -> None:
+        super().__init__(message)
+        self.mistakes = tuple(mistakes) or (Mistake(message),)
+
+    @classmethod
+    def of(cls, mistakes: Sequence[Mistake], subject: str = "") -> Self:
+        """One error for all of them.
+
+        Args:
+            mistakes: at least one.
+            subject: what they are in, such as the file; it begins the message where there are several.
+        """
+        if len(mistakes) == 1:
+            return cls(str(mistakes[0]), mistakes)
+        listed = "; ".join(map(str, mistakes))
+        return cls(f"{subject}: " * bool(subject) + f"{len(mistakes)} mistakes: {listed}", mistakes)
+
+    @property
+    def lines(self) -> list[str]:
+        """What a terminal shows: the sentence, or what it begins with and a line for each mistake."""
+        if len(self.mistakes) == 1:
+            return [" ".join(str(self).split())]
+        head = f"{len(self.mistakes)} mistakes"
+        width = max(len(each.place) for each in self.mistakes)
+        places = [f"  {each.place:<{width}}" if width else "" for each in self.mistakes]
+        rows = [
+            f"{place}  {replace(each, place='')}" for place, each in zip(places, self.mistakes, strict=True)
+        ]
+        return [str(self).partition(f"{head}: ")[0] + head, *rows]
 
 
 class ConfigError(WorkerError):

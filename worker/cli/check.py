@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worker import native
 from worker import settings as configuration
 from worker.batch import Headers
 from worker.cli import check_acls, check_figures
 from worker.cli.check_models import model_lines, models_line
+from worker.cli.check_report import Report, every
 from worker.cli.check_stores import check_stores
 from worker.cli.check_versions import with_versions
 from worker.cli.main import add_set_option
@@ -27,7 +26,6 @@ from worker.telemetry import logs
 if TYPE_CHECKING:
     from worker.serving.rollout import Rollout
 
-T = TypeVar("T")
 
 EXAMPLE = """\
 example:
@@ -71,6 +69,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--offline", action="store_true", help="leave out what needs the broker")
     check_acls.add_options(parser)
+    parser.add_argument(
+        "--print",
+        action="store_true",
+        help="check no more than the configuration, and print it as it counts: every setting with where it comes from",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per check and nothing else")
 
 
@@ -82,10 +85,14 @@ def run(args: argparse.Namespace) -> int:
     """
     from worker.cli.connect import pair  # loads the Kafka client, which --help does without
 
+    if args.print:
+        print(configuration.printed(configuration.load(args.config, args.overrides)), end="")
+        return 0
     report = Report(as_json=args.json)
     headers: Headers = [(k, v.encode()) for k, v in (pair("--sample-header", h) for h in args.sample_headers)]
     settings = report.check("config", lambda: configuration.load(args.config, args.overrides), _config_line)
     if settings is not None:
+        report.settings = settings
         _check_all(report, settings, args, headers)
     if report.first_failure:
         raise report.first_failure
@@ -129,42 +136,6 @@ def _check_files(
     samples = _samples(report, settings, args.samples)
     if report.first_failure is None:
         _check_engine(report, settings, samples, headers, args.offline, took)
-
-
-class Report:
-    """Prints one line per check as it is done and remembers the first failure."""
-
-    def __init__(self, as_json: bool) -> None:
-        self.first_failure: WorkerError | None = None
-        self._as_json = as_json
-
-    def check(self, name: str, subject: Callable[[], T], message: Callable[[T], str]) -> T | None:
-        """Call ``subject``; its result, or None when it raised a `WorkerError`, whose sentence is printed."""
-        try:
-            with redirect_stdout(sys.stderr):  # custom code may print, and standard output is the report's
-                result = subject()
-        except WorkerError as error:
-            self.fail(name, error)
-            return None
-        self.line(name, True, message(result))
-        return result
-
-    def fail(self, name: str, error: WorkerError, **more: object) -> None:
-        self.first_failure = self.first_failure or error
-        self.line(name, False, str(error), **more)
-
-    def line(self, name: str, ok: bool, message: str, **more: object) -> None:
-        """One check; ``more`` are keys of the JSON object beside the three that every check has."""
-        message = logs.redact(message)
-        if self._as_json:
-            print(json.dumps({"check": name, "ok": ok, "message": message, **more}, ensure_ascii=False))
-        else:
-            print(f"{'ok  ' if ok else 'FAIL'} {name:<11} {message}")
-
-    def text(self, line: str) -> None:
-        """A line for people and their shells, as it is; nothing in JSON."""
-        if not self._as_json:
-            print(logs.redact(line))
 
 
 def _check_engine(
@@ -228,22 +199,22 @@ def _clients(settings: Settings) -> str:
 
 
 def _labels(settings: Settings) -> str:
-    counts = [
-        f"{path.name}: {len(configuration.labels_of(path, key))} labels"
-        for key, path in settings.label_files()
-    ]
-    return ", ".join(counts) or "none"
+    found = every(
+        lambda key, path: f"{path.name}: {len(configuration.labels_of(path, key))} labels",
+        [*settings.label_files()],
+    )
+    return ", ".join(found) or "none"
 
 
 def _custom_code(settings: Settings) -> str:
-    for key, name in settings.custom_code():
-        configuration.import_attribute(name, key)
+    every(lambda key, name: configuration.import_attribute(name, key), [*settings.custom_code()])
     return ", ".join(name for _, name in settings.custom_code()) or "none"
 
 
 def _model_files(settings: Settings) -> str:
-    for name in settings.pipelines:
-        configuration.check_model_file(settings, name)
+    every(
+        lambda name: configuration.check_model_file(settings, name), [(name,) for name in settings.pipelines]
+    )
     parts = (part for pipeline in settings.pipelines.values() for part in pipeline.parts.values())
     sizes = dict.fromkeys(part.model.file for part in parts)
     return ", ".join(f"{path.name}: {path.stat().st_size} bytes" for path in sizes)

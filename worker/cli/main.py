@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except WorkerError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(error.lines, error.exit_code)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError as error:
@@ -121,11 +121,13 @@ def _nobody_reads_stdout() -> bool:
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
-def _fail(sentence: str, exit_code: int) -> int:
+def _fail(lines: Sequence[str], exit_code: int) -> int:
     from worker.telemetry import logs
 
     logs.ensure_configured()
-    logs.say(f"streaminfer: {' '.join(sentence.split())}")
+    logs.say(f"streaminfer: {lines[0]}")
+    for line in lines[1:]:
+        logs.say(line)
     return exit_code
 
 
@@ -134,4 +136,5 @@ def _report_bug(error: Exception) -> int:
 
     logs.ensure_configured()
     logs.get(__name__).error("bug", exc_info=error)
-    return _fail(f"a bug: {type(error).__name__}: {error}", WorkerError.exit_code)
+    sentence = " ".join(f"a bug: {type(error).__name__}: {error}".split())
+    return _fail([sentence], WorkerError.exit_code)

@@ -17,7 +17,8 @@ from worker.cli.main import add_set_option
 from worker.errors import ConfigError, StartError, WorkerError
 from worker.features.picture import ImageSettings
 from worker.settings import PipelineSettings, labels_of, load
-from worker.settings.source import Key, describe, sentence
+from worker.settings.mistakes import sentence
+from worker.settings.yaml_text import Key, describe
 
 if TYPE_CHECKING:
     from worker.batch import Array

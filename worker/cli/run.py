@@ -68,9 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, stop: Stop, orders: Orders | None) -> int:
     # imported here, because importing takes most of the time before the worker listens to signals
-    from worker.settings import check_replicas
+    from worker.settings import places_of
     from worker.settings.current import read_current
-    from worker.telemetry import logs
 
     if args.replicas is not None and args.replicas < 1:
         raise ConfigError(f"--replicas: got {args.replicas}, expected at least 1")
@@ -79,12 +78,22 @@ def _run(args: argparse.Namespace, stop: Stop, orders: Orders | None) -> int:
         return read_current(args.config, args.overrides).of_replica(args.replica_index)
 
     now = read()
+    with places_of(now.settings):
+        return _with_settings(args, stop, orders, now, read)
+
+
+def _with_settings(
+    args: argparse.Namespace, stop: Stop, orders: Orders | None, now: Current, read: Callable[[], Current]
+) -> int:
+    from worker.settings import check_replicas
+    from worker.telemetry import logs
+
     check_replicas(now.settings, args.replicas or 1)
     logs.configure(now.settings.secrets(), level=now.settings.log.level)
     if args.replica_index is None:
         _warn_of_plaintext(now.settings)
         if args.watch:
-            _watch(args.config, now, read, stop)
+            _watch(now, read, stop)
     if args.replicas is not None:
         return _supervise(args, stop)
     from worker import app
@@ -93,15 +102,15 @@ def _run(args: argparse.Namespace, stop: Stop, orders: Orders | None) -> int:
     return run_worker(args.replica_index, lambda index: app.build(now, index, orders, read), stop)
 
 
-def _watch(config: Path, now: Current, read: Callable[[], Current], stop: Stop) -> None:
-    """Have the configuration read again when its file changes, or that of a key. One process watches for all replicas."""
+def _watch(now: Current, read: Callable[[], Current], stop: Stop) -> None:
+    """Have the configuration read again when a file of it changes, or that of a key. One process watches for all replicas."""
     from worker.process.file_watch import FileWatch
 
-    files = [config, *now.key_files]
+    files = now.files
 
     def changed() -> None:
         with suppress(ConfigError):  # whoever reads the file again says what is wrong with it
-            files[1:] = read().key_files
+            files[:] = read().files
         stop.reread()
 
     watch = FileWatch(lambda: [*files], changed)

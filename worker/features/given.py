@@ -8,7 +8,7 @@ from typing import Any
 from worker.errors import ConfigError, Reject
 from worker.features.values import typed
 from worker.model.signature import TensorSpec
-from worker.settings.source import describe
+from worker.settings.yaml_text import describe
 
 _TRUTH = {"true": True, "false": False}
 _EXPECTED = {"f": "a number", "i": "an integer", "u": "an integer", "b": "true or false", "O": "text"}

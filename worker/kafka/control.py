@@ -10,9 +10,9 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from worker.errors import StartError
 from worker.kafka.admin import EMBEDDED_CLUSTER, Admin
 from worker.kafka.properties import build, client_id, reader_properties, writer_properties
+from worker.kafka.rights import check_rights
 from worker.kafka.rules import Rules, by_hand, check_control
 from worker.kafka.tools import range_of
-from worker.kafka.topics import check_rights
 from worker.kafka.uses import Use, uses_of
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from worker.kafka.properties import (
     consumer_properties,
     producer_properties,
 )
+from worker.kafka.rights import check_rights
 from worker.kafka.tools import range_of
-from worker.kafka.topics import check_rights
 from worker.kafka.uses import Use
 
 if TYPE_CHECKING:

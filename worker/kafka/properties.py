@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, Producer
 
-from worker.errors import ConfigError
+from worker.errors import ConfigError, Mistake
 from worker.kafka.library import known_properties, property_fault
 from worker.settings.checks import TRANSACTION_TIMEOUT_MS
 
@@ -225,21 +225,31 @@ def check_properties(properties: Mapping[str, str]) -> None:
     """Check names and values of client properties without a client or a broker.
 
     Raises:
-        ConfigError: names ``kafka.<name>`` and the nearest known name, or quotes librdkafka's objection to the value.
+        ConfigError: of each that is wrong, names ``kafka.<name>`` and the nearest known name, or quotes librdkafka's
+            objection to the value.
     """
-    known = known_properties()
-    for name, value in properties.items():
-        if known and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean kafka.{near[0]}?" if near else ""
-            raise ConfigError(f"kafka.{name}: librdkafka knows no such property{hint}")
-        fault = property_fault(name, value)
-        if fault is not None:
-            from worker.settings import is_secret  # imported late: commands without settings start faster
+    found = [
+        Mistake(f"kafka.{name}: {wrong}")
+        for name, value in properties.items()
+        if (wrong := _wrong(name, value)) is not None
+    ]
+    if found:
+        raise ConfigError.of(found)
 
-            said = fault.replace(value, "[redacted]") if value and is_secret(name) else fault
-            expected = f" (expected {known[name].expected})" if known[name].expected else ""
-            raise ConfigError(f"kafka.{name}: {said}{expected}")
+
+def _wrong(name: str, value: str) -> str | None:
+    """What is wrong with a client property; None if nothing is."""
+    known = known_properties()
+    if known and name not in known:
+        near = difflib.get_close_matches(name.replace("_", "."), known, n=1)
+        return "librdkafka knows no such property" + (f"; did you mean kafka.{near[0]}?" if near else "")
+    fault = property_fault(name, value)
+    if fault is None:
+        return None
+    from worker.settings import is_secret  # imported late: commands without settings start faster
+
+    said = fault.replace(value, "[redacted]") if value and is_secret(name) else fault
+    return said + (f" (expected {known[name].expected})" if known[name].expected else "")
 
 
 def check_clients(settings: Settings) -> str:

@@ -21,7 +21,7 @@ from worker.errors import StartError
 from worker.kafka.admin import EMBEDDED_CLUSTER, Admin
 from worker.kafka.headers import readable_headers
 from worker.kafka.properties import Client, build, check_properties, reader_properties, writer_properties
-from worker.kafka.topics import check_rights
+from worker.kafka.rights import check_rights
 from worker.kafka.uses import Use
 
 LOOKUP_TIMEOUT_S = 10.0

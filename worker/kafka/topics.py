@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from confluent_kafka.admin import AclOperation  # type: ignore[attr-defined]  # re-exported without saying so
+from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # re-exported without saying so
 
-from worker.errors import StartError
+from worker.errors import Mistake, StartError
 from worker.kafka.admin import EMBEDDED_CLUSTER, Admin
 from worker.kafka.properties import check_properties, client_limit
+from worker.kafka.rights import find_rights
 from worker.kafka.rules import Rules, Times, by_hand, check_control, check_letters_fit, compacted
 from worker.kafka.uses import Use, uses_of
 
@@ -98,19 +99,10 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
                 cluster = admin.cluster()
             else:
                 planned = {use.topic: use.partitions for use in missing if use.create is not None}
-        ids = {} if embedded else check_rights(admin, uses, settings.kafka["group.id"])
-        partitions: dict[str, int] = {}
-        for use in uses:
-            found = cluster.topics.get(use.topic)
-            if found is None and use.topic in planned:
-                partitions[use.topic] = planned[use.topic]
-                continue
-            if found is None:
-                how = f"; make it by {by_hand(admin.bootstrap, use.topic)}" if use.control else ""
-                raise StartError(f"{use.field}: topic {use.topic} does not exist on {admin.bootstrap}{how}")
-            if found.error is not None:
-                raise StartError(f"{use.field}: topic {use.topic}: {found.error.str()}")
-            partitions[use.topic] = len(found.partitions)
+        ids, wrong = ({}, {}) if embedded else find_rights(admin, uses, settings.kafka["group.id"])
+        partitions = _partitions(uses, cluster, planned, admin.bootstrap, wrong)
+        if wrong:
+            raise StartError.of([*wrong.values()])
         _check_partitions(settings, partitions)
         written = list(dict.fromkeys(use.topic for use in uses if use.written))
         rules = dict.fromkeys(written, Rules())
@@ -135,31 +127,28 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
         )
 
 
-def check_rights(admin: Admin, uses: Sequence[Use], group: str | None = None) -> dict[str, str]:
-    """Report at start a missing right that the broker would report only when records are already in flight.
-
-    A broker may not list the client's rights (Kafka before 2.3, or a late answer). Then nothing is refused.
-
-    Args:
-        group: the group whose offsets are committed, if any.
-
-    Returns:
-        Ids of the topics, as far as the broker gave them.
-
-    Raises:
-        StartError: a right is missing.
-    """
-    rights, ids = admin.describe(list(dict.fromkeys(use.topic for use in uses)))
+def _partitions(
+    uses: Sequence[Use],
+    cluster: ClusterMetadata,
+    planned: Mapping[str, int],
+    bootstrap: str,
+    wrong: dict[str, Mistake],
+) -> dict[str, int]:
+    """Partitions of each topic; ``wrong`` gets those that are not there, or not as they should be."""
+    partitions: dict[str, int] = {}
     for use in uses:
-        needed, verb = (AclOperation.WRITE, "write to") if use.written else (AclOperation.READ, "read")
-        if needed not in rights.get(use.topic, (needed,)):
-            raise StartError(
-                f"{use.prefix}not authorised to {verb} topic {use.topic}; expected the right {needed.name}"
-            )
-    told = None if group is None else admin.group_rights(group)
-    if told is not None and AclOperation.READ not in told:
-        raise StartError(f"kafka.group.id: not authorised for group {group}; expected the right READ")
-    return ids
+        found = cluster.topics.get(use.topic)
+        if found is None and use.topic in planned:
+            partitions[use.topic] = planned[use.topic]
+        elif found is None:
+            how = f"; make it by {by_hand(bootstrap, use.topic)}" if use.control else ""
+            sentence = f"{use.field}: topic {use.topic} does not exist on {bootstrap}{how}"
+            wrong.setdefault(use.topic, Mistake(sentence))
+        elif found.error is not None:
+            wrong.setdefault(use.topic, Mistake(f"{use.field}: topic {use.topic}: {found.error.str()}"))
+        else:
+            partitions[use.topic] = len(found.partitions)
+    return partitions
 
 
 def _check_partitions(settings: Settings, partitions: dict[str, int]) -> None:

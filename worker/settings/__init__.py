@@ -12,11 +12,13 @@ from worker.settings.checks import (
     security_protocol,
     starved_pipelines,
 )
-from worker.settings.document import json_schema, load, validate
+from worker.settings.document import load, located, places_of, validate
 from worker.settings.kinds import MIB
 from worker.settings.memory import memory_bound, memory_parts
 from worker.settings.model_checks import check_model_file
+from worker.settings.printed import printed
 from worker.settings.references import import_attribute, labels_of
+from worker.settings.schema import json_schema
 from worker.settings.sections import (
     CreateSettings,
     LimitsSettings,
@@ -39,9 +41,12 @@ __all__ = [
     "json_schema",
     "labels_of",
     "load",
+    "located",
     "memory_bound",
     "memory_parts",
+    "places_of",
     "plaintext_hosts",
+    "printed",
     "security_protocol",
     "starved_pipelines",
     "validate",

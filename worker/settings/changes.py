@@ -14,7 +14,7 @@ from worker.settings.checks import check_together
 from worker.settings.model_checks import check_model_file
 from worker.settings.references import labels_of
 from worker.settings.sections import PipelineSettings, Settings
-from worker.settings.source import describe, dotted
+from worker.settings.yaml_text import describe, dotted
 
 LIMITS = (
     "batch_timeout_s",
@@ -120,7 +120,7 @@ def merged(before: Settings, wanted: Settings) -> Settings:
     if before.encryption is not None and wanted.encryption is not None:
         changed["encryption"] = wanted.encryption
     copy = before.model_copy(update=changed)
-    copy._base = before.base
+    copy._base, copy._origins = before.base, wanted.origins
     return copy
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from worker.errors import ConfigError
+from worker.errors import ConfigError, Mistake
 from worker.registry import CONTENTS, INPUT_FORMATS, OUTPUT_FORMATS, POSTPROCESSES
 from worker.settings.kinds import MIB
 from worker.settings.model_checks import check_model
@@ -17,6 +18,8 @@ from worker.settings.steps import check_steps
 WORKING_BYTES = 16 * MIB
 """What ``limits.in_flight_bytes`` must hold beside the largest record and one item's tensors."""
 
+_SLIP = 0.75
+"""From this likeness on a client property is a required one, misspelt."""
 _REFUSED = {
     "transactional.id": "it is made per process",
     "plugin.library.paths": "it loads code into the worker",
@@ -102,44 +105,85 @@ TRANSACTION_TIMEOUT_MS = 10_000
 
 
 def check_together(settings: Settings) -> None:
-    """Run every check that needs no model."""
-    _check_kafka(settings)
-    _check_names(settings)
-    _check_transactions(settings)
-    _check_topics(settings)
-    check_control(settings)
+    """Run every check that needs no model.
+
+    Raises:
+        ConfigError: all that they find.
+    """
+    if found := mistakes_together(settings):
+        raise ConfigError.of(found)
+
+
+def mistakes_together(settings: Settings) -> list[Mistake]:
+    """What every check that needs no model finds. A check that needs what an earlier one refuses is left out."""
+    found: list[Mistake] = []
+
+    def passes(check: Callable[..., None], *args: Any) -> bool:
+        try:
+            check(*args)
+        except ConfigError as error:
+            found.extend(error.mistakes)
+            return False
+        return True
+
+    passes(_check_kafka, settings)
+    for check in (_check_names, _check_transactions, _check_topics, check_control, _check_encryption):
+        passes(check, settings)
+    for name, pipeline in settings.pipelines.items():
+        if not passes(check_steps, settings, name):
+            continue
+        for prefix, part in pipeline.parts.items():
+            if passes(check_model, part, settings.key(name, f"{prefix}model")):
+                passes(_check_part, settings, name, part, prefix)
+        for of_pipeline in (
+            check_rollout,
+            _check_pipeline,
+            _check_payload,
+            _check_registry,
+            _check_cache,
+            check_budget,
+        ):
+            passes(of_pipeline, settings, name)
+    return found
+
+
+def _check_encryption(settings: Settings) -> None:
     if settings.encryption is not None:
         settings.encryption.read()
-    for name, pipeline in settings.pipelines.items():
-        check_steps(settings, name)
-        for prefix, part in pipeline.parts.items():
-            check_model(part, settings.key(name, f"{prefix}model"))
-            _check_part(settings, name, part, prefix)
-        check_rollout(settings, name)
-        _check_pipeline(settings, name)
-        _check_payload(settings, name)
-        _check_registry(settings, name)
-        _check_cache(settings, name)
-        check_budget(settings, name)
 
 
 def _check_kafka(settings: Settings) -> None:
-    properties = settings.kafka
-    for required in ("bootstrap.servers", "group.id"):
-        if not properties.get(required, "").strip():
-            raise ConfigError(f"kafka.{required} is required")
-    for name in properties:
-        reason = "it loads code into the worker" if name.startswith("ssl.engine.") else _REFUSED.get(name)
-        if reason:
-            raise ConfigError(f"kafka.{name}: expected not to be set, because {reason}")
-    mechanism = properties.get("sasl.mechanisms", "").strip().upper()
+    found = [Mistake(sentence) for sentence in kafka_mistakes(settings.kafka)]
+    mechanism = settings.kafka.get("sasl.mechanisms", "").strip().upper()
     over_sasl = security_protocol(settings) == "sasl_plaintext"
-    if over_sasl and mechanism == "PLAIN" and not settings.security.allow_plaintext:
-        for server in plaintext_hosts(settings):
-            raise ConfigError(
+    there = settings.kafka.get("bootstrap.servers")
+    if there and over_sasl and mechanism == "PLAIN" and not settings.security.allow_plaintext:
+        found += [
+            Mistake(
                 f"kafka.security.protocol: SASL PLAIN would send the password to {server} unencrypted; "
                 "expected sasl_ssl, or security.allow_plaintext: true"
             )
+            for server in plaintext_hosts(settings)[:1]
+        ]
+    if found:
+        raise ConfigError.of(found)
+
+
+def kafka_mistakes(properties: Mapping[str, str]) -> Iterator[str]:
+    """Client properties that are missing, and those that the worker sets itself."""
+    for required in ("bootstrap.servers", "group.id"):
+        if properties.get(required, "").strip():
+            continue
+        as_dots = {name.replace("_", "."): name for name in properties}
+        near = difflib.get_close_matches(required, as_dots, n=1, cutoff=_SLIP)
+        if near:
+            yield f"unknown key kafka.{as_dots[near[0]]}; the nearest known key is kafka.{required}"
+        else:
+            yield f"kafka.{required} is required"
+    for name in properties:
+        reason = "it loads code into the worker" if name.startswith("ssl.engine.") else _REFUSED.get(name)
+        if reason:
+            yield f"kafka.{name}: expected not to be set, because {reason}"
 
 
 def _check_names(settings: Settings) -> None:

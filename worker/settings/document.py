@@ -1,4 +1,4 @@
-"""From a document to settings, and the JSON Schema of such documents.
+"""From a document to settings.
 
 A pipeline may stand at the top of the file or under ``pipelines``; both become the same :class:`Settings`.
 """
@@ -6,47 +6,86 @@ A pipeline may stand at the top of the file or under ``pipelines``; both become 
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from worker.errors import ConfigError
-from worker.settings.checks import check_together
-from worker.settings.choice import DEFINED, INLINE, ChoiceOf, NameIn
-from worker.settings.kinds import INPUT_FORMAT
-from worker.settings.sections import CONTENT, POSTPROCESS, PipelineSettings, Settings
-from worker.settings.source import Key, describe, read, sentence
+from worker.errors import ConfigError, Mistake, StartError, WorkerError
+from worker.settings.checks import kafka_mistakes, mistakes_together
+from worker.settings.choice import INLINE, ChoiceOf, NameIn
+from worker.settings.defaults import NAME as DEFAULTS
+from worker.settings.defaults import lay_under
+from worker.settings.includes import is_extra
+from worker.settings.mistakes import Fault, faults
+from worker.settings.origins import Origins
+from worker.settings.sections import PipelineSettings, Settings, with_own_names
+from worker.settings.source import Document, read
+from worker.settings.yaml_text import Key, describe, dotted, unshared
+
+ROUNDS = 8
+"""How often a document is looked at again with its unknown keys put right; each time finds those one level deeper."""
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Settings:
     """The settings in the YAML file ``path`` with ``--set`` overrides (``a.b=yaml``) laid over them.
 
     Raises:
-        ConfigError: one sentence that names the file, the key, what was there and what was expected.
+        ConfigError: every mistake with its place; a sentence names the key, what was there and what was expected.
     """
     path = Path(path)
+    return _validated(read(path, overrides), path.absolute().parent)
+
+
+@contextmanager
+def places_of(settings: Settings) -> Iterator[None]:
+    """A mistake that is found later, such as a model that is not there, gets the place of its setting in the file.
+
+    Raises:
+        WorkerError: what was raised inside.
+    """
     try:
-        return validate(read(path, overrides), path.absolute().parent)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        yield
+    except WorkerError as error:
+        raise located(settings, error) from error.__cause__
+
+
+def located(settings: Settings, error: WorkerError) -> WorkerError:
+    """The error with the places of the settings that its sentences name; itself where none is known."""
+    if type(error) not in (ConfigError, StartError):
+        return error
+    placed = [
+        settings.origins.placed(each, [*settings.pipelines], known_only=True) for each in error.mistakes
+    ]
+    if placed == [*error.mistakes]:
+        return error
+    return type(error).of(placed, settings.origins.file)
 
 
 def validate(document: dict[str, Any], base: Path) -> Settings:
     """The settings a parsed document stands for; relative paths start at the directory ``base``.
 
     Raises:
-        ConfigError: one sentence that names the key, what was there and what was expected.
+        ConfigError: every mistake; a sentence names the key, what was there and what was expected.
     """
-    folded, hidden = _fold(document)
-    try:
-        settings = Settings.model_validate(folded, context={"base": base.absolute()})
-    except ValidationError as error:
-        raise ConfigError(sentence(error, folded, _known_keys(at_top=bool(hidden)), hidden)) from None
-    settings._base = base.absolute()
-    check_together(settings)
+    return _validated(Document(document), base)
+
+
+def _validated(document: Document, base: Path) -> Settings:
+    settings, found = _checked(document, base)
+    origins = document.origins
+    found = [*document.mistakes.values(), *found]
+    if found:
+        names = list(settings.pipelines) if settings is not None else []
+        placed = _once(origins.placed(each, names) for each in found)
+        raise ConfigError.of(sorted(placed, key=origins.order), origins.file)
+    assert settings is not None
+    settings._base, settings._origins = base.absolute(), origins
     if any(settings.custom_code()):
         for folder in (str(base.absolute()), os.getcwd()):
             if folder not in sys.path:
@@ -54,12 +93,132 @@ def validate(document: dict[str, Any], base: Path) -> Settings:
     return settings
 
 
+def _checked(document: Document, base: Path) -> tuple[Settings | None, list[Mistake]]:
+    """The settings, and every mistake; None where they cannot be made.
+
+    An unknown key hides what is wrong with what stands under it, and what it was meant to be seems missing. So each
+    is put right as far as it is known how, and the document is looked at again.
+    """
+    values, origins = document.values, document.origins
+    found: list[Mistake] = []
+    meant: set[str] = set()
+    for _ in range(ROUNDS):
+        try:
+            folded, hidden = _fold(lay_under(values, origins))
+            settings = Settings.model_validate(folded, context={"base": base.absolute()})
+        except ConfigError as error:
+            return None, [*found, *error.mistakes]
+        except ValidationError as error:
+            wrong = [*faults(error, folded, _known_keys(at_top=bool(hidden)), hidden)]
+            unknown = [each for each in wrong if each.unknown]
+            for each in unknown or wrong:
+                key = _as_written(each.key, hidden, origins)
+                unset = any(key[: len(other)] == other for other in document.mistakes)
+                if not unset and not (each.missing and dotted(key) in meant):
+                    found.append(_mistake(each, hidden, origins))
+            if not unknown:
+                return None, [*found, *_of_kafka(folded["kafka"], wrong)]
+            values = unshared(values)
+            for each in unknown:
+                _put_right(values, _as_written(each.key, hidden, origins), each.slip, origins)
+            meant |= {each.nearest for each in unknown if each.nearest}
+        else:
+            together = [] if document.mistakes else mistakes_together(settings)
+            return settings, [*found, *(each for each in together if not _mentions(each, meant))]
+    return None, found
+
+
+def _of_kafka(properties: Any, faults: Iterable[Fault]) -> list[Mistake]:
+    """What is wrong with the names of client properties, of a document that fails for other reasons."""
+    if not isinstance(properties, dict) or any(each.key[:1] == ("kafka",) for each in faults):
+        return []
+    given = {str(name): "" if value is None else str(value) for name, value in properties.items()}
+    return [Mistake(sentence) for sentence in kafka_mistakes(with_own_names(given))]
+
+
+def _mentions(mistake: Mistake, names: set[str]) -> bool:
+    """Whether a sentence speaks of one of these settings."""
+    return any(name in mistake.sentence for name in names)
+
+
+def _as_written(key: Key, hidden: Key, origins: Origins) -> Key:
+    """A key of the folded document as its user wrote it: at the top of the file, or under ``defaults``."""
+    shown = key[len(hidden) :] if key[: len(hidden)] == hidden else key
+    origin = origins.of(shown) if shown in origins else None
+    return shown if origin is None or origin.written is None else origin.written
+
+
+def _mistake(fault: Fault, hidden: Key, origins: Origins) -> Mistake:
+    """The mistake with its place, named as its user wrote it."""
+    shown = fault.key[len(hidden) :] if fault.key[: len(hidden)] == hidden else fault.key
+    written, sentence = _as_written(fault.key, hidden, origins), fault.sentence
+    if written != shown and hidden:
+        sentence = sentence.replace(dotted(shown), dotted(written), 1)
+    elif written != shown:
+        sentence = sentence.replace(f"{dotted(shown[:2])}.", f"{written[0]}.")
+    return origins.mistake(sentence, shown, of_key=fault.unknown or fault.missing)
+
+
+def _once(mistakes: Iterable[Mistake]) -> list[Mistake]:
+    """The mistakes, one that several pipelines have from one line only once."""
+    kept: dict[tuple[str, str], list[Mistake]] = {}
+    for each in mistakes:
+        kept.setdefault((each.place, _OF_PIPELINE.sub("", each.sentence)), []).append(each)
+    return _together([_for_all(same) for same in kept.values()])
+
+
+def _together(mistakes: Iterable[Mistake]) -> list[Mistake]:
+    """The mistakes, with all that one section lacks as one of them."""
+    kept: dict[tuple[str, ...], list[Mistake]] = {}
+    for index, each in enumerate(mistakes):
+        name, required, rest = each.sentence.partition(_REQUIRED)
+        parts = name.split(".")
+        section = tuple(parts[: 3 if parts[0] == "pipelines" else 1])
+        lacks = required and not rest
+        kept.setdefault((each.place, *section) if lacks else (str(index),), []).append(each)
+    joined = []
+    for first, *others in kept.values():
+        names = [each.sentence.removesuffix(_REQUIRED) for each in others]
+        verb = "are" if len(names) > 1 else "is"
+        more = f", and so {verb} {' and '.join(names)}" if names else ""
+        joined.append(replace(first, sentence=first.sentence + more))
+    return joined
+
+
+_REQUIRED = " is required"
+
+
+def _for_all(same: list[Mistake]) -> Mistake:
+    others = len({each.sentence for each in same}) - 1
+    if not others:
+        return same[0]
+    return replace(same[0], sentence=f"{same[0].sentence} (and {others} other pipeline{'s' * (others > 1)})")
+
+
+_OF_PIPELINE = re.compile(r"pipelines\.[^.\s:]+")
+
+
+def _put_right(values: dict[str, Any], key: Key, slip: str, origins: Origins) -> None:
+    """Give an unknown key the name that was surely meant, or take it away."""
+    at: Any = values
+    for part in key[:-1]:
+        at = at[int(part)] if isinstance(at, list) else at.get(part)
+        if not isinstance(at, dict | list):
+            return  # put right already: several pipelines have it from the defaults
+    if not isinstance(at, dict) or key[-1] not in at:
+        return
+    value = at.pop(key[-1])
+    if slip and at.get(slip) is None:
+        at[slip] = value
+        origins.move(key, (*key[:-1], slip))
+
+
 def _fold(document: dict[str, Any]) -> tuple[dict[str, Any], Key]:
     """The document with a pipeline at its top moved under ``pipelines``, names filled in.
 
     Returns it with the leading keys that the user did not write: ``("pipelines", name)`` or nothing.
     """
-    folded = dict(document)
+    folded = {key: value for key, value in document.items() if not is_extra(key)}
     at_top = {key: folded.pop(key) for key in PipelineSettings.model_fields if key in folded}
     if at_top and folded.get("pipelines") is not None:
         raise ConfigError(
@@ -93,6 +252,7 @@ def _with_sections(pipeline: Any, name: str) -> Any:
         pipeline = {}
     if not isinstance(pipeline, dict):
         return pipeline
+    pipeline = {key: value for key, value in pipeline.items() if not is_extra(key)}
     steps = pipeline.get("steps")
     required = ("input", "model", "output") if steps is None else ("input", "output")
     sections = {key: {} if pipeline.get(key) is None else pipeline[key] for key in required}
@@ -126,7 +286,7 @@ def _stem(pipeline: Any) -> str:
 
 def _known_keys(at_top: bool) -> set[Key]:
     """Every setting of one form of the file, with ``*`` for a name of the user's choice."""
-    keys = set(_keys_of(Settings))
+    keys = set(_keys_of(Settings)) | {(DEFAULTS,), ("include",)}
     if not at_top:
         return keys
     return {key for key in keys if key[0] != "pipelines"} | set(_keys_of(PipelineSettings))
@@ -162,62 +322,3 @@ def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     arguments = getattr(annotation, "__args__", ())
     found, many = next((inner for inner in map(_section_in, arguments) if inner[0]), (None, False))
     return found, many or (found is not None and getattr(annotation, "__origin__", None) in (dict, list))
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the configuration file: pipelines under ``pipelines``, or a single one at the top."""
-    schema = Settings.model_json_schema(by_alias=True)
-    pipeline = schema["$defs"]["PipelineSettings"]
-    at_top = pipeline["properties"]
-    one_or_several = [{"required": ["model"]}, {"required": ["steps"]}]
-    pipeline["oneOf"] = one_or_several
-    shared = [key for key in schema["required"] if key not in ("name", "pipelines")]
-    schema["$defs"] |= POSTPROCESS.definitions() | CONTENT.definitions() | INPUT_FORMAT.definitions()
-    del schema["$defs"][CONTENT.title]  # its entries stand among the keys of the sections that hold them
-    _allow_variables(schema)
-    _refer(schema)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "streaminfer configuration",
-        **{key: schema[key] for key in ("description", "type", "additionalProperties")},
-        "properties": schema["properties"] | at_top,
-        "required": shared,
-        "oneOf": [
-            {"required": ["pipelines"], "not": {"anyOf": [{"required": [key]} for key in at_top]}},
-            {
-                "required": pipeline["required"],
-                "not": {"required": ["pipelines"]},
-                "oneOf": one_or_several,
-            },
-        ],
-        "$defs": schema["$defs"]
-        | {"Variable": {"type": "string", "pattern": r"\$\{[A-Za-z_]\w*(:-[^}]*)?\}"}},
-    }
-
-
-def _refer(schema: Any) -> None:
-    """Put references in the place of the marks of :class:`ChoiceOf`."""
-    for inner in (
-        list(schema.values()) if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
-    ):
-        _refer(inner)
-    if isinstance(schema, dict) and isinstance(schema.get(DEFINED), str):
-        schema["$ref"] = f"#/$defs/{schema.pop(DEFINED)}"
-
-
-def _allow_variables(schema: Any) -> None:
-    """Let ``${ENV}`` stand wherever a number, a truth value, a list or one of some words is expected."""
-    for inner in (
-        list(schema.values()) if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
-    ):
-        _allow_variables(inner)
-    if not isinstance(schema, dict):
-        return
-    if isinstance(schema.get("title"), str):
-        del schema["title"]  # pydantic's: the key again with capitals
-    if "anyOf" in schema:
-        choices = [choice for outer in schema["anyOf"] for choice in outer.get("anyOf", [outer])]
-        schema["anyOf"] = [choice for index, choice in enumerate(choices) if choice not in choices[:index]]
-    elif schema.get("type") in ("integer", "number", "boolean", "array") or {"enum", "const"} & schema.keys():
-        typed = {key: schema.pop(key) for key in list(schema) if key not in ("description", "default")}
-        schema["anyOf"] = [typed, {"$ref": "#/$defs/Variable"}]

@@ -8,7 +8,7 @@ from typing import Any
 
 from worker.errors import ConfigError
 from worker.registry import CUSTOM_CODE
-from worker.settings.source import describe
+from worker.settings.yaml_text import describe
 
 
 def labels_of(path: Path, key: str = "labels") -> list[str]:

@@ -7,7 +7,7 @@ configuration file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -52,17 +52,19 @@ from worker.settings.kinds import (
     Wait,
     from_file,
 )
+from worker.settings.origins import Origins
 from worker.settings.record_tests import TestSettings
 from worker.settings.references import labels_of
 from worker.settings.repository import Place, SignatureSettings
 from worker.settings.rollout import ControlSettings, RolloutSettings
 from worker.settings.schema_registry import RegistrySettings
 from worker.settings.section import ContentSettings, Section
-from worker.settings.source import dotted
 from worker.settings.stores import OffloadSettings, ReferenceSettings, StoreOptions, redacted
 from worker.settings.stores import secrets as store_secrets
+from worker.settings.yaml_text import dotted
 
 S = TypeVar("S", bound=Section)
+T = TypeVar("T")
 CONTENT = ChoiceOf(CONTENTS, "ContentSettings", "What a source holds.")
 POSTPROCESS = ChoiceOf(
     POSTPROCESSES,
@@ -738,6 +740,16 @@ _OTHER_NAMES = {
 librdkafka uses the last one, so an alias could bypass every check of the other name."""
 
 
+def with_own_names(properties: Mapping[str, T]) -> dict[str, T]:
+    """Client properties by the names that the worker uses."""
+    return {_OTHER_NAMES.get(name, name): value for name, value in properties.items()}
+
+
+def aliases(name: str) -> list[str]:
+    """Other names of a client property."""
+    return [other for other, own in _OTHER_NAMES.items() if own == name]
+
+
 def _as_properties(properties: Any, info: ValidationInfo) -> Any:
     """librdkafka takes text: true -> "true". Nothing = not set; a list or mapping is a mistake, never shown."""
     if not isinstance(properties, dict):
@@ -798,6 +810,7 @@ class Settings(Section):
     tests: list[TestSettings] = Field(default=[])
     """Records with what is expected of their answers: `streaminfer test` sends them through the pipelines, `run` does not look at them."""
     _base: Path = PrivateAttr(default_factory=Path)
+    _origins: Origins = PrivateAttr(default_factory=Origins)
 
     @model_validator(mode="after")
     def _nothing_encrypted_is_shown(self) -> Any:
@@ -811,6 +824,11 @@ class Settings(Section):
     def base(self) -> Path:
         """The folder of the configuration file, where relative paths begin."""
         return self._base
+
+    @property
+    def origins(self) -> Origins:
+        """Where each setting comes from; nothing is known of settings that were read of no file."""
+        return self._origins
 
     def key(self, pipeline: str, name: str) -> str:
         """``output.topic`` of a pipeline as its user most likely wrote it."""
