@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import models
 import orjson
 import pytest
+from confluent_kafka import Producer
 from stream import Worker, unique, write_config
 
 from worker.cli.main import main
@@ -84,3 +86,73 @@ def test_no_worker_is_said_before_any_load(
     sentence = capsys.readouterr().err
     assert "topic out" in sentence
     assert config["kafka"]["group.id"] in sentence
+
+
+def test_a_topic_that_others_send_to_is_left_alone(
+    tmp_path: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """bench names the topic it would write to, and writes nothing where somebody else sends, unless it is told to go on."""
+    producer = Producer({"bootstrap.servers": config["kafka"]["bootstrap.servers"]})
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.is_set():
+            producer.produce("in", GOOD, partition=1)
+            producer.flush(1)
+            ended.wait(0.05)
+
+    others = threading.Thread(target=send)
+    others.start()
+    try:
+        code, document = bench(tmp_path, config, [GOOD], "--rate", "5")
+    finally:
+        ended.set()
+        others.join()
+    assert (code, document) == (2, None)
+    said = capsys.readouterr().err
+    assert "bench sends its records to topic in on" in said
+    assert "others send to topic in now:" in said
+    assert "--yes" in said
+
+
+@pytest.mark.slow
+def test_a_search_writes_what_a_plan_counts_from(
+    tmp_path: Path,
+    config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A search over a running worker writes capacity.json with its CPU per record, and `plan` finds it beside the configuration."""
+    config["metrics"] = {"topic": "metrics", "interval_s": 0.5}
+    monkeypatch.chdir(tmp_path)
+    with EmbeddedBroker({"in": 3, "out": 2, "dead": 1, "metrics": 1}) as broker:
+        config["kafka"]["bootstrap.servers"] = broker.bootstrap
+        path = write_config(tmp_path, config)
+        worker = Worker.start(path)
+        try:
+            worker.wait_ready()
+            code, document = bench(
+                tmp_path, config, [GOOD], "--search", "--p99-ms", "2000", "--duration", "0.5"
+            )
+            assert code == 0
+            shown = capsys.readouterr().err
+            assert worker.stop()[0] == 0, worker.text()
+        finally:
+            worker.kill()
+        if document["noisy"]:
+            assert "Too noisy here" in shown
+            assert not (tmp_path / "capacity.json").exists()
+            return
+        written = orjson.loads((tmp_path / "capacity.json").read_bytes())
+        assert written == document["capacity"]
+        assert written["records_per_s"] == document["best"]["wanted_per_s"]
+        assert written["cpu_us_per_record"] > 0
+        assert written["group"] == {
+            "records_per_s": written["records_per_s"], "replicas": 1, "replicas_known": True, "partitions": 3,
+        }  # fmt: skip
+        rate = written["records_per_s"]
+        assert main(["plan", str(path), "--rate", str(rate), "--p99-ms", "2000"]) == 0
+        text = capsys.readouterr().out
+    assert "replicas    2   one keeps" in text
+    assert "partitions  3 in in: 1 or 2 for each replica" in text
+    assert "note" not in text.replace("note        the load generator of the search was late", "")

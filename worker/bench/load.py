@@ -35,6 +35,8 @@ SLEEP_S = 0.0001
 """Longest sleep between records; the client sends in the background meanwhile."""
 PATIENCE_S = 10.0
 """Longest wait for the first result. After this long without any output, missing records count as lost."""
+LISTEN_S = 1.0
+"""For so long nothing is sent, to see whether others send to the topic."""
 TIMES = (*STAGES, "total")
 
 
@@ -65,6 +67,8 @@ class Load:
             )
         topics = open_topics(settings)
         self._topic = pipeline.input.topics[0]
+        self.partitions = topics.partitions[self._topic]
+        """Of the topic that is sent to."""
         self._silence = (
             f"no result came on topic {output.topic} within {PATIENCE_S:.0f} s: is a worker of group "
             f"{settings.kafka['group.id']} running, and has it done what was waiting on {self._topic}?"
@@ -99,6 +103,22 @@ class Load:
         if self._sender.is_alive():
             self._sender.terminate()
         self._reader.close()
+
+    def of_others(self) -> tuple[int, int]:
+        """How many records the input topic holds, and how many came within ``LISTEN_S`` although nothing was sent here."""
+        held, before = self._reader.extent(self._topic, self.partitions)
+        time.sleep(LISTEN_S)
+        return held, self._reader.extent(self._topic, self.partitions)[1] - before
+
+    @property
+    def result_bytes(self) -> float:
+        """Mean size of a result's value in bytes; 0 before the first one."""
+        return self._reader.result_bytes
+
+    @property
+    def model(self) -> dict[str, str] | None:
+        """``name`` and ``version`` of the model that gave the last result; None where results do not say."""
+        return self._reader.model
 
     def probe(self) -> None:
         """Send one record and wait for its result, before many are sent.
@@ -156,7 +176,27 @@ class _Reader:
         self._input = input_topic
         by_format = {"json": _find_json, "oip": _find_oip}
         self._find = by_format.get(output.format, _find_header) if output.body is None else _find_header
+        self._results = self._result_bytes = 0
+        self._last: Message | None = None
         self.clear()
+
+    def extent(self, topic: str, partitions: int) -> tuple[int, int]:
+        """See :meth:`EndReader.extent`."""
+        return self._messages.extent(topic, partitions, PATIENCE_S)
+
+    @property
+    def result_bytes(self) -> float:
+        """Mean size of all results' values since the start."""
+        return self._result_bytes / self._results if self._results else 0.0
+
+    @property
+    def model(self) -> dict[str, str] | None:
+        """Of the last result, where it says."""
+        try:
+            model = orjson.loads(self._last.value() or b"")["model"] if self._last is not None else None
+            return {"name": model["name"], "version": model["version"]} if model else None
+        except (KeyError, TypeError, ValueError):
+            return None
 
     def clear(self) -> None:
         """Forget all outputs read so far."""
@@ -202,6 +242,10 @@ class _Reader:
         except (KeyError, ValueError, TypeError):
             return  # not an output of a worker, or one that does not name its record
         if topic == self._input:
+            if not dead:
+                self._last = message
+                self._results += 1
+                self._result_bytes += len(message.value() or b"")
             self._places.append(place_code(partition, offset))
             self._dead.append(dead)
             self._stages.append(times)

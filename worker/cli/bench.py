@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from worker.bench.capacity import FILE
+from worker.cli.bench_usage import Measured
 from worker.cli.connect import above_zero
 from worker.cli.main import add_set_option
 from worker.cli.registered import Framer, expects_schemas
 from worker.cli.sources import ENDINGS, opened
-from worker.errors import ConfigError, WorkerError
+from worker.errors import ConfigError, StartError
 from worker.registry import OUTPUT_FORMATS
 from worker.settings import PipelineSettings, Settings, load
 from worker.telemetry import logs
@@ -33,7 +36,9 @@ FEWEST_RECORDS = 200
 EXAMPLE = """\
 examples:
   streaminfer bench digits.yaml --rate 5000 --source frames/ --duration 30
-  streaminfer bench digits.yaml --search --p99-ms 20 --source records.jsonl --json bench.json"""
+  streaminfer bench digits.yaml --search --p99-ms 20 --source records.jsonl --json bench.json
+
+A search also writes what one replica keeps to capacity.json, from which `streaminfer plan` counts."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +69,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pipeline", metavar="NAME", help="which pipeline, where there are several (default: the first)"
+    )
+    parser.add_argument(
+        "--capacity",
+        metavar="FILE",
+        type=Path,
+        help=f"with --search: where to write what one replica keeps, for the command plan (default: {FILE})",
+    )
+    parser.add_argument(
+        "--yes", action="store_true", help="go on although others send to the same input topic"
     )
     parser.add_argument(
         "--json",
@@ -101,9 +115,14 @@ def run(args: argparse.Namespace) -> int:
         framer = Framer(settings.registry, pipeline.input.topics[0])
         values = [value if value[:1] in (b"\0", b"\1") else framer.framed(value) for value in values]
     for_people = nullcontext() if args.json is None else redirect_stdout(sys.stderr)
+    name = next(each for each, found in settings.pipelines.items() if found is pipeline)
     with for_people, Load(settings, pipeline, values) as group:
+        _announce(group, settings, pipeline, args.yes)
         group.probe()
-        document = _search(group, args) if args.search else _once(group, args)
+        if args.search:
+            document = _search(group, args, Measured(settings, name, values))
+        else:
+            document = _once(group, args)
     if args.json is not None:
         _write(args.json, document)
     return 0
@@ -114,8 +133,12 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--search: expected --p99-ms M, the 99th percentile to keep")
     if args.p99_ms is not None and not args.search:
         raise ConfigError("--p99-ms: goes with --search")
-    if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise ConfigError(f"--json: {args.json} cannot be written; expected a file in a folder that exists")
+    if args.capacity is not None and not args.search:
+        raise ConfigError("--capacity: goes with --search")
+    places = {"--json": args.json, "--capacity": (args.capacity or Path(FILE)) if args.search else None}
+    for option, path in places.items():
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise ConfigError(f"{option}: {path} cannot be written; expected a file in a folder that exists")
 
 
 def _pipeline(settings: Settings, name: str | None) -> PipelineSettings:
@@ -152,31 +175,69 @@ def _once(group: Load, args: argparse.Namespace) -> dict[str, Any]:
     return trial.document()
 
 
-def _search(group: Load, args: argparse.Namespace) -> dict[str, Any]:
+def _announce(group: Load, settings: Settings, pipeline: PipelineSettings, sure: bool) -> None:
+    """Say what is about to be written where, and refuse to write among the records of others.
+
+    Raises:
+        ConfigError: somebody else sends to the topic, which would also spoil the figures.
+    """
+    topic = pipeline.input.topics[0]
+    held, others = group.of_others()
+    there = f"{held:,} records are in it" if held else "it is empty"
+    logs.say(
+        f"bench sends its records to topic {topic} on {settings.kafka['bootstrap.servers']} ({there}); results go to "
+        f"{pipeline.output.topic}, refusals to {settings.dead_letter.topic}"
+    )
+    if others > 0 and not sure:
+        raise ConfigError(
+            f"others send to topic {topic} now: {others:,} records within 1 s. Expected a topic of your own (--set "
+            "input.topics=[...]), or --yes if bench may write among these records and read their results"
+        )
+
+
+def _search(group: Load, args: argparse.Namespace, measured: Measured) -> dict[str, Any]:
     from worker.bench.search import search
 
     print(f"{'records/s':>12} {'p50 ms':>9} {'p99 ms':>9} {'lost':>7}", flush=True)
+    terminal = sys.stdout.isatty()
 
     def trial(rate: float) -> Trial:
+        if terminal:
+            print(f"{rate:12,.0f} ...", end="\r", flush=True)
         found = _trial(group, rate, args.duration or SEARCH_DURATION_S, FEWEST_RECORDS)
         p50, p99 = (found.latency_ms.get(name, float("nan")) for name in ("p50", "p99"))
         verdict = (
             ""
             if found.holds(args.p99_ms)
-            else "  load generator late"
+            else "  load generator late, repeated"
             if found.generator_limited
             else "  over"
         )
         print(f"{rate:12,.0f} {p50:9.2f} {p99:9.2f} {found.lost:7,}{verdict}", flush=True)
         return found
 
-    found = search(trial, args.p99_ms)
+    with measured:
+        found = search(trial, args.p99_ms)
+        document = measured.document(found, args.p99_ms, group)
     _show_search(found, args.p99_ms)
+    if document is not None:
+        _show_replica(document)
+        try:
+            _write(args.capacity or Path(FILE), document, indent=True)
+        except StartError as error:
+            if args.capacity is not None:
+                raise
+            logs.say(f"bench: {error}; expected --capacity FILE")  # nobody asked for this file
     return {
         "p99_ms": args.p99_ms,
         "best": found.best.document() if found.best else None,
         "best_p99_ms": {"lowest": found.p99_ms[0], "highest": found.p99_ms[1]},
         "generator_limited": found.generator_limited,
+        "noisy": found.noisy or None,
+        "steps": [
+            {"rate": step.rate, "verdict": step.verdict, "p99_ms": step.p99_ms()} for step in found.steps
+        ],
+        "capacity": document,
         "trials": [trial.document() for trial in found.trials],
     }
 
@@ -218,12 +279,21 @@ def _show_times(name: str, times: dict[str, float]) -> None:
 
 def _show_search(found: Found, p99_ms: float) -> None:
     print()
+    if found.noisy:
+        print(
+            f"Too noisy here to tell a rate: {found.noisy}, and the windows contradict one another. Something else than "
+            "this load makes records late: other programs on these machines, or the broker. Expected a quieter place, "
+            f"longer windows (--duration), or a larger --p99-ms.{_load()}"
+        )
+        return
     if found.best is None:
         print(f"No rate keeps the 99th percentile within {p99_ms:g} ms.")
+        if found.generator_limited:
+            print("The load generator was late itself; run it on another machine.")
         return
     print(
         f"Highest rate with the 99th percentile within {p99_ms:g} ms: {found.best.wanted_per_s:,.0f} records/s "
-        f"(p99 {found.p99_ms[0]:.1f} to {found.p99_ms[1]:.1f} ms in the trials at this rate)."
+        f"(p99 {found.p99_ms[0]:.1f} to {found.p99_ms[1]:.1f} ms in the windows at this rate)."
     )
     if found.generator_limited:
         print("The load generator was the limit; the workers may do better.")
@@ -231,13 +301,34 @@ def _show_search(found: Found, p99_ms: float) -> None:
     _show(found.best)
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
-    line = orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+def _load() -> str:
+    """How busy this machine is, where it is too busy."""
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    return f" This machine has a load of {load:.1f} on {cores} processors." if load > cores else ""
+
+
+def _show_replica(document: dict[str, Any]) -> None:
+    """What the search says of one replica."""
+    replicas, cpu = document["group"]["replicas"], document["cpu_us_per_record"]
+    known = "" if document["group"]["replicas_known"] else " (assumed: nothing tells how many there are)"
+    line = f"One replica of {replicas}{known} keeps {document['records_per_s']:,.0f} records/s"
+    if cpu is not None:
+        cores = cpu * document["records_per_s"] / 1e6
+        line += f", with {cpu:,.1f} us of CPU for each: {cores:.2f} cores"
+    print(f"\n{line}.")
+    if cpu is None:
+        print(
+            "What it costs in CPU is not known: the configuration names no metrics.topic, or nothing came there."
+        )
+
+
+def _write(path: Path, document: dict[str, Any], indent: bool = False) -> None:
+    line = orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE | (orjson.OPT_INDENT_2 if indent else 0))
     if str(path) == "-":
         sys.stdout.write(line.decode())
         return
     try:
         path.write_bytes(line)
     except OSError as error:
-        raise WorkerError(f"--json: {path} cannot be written: {error}") from None
+        raise StartError(f"{path} cannot be written: {error.strerror}") from None
     print(f"written to {path}", file=sys.stderr)

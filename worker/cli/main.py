@@ -25,6 +25,7 @@ COMMANDS = {
     "tail": "read results, metrics or dead letters",
     "top": "all replicas of a group in a terminal",
     "bench": "load a running group and measure latency",
+    "plan": "how many replicas and partitions a rate takes",
     "broker": "the embedded development broker",
     "demo": "digits through two replicas, nothing else needed",
     "dlq": "list, show or replay dead letters",

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from worker.batch import Headers
 from worker.errors import StartError
-from worker.kafka.properties import build, consumer_properties
+from worker.kafka.admin import Admin
+from worker.kafka.properties import admin_properties, build, consumer_properties
 from worker.kafka.tools import range_of
 
 if TYPE_CHECKING:
     from worker.settings import Settings
 
 FULL_QUEUE_WAIT_S = 0.01
+DESCRIBE_S = 3.0
 
 
 class LoadProducer:
@@ -63,6 +66,37 @@ class LoadProducer:
         self._producer.flush(timeout_s)
 
 
+def partitions_of(settings: Settings, topics: Sequence[str]) -> dict[str, int]:
+    """How many partitions each of these topics has.
+
+    Raises:
+        StartError: the broker does not answer, or a topic does not exist.
+    """
+    with Admin(settings) as admin:
+        known = admin.cluster().topics
+        missing = [topic for topic in topics if topic not in known]
+        if missing:
+            raise StartError(f"topic {missing[0]} does not exist on {admin.bootstrap}")
+        return {topic: len(known[topic].partitions) for topic in topics}
+
+
+def members_with(settings: Settings, topic: str) -> int | None:
+    """How many members of the group own partitions of a topic; None where the broker does not say."""
+    group = settings.kafka["group.id"]
+    client = build(AdminClient, admin_properties(settings))
+    try:
+        (answer,) = client.describe_consumer_groups([group], request_timeout=DESCRIBE_S).values()
+        members = answer.result(DESCRIBE_S).members
+    except (KafkaException, TimeoutError, ValueError):
+        return None
+    owners = [
+        member
+        for member in members
+        if member.assignment and any(place.topic == topic for place in member.assignment.topic_partitions)
+    ]
+    return len(owners) or None
+
+
 class EndReader:
     """Reads some topics from their present ends on, without a group.
 
@@ -100,6 +134,21 @@ class EndReader:
             return []
         messages = [first, *self._consumer.consume(most, 0)]
         return [message for message in messages if message.error() is None]
+
+    def extent(self, topic: str, partitions: int, patience_s: float) -> tuple[int, int]:
+        """Of any topic: how many offsets it holds now, and the sum of its partitions' ends.
+
+        Raises:
+            StartError: the broker does not answer.
+        """
+        try:
+            ranges = [
+                range_of(self._consumer, TopicPartition(topic, number), patience_s)
+                for number in range(partitions)
+            ]
+        except KafkaException as error:
+            raise StartError(f"the ends of {topic} cannot be read: {error.args[0].str()}") from None
+        return sum(end - start for start, end in ranges), sum(end for _, end in ranges)
 
     def close(self) -> None:
         self._consumer.close()
