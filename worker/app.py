@@ -37,6 +37,8 @@ from worker.serving.versions import resolved
 from worker.settings import Settings
 from worker.settings.current import Current
 from worker.telemetry import logs
+from worker.telemetry.drift import LOOK_EVERY_S as DRIFT_EVERY_S
+from worker.telemetry.drift import DriftReports
 from worker.telemetry.meters import Meters, ModelLabel
 from worker.telemetry.topic import MetricsReporter, WorkerInfo
 from worker.telemetry.vitals import LOOK_EVERY_S, Vitals
@@ -178,6 +180,9 @@ class _Parts:
         vitals = self._vitals
         self._look = every(LOOK_EVERY_S, vitals.look)
         chores = [self._look, every(0.0, vitals.answer), every(CHANGES_EVERY_S, self._follow_changes)]
+        watches = {r.route.name: r.route.drift for r in self._rollouts if r.route.drift is not None}
+        if watches:
+            chores.append(every(DRIFT_EVERY_S, DriftReports(watches, self._meters, log).look))
         if not self._clients.topics.embedded:
             from worker.kafka.watch import TopicWatch
 

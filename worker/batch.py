@@ -615,6 +615,20 @@ class Run:
 
 
 @dataclass(slots=True)
+class Looked:
+    """Rows of a batch that are measured, to be compared with a profile: see :mod:`worker.serving.gauge`."""
+
+    rows: Sequence[int]
+    """In ascending order."""
+    files: dict[int, dict[str, float]] = field(default_factory=dict)
+    """By row, figures of what was decoded of its files."""
+    lets_go: bool = False
+    """What was decoded of a file is kept for nobody else."""
+    cost_ns: int = 0
+    """Processor time that measuring has taken."""
+
+
+@dataclass(slots=True)
 class Batch:
     """A unit of work for the pool: rows of one slab that one servable answers together."""
 
@@ -666,6 +680,8 @@ class Batch:
     """The trial that ran when the batch was made; None where none did."""
     kept: Kept | None = field(default=None, kw_only=True)
     """To be filled when the batch is finished; None: nobody wants it."""
+    looked: Looked | None = field(default=None, kw_only=True)
+    """Rows that are measured; None: none of them."""
     items: int = 0
     cost_bytes: int = 0
     """Tensors and decode scratch, held against the budget from admission until the batch is back."""

@@ -32,6 +32,7 @@ NOT_HERE = {
     "streaminfer_step_": "only a pipeline with steps has it",
     "streaminfer_rollout": "only a model with a rollout has it",
     "streaminfer_model_refused": "only a refused version begins it",
+    "streaminfer_drift": "only a pipeline with a profile has it",
     "streaminfer_rewinds": "only a rewind begins it",
     "streaminfer_transactions": "only delivery: exactly_once has it",
     "streaminfer_kafka_errors": "only an error of a client begins it",

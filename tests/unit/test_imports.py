@@ -28,6 +28,7 @@ ENGINE = (
 )
 SHARED = (
     "batch",
+    "drift",
     "deadlines",
     "errors",
     "outside",
@@ -43,7 +44,7 @@ SHARED = (
     "model.signature",
     "native",
 )
-"""Values, settings and the compiled path, which every side may know."""
+"""Values, settings and the compiled path, which every side may know; and how figures are compared, which is pure."""
 
 
 def test_only_the_kafka_package_knows_the_kafka_client() -> None:
@@ -88,6 +89,11 @@ def test_kafka_knows_neither_the_loop_nor_the_engine() -> None:
     """The Kafka package reaches no model, no engine and none of the loop and no measurement; of dead letters it knows the form."""
     reached = reached_from(within("kafka")) - within("dead_letters.compose", *SHARED)
     assert reached & within(*LOOP, *ENGINE, "app", "bench", "cli") == set()
+
+
+def test_drift_is_pure() -> None:
+    """What compares figures with a profile reaches neither engine nor loop nor Kafka, and no telemetry."""
+    assert reached_from(within("drift")) <= within("drift", *SHARED)
 
 
 def test_only_commands_compose() -> None:

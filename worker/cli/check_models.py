@@ -28,6 +28,8 @@ def model_lines(name: str, servable: Any) -> Iterator[tuple[str, str]]:
             yield "inputs", f"{part}: {fed}"
     if hasattr(servable, "steps"):
         yield "steps", _steps_line(name, servable)
+    if getattr(servable, "gauge", None) is not None:
+        yield "drift", f"{name}: {_drift_line(servable.gauge.comparer.profile)}"
 
 
 def _parts(name: str, servable: Any) -> list[tuple[str, Any]]:
@@ -35,6 +37,14 @@ def _parts(name: str, servable: Any) -> list[tuple[str, Any]]:
     if not hasattr(servable, "steps"):
         return [(name, servable)]
     return [(f"{name}.{step.name}", step.servable) for step in servable.steps]
+
+
+def _drift_line(profile: Any) -> str:
+    """With what records are compared."""
+    return (
+        f"{len(profile.features)} features of {profile.records} records from {profile.source}, answered by "
+        f"{profile.model}@{profile.version} on {profile.created[:10]}"
+    )
 
 
 def _first(name: str, servable: Any) -> str:

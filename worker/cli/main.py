@@ -31,6 +31,7 @@ COMMANDS = {
     "dlq": "list, show or replay dead letters",
     "explain": "one record through every stage: tensors, outputs, prediction, time",
     "model": "versions of models: list, try, promote, roll back, pin",
+    "profile": "write down how records and answers are spread, for drift",
     "optimize": "try what makes a model smaller or faster, and write the best",
     "quantize": "make a static INT8 model",
 }

@@ -59,7 +59,8 @@ class SoundFeature(FileFeature):
         self._decoding = Decoding(settings.rate, key)
         self._settings = settings
         self._limit_bytes = limits.in_flight_bytes
-        self._shared = place.field, settings.rate, "sound"
+        self.rate = settings.rate
+        self.sound_key = place.field, settings.rate, "sound"
         """The key under which features that read the same sound share it."""
         self._features = features_of(settings, spec, key)
         self.windows: Windows | None = None
@@ -107,9 +108,9 @@ class SoundFeature(FileFeature):
 
     def write(self, record: Record, feed: Feed, row: int, items: dict[str, Array], opened: Opened) -> bool:
         """See :class:`worker.features.Feature`."""
-        sound: Array | None = opened.get(self._shared)
+        sound: Array | None = opened.get(self.sound_key)
         if sound is None:
-            sound = opened[self._shared] = self._decoded(self.file(record))
+            sound = opened[self.sound_key] = self._decoded(self.file(record))
         if self.windows is not None:
             if not self.windows.count(len(sound)):
                 raise Reject(

@@ -94,6 +94,13 @@ class Tokenizer:
         self._room = max_length - self._frame.special
         """Tokens that are not special."""
 
+    def unknown_id(self) -> int | None:
+        """The id of what stands for a text that the vocabulary does not have; None where there is none."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        token, number = model.get("unk_token"), model.get("unk_id")
+        found = self._tokenizer.token_to_id(token) if isinstance(token, str) else number
+        return found if isinstance(found, int) else None
+
     def encode(self, texts: Sequence[Text], offsets: bool = False) -> list[Encoded | Reject]:
         """The tokens of each text; a :class:`Reject` for one that cannot be tokenized.
 

@@ -59,6 +59,7 @@ class TokensFeature:
         self._wants_text = wants_text
         self._specs = {role: spec for role, spec in roles.items() if spec is not None}
         self.specs = [*self._specs.values()]
+        self.mask = roles.get("mask")
         values = {"ids": tokenizer.pad_id, "mask": 0, "types": tokenizer.pad_type_id}
         self._values = {role: values[role] for role in self._specs}
         self.paddings = {

@@ -340,7 +340,8 @@ class FieldsDecoder:
         items: dict[str, Array] = {}
         opened = {} if opened is None else opened
         if feed.opened is not None:
-            opened = feed.opened[row] | opened if opened else feed.opened[row]
+            feed.opened[row].update(opened)
+            opened = feed.opened[row]
         for feature in self.features:
             if not feature.write(record, feed, row, items, opened):
                 return

@@ -22,7 +22,7 @@ from worker.serving.cache import answered, follow
 from worker.serving.kept import keep_answers, keep_feed
 from worker.serving.ragged import cut
 from worker.serving.retrial import merge, postpone
-from worker.serving.runs import Group, feeds, groups, merged, take_rows
+from worker.serving.runs import Group, buffers, feeds, groups, merged, take_rows
 from worker.serving.servable import Model, Servable, SickServable
 from worker.serving.windows import run_windows
 
@@ -79,10 +79,12 @@ class Engine:
 
     def _shards(self, batch: Batch, servable: Servable) -> list[tuple[int, int]]:
         rows = len(batch)
-        arrays = _buffers(servable, rows) if servable.decoder.fixed else None
+        arrays = buffers(servable, rows) if servable.decoder.fixed else None
         items: list[Item | None] = [] if servable.decoder.fixed else [None] * rows
         batch.feed = Feed(arrays, items, [None] * rows)
         servable.prepare(batch.feed, rows)
+        if servable.gauge is not None:
+            servable.gauge.begin(batch)
         if batch.to_open:
             opened.prepare(batch)
         step = servable.decoder.shard_rows or rows
@@ -101,6 +103,8 @@ class Engine:
             opened.decode(batch, _servable(batch), start, stop)
         else:
             _servable(batch).decoder.decode(batch.payloads, batch.columns, batch.feed, start, stop)
+        if batch.looked is not None and (gauge := _servable(batch).gauge) is not None:
+            gauge.decoded(batch, start, stop)
         batch.decode_ended_ns = self._clock_ns()
 
     def infer(self, batch: Batch) -> None:
@@ -166,6 +170,8 @@ class Engine:
             if batch.keys is not None:
                 self._keep(batch, run, fragments, made)
             keep_answers(batch, run, fragments)
+            if batch.looked is not None and (gauge := _servable(batch).gauge) is not None:
+                gauge.answered(batch, run, fragments)
             _stamp(batch, run, self._clock_ns())
             encoder.bodies(batch, run, fragments)
             if envelope.completes:
@@ -342,21 +348,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-# -- buffers and stamps ---------------------------------------------------------------------------------
-
-
-def _buffers(servable: Servable, rows: int) -> dict[str, Array]:
-    """One array per model input with a slot per row."""
-    return {
-        spec.name: np.full((rows, *_known(spec.item_shape)), "", object)
-        if spec.dtype == object
-        else servable.model.empty((rows, *_known(spec.item_shape)), spec.dtype)
-        for spec in servable.model.signature.inputs
-    }
-
-
-def _known(shape: tuple[int | None, ...]) -> tuple[int, ...]:
-    return tuple(d or 0 for d in shape)
+# -- stamps ---------------------------------------------------------------------------------
 
 
 def _stamp(batch: Batch, run: Run, now_ns: int) -> None:

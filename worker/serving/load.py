@@ -8,6 +8,7 @@ from typing import Literal
 import structlog
 
 from worker.batch import Lane
+from worker.drift.watch import CPU_SHARE
 from worker.encode import encoder as make_encoder
 from worker.errors import ConfigError
 from worker.model.headroom import resident_bytes
@@ -22,6 +23,7 @@ from worker.registry import CONTENTS, INPUT_FORMATS, POSTPROCESSES
 from worker.schema_registry.opening import Registry
 from worker.serving.cache import cache_of
 from worker.serving.constants import constants_of
+from worker.serving.gauge import gauge_of
 from worker.serving.padding_check import ragged_of
 from worker.serving.ragged_warm import warm_longest
 from worker.serving.rollout import Rollout
@@ -73,6 +75,9 @@ def load(
     if keys is None and settings.encryption is not None:
         keys = Keys(settings.encryption)
     routes = {name: route_of(name, wanted, keys, registry) for name, wanted in settings.pipelines.items()}
+    watches = [route.drift for route in routes.values() if route.drift is not None]
+    for watch in watches:
+        watch.share = CPU_SHARE / len(watches)
     deadline = time.perf_counter() + TUNING_S
     rollouts = {}
     for name, route in routes.items():
@@ -206,6 +211,7 @@ def _warm(settings: Settings, route: Route, model: Model, deadline: float, like:
         threads=threads,
         offload=route.offload,
         ragged=ragged,
+        gauge=gauge_of(wanted, route.drift, decoder, encoder, signature, route.name),
         cache=cache_of(wanted, route.entries, encoder, settings.key(route.name, "cache")),
         reading=(wanted.input, wanted.preprocess),
     )

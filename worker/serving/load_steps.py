@@ -14,6 +14,7 @@ from worker.records.paths import Path
 from worker.serving.cache import cache_of
 from worker.serving.cascade import BOXES_MAX, RESERVE_SHARE, Cascade, CascadeModel, Room, Step
 from worker.serving.condition import Condition
+from worker.serving.gauge import gauge_of
 from worker.serving.item_feed import picture_features
 from worker.serving.route import Route
 from worker.serving.servable import Servable
@@ -80,6 +81,7 @@ def _joined(settings: Settings, route: Route, servables: Sequence[Servable]) -> 
         threads=max(servable.threads for servable in servables),
         ragged=first.ragged,
         offload=route.offload,
+        gauge=gauge_of(wanted, route.drift, first.decoder, encoder, first.model.signature, route.name),
         cache=cache_of(wanted, route.entries, encoder, settings.key(route.name, "cache")),
         steps=steps,
         room=_room(settings, steps, lane.runs),

@@ -17,6 +17,7 @@ from worker.serving.cache import Entries, entries_of
 from worker.serving.envelope import Envelope, Writer
 
 if TYPE_CHECKING:
+    from worker.drift.watch import Watch
     from worker.payload.keys import Keys
     from worker.schema_registry.book import Schemas, Shelf
     from worker.schema_registry.opening import Registry
@@ -59,6 +60,8 @@ class Route:
     """Whom its records need before they can be decoded, in the order in which they are asked."""
     offload: Offload | None = None
     """Where large results go."""
+    drift: Watch | None = None
+    """What compares its records with a profile; None where nobody asks for it."""
     entries: Entries | None = None
     """The answers that its servables keep; None where it has no cache."""
 
@@ -105,6 +108,7 @@ def route_of(
         outside=(*_outside(settings), *_schemas(settings, opening, registry)),
         schemas=registry.schemas if registry is not None else None,
         offload=_offload(settings, envelope),
+        drift=_watch(settings),
         entries=entries_of(settings.cache),
     )
 
@@ -116,6 +120,14 @@ def _offload(settings: PipelineSettings, envelope: Envelope) -> Offload | None:
     from worker.serving.offload import Offload
 
     return Offload(wanted.offload, wanted.format, envelope)
+
+
+def _watch(settings: PipelineSettings) -> Watch | None:
+    if settings.drift is None:
+        return None
+    from worker.serving.gauge import watch_of
+
+    return watch_of(settings)
 
 
 def _outside(settings: PipelineSettings) -> tuple[Outside, ...]:

@@ -48,6 +48,20 @@ class Group:
         return sum(item.count for item in self.items) if self.items is not None else len(self.rows)
 
 
+def buffers(servable: Servable, rows: int) -> dict[str, Array]:
+    """One array per model input with a slot per row."""
+    return {
+        spec.name: np.full((rows, *_known(spec.item_shape)), "", object)
+        if spec.dtype == object
+        else servable.model.empty((rows, *_known(spec.item_shape)), spec.dtype)
+        for spec in servable.model.signature.inputs
+    }
+
+
+def _known(shape: tuple[int | None, ...]) -> tuple[int, ...]:
+    return tuple(d or 0 for d in shape)
+
+
 def groups(batch: Batch, servable: Servable) -> Iterator[Group]:
     """The batch's good rows as model runs: together where the model allows it, else one by one."""
     feed = batch.feed

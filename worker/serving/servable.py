@@ -19,6 +19,7 @@ from worker.records import Decoder
 from worker.records.memory import WORST_FACTOR
 from worker.serving.cache import Cache
 from worker.serving.checkup import Checkup
+from worker.serving.gauge import Gauge
 from worker.serving.offload import Offload
 from worker.serving.ragged import Ragged
 from worker.serving.run_limit import RunLimit
@@ -113,6 +114,8 @@ class Servable:
     """How records of unlike length share a run; None = only those of one shape do."""
     offload: Offload | None = None
     """Where large results go."""
+    gauge: Gauge | None = None
+    """What measures some of the records; None where nobody compares them with a profile."""
     cache: Cache | None = None
     """Answers to payloads that came before; None where the pipeline has no cache."""
     reading: object = None

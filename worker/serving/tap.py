@@ -88,17 +88,17 @@ def figures_of(name: str, tensor: Any) -> Figures:
 
 
 def tapped(servable: Servable, told: Told) -> Servable:
-    """The servable with a tap, without a cache and without a store for large results."""
+    """The servable with a tap, without a cache, without a store for large results, and not measured."""
     decoder = cast("Decoder", _TappedDecoder(servable.decoder, told))
     if not isinstance(servable, Cascade):
         model = cast("Model", _TappedModel(servable.model, told, None))
-        return replace(servable, model=model, decoder=decoder, cache=None, offload=None)
+        return replace(servable, model=model, decoder=decoder, cache=None, offload=None, gauge=None)
     steps = []
     for step in servable.steps:
         model = cast("Model", _TappedModel(step.servable.model, told, step.name))
         encoder = cast("Encoder", _TappedEncoder(step.servable.encoder, told, step.name))
         steps.append(replace(step, servable=replace(step.servable, model=model, encoder=encoder)))
-    return replace(servable, steps=steps, decoder=decoder, cache=None, offload=None)
+    return replace(servable, steps=steps, decoder=decoder, cache=None, offload=None, gauge=None)
 
 
 class _Around:

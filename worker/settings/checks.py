@@ -141,6 +141,7 @@ def mistakes_together(settings: Settings) -> list[Mistake]:
             _check_payload,
             _check_registry,
             _check_cache,
+            _check_drift,
             check_budget,
         ):
             passes(of_pipeline, settings, name)
@@ -357,6 +358,15 @@ def _check_part(settings: Settings, name: str, part: PipelineSettings, prefix: s
         raise ConfigError(
             f"{settings.key(name, 'output.format')}: '{part.output.format}' goes with postprocess raw only; "
             "expected json, or no postprocess"
+        )
+
+
+def _check_drift(settings: Settings, name: str) -> None:
+    """Refuse a comparison of what is not measured."""
+    pipeline = settings.pipelines[name]
+    if pipeline.drift is not None and pipeline.input.window is not None:
+        raise ConfigError(
+            f"{settings.key(name, 'drift')}: does not go with input.window: records are single samples, not what is answered"
         )
 
 

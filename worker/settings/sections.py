@@ -419,6 +419,15 @@ class CacheSettings(Section):
     """Seconds after which an answer does not count any more; unset: it does not age."""
 
 
+class DriftSettings(Section):
+    """With what records and answers are compared."""
+
+    profile: File
+    """The file that `streaminfer profile` has written for this pipeline."""
+    window_s: Annotated[float, Field(ge=1, le=7 * 86400)] = 600.0
+    """Seconds of the last records that are compared; longer than what repeats by itself, such as the shifts of a day."""
+
+
 class OutputSettings(Section):
     """Where results go and what they are."""
 
@@ -538,6 +547,8 @@ class PipelineSettings(Section):
     """Answer a payload equal to an earlier one from memory, with `"cached": true` in the result; off unless given, `{}` takes the defaults."""
     rollout: RolloutSettings | None = None
     """How a new version of the model is tried; needs control."""
+    drift: DriftSettings | None = None
+    """Compare records and answers with those of a profile; off unless given."""
 
     @property
     def parts(self) -> dict[str, PipelineSettings]:
@@ -550,6 +561,7 @@ class PipelineSettings(Section):
         changed: dict[str, Any] = {
             "steps": None,
             "cache": None,
+            "drift": None,
             "preprocess": step.preprocess,
             "model": step.model,
             "postprocess": step.postprocess,

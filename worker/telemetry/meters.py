@@ -114,6 +114,10 @@ class PipelineCounts:
     """Rollouts that began (running) or ended here, by what became of them."""
     rollout_share: float = 0.0
     """Of the keys, those that a canary answers now."""
+    drift: dict[str, float] = field(default_factory=dict)
+    """Population stability index by feature, of the last window; empty where it is not known."""
+    drift_measured: int = 0
+    """Records that were measured to be compared with a profile."""
     steps: dict[str, StepCounts] = field(default_factory=dict)
     """By step, where there are several."""
     versions: dict[str, VersionCounts] = field(default_factory=dict)
@@ -157,6 +161,7 @@ class PipelineCounts:
             refused=self.refused - earlier.refused,
             cache=Counter({result: n - earlier.cache[result] for result, n in self.cache.items()}),
             rollouts=self.rollouts - earlier.rollouts,
+            drift_measured=self.drift_measured - earlier.drift_measured,
             stages_us={
                 stage: now.since(earlier.stages_us.get(stage, Histogram()))
                 for stage, now in self.stages_us.items()
@@ -259,6 +264,11 @@ class Meters:
         if state is not None:
             counts.rollouts[state] += 1
         counts.rollout_share = share
+
+    def drift(self, pipeline: str, psi: dict[str, float], measured: int) -> None:
+        """Set the index of each feature; ``measured`` records in all have been looked at since the start."""
+        counts = self._of(pipeline)
+        counts.drift, counts.drift_measured = psi, measured
 
     def taken(self, pipeline: str, records: int, nbytes: int = 0) -> None:
         """Count records that were read from Kafka and are now in flight; ``nbytes`` is the size of their values."""

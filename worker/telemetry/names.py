@@ -203,6 +203,20 @@ CONFIG_NEEDS_RESTART = Metric(
     "settings",
     "Settings that the file has otherwise than this worker, because they need a restart.",
 )
+DRIFT = Metric(
+    "drift_psi",
+    "gauge",
+    "",
+    "Population stability index of a figure of records or answers, between the profile and the last drift.window_s, without what chance adds: above 0.2 it has shifted. Present once 100 records were measured.",
+    ("pipeline", "feature"),
+)
+DRIFT_MEASURED = Metric(
+    "drift_measured_total",
+    "counter",
+    "records",
+    "Records that were measured to be compared with the profile of their pipeline.",
+    ("pipeline",),
+)
 ASSIGNED_PARTITIONS = Metric(
     "assigned_partitions",
     "gauge",
@@ -263,6 +277,8 @@ METRICS = (
     CONFIG_INFO,
     CONFIG_RELOADS,
     CONFIG_NEEDS_RESTART,
+    DRIFT,
+    DRIFT_MEASURED,
     ASSIGNED_PARTITIONS,
     BROKER_AVAILABLE,
     OUTSIDE_AVAILABLE,

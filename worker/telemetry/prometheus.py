@@ -78,6 +78,10 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
             yield names.ROLLOUTS, (pipeline, what), rollouts
         if counts.rollouts:
             yield names.ROLLOUT_SHARE, (pipeline,), counts.rollout_share
+        for feature, psi in counts.drift.items():
+            yield names.DRIFT, (pipeline, feature), psi
+        if counts.drift_measured:
+            yield names.DRIFT_MEASURED, (pipeline,), counts.drift_measured
     yield names.IN_FLIGHT_BYTES, (), snapshot.bytes_in_flight
     for partition, state in snapshot.partitions.items():
         if state.lag is not None:

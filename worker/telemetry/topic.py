@@ -119,6 +119,8 @@ def pipeline_fields(counts: PipelineCounts) -> dict[str, Any]:
     }
     if counts.cache:
         record["cache"] = dict(counts.cache)
+    if counts.drift:
+        record["drift"] = {feature: round(psi, 4) for feature, psi in counts.drift.items()}
     if len(counts.versions) > 1:
         record["versions"] = {version: _version(its) for version, its in counts.versions.items()}
     return record
