@@ -9,6 +9,7 @@ from typing import Any
 
 from worker.errors import ConfigError, Mistake
 from worker.registry import CONTENTS, INPUT_FORMATS, OUTPUT_FORMATS, POSTPROCESSES
+from worker.settings.drift_checks import check_drift
 from worker.settings.kinds import MIB
 from worker.settings.model_checks import check_model
 from worker.settings.rollout_checks import check_control, check_rollout
@@ -135,16 +136,10 @@ def mistakes_together(settings: Settings) -> list[Mistake]:
         for prefix, part in pipeline.parts.items():
             if passes(check_model, part, settings.key(name, f"{prefix}model")):
                 passes(_check_part, settings, name, part, prefix)
-        for of_pipeline in (
-            check_rollout,
-            _check_pipeline,
-            _check_payload,
-            _check_registry,
-            _check_cache,
-            _check_drift,
-            check_budget,
-        ):
+        for of_pipeline in (check_rollout, check_drift, check_budget):
             passes(of_pipeline, settings, name)
+        for ours in (_check_pipeline, _check_payload, _check_registry, _check_cache):
+            passes(ours, settings, name)
     return found
 
 
@@ -358,15 +353,6 @@ def _check_part(settings: Settings, name: str, part: PipelineSettings, prefix: s
         raise ConfigError(
             f"{settings.key(name, 'output.format')}: '{part.output.format}' goes with postprocess raw only; "
             "expected json, or no postprocess"
-        )
-
-
-def _check_drift(settings: Settings, name: str) -> None:
-    """Refuse a comparison of what is not measured."""
-    pipeline = settings.pipelines[name]
-    if pipeline.drift is not None and pipeline.input.window is not None:
-        raise ConfigError(
-            f"{settings.key(name, 'drift')}: does not go with input.window: records are single samples, not what is answered"
         )
 
 
