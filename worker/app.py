@@ -186,7 +186,11 @@ class _Parts:
         if not self._clients.topics.embedded:
             from worker.kafka.watch import TopicWatch
 
-            watch = TopicWatch(self._settings, self._clients.topics.ids)
+            watch = TopicWatch(
+                self._settings,
+                self._clients.topics.ids,
+                lambda: {partition.topic for partition in self._conductor.window.owned},
+            )
             chores.append(every(TOPICS_EVERY_S, self._unless_draining(watch.look)))
         self._reporter = reporter = self._make_reporter()
         if reporter is not None:

@@ -43,6 +43,7 @@ from worker.settings import Settings
 from worker.telemetry import logs
 from worker.telemetry.meters import Meters
 from worker.telemetry.observer import Observer
+from worker.topics import ByTopic
 
 if TYPE_CHECKING:
     from worker.kafka.batch_sink import BatchSink
@@ -91,6 +92,7 @@ def connect(settings: Settings, meters: Meters, group: str) -> Clients:
         topics.ids,
         lambda: meters.rewind("out_of_range"),
         lambda metadata: Note.parse(metadata) is not None,
+        topics.partitions,
     )
     exactly_once = settings.delivery == "exactly_once"
     if exactly_once and topics.embedded:
@@ -166,7 +168,7 @@ def conductor_for(
     ]
     source = _source(settings, rollouts, clients, intakes)
     # An upper bound of the records of one partition that a dying process had in flight.
-    reach = {topic: 2 * intake.slab_records for intake in intakes for topic in intake.topics}
+    reach = ByTopic({topic: 2 * intake.slab_records for intake in intakes for topic in intake.topics})
     caution = Caution(reach, settings.dead_letter.max_crashes)
     parts = Parts(
         source,

@@ -395,7 +395,8 @@ class Route(Protocol):
         """The pipeline's key in the configuration; the label of its metrics."""
 
     @property
-    def topics(self) -> frozenset[str]: ...
+    def topics(self) -> frozenset[str]:
+        """A topic that a pattern matches is in it, too."""
 
     @property
     def when(self) -> tuple[str, bytes] | None:

@@ -37,6 +37,7 @@ SHARED = (
     "sending",
     "sizes",
     "text",
+    "topics",
     "settings",
     "stores.url",
     "stores.allow",

@@ -22,6 +22,7 @@ from worker.kafka.headers import readable_headers
 from worker.kafka.measuring import EndReader, LoadProducer
 from worker.kafka.properties import producer_properties
 from worker.kafka.topics import open_topics
+from worker.topics import is_pattern
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -65,10 +66,14 @@ class Load:
                 f"output.headers: none leaves nothing in a {kind} result that says which record it is of; "
                 "expected trace"
             )
-        topics = open_topics(settings)
         self._topic = pipeline.input.topics[0]
         self.partitions = topics.partitions[self._topic]
         """Of the topic that is sent to."""
+        if is_pattern(self._topic):
+            raise ConfigError(
+                f"input.topics: got '{self._topic}', expected the name of a topic first: bench sends records to it"
+            )
+        topics = open_topics(settings)
         self._silence = (
             f"no result came on topic {output.topic} within {PATIENCE_S:.0f} s: is a worker of group "
             f"{settings.kafka['group.id']} running, and has it done what was waiting on {self._topic}?"

@@ -26,6 +26,7 @@ from worker.errors import ConfigError, StartError
 from worker.settings import Settings, load
 from worker.telemetry import logs
 from worker.text import printable
+from worker.topics import Topics
 
 if TYPE_CHECKING:
     from worker.kafka.letters import LetterReader, Returns
@@ -210,7 +211,7 @@ def _replay(
 ) -> int:
     from worker.kafka.letters import Returns
 
-    topics = {topic for pipeline in settings.pipelines.values() for topic in pipeline.input.topics}
+    topics = Topics(topic for pipeline in settings.pipelines.values() for topic in pipeline.input.topics)
     reader.check_replay(topics)
     replay = Replay(
         reader,
@@ -252,7 +253,7 @@ class Replay:
         reader: LetterReader,
         returns: Returns | None,
         *,
-        topics: set[str],
+        topics: Topics,
         rate: float | None,
         keep_time: bool,
         keep_progress: bool,

@@ -20,6 +20,7 @@ from worker.dead_letters.read import Letter, Source, failed
 from worker.errors import ConfigError, StartError
 from worker.settings import Settings
 from worker.telemetry import logs
+from worker.topics import Topics
 
 if TYPE_CHECKING:
     from worker.cli.explained import Explained
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             that is away.
     """
     settings = configuration.load(args.config, args.overrides)
-    inputs = {topic for pipeline in settings.pipelines.values() for topic in pipeline.input.topics}
+    inputs = Topics(topic for pipeline in settings.pipelines.values() for topic in pipeline.input.topics)
     topic = args.place.partition.topic
     if topic not in inputs and topic != settings.dead_letter.topic:
         raise ConfigError(
@@ -126,7 +127,7 @@ def _explained(subject: Subject, settings: Settings, version: str | None) -> Exp
 # -- the record -----------------------------------------------------------------------------------------------
 
 
-def _subject(at: Source, settings: Settings, client: Connection, inputs: set[str]) -> Subject:
+def _subject(at: Source, settings: Settings, client: Connection, inputs: Topics) -> Subject:
     """The record in that place; of a dead letter the record that failed."""
     from worker.kafka.one_record import RecordReader
 

@@ -23,7 +23,7 @@ def keys_of(settings: Settings) -> Keys | None:
 def sent_to(settings: Settings, topic: str) -> Wrapping | None:
     """How values that go to an input topic are wrapped; None where they are sent as they are."""
     for pipeline in settings.pipelines.values():
-        if topic in pipeline.input.topics and pipeline.input.unwrap:
+        if topic in pipeline.input.names and pipeline.input.unwrap:
             return opening_of(pipeline.input, keys_of(settings)).wrapping(topic)
     return None
 

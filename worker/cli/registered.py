@@ -214,7 +214,7 @@ def _sayable(value: Any) -> Any:
 def expects_schemas(settings: Settings, topic: str) -> bool:
     """Whether a pipeline reads records of this topic that name their schema."""
     return any(
-        topic in pipeline.input.topics
+        topic in pipeline.input.names
         and getattr(INPUT_FORMATS.entry(pipeline.input.format), "needs_schemas", False)
         for pipeline in settings.pipelines.values()
     )

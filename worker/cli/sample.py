@@ -100,7 +100,7 @@ def _collected(pool: InlinePool, asker: str) -> Returned:
 
 def _batch(rollout: Rollout, servable: Servable, value: bytes, headers: Headers | None) -> Batch:
     now_ms = time.time() * 1000
-    source = Partition(min(rollout.route.topics), 0)
+    source = Partition(rollout.route.topics.example, 0)
     columns = Columns([value], [None], [headers or None], [int(now_ms)], [0], [source])
     batch = Batch(None, range(1), columns, rollout.route, servable, time.monotonic_ns(), now_ms)
     batch.to_open = {0} if rollout.route.opening.applies(headers) else set()

@@ -65,7 +65,7 @@ def shelf_of(folder: str | None, settings: Settings | None, topic: str) -> Shelf
         return None
     for pipeline in settings.pipelines.values() if settings is not None else ():
         wanted = pipeline.input
-        if topic in wanted.topics and wanted.reference and wanted.reference.from_.startswith("header:"):
+        if topic in wanted.names and wanted.reference and wanted.reference.from_.startswith("header:"):
             references = References(wanted.reference, wanted.max_bytes)
             name = folder if folder.endswith("/") else f"{folder}/"
             try:

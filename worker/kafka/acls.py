@@ -6,7 +6,7 @@ Kafka's rule: READ, WRITE, DELETE and ALTER on a resource imply DESCRIBE on it. 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from worker.errors import StartError
 from worker.kafka.admin import EMBEDDED_CLUSTER, Admin
 from worker.kafka.properties import Client, build, producer_properties
 from worker.kafka.uses import uses_of
+from worker.topics import is_pattern, prefix
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -61,6 +62,9 @@ def rights_of(settings: Settings) -> list[Right]:
     found: dict[tuple[str, str], Right] = {}
     for use in sorted(uses_of(settings), key=lambda use: use.topic):
         wanted = [Right("WRITE" if use.written else "READ", "topic", use.topic, use.field)]
+        if is_pattern(use.topic):
+            begins = prefix(use.topic)
+            wanted = [Right("READ", "topic", begins or "*", use.field, prefixed=bool(begins))]
         if use.create is not None:
             wanted.append(Right("CREATE", "topic", use.topic, use.field, optional=_IF_THERE))
         if use.written:
@@ -135,8 +139,9 @@ def held(settings: Settings, rights: Sequence[Right]) -> list[tuple[Right, bool 
             raise StartError(
                 "--acls: the embedded broker knows no rights; expected a real Kafka, or --offline"
             )
-        topics = [right.name for right in rights if right.kind == "topic"]
-        told = admin.describe([*dict.fromkeys(topics)]).rights
+        named = [right.name for right in rights if right.kind == "topic" and not _is_open(right)]
+        matched = [topic for topic in cluster.topics for right in rights if _covers(right, topic)]
+        told = admin.describe([*dict.fromkeys((*named, *matched))]).rights
         found: list[tuple[Right, bool | None]] = []
         for right in rights:
             if right.kind == "transactional-id":
@@ -146,9 +151,26 @@ def held(settings: Settings, rights: Sequence[Right]) -> list[tuple[Right, bool 
             else:
                 group = right.kind == "group"
                 operations = admin.group_rights(right.name) if group else told.get(right.name)
+                if _is_open(right):
+                    operations = _common(told, right)
                 may = None if operations is None else AclOperation[right.operation] in operations
                 found.append((right, may))
     return found
+
+
+def _is_open(right: Right) -> bool:
+    """It is needed for topics that are not named, because a pattern stands for them."""
+    return right.kind == "topic" and (right.prefixed or right.name == "*")
+
+
+def _covers(right: Right, topic: str) -> bool:
+    return _is_open(right) and (right.name == "*" or topic.startswith(right.name))
+
+
+def _common(told: Mapping[str, frozenset[AclOperation]], right: Right) -> frozenset[AclOperation] | None:
+    """What the client may do with all of the topics that a right is needed for; None if there are none."""
+    each = [operations for topic, operations in told.items() if _covers(right, topic)]
+    return frozenset.intersection(*each) if each else None
 
 
 def _may_begin(settings: Settings, right: Right) -> bool | None:

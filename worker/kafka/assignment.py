@@ -10,6 +10,7 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, To
 
 from worker.batch import Partition
 from worker.errors import ClientFatal
+from worker.topics import Topics
 
 
 class Listener(Protocol):
@@ -39,7 +40,7 @@ class Assignment:
         (negative: not known)."""
         self.moved: set[Partition] = set()
         """Partitions that left or were sought since this was last cleared: what was fetched of them before is stale."""
-        self.paused: set[str] = set()
+        self.paused = Topics()
         """Topics that are not fetched."""
         self.held: set[Partition] = set()
         """Partitions that somebody else reads for us (:mod:`worker.kafka.careful`): never fetched here."""
@@ -74,12 +75,12 @@ class Assignment:
 
     def pause(self, topics: Iterable[str]) -> None:
         """Stop fetching these topics, partitions added later included. Throws away what was fetched of them."""
-        self.paused.update(topics)
+        self.paused = Topics([*self.paused, *topics])
         self._consumer.pause(self._of(topics))
 
     def resume(self, topics: Iterable[str]) -> None:
         """Fetch these topics again."""
-        self.paused.difference_update(topics)
+        self.paused = Topics(self.paused.difference(topics))
         self._consumer.resume([tp for tp in self._of(topics) if _place(tp) not in self.held])
 
     def still_ours(self, messages: list[Any]) -> list[Any]:
@@ -148,7 +149,8 @@ class Assignment:
         return [tp for tp in partitions if tp.topic in self.paused or _place(tp) in self.held]
 
     def _of(self, topics: Iterable[str]) -> list[TopicPartition]:
-        return partitions_of(place for place in self.positions if place.topic in topics)
+        named = Topics(topics)
+        return partitions_of(place for place in self.positions if place.topic in named)
 
 
 def partitions_of(places: Iterable[Partition]) -> list[TopicPartition]:

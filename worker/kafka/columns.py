@@ -14,6 +14,7 @@ from confluent_kafka import Message
 from worker.batch import Columns, Partition, Span
 from worker.kafka.headers import header_column
 from worker.sizes import wire_headers_bytes
+from worker.topics import is_pattern
 
 # One class stands for records and for events, so every field may be None to a type checker; a record's never is.
 _topic: Any = Message.topic
@@ -30,7 +31,7 @@ class Gatherer:
     """
 
     def __init__(self, topics: Sequence[str]) -> None:
-        self._sole = topics[0] if len(topics) == 1 else None
+        self._sole = topics[0] if len(topics) == 1 and not is_pattern(topics[0]) else None
         self._interned: dict[Partition, Partition] = {}
 
     def gather(self, messages: list[Any]) -> tuple[Columns, list[Span]]:

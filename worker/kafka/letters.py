@@ -25,6 +25,7 @@ from worker.kafka.properties import (
 from worker.kafka.rights import check_rights
 from worker.kafka.tools import range_of
 from worker.kafka.uses import Use
+from worker.topics import Topics, is_pattern
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -82,7 +83,9 @@ class LetterReader:
         Raises:
             StartError: a topic does not exist, or a right is missing.
         """
-        uses = [Use(topic, "input.topics", written=True) for topic in sorted(topics)]
+        there = [topic for topic in self.partitions if topic in Topics(topics)]
+        named = [topic for topic in topics if not is_pattern(topic)]
+        uses = [Use(topic, "input.topics", written=True) for topic in sorted({*there, *named})]
         for use in uses:
             if use.topic not in self.partitions:
                 raise StartError(

@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from worker.errors import ConfigError, Mistake
 from worker.kafka.library import known_properties, property_fault
 from worker.settings.checks import TRANSACTION_TIMEOUT_MS
+from worker.topics import is_pattern
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -42,6 +43,8 @@ blocks the next request for that time. With transactions the client itself uses 
 STATISTICS_MS = 1_000
 """Interval of the consumer's statistics, which show in which partitions a transaction is open. They cost a few
 milliseconds of CPU for a hundred partitions."""
+NEW_TOPICS_MS = 10_000
+"""How often a client whose ``input.topics`` has a pattern looks for topics that it matches (classic protocol)."""
 MEMBERSHIP = (
     "group.id",
     "group.instance.id",
@@ -106,6 +109,8 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
         "fetch.wait.max.ms": 2 if embedded else 100,
         "statistics.interval.ms": STATISTICS_MS,
     }
+    if any(map(is_pattern, (topic for each in settings.pipelines.values() for topic in each.input.topics))):
+        ours["topic.metadata.refresh.interval.ms"] = NEW_TOPICS_MS
     if settings.kafka.get("group.protocol", "classic").lower() != "consumer":
         # with the consumer protocol the broker decides these, and a client that sets one cannot be constructed
         ours["partition.assignment.strategy"] = "cooperative-sticky"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -31,6 +31,7 @@ from worker.kafka.notes import opened
 from worker.kafka.properties import admin_properties, build, consumer_properties
 from worker.kafka.starts import Starts
 from worker.sizes import HELD_RECORD_BYTES, largest_record_bytes
+from worker.topics import subscription
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -47,6 +48,7 @@ def open_source(
     topic_ids: Mapping[str, str] | None = None,
     on_out_of_range: Callable[[], None] = lambda: None,
     is_suspect: Callable[[str], bool] = lambda metadata: False,
+    existing: Collection[str] = (),
 ) -> KafkaSource:
     """The consumer of the worker's input topics, not subscribed yet.
 
@@ -55,6 +57,7 @@ def open_source(
         topic_ids: input topic -> its id at start, where the broker told it.
         on_out_of_range: called when a position was no longer on the broker, for the counter of such returns.
         is_suspect: whether the metadata committed beside a position tells of a process that died behind it.
+        existing: topics that are there at start.
 
     Raises:
         ConfigError: librdkafka refuses the properties.
@@ -68,10 +71,11 @@ def open_source(
         properties,
         admin_properties(settings),
         begin,
-        topic_ids or {},
+        {topic: found for topic, found in (topic_ids or {}).items() if topic in begin},
         CarefulReader(properties, limits.in_flight_bytes + limits.prefetch_bytes),
         on_out_of_range,
         is_suspect,
+        existing,
     )
 
 
@@ -85,6 +89,7 @@ class KafkaSource:
         careful: reads the first records of partitions whose last owner died.
         on_out_of_range: called when a position was no longer on the broker.
         is_suspect: whether the metadata committed beside a position tells of a process that died behind it.
+        existing: topics that are there at start.
 
     Raises:
         ConfigError: librdkafka refuses the properties.
@@ -99,6 +104,7 @@ class KafkaSource:
         careful: CarefulReader,
         on_out_of_range: Callable[[], None] = lambda: None,
         is_suspect: Callable[[str], bool] = lambda metadata: False,
+        existing: Collection[str] = (),
     ) -> None:
         self.health = ClientHealth()
         self.on_member: Callable[[str], object] | None = None
@@ -120,7 +126,7 @@ class KafkaSource:
         self._commits.attach(self._consumer)
         self._assignment = Assignment(self._consumer, properties)
         self._gatherer = Gatherer(self._topics)
-        self._starts = Starts(self._consumer, self._commits, begin, admin_properties)
+        self._starts = Starts(self._consumer, self._commits, begin, admin_properties, existing)
         self._ends = Ends(self._consumer, admin_properties)
         self._lost = LostPositions(
             self._assignment, self._starts, self._begin_anew, topic_ids, admin_properties, on_out_of_range
@@ -157,7 +163,10 @@ class KafkaSource:
         """Join the group; ``listener`` hears of the partitions inside later calls of :meth:`take`."""
         self._listener = listener
         self._consumer.subscribe(
-            self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            [*map(subscription, self._topics)],
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
         )
 
     def take(self, timeout_s: float, most: int, wanted_bytes: int) -> tuple[Columns, list[Span]]:

@@ -13,6 +13,7 @@ from worker.batch import Partition
 from worker.kafka.commits import LOOKUP_TIMEOUT_S, Commits
 from worker.kafka.notes import opened
 from worker.kafka.properties import build
+from worker.topics import ByTopic
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ class Starts:
         commits: asked for the group's committed offsets.
         begin: topic -> ``earliest`` or ``latest``, for a group that has committed nothing of the topic.
         admin_properties: of a client that asks for a topic's partitions.
+        existing: topics that were there at start.
     """
 
     def __init__(
@@ -33,10 +35,12 @@ class Starts:
         commits: Commits,
         begin: Mapping[str, str],
         admin_properties: Mapping[str, Any],
+        existing: Collection[str] = (),
     ) -> None:
         self._consumer = consumer
         self._commits = commits
-        self._begin = begin
+        self._begin = ByTopic(begin)
+        self._existing = existing
         self._admin_properties = dict(admin_properties)
         self._found: dict[Partition, tuple[int, str]] = {}
 
@@ -85,11 +89,16 @@ class Starts:
             tp.offset = found.offset if found.offset >= 0 else OFFSET_BEGINNING
         new = [tp for tp in partitions if tp.offset == OFFSET_BEGINNING]
         self._start_at_beginning(new)
-        for topic in {tp.topic for tp in new if self._begin.get(tp.topic) == "latest"}:
+        for topic in {tp.topic for tp in new if self._begins_at_end(tp.topic)}:
             self._start_at_end(topic, [tp for tp in new if tp.topic == topic])
         for tp, found in zip(partitions, stored, strict=True):
             if tp.offset >= 0:
                 self.set(Partition(tp.topic, tp.partition), tp.offset, opened(found.metadata))
+
+    def _begins_at_end(self, topic: str) -> bool:
+        """Of a topic that a pattern matches, and that was made after this worker had started, every record is new."""
+        newcomer = self._begin.name(topic) != topic and topic not in self._existing
+        return self._begin.get(topic) == "latest" and not newcomer
 
     def resolve_one(self, place: Partition) -> int:
         """The start of one partition; negative: the broker decides.

@@ -14,7 +14,7 @@ from worker.kafka.admin import EMBEDDED_CLUSTER, Admin
 from worker.kafka.properties import check_properties, client_limit
 from worker.kafka.rights import find_rights
 from worker.kafka.rules import Rules, Times, by_hand, check_control, check_letters_fit, compacted
-from worker.kafka.uses import Use, uses_of
+from worker.kafka.uses import Use, expanded, uses_of
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -87,9 +87,9 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
         StartError: the broker cannot be reached or refuses us; a topic is missing or has too few partitions.
     """
     check_properties(settings.kafka)
-    uses = list(uses_of(settings))
     with Admin(settings) as admin:
         cluster = admin.cluster()
+        uses = [*expanded(uses_of(settings), cluster.topics)]
         embedded = str(cluster.cluster_id).startswith(EMBEDDED_CLUSTER)
         missing = [use for use in uses if use.topic not in cluster.topics]
         planned: dict[str, int] = {}
@@ -156,7 +156,7 @@ def _check_partitions(settings: Settings, partitions: dict[str, int]) -> None:
         if pipeline.output.partition != "input":
             continue
         output = pipeline.output.topic
-        for topic in pipeline.input.topics:
+        for topic in (topic for topic in partitions if topic in pipeline.input.names):
             if partitions[output] < partitions[topic]:
                 raise StartError(
                     f"output.partition: input needs at least as many partitions in {output} "

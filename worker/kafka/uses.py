@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from worker.topics import is_pattern, matches
 
 if TYPE_CHECKING:
     from worker.settings import CreateSettings, Settings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,21 @@ class Use:
     def prefix(self) -> str:
         """The beginning of a message about the topic."""
         return f"{self.field}: " if self.field else ""
+
+
+def expanded(uses: Iterable[Use], topics: Iterable[str]) -> Iterator[Use]:
+    """The uses with the topics that exist in place of patterns; a warning where a pattern matches none."""
+    there = sorted(topics)
+    for use in uses:
+        if not is_pattern(use.topic):
+            yield use
+            continue
+        found = [topic for topic in there if matches(use.topic, topic)]
+        if not found:
+            log.warning(
+                "%s: no topic matches %s yet; those that are made later are read", use.field, use.topic
+            )
+        yield from (replace(use, topic=topic) for topic in found)
 
 
 def uses_of(settings: Settings) -> Iterator[Use]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from worker.errors import ClientFatal
 from worker.kafka.admin import DESCRIBE_TIMEOUT_S
 from worker.kafka.properties import admin_properties, build
 from worker.kafka.uses import uses_of
+from worker.topics import is_pattern
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -34,6 +35,7 @@ class TopicWatch:
 
     Args:
         ids: topic -> its id at start, where the broker told it.
+        followed: topics that are read now. One that only a pattern names may be deleted.
         every_s: between two questions.
         clock: monotonic seconds.
     """
@@ -42,11 +44,12 @@ class TopicWatch:
         self,
         settings: Settings,
         ids: Mapping[str, str] | None = None,
+        followed: Callable[[], Iterable[str]] = tuple,
         every_s: float = WATCH_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         uses = list(uses_of(settings))
-        self._inputs = {use.topic: use.field for use in uses if not use.written}
+        self._inputs = {use.topic: use.field for use in uses if not use.written and not is_pattern(use.topic)}
         self._outputs = {
             use.topic: use.field
             for use in uses
@@ -57,7 +60,8 @@ class TopicWatch:
         self._clock = clock
         self._next_s = clock()
         self._asked: dict[str, Future[Any]] = {}
-        self._ids: dict[str, str] = dict(ids or {})
+        self._ids = {topic: found for topic, found in (ids or {}).items() if topic in self._inputs}
+        self._followed = followed
         self._missed: Counter[str] = Counter()
 
     def look(self) -> None:
@@ -72,7 +76,10 @@ class TopicWatch:
                 self._take(topic, answer)
         if not self._asked and self._clock() >= self._next_s:
             self._next_s = self._clock() + self._every_s
-            topics = TopicCollection([*self._inputs, *self._outputs])
+            followed = {*self._followed()}.difference(self._outputs)
+            for gone in self._ids.keys() - followed - self._inputs.keys():
+                del self._ids[gone]  # if it comes back, it may be another one
+            topics = TopicCollection([*dict.fromkeys((*self._inputs, *self._outputs, *followed))])
             self._asked = self._client.describe_topics(topics, request_timeout=DESCRIBE_TIMEOUT_S)
 
     def _take(self, topic: str, answer: Future[Any]) -> None:
@@ -81,14 +88,17 @@ class TopicWatch:
         except KafkaException as error:
             if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                 return  # an outage, or no right to ask: the clients report those themselves
+            if topic not in self._inputs and topic not in self._outputs:
+                self._ids.pop(topic, None)
+                return
             self._missed[topic] += 1
             if self._missed[topic] >= MISSES_MAX:
                 field = self._inputs.get(topic) or self._outputs[topic]
                 raise ClientFatal(f"{field}: topic {topic} does not exist any more") from None
             return
         del self._missed[topic]
-        if topic in self._inputs and found != self._ids.setdefault(topic, found):
-            raise made_anew(self._inputs[topic], topic)
+        if topic not in self._outputs and found != self._ids.setdefault(topic, found):
+            raise made_anew(self._inputs.get(topic, "input.topics"), topic)
 
 
 def made_anew(field: str, topic: str) -> ClientFatal:

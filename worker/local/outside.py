@@ -44,7 +44,7 @@ def as_sent(route: Route, value: bytes, headers: Headers | None) -> tuple[bytes,
     """The value wrapped as the pipeline expects it, unless its headers say that it is wrapped already."""
     if not route.opening.always or marks(headers or []):
         return value, headers
-    wrapping = route.opening.wrapping(min(route.topics))
+    wrapping = route.opening.wrapping(route.topics.example)
     if wrapping is None:
         return value, headers
     seal = wrapping.now()

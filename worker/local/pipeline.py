@@ -33,6 +33,7 @@ from worker.serving.route import Route
 from worker.serving.versions import resolved
 from worker.settings import PipelineSettings, Settings
 from worker.settings import load as load_settings
+from worker.topics import Topics
 
 SLABS_AT_ONCE = 4
 """So many slabs are in the pool at once: enough for every thread, and few enough that answers do not pile up."""
@@ -53,8 +54,9 @@ class Pipeline:
     def __init__(self, settings: Settings, rollouts: Sequence[Rollout], registry: Registry | None) -> None:
         self._rollouts = list(rollouts)
         self._registry = registry
-        self._first_topic = next(iter(settings.pipelines.values())).input.topics[0]
-        self._topics = {topic for rollout in rollouts for topic in rollout.route.topics}
+        first = next(iter(settings.pipelines.values())).input
+        self._first_topic = Topics(first.topics[:1]).example
+        self._topics = Topics(topic for rollout in rollouts for topic in rollout.route.topics)
         self._fetches = any(rollout.route.outside for rollout in rollouts)
         limits = settings.limits
         budget = bytes_for_records(limits.in_flight_bytes, self._rollouts)

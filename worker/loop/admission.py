@@ -98,6 +98,18 @@ class Admitted:
         return Deadlines(self.expired, at_ms) if at_ms else None
 
 
+class _Candidates(dict[str, list[Route]]):
+    """Topic -> the routes that take records of it, in file order; made when the first record of the topic comes."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        super().__init__()
+        self._routes = routes
+
+    def __missing__(self, topic: str) -> list[Route]:
+        self[topic] = found = [route for route in self._routes if topic in route.topics]
+        return found
+
+
 class Admission:
     """Routes records in file order and decides about those that need no model.
 
@@ -117,10 +129,7 @@ class Admission:
         self.rollouts = {rollout.route: rollout for rollout in rollouts}
         routes = [*self.rollouts]
         self._sole = routes[0] if len(routes) == 1 and routes[0].when is None else None
-        self._by_topic: dict[str, list[Route]] = {}
-        for route in routes:
-            for topic in route.topics:
-                self._by_topic.setdefault(topic, []).append(route)
+        self._by_topic = _Candidates(routes)
 
     def admit(self, columns: Columns, now_ms: float) -> Admitted:
         """Decide for every row; per-row work only where a row is out of the ordinary."""
@@ -183,7 +192,7 @@ class Admission:
             return [self._sole] * len(columns)
         routes: list[Route | None] = []
         for partition, headers in zip(columns.partitions, columns.headers, strict=True):
-            candidates = self._by_topic.get(partition.topic, ())
+            candidates = self._by_topic[partition.topic]
             routes.append(next((r for r in candidates if matches(r.when, headers)), None))
         return routes
 

@@ -20,6 +20,7 @@ from worker.loop.openslab import OpenSlab
 from worker.loop.pace import Pace
 from worker.loop.slab import Slab
 from worker.sizes import HELD_RECORD_BYTES
+from worker.topics import Topics
 
 SPARE_RECORDS = 64
 """Records that a full open slab still takes before its topics are paused."""
@@ -53,7 +54,7 @@ class Intake:
         self.admission = admission
         self.share = share
         self.fetching = fetching
-        self.topics = frozenset(chain.from_iterable(route.topics for route in admission.rollouts))
+        self.topics = Topics(chain.from_iterable(route.topics for route in admission.rollouts))
         self.priority = max(route.priority for route in admission.rollouts)
         """The highest among its routes: they share the slab."""
         self.open = OpenSlab(share)

@@ -16,6 +16,7 @@ from worker.loop.keep import LeftOut
 from worker.loop.openslab import rebased
 from worker.loop.turns import NO_RUSH, Rush, Turns, ranked
 from worker.loop.what_now import IntakeView
+from worker.topics import ByTopic, Topics
 
 HELD_EXCUSED_S = 600.0
 """An intake that is held for longer than this stands like any other."""
@@ -34,7 +35,7 @@ class Intakes:
     """See the module. The loop's thread alone uses it."""
 
     def __init__(self, intakes: Sequence[Intake], source: Fetching) -> None:
-        self._by_topic = {topic: intake for intake in intakes for topic in intake.topics}
+        self._by_topic = ByTopic({topic: intake for intake in intakes for topic in intake.topics})
         self._in_turn = list(intakes)
         """Whoever went last comes last."""
         self.ranked = ranked(intake.priority for intake in intakes)
@@ -98,20 +99,13 @@ class Intakes:
         Args:
             now_ns: monotonic nanoseconds.
         """
-        since_s = {
-            topic: s
-            for intake in self._in_turn
-            if (s := intake.held_s(now_ns)) is not None
-            for topic in intake.topics
-        }
+        since_s = {intake: s for intake in self._in_turn if (s := intake.held_s(now_ns)) is not None}
         if not since_s:
             return {}
         return {
-            partition: Waits(
-                None, "for a model of a rollout", False, since_s[partition.topic] <= HELD_EXCUSED_S
-            )
+            partition: Waits(None, "for a model of a rollout", False, since_s[intake] <= HELD_EXCUSED_S)
             for partition in partitions
-            if partition.topic in since_s
+            if (intake := self._by_topic[partition.topic]) in since_s
         }
 
     @property
@@ -185,7 +179,7 @@ class Intakes:
     @property
     def paused(self) -> frozenset[str]:
         """Topics that are not fetched because their intake is full; for any thread."""
-        return frozenset().union(*(intake.topics for intake in self._in_turn if intake.paused))
+        return Topics(chain.from_iterable(each.topics for each in self._in_turn if each.paused))
 
     def steer(self, intake: Intake, view: IntakeView) -> None:
         """Pause the topics of an intake that is full, resume them when it has room again.
@@ -220,11 +214,11 @@ class Intakes:
 
 
 def groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
-    """Rollouts whose routes share topics, directly or through others; members and groups are in file order."""
+    """Rollouts whose routes share topics or may do so, directly or through others; members and groups are in file order."""
     parts: list[list[int]] = []
     for index, rollout in enumerate(rollouts):
-        topics = rollout.route.topics
-        touching = [part for part in parts if any(topics & rollouts[i].route.topics for i in part)]
+        topics = Topics(rollout.route.topics)
+        touching = [part for part in parts if any(topics.touches(rollouts[i].route.topics) for i in part)]
         parts = [part for part in parts if part not in touching]
         parts.append(sorted(chain([index], *touching)))
     return [[rollouts[index] for index in part] for part in sorted(parts)]

@@ -16,6 +16,7 @@ from worker.loop.budget import Claim
 from worker.loop.membership import Listener, Log, Source
 from worker.loop.openslab import rebased
 from worker.loop.series import Marks, Rules, Sample, Series, with_marks
+from worker.topics import ByTopic
 
 SNAPSHOT_RECORDS = 2_000
 """Marks are noted each time so many records were read: a hand-over reads at most so many more again."""
@@ -95,14 +96,14 @@ class SeriesSource:
         self,
         source: Client,
         readers: Mapping[str, tuple[Reader, Rules]],
-        claims: dict[str, Claim],
+        claims: Mapping[str, Claim],
         most_bytes: int,
         committed: Callable[[list[Partition]], Mapping[Partition, tuple[int | None, str]]],
         log: Log,
     ) -> None:
         self._source = source
-        self._readers = readers
-        self.claims = claims
+        self._readers = ByTopic(readers)
+        self.claims = ByTopic(claims)
         self._most_bytes = most_bytes
         self._committed = committed
         self._log = log
@@ -214,7 +215,7 @@ class SeriesSource:
         """Count the samples in the byte budget."""
         held = dict.fromkeys(self.claims, 0)
         for partition, state in self._states.items():
-            held[partition.topic] += state.series.nbytes
+            held[self.claims.name(partition.topic) or ""] += state.series.nbytes
         for topic, claim in self.claims.items():
             claim.adjust(held[topic] - claim.nbytes)
 

@@ -191,7 +191,7 @@ def decoded(
 
 def _fed(record: Record, route: Route, decoder: Decoder, model: Model) -> tuple[Batch, Tensors]:
     """One record behind the decoder, and what a run with it alone is given."""
-    columns = Columns([record.value], [None], [None], [0], [0], [Partition(min(route.topics), 0)])
+    columns = Columns([record.value], [None], [None], [0], [0], [Partition(route.topics.example, 0)])
     batch = Batch(None, range(1), columns, route, None, 0, 0.0)  # type: ignore[arg-type]  # nothing asks for a servable
     arrays = None
     if decoder.fixed:

@@ -101,7 +101,7 @@ def _entry(line: bytes, folder: Path, where: str) -> tuple[bytes, Headers | None
 def _answer(route: Route, servable: Servable, value: bytes, headers: Headers | None, where: str) -> Any:
     """The result of one record, parsed."""
     now_ms = time.time() * 1000
-    source = Partition(min(route.topics), 0)
+    source = Partition(route.topics.example, 0)
     columns = Columns([value], [None], [headers], [int(now_ms)], [0], [source])
     batch = Batch(None, range(1), columns, route, servable, time.monotonic_ns(), now_ms)
     engine = Engine()

@@ -15,6 +15,7 @@ from worker.records import id_reader
 from worker.registry import INPUT_FORMATS, OUTPUT_FORMATS
 from worker.serving.cache import Entries, entries_of
 from worker.serving.envelope import Envelope, Writer
+from worker.topics import Topics
 
 if TYPE_CHECKING:
     from worker.drift.watch import Watch
@@ -44,7 +45,7 @@ class Route:
     """See :class:`worker.batch.Route`, which says what each field means."""
 
     name: str
-    topics: frozenset[str]
+    topics: Topics
     when: tuple[str, bytes] | None
     max_bytes: int
     tombstone: str
@@ -95,7 +96,7 @@ def route_of(
     )
     return Route(
         name=name,
-        topics=frozenset(wanted.topics),
+        topics=wanted.names,
         when=(settings.when.header, settings.when.equals.encode()) if settings.when else None,
         max_bytes=wanted.max_bytes,
         tombstone=wanted.tombstone,

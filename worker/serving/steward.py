@@ -150,8 +150,8 @@ class Steward:
             )
             for name, book in books.items()
         }
-        self._topics = {name: settings.pipelines[name].input.topics for name in books}
-        self._first = {name: Partition(topics[0], 0) for name, topics in self._topics.items()}
+        self._topics = {name: settings.pipelines[name].input.names for name in books}
+        self._first = {name: Partition(settings.pipelines[name].input.topics[0], 0) for name in books}
         self._waiting: dict[str, Servable] = {}
         """Servables that are loaded and in no rollout yet."""
         self._heard: deque[tuple[str, str, str]] = deque()
@@ -201,7 +201,7 @@ class Steward:
         with self._lock:
             self._assigned += 1
             for name, rollout in self._rollouts.items():
-                if topics.intersection(self._topics[name]):
+                if any(topic in self._topics[name] for topic in topics):
                     rollout.hold(True)
 
     def turn(self) -> list[Turned]:

@@ -15,6 +15,7 @@ from worker.settings.model_checks import check_model
 from worker.settings.rollout_checks import check_control, check_rollout
 from worker.settings.sections import PipelineSettings, Settings
 from worker.settings.steps import check_steps
+from worker.topics import matches, may_overlap
 
 WORKING_BYTES = 16 * MIB
 """What ``limits.in_flight_bytes`` must hold beside the largest record and one item's tensors."""
@@ -69,8 +70,11 @@ def starved_pipelines(settings: Settings) -> Iterator[tuple[str, str, str]]:
     taken: dict[str, str] = {}
     for name, pipeline in settings.pipelines.items():
         topics = pipeline.input.topics
-        if all(topic in taken for topic in topics):
-            yield name, taken[topics[0]], ", ".join(topics)
+        takers = [
+            next((who for seen, who in taken.items() if matches(seen, topic)), None) for topic in topics
+        ]
+        if takers[0] is not None and all(takers):
+            yield name, takers[0], ", ".join(topics)
         if pipeline.when is None:
             for topic in topics:
                 taken.setdefault(topic, name)
@@ -208,7 +212,8 @@ def _check_topics(settings: Settings) -> None:
     read_by: dict[str, str] = {}
     for name, pipeline in settings.pipelines.items():
         for topic in pipeline.input.topics:
-            first = read_by.setdefault(topic, name)
+            first = next((who for seen, who in read_by.items() if may_overlap(seen, topic)), name)
+            read_by.setdefault(topic, name)
             if settings.pipelines[first].input.start != pipeline.input.start:
                 raise ConfigError(
                     f"pipelines.{name}.input.start: got '{pipeline.input.start}', expected the same as "
@@ -223,10 +228,10 @@ def _check_topics(settings: Settings) -> None:
         "metrics.topic": settings.metrics.topic or "",
     }
     for key, topic in written.items():
-        if topic in read_by:
+        reader = next((who for seen, who in read_by.items() if topic and matches(seen, topic)), None)
+        if reader is not None:
             raise ConfigError(
-                f"{key}: got '{topic}', expected a topic that is not in "
-                f"{settings.key(read_by[topic], 'input.topics')}"
+                f"{key}: got '{topic}', expected a topic that is not in {settings.key(reader, 'input.topics')}"
             )
 
 
@@ -276,7 +281,7 @@ def _check_window(settings: Settings, name: str) -> None:
     others = [
         other
         for other, each in settings.pipelines.items()
-        if other != name and {*each.input.topics} & {*pipeline.input.topics}
+        if other != name and pipeline.input.names.touches(each.input.topics)
     ]
     if pipeline.when is not None or others:
         reason = f"{others[0]} reads it too" if others else "when takes some of its records only"

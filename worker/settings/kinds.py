@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, Wit
 
 from worker.registry import CUSTOM_CODE, INPUT_FORMATS, OUTPUT_FORMATS, PAYLOAD_FILTERS
 from worker.settings.choice import NameIn
+from worker.topics import is_pattern, pattern_fault
 
 MIB = 1 << 20
 
@@ -18,6 +19,14 @@ MIB = 1 << 20
 def _topic_name(name: str) -> str:
     if not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", name) or name in (".", ".."):
         raise ValueError("expected a topic name: 1 to 249 of the characters a-z A-Z 0-9 . _ -")
+    return name
+
+
+def _topic_or_pattern(name: str) -> str:
+    if not is_pattern(name):
+        return _topic_name(name)
+    if fault := pattern_fault(name):
+        raise ValueError(fault)
     return name
 
 
@@ -141,6 +150,6 @@ OpenSize = Annotated[
 ]
 Providers = Annotated[list[Literal["cpu", "cuda", "tensorrt"]], AfterValidator(_distinct)]
 Missing = Annotated[float | Literal["reject", "nan"], BeforeValidator(_missing)]
-Topics = Annotated[list[Topic], AfterValidator(_distinct)]
+Topics = Annotated[list[Annotated[str, AfterValidator(_topic_or_pattern)]], AfterValidator(_distinct)]
 Sha256 = Annotated[str, AfterValidator(_sha256)]
 HostAndPort = Annotated[str, AfterValidator(_host_and_port)]

@@ -62,6 +62,7 @@ from worker.settings.section import ContentSettings, Section
 from worker.settings.stores import OffloadSettings, ReferenceSettings, StoreOptions, redacted
 from worker.settings.stores import secrets as store_secrets
 from worker.settings.yaml_text import dotted
+from worker.topics import Topics as TopicNames
 
 S = TypeVar("S", bound=Section)
 T = TypeVar("T")
@@ -126,7 +127,7 @@ class InputSettings(Section):
     """Where records come from and what they are."""
 
     topics: Topics
-    """Topics to read."""
+    """Topics to read; `^cam-.*` stands for every topic whose whole name matches, also for those that are made later."""
     format: InputFormat
     """What a record's value is, or custom code `f(value: bytes, headers) -> {tensor name: array of one item}`."""
     max_bytes: Positive = 8 * MIB
@@ -150,6 +151,11 @@ class InputSettings(Section):
 
     window: WindowSettings | None = None
     """json and tensor: records are single samples of series; each complete window of them is answered."""
+
+    @property
+    def names(self) -> TopicNames:
+        """What ``topics`` stands for: a topic that a pattern matches is in it."""
+        return TopicNames(self.topics)
 
     @property
     def unwrapped_bytes(self) -> int:
