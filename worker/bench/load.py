@@ -67,13 +67,13 @@ class Load:
                 "expected trace"
             )
         self._topic = pipeline.input.topics[0]
-        self.partitions = topics.partitions[self._topic]
-        """Of the topic that is sent to."""
         if is_pattern(self._topic):
             raise ConfigError(
                 f"input.topics: got '{self._topic}', expected the name of a topic first: bench sends records to it"
             )
         topics = open_topics(settings)
+        self.partitions = topics.partitions[self._topic]
+        """Of the topic that is sent to."""
         self._silence = (
             f"no result came on topic {output.topic} within {PATIENCE_S:.0f} s: is a worker of group "
             f"{settings.kafka['group.id']} running, and has it done what was waiting on {self._topic}?"
