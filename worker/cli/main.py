@@ -34,6 +34,8 @@ COMMANDS = {
     "profile": "write down how records and answers are spread, for drift",
     "optimize": "try what makes a model smaller or faster, and write the best",
     "quantize": "make a static INT8 model",
+    "schema": "the JSON Schema of configurations, for editors",
+    "completion": "a script with which bash, zsh or fish completes commands",
 }
 """Every command by name; one whose module is not there is left out."""
 

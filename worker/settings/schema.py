@@ -7,6 +7,7 @@ from typing import Any
 
 from worker.settings.choice import DEFINED
 from worker.settings.kinds import INPUT_FORMAT
+from worker.settings.schema_hover import for_editors
 from worker.settings.sections import CONTENT, POSTPROCESS, Settings
 
 EXTRAS = "^x-"
@@ -58,7 +59,7 @@ def json_schema() -> dict[str, Any]:
         "defaults": {"$ref": f"#/$defs/{some}", "description": DEFAULTS_DOC},
         "include": {"type": "array", "items": {"type": "string", "minLength": 1}, "description": INCLUDE_DOC},
     }
-    return {
+    document = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "streaminfer configuration",
         **{key: schema[key] for key in ("description", "type", "additionalProperties")},
@@ -73,6 +74,7 @@ def json_schema() -> dict[str, Any]:
         "$defs": schema["$defs"]
         | {"Variable": {"type": "string", "pattern": r"\$\{[A-Za-z_]\w*(:-[^}]*)?\}"}},
     }
+    return for_editors(document)
 
 
 def _allow_extras(section: dict[str, Any]) -> None:
