@@ -203,6 +203,10 @@ class StartError(WorkerError):
     exit_code = 3
 
 
+class NotReady(StartError):
+    """Topics are missing on the broker, or rights to them."""
+
+
 class DeadLetterLimit(WorkerError):
     """Too many records are bad: a bad deploy is not bad data."""
 

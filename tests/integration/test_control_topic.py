@@ -42,7 +42,7 @@ def test_a_control_topic_that_is_missing_is_made_or_named(kafka: str) -> None:
         ):
             open_it(settings_of(kafka, topic))
     settings = settings_of(kafka, topic, create={"partitions": 3})
-    assert f"{topic} (1 partitions, to be created)" in dict(check_broker(settings))["topics"]
+    assert f"{topic} (1 partition, to be created)" in dict(check_broker(settings))["topics"]
     open_control(settings).close(1.0)
     assert open_topics(settings).partitions[topic] == 1
     with pytest.raises(StartError, match="does not exist"):

@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worker import native
 from worker import settings as configuration
 from worker.batch import Headers
 from worker.cli import check_acls, check_figures
-from worker.cli.check_models import model_lines, models_line
+from worker.cli.check_engine import check_engine, samples_of
 from worker.cli.check_report import Report, every
 from worker.cli.check_stores import check_stores
 from worker.cli.check_versions import with_versions
 from worker.cli.main import add_set_option
 from worker.cli.payloads import described
-from worker.errors import ConfigError, Reject, WorkerError
+from worker.errors import ConfigError, Mistake, WorkerError
 from worker.settings import Settings
 from worker.telemetry import logs
-
-if TYPE_CHECKING:
-    from worker.serving.rollout import Rollout
-
 
 EXAMPLE = """\
 example:
   streaminfer check digits.yaml --offline --sample seven.png
+  streaminfer check conf/*.yaml --quiet
   streaminfer check shop.yaml --sample prices=row.json --sample faces=face.jpg --sample-header x-model=a"""
-SHOWN_BYTES = 2048
-"""Most of a sample's result that is printed: `raw` of a segmentation model has megabytes."""
-
-
-class Sample(NamedTuple):
-    """One record to send through a pipeline."""
-
-    pipeline: str | None
-    """Its name; None: the first pipeline that takes a record with these headers."""
-    value: bytes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Check configuration, labels, model, memory, broker, topics and rights before running."
     )
     parser.epilog = EXAMPLE
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="the worker's YAML file")
+    parser.add_argument(
+        "configs", metavar="CONFIG", type=Path, nargs="+", help="the worker's YAML file, or several of them"
+    )
     add_set_option(parser)
     parser.add_argument(
         "--sample",
@@ -74,37 +62,105 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check no more than the configuration, and print it as it counts: every setting with where it comes from",
     )
+    parser.add_argument("--quiet", action="store_true", help="print what fails and nothing else")
     parser.add_argument("--json", action="store_true", help="one JSON object per check and nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Go through the checks in order.
+    """Go through the checks in order, of each configuration.
 
     Raises:
         WorkerError: the first failure, once all that can be checked has been.
     """
     from worker.cli.connect import pair  # loads the Kafka client, which --help does without
 
+    several = len(args.configs) > 1
+    for option, given in (("--sample", args.samples), ("--print", args.print)):
+        if several and given:
+            raise ConfigError(f"{option}: expected one CONFIG beside it, got {len(args.configs)}")
     if args.print:
-        print(configuration.printed(configuration.load(args.config, args.overrides)), end="")
+        print(configuration.printed(configuration.load(args.configs[0], args.overrides)), end="")
         return 0
-    report = Report(as_json=args.json)
     headers: Headers = [(k, v.encode()) for k, v in (pair("--sample-header", h) for h in args.sample_headers)]
-    settings = report.check("config", lambda: configuration.load(args.config, args.overrides), _config_line)
+    if not several:
+        return _ended(_check(args.configs[0], args, headers, {}))
+    return _each(args, headers)
+
+
+def _check(config: Path, args: argparse.Namespace, headers: Headers, about: Mapping[str, str]) -> Report:
+    """One configuration."""
+    report = Report(args.json, args.quiet, about)
+    settings = report.check(
+        "config", lambda: configuration.load(config, args.overrides), _config_line, _config_row
+    )
     if settings is not None:
         report.settings = settings
         _check_all(report, settings, args, headers)
-    if report.first_failure:
-        raise report.first_failure
-    return 0
+    report.end()
+    return report
+
+
+def _ended(report: Report) -> int:
+    """The exit code.
+
+    Raises:
+        WorkerError: the failure, where nobody has read it yet.
+    """
+    if report.first_failure is None:
+        return 0
+    if report.told:
+        return report.first_failure.exit_code
+    raise report.first_failure
+
+
+def _each(args: argparse.Namespace, headers: Headers) -> int:
+    """Several configurations, one after the other; each finds its own custom code.
+
+    Raises:
+        WorkerError: with the exit code of the first that failed, naming all that did.
+    """
+    failed: dict[Path, Report] = {}
+    for config in args.configs:
+        if not (args.json or args.quiet):
+            print(f"{config}:")
+        with _own_modules(config.absolute().parent):
+            report = _check(config, args, headers, {"config": str(config)})
+        if report.first_failure is not None:
+            failed[config] = report
+    count = len(args.configs)
+    if not failed:
+        if not (args.json or args.quiet):
+            print(f"{count} configurations: all ok")
+        return 0
+    first = next(iter(failed.values()))
+    assert first.first_failure is not None
+    sentence = f"{len(failed)} of {count} configurations failed: {', '.join(map(str, failed))}"
+    if first.told:
+        print(sentence)
+        return first.first_failure.exit_code
+    raise type(first.first_failure).of([Mistake(sentence)])
+
+
+@contextmanager
+def _own_modules(folder: Path) -> Iterator[None]:
+    """Let custom code beside a configuration go again: another one may have code of the same name."""
+    path, modules = list(sys.path), set(sys.modules)
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - modules:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is not None and Path(file).is_relative_to(folder):
+                del sys.modules[name]
 
 
 def _check_all(report: Report, settings: Settings, args: argparse.Namespace, headers: Headers) -> None:
     logs.configure(settings.secrets(), level="warning")  # the lines of the report say what the log would
-    report.check("pipelines", lambda: _pipelines(settings), str)
+    report.check("pipelines", lambda: _pipelines(settings), str, _nothing)
     if settings.tests:
         report.check("tests", lambda: _tests(settings), str)
-    report.check("kafka", lambda: _clients(settings), str)
+    clients = report.check("kafka", lambda: _clients(settings), str, _nothing)
     configured, took = settings, dict[str, int]()
     with_files = with_versions(report.check, settings)
     if with_files is not None:
@@ -120,7 +176,7 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace, hea
         report.line("payload", True, payload)
     report.line("credentials", True, _credentials(settings))
     check_stores(report.check, settings, args.offline)
-    if not args.offline:
+    if not args.offline and clients is not None:
         _check_broker(report, settings)
     if args.acls:
         check_acls.check_acls(report, settings, args.principal, args.offline)
@@ -130,49 +186,12 @@ def _check_files(
     report: Report, settings: Settings, args: argparse.Namespace, headers: Headers, took: dict[str, int]
 ) -> None:
     """Everything about models, labels, custom code and samples; ``took`` gets the memory of each load in bytes."""
-    report.check("labels", lambda: _labels(settings), str)
-    report.check("custom code", lambda: _custom_code(settings), str)
-    report.check("model file", lambda: _model_files(settings), str)
-    samples = _samples(report, settings, args.samples)
+    report.check("labels", lambda: _labels(settings), str, _unless_none)
+    report.check("custom code", lambda: _custom_code(settings), str, _unless_none)
+    report.check("model file", lambda: _model_files(settings), str, _nothing)
+    samples = samples_of(report, settings, args.samples)
     if report.first_failure is None:
-        _check_engine(report, settings, samples, headers, args.offline, took)
-
-
-def _check_engine(
-    report: Report,
-    settings: Settings,
-    samples: Sequence[Sample],
-    headers: Headers,
-    offline: bool,
-    took: dict[str, int],
-) -> None:
-    """Load every model, say what it is, and send each sample through its pipeline."""
-    from worker.cli.sample import answer  # imports the runtime: only once the cheap checks have passed
-    from worker.schema_registry.opening import open_registry
-    from worker.serving.load import load
-
-    registry = open_registry(settings, offline, registers=False)
-    rollouts = report.check("model", lambda: load(settings, took, registry=registry), models_line)
-    if rollouts is None:
-        return
-    for name, rollout in rollouts.items():
-        for check, message in model_lines(name, rollout.choose()):
-            report.line(check, True, message)
-        if settings.pipelines[name].model.golden is not None:
-            report.check("golden", partial(_golden, settings, rollout), str)
-    for sample in samples:
-        report.check("sample", partial(_answer, answer, rollouts, sample, headers), _sample_line)
-    if registry is not None:
-        registry.close()
-
-
-def _golden(settings: Settings, rollout: Rollout) -> str:
-    from worker.serving.golden import check_golden
-
-    model, route = settings.pipelines[rollout.route.name].model, rollout.route
-    assert model.golden is not None
-    count = check_golden(model.golden, route, rollout.choose(), model.tolerance)
-    return f"{route.name}: {count} records answered as expected"
+        check_engine(report, settings, samples, headers, args.offline, took)
 
 
 def _check_broker(report: Report, settings: Settings) -> None:
@@ -190,6 +209,23 @@ def _config_line(settings: Settings) -> str:
     return (
         f"{settings.name}: {len(settings.pipelines)} pipeline{'s'[: len(settings.pipelines) > 1]} ({names})"
     )
+
+
+def _config_row(settings: Settings) -> str:
+    count = len(settings.pipelines)
+    if count > 1:
+        return f"{count} pipelines"
+    (pipeline,) = settings.pipelines.values()
+    return f"1 pipeline, reads {', '.join(pipeline.input.topics)}, writes {pipeline.output.topic}"
+
+
+def _nothing(_: object) -> str:
+    """No row: that it is well says nothing that people would look for."""
+    return ""
+
+
+def _unless_none(message: str) -> str:
+    return "" if message == "none" else message
 
 
 def _clients(settings: Settings) -> str:
@@ -245,64 +281,6 @@ def _http(settings: Settings) -> str:
     return check_http(settings)
 
 
-def _samples(report: Report, settings: Settings, options: Sequence[str]) -> list[Sample]:
-    """The samples that can be read; the report names the fault of each other one."""
-    samples = []
-    for option in options:
-        name, equals, path = option.partition("=")
-        named = bool(equals) and name in settings.pipelines
-        file = Path(path if named else option)
-        value = report.check("sample file", partial(_read_sample, file), _bytes_line)
-        if value is not None:
-            samples.append(Sample(name if named else None, value))
-    return samples
-
-
-def _read_sample(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(f"--sample: {path} does not exist; expected a file with one record") from None
-    except IsADirectoryError:
-        raise ConfigError(f"--sample: {path} is a directory; expected a file with one record") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--sample: {path} cannot be read: {error}") from None
-
-
-def _answer(
-    answer: Callable[[Rollout, bytes, Headers], Any],
-    rollouts: Mapping[str, Rollout],
-    sample: Sample,
-    headers: Headers,
-) -> Any:
-    """The sample's result; a record that would become a dead letter is the caller's mistake here."""
-    rollout = _taking(rollouts, sample, headers)
-    max_bytes = rollout.route.max_bytes
-    if len(sample.value) > max_bytes:
-        raise ConfigError(
-            f"--sample: too_large: got {len(sample.value)} bytes, expected at most input.max_bytes {max_bytes}"
-        )
-    try:
-        return answer(rollout, sample.value, headers)
-    except Reject as error:
-        raise ConfigError(f"--sample: {error.reason}: {error}") from None
-
-
-def _taking(rollouts: Mapping[str, Rollout], sample: Sample, headers: Headers) -> Rollout:
-    """The pipeline that answers the sample: the named one, else the first one that takes its headers."""
-    from worker.loop.admission import matches
-
-    if sample.pipeline is not None:
-        return rollouts[sample.pipeline]
-    for rollout in rollouts.values():
-        if matches(rollout.route.when, headers):
-            return rollout
-    raise ConfigError(
-        "--sample: unroutable: no pipeline takes a record with these headers; expected --sample-header K=V, or "
-        f"PIPELINE=FILE with one of {', '.join(rollouts)}"
-    )
-
-
 def _credentials(settings: Settings) -> str:
     """How the worker authenticates to the broker, without secrets; warns if others could read the traffic."""
     kafka = settings.kafka
@@ -310,17 +288,3 @@ def _credentials(settings: Settings) -> str:
     mechanism = kafka.get("sasl.mechanisms", "GSSAPI") if "sasl" in protocol else "no SASL"
     hosts = configuration.plaintext_hosts(settings)
     return f"{protocol}, {mechanism}" + (f"; not encrypted to {', '.join(hosts)}" if hosts else "")
-
-
-def _bytes_line(value: bytes) -> str:
-    return f"{len(value)} bytes"
-
-
-def _sample_line(result: Any) -> str:
-    """A JSON result as it would be published, shortened if it is long; for a binary result its size."""
-    if isinstance(result, bytes):
-        return f"{len(result)} bytes"
-    text = json.dumps(result, ensure_ascii=False)
-    if len(text) <= SHOWN_BYTES:
-        return text
-    return f"{text[:SHOWN_BYTES]}... ({len(text):,} characters)"

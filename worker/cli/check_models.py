@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from worker.settings import MIB
+from worker.settings import MIB, Settings
 
 if TYPE_CHECKING:
     from worker.serving.rollout import Rollout
+
+SPEED_S = 0.5
+"""Most seconds that measuring one model takes, but for the first run of each size."""
+SPEED_BYTES = 64 * MIB
+"""A batch whose tensors take more is not measured."""
 
 
 def models_line(rollouts: Mapping[str, Rollout]) -> str:
@@ -30,6 +36,76 @@ def model_lines(name: str, servable: Any) -> Iterator[tuple[str, str]]:
         yield "steps", _steps_line(name, servable)
     if getattr(servable, "gauge", None) is not None:
         yield "drift", f"{name}: {_drift_line(servable.gauge.comparer.profile)}"
+
+
+def model_rows(
+    rollouts: Mapping[str, Rollout], settings: Settings, fast: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """(name, what people read) of the only model, or one row for each pipeline and step.
+
+    Args:
+        fast: what :func:`speeds` gives.
+    """
+    parts = [part for name, rollout in rollouts.items() for part in _parts(name, rollout.choose())]
+    alone = len(parts) == 1
+    for part, one in parts:
+        told = [f"{one.label}, {one.model.provider}", _signature_line(one.model.signature), _batches(one)]
+        if alone:
+            yield "model", ", ".join(told)
+            if part in fast:
+                yield "speed", fast[part]
+            continue
+        flow = _flow(settings, part) if part in settings.pipelines else ""
+        yield part, ", ".join(filter(None, (flow, *told[::2], fast.get(part, ""))))
+
+
+def _flow(settings: Settings, name: str) -> str:
+    pipeline = settings.pipelines[name]
+    return f"{', '.join(pipeline.input.topics)} -> {pipeline.output.topic}"
+
+
+def _batches(servable: Any) -> str:
+    return (
+        f"alone ({servable.model.why_alone})"
+        if servable.model.why_alone
+        else f"batches{_padding_clause(servable)}"
+    )
+
+
+def speeds(rollouts: Mapping[str, Rollout]) -> dict[str, str]:
+    """Microseconds that each model takes for an item, alone and in the largest batches, by the pipeline or its step.
+
+    Models that refuse made-up items are left out.
+    """
+    parts = [part for name, rollout in rollouts.items() for part in _parts(name, rollout.choose())]
+    return {part: told for part, one in parts if (told := _measured(one))}
+
+
+def _measured(servable: Any) -> str:
+    from worker.model.tune import batch_costs
+
+    model = servable.model
+    if getattr(model, "sample", None) is None:
+        return ""
+    together = servable.max_size if model.signature.batchable else 1
+    affordable = max(1, SPEED_BYTES // max(1, model.sample_nbytes))
+    sizes = sorted({1, min(together, affordable)})
+    try:
+        costs = batch_costs(model, sizes, time.perf_counter() + SPEED_S)
+    except Exception:  # whatever the runtime raises for items that nobody sent
+        return ""
+    if not costs:
+        return ""
+    one, largest = costs[1], max(costs)
+    if largest == 1:
+        return f"{_us(one)} an item (model only)"
+    return f"{_us(costs[largest] / largest)} an item in batches of {largest}, {_us(one)} alone (model only)"
+
+
+def _us(us: float) -> str:
+    if us >= 1e6:
+        return f"{us / 1e6:.2g} s"
+    return f"{us / 1000:.3g} ms" if us >= 1000 else f"{us:.2g} us" if us < 10 else f"{us:.0f} us"
 
 
 def _parts(name: str, servable: Any) -> list[tuple[str, Any]]:

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from confluent_kafka.admin import AclOperation  # type: ignore[attr-defined]  # re-exported without saying so
 
-from worker.errors import Mistake, StartError
+from worker.errors import Mistake, NotReady
 
 if TYPE_CHECKING:
     from worker.kafka.admin import Admin
     from worker.kafka.uses import Use
 
 
+@dataclass(frozen=True)
+class Rights:
+    """The broker's answer."""
+
+    ids: Mapping[str, str] = field(default_factory=dict)
+    """Ids of the topics, as far as the broker gave them."""
+    missing: Mapping[str, Mistake] = field(default_factory=dict)
+    """By topic; a group's by the empty text."""
+    told: bool = False
+    """Whether the broker lists the client's rights."""
+
+
 def check_rights(admin: Admin, uses: Sequence[Use], group: str | None = None) -> None:
     """Report at start every missing right that the broker would report only when records are already in flight.
 
     Raises:
-        StartError: rights are missing.
+        NotReady: rights are missing.
     """
-    if wrong := find_rights(admin, uses, group)[1]:
-        raise StartError.of([*wrong.values()])
+    if wrong := find_rights(admin, uses, group).missing:
+        raise NotReady.of([*wrong.values()])
 
 
-def find_rights(
-    admin: Admin, uses: Sequence[Use], group: str | None = None
-) -> tuple[dict[str, str], dict[str, Mistake]]:
-    """Ids of the topics, as far as the broker gave them, and the missing rights by topic (a group's by "").
+def find_rights(admin: Admin, uses: Sequence[Use], group: str | None = None) -> Rights:
+    """What the broker says of the topics and of this client's rights.
 
     A broker may not list the client's rights (Kafka before 2.3, or a late answer). Then nothing is missing.
 
@@ -46,4 +57,4 @@ def find_rights(
     told = None if group is None else admin.group_rights(group)
     if told is not None and AclOperation.READ not in told:
         wrong[""] = Mistake(f"kafka.group.id: not authorised for group {group}; expected the right READ")
-    return ids, wrong
+    return Rights(ids, wrong, bool(rights))

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # re-exported without saying so
 
-from worker.errors import Mistake, StartError
+from worker.errors import Mistake, NotReady, StartError
 from worker.kafka.admin import EMBEDDED_CLUSTER, Admin
 from worker.kafka.properties import check_properties, client_limit
-from worker.kafka.rights import find_rights
+from worker.kafka.rights import Rights, find_rights
 from worker.kafka.rules import Rules, Times, by_hand, check_control, check_letters_fit, compacted
 from worker.kafka.uses import Use, expanded, uses_of
 
@@ -41,6 +41,8 @@ class Topics:
     """Topics that do not exist yet and that ``run`` will create."""
     compacted: frozenset[str] = frozenset()
     """Topics written to whose ``cleanup.policy`` includes ``compact``: they refuse records without a key."""
+    rights_told: bool = False
+    """Whether the broker says what this client may do."""
 
     def keeping(self, topic: str) -> Callable[[int], bool]:
         """Whether the topic accepts and keeps a record of a timestamp (Unix milliseconds)."""
@@ -49,7 +51,7 @@ class Topics:
 
     def describe(self) -> str:
         return ", ".join(
-            f"{topic} ({count} partitions{', to be created' * (topic in self.planned)})"
+            f"{topic} ({count} partition{'s' * (count != 1)}{', to be created' * (topic in self.planned)})"
             for topic, count in self.partitions.items()
         )
 
@@ -70,6 +72,11 @@ def check_broker(settings: Settings) -> list[tuple[str, str]]:
     """
     topics = open_topics(settings, make=False)
     found = [("broker", topics.broker), ("topics", topics.describe()), ("limits", topics.describe_limits())]
+    if not topics.embedded:
+        told = (
+            "READ and WRITE where the worker needs them" if topics.rights_told else "the broker does not tell"
+        )
+        found.append(("rights", told))
     if settings.control is not None:
         found.append(("control", f"{settings.control.topic}: one partition, compacted"))
     return found
@@ -99,10 +106,11 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
                 cluster = admin.cluster()
             else:
                 planned = {use.topic: use.partitions for use in missing if use.create is not None}
-        ids, wrong = ({}, {}) if embedded else find_rights(admin, uses, settings.kafka["group.id"])
+        rights = Rights() if embedded else find_rights(admin, uses, settings.kafka["group.id"])
+        wrong = {**rights.missing}
         partitions = _partitions(uses, cluster, planned, admin.bootstrap, wrong)
         if wrong:
-            raise StartError.of([*wrong.values()])
+            raise NotReady.of([*wrong.values()])
         _check_partitions(settings, partitions)
         written = list(dict.fromkeys(use.topic for use in uses if use.written))
         rules = dict.fromkeys(written, Rules())
@@ -116,14 +124,15 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
                 settings.control.topic, partitions, rules.pop(settings.control.topic), admin.bootstrap
             )
         return Topics(
-            f"cluster {cluster.cluster_id}, {len(cluster.brokers)} node(s)",
+            f"cluster {cluster.cluster_id}, {len(cluster.brokers)} node{'s' * (len(cluster.brokers) != 1)}",
             embedded,
             partitions,
             limits,
             {topic: rules[topic].times for topic in there if topic in rules} if not embedded else {},
-            ids,
+            rights.ids,
             frozenset(planned),
             compacted(rules),
+            rights.told,
         )
 
 

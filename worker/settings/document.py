@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from worker.errors import ConfigError, Mistake, StartError, WorkerError
+from worker.errors import ConfigError, Mistake, NotReady, StartError, WorkerError
 from worker.settings.checks import kafka_mistakes, mistakes_together
 from worker.settings.choice import INLINE, ChoiceOf, NameIn
 from worker.settings.defaults import NAME as DEFAULTS
@@ -57,7 +57,7 @@ def places_of(settings: Settings) -> Iterator[None]:
 
 def located(settings: Settings, error: WorkerError) -> WorkerError:
     """The error with the places of the settings that its sentences name; itself where none is known."""
-    if type(error) not in (ConfigError, StartError):
+    if type(error) not in (ConfigError, StartError, NotReady):
         return error
     placed = [
         settings.origins.placed(each, [*settings.pipelines], known_only=True) for each in error.mistakes
