@@ -55,6 +55,7 @@ LIVE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "log": ({}, {"log": {"level": "debug"}}, "log.level"),
     "transactions": ({}, {"transaction": {"max_ms": 20}}, "transaction.max_ms"),
     "model": ({}, {"model": {"path": "two.onnx"}}, "model.path"),
+    "tests": ({}, {"tests": [{"name": "a", "record": {"value": "{}"}, "expect": {"label": "x"}}]}, "tests"),
     "version in a repository": (
         {"model": REPOSITORY},
         {"model": {**REPOSITORY, "version": "stable"}},

@@ -6,7 +6,20 @@ import pytest
 from confluent_kafka import KafkaError
 
 from worker.errors import ClientFatal, StartError
-from worker.kafka.health import BROKERLESS_S, FATAL, REFUSALS, ClientHealth
+from worker.kafka.health import BROKERLESS_S, FATAL, NOT_CONVERTED, REFUSALS, ClientHealth
+
+
+def test_a_group_that_cannot_change_its_protocol_is_named() -> None:
+    """The sentence says what to do; once the worker was in the group, the same error is fatal like others."""
+    said = "Fatal error: Broker: The group id does not exist: " + NOT_CONVERTED
+    health = ClientHealth()
+    health.on_error(KafkaError(KafkaError._FATAL, said, fatal=True))
+    with pytest.raises(StartError, match=r"kafka\.group\.protocol: .*stop all of its workers"):
+        health.raise_failure()
+    health.joined()
+    health.on_error(KafkaError(KafkaError._FATAL, said, fatal=True))
+    with pytest.raises(ClientFatal):
+        health.raise_failure()
 
 
 @pytest.mark.parametrize("code", sorted(FATAL))

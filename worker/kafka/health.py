@@ -37,6 +37,10 @@ FATAL = frozenset(
 """Errors after which the client never joins a group again. An error that arrives as a message has one of these codes
 while its ``fatal()`` is false: only an error callback sets that flag."""
 
+NOT_CONVERTED = "ConsumerGroupHeartbeat fatal error: Broker: The group id does not exist"
+"""Kafka (4.2) answers so where the members of the classic protocol say things to one another that the newer protocol has no
+place for, as those of librdkafka's cooperative-sticky do. The group must be empty once."""
+
 log = logging.getLogger(__name__)
 
 
@@ -85,7 +89,13 @@ class ClientHealth:
         """An error of the client, from its error callback or in place of a record."""
         code = error.code()
         self.errors[error.name()] += 1
-        if error.fatal() or code in FATAL:
+        if NOT_CONVERTED in error.str() and not self._joined:
+            self.fatal = error.str()
+            self._failure = StartError(
+                "kafka.group.protocol: members of the group use the classic protocol, and the broker cannot take them over; "
+                "expected the group to be empty: stop all of its workers, then start them with consumer"
+            )
+        elif error.fatal() or code in FATAL:
             self.fatal = error.str()
             self._failure = ClientFatal(f"the Kafka consumer cannot go on: {error.str()}")
         elif code in REFUSALS and not self._joined:

@@ -109,6 +109,7 @@ def merged(before: Settings, wanted: Settings) -> Settings:
         "limits": before.limits.model_copy(update=limits),
         "log": wanted.log,
         "transaction": wanted.transaction,
+        "tests": wanted.tests,
         "dead_letter": wanted.dead_letter.model_copy(update={"topic": before.dead_letter.topic}),
         "pipelines": {
             name: _pipeline(old, wanted.pipelines[name], before.control is not None)
