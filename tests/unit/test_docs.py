@@ -24,7 +24,7 @@ from worker import errors, settings
 from worker.cli.main import COMMANDS, Parser, main
 from worker.cli.sample import answer
 from worker.serving.load import load
-from worker.telemetry.names import METRICS, PREFIX
+from worker.telemetry.names import METRICS, PREFIX, QUALITY
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "digits.yaml"
@@ -284,16 +284,18 @@ def test_every_metric_is_documented() -> None:
     """Each metric has its row in the reference."""
     page = PAGES["docs/reference/metrics.md"]
     assert [
-        metric.name for metric in METRICS if f"| `{PREFIX}{metric.name}` | {metric.kind} |" not in page
+        metric.name
+        for metric in (*METRICS, *QUALITY)
+        if f"| `{PREFIX}{metric.name}` | {metric.kind} |" not in page
     ] == []
 
 
 def test_every_metric_named_exists() -> None:
     """Each `streaminfer_...` in the documentation is a metric of the worker."""
-    exposed = {PREFIX + metric.name for metric in METRICS}
+    exposed = {PREFIX + metric.name for metric in (*METRICS, *QUALITY)}
     exposed |= {name + suffix for name in exposed for suffix in ("_bucket", "_count", "_sum")}
     named = {
-        (page, name) for page, text in PAGES.items() for name in re.findall(r"\bstreaminfer_[a-z_]+", text)
+        (page, name) for page, text in PAGES.items() for name in re.findall(r"\bstreaminfer_[a-z0-9_]+", text)
     }
     assert {(page, name) for page, name in named if name not in exposed} == set()
 

@@ -40,7 +40,7 @@ def check(name: str, value: Any, part: str | None = None) -> None:
     Draft202012Validator(document).validate(value)
 
 
-@pytest.mark.parametrize("name", ["result", "oip-response", "dead-letter", "metrics"])
+@pytest.mark.parametrize("name", ["result", "oip-response", "dead-letter", "metrics", "quality"])
 def test_a_schema_is_itself_valid_and_has_examples(name: str) -> None:
     """Each JSON Schema is valid and has at least one example."""
     Draft202012Validator.check_schema(schema(name))

@@ -13,6 +13,7 @@ from worker import settings as configuration
 from worker.batch import Headers
 from worker.cli import check_acls, check_figures
 from worker.cli.check_engine import check_engine, samples_of
+from worker.cli.check_labels import labels_line, topics_line
 from worker.cli.check_report import Report, every
 from worker.cli.check_stores import check_stores
 from worker.cli.check_versions import with_versions
@@ -172,6 +173,8 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace, hea
     report.line("memory", True, check_figures.memory(configured, took))
     for name, message in check_figures.figures(settings):
         report.line(name, True, message)
+    if settings.labels is not None:
+        report.line("score", True, labels_line(settings))
     if payload := described(settings):
         report.line("payload", True, payload)
     report.line("credentials", True, _credentials(settings))
@@ -202,6 +205,9 @@ def _check_broker(report: Report, settings: Settings) -> None:
             report.line(name, True, message)
     except WorkerError as error:
         report.fail("broker", error)
+        return
+    if settings.labels is not None:
+        report.check("score", lambda: topics_line(settings), str)
 
 
 def _config_line(settings: Settings) -> str:

@@ -33,6 +33,7 @@ COMMANDS = {
     "model": "versions of models: list, try, promote, roll back, pin",
     "profile": "write down how records and answers are spread, for drift",
     "optimize": "try what makes a model smaller or faster, and write the best",
+    "score": "join results with late labels: live accuracy",
     "quantize": "make a static INT8 model",
     "schema": "the JSON Schema of configurations, for editors",
     "completion": "a script with which bash, zsh or fish completes commands",

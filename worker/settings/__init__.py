@@ -14,6 +14,7 @@ from worker.settings.checks import (
 )
 from worker.settings.document import load, located, places_of, validate
 from worker.settings.kinds import MIB
+from worker.settings.label_checks import scored_pipelines
 from worker.settings.memory import memory_bound, memory_parts
 from worker.settings.model_checks import check_model_file
 from worker.settings.printed import printed
@@ -47,6 +48,7 @@ __all__ = [
     "places_of",
     "plaintext_hosts",
     "printed",
+    "scored_pipelines",
     "security_protocol",
     "starved_pipelines",
     "validate",

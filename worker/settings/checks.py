@@ -11,6 +11,7 @@ from worker.errors import ConfigError, Mistake
 from worker.registry import CONTENTS, INPUT_FORMATS, OUTPUT_FORMATS, POSTPROCESSES
 from worker.settings.drift_checks import check_drift
 from worker.settings.kinds import MIB
+from worker.settings.label_checks import check_labels
 from worker.settings.model_checks import check_model
 from worker.settings.rollout_checks import check_control, check_rollout
 from worker.settings.sections import PipelineSettings, Settings
@@ -132,7 +133,14 @@ def mistakes_together(settings: Settings) -> list[Mistake]:
         return True
 
     passes(_check_kafka, settings)
-    for check in (_check_names, _check_transactions, _check_topics, check_control, _check_encryption):
+    for check in (
+        _check_names,
+        _check_transactions,
+        _check_topics,
+        check_control,
+        check_labels,
+        _check_encryption,
+    ):
         passes(check, settings)
     for name, pipeline in settings.pipelines.items():
         if not passes(check_steps, settings, name):

@@ -52,6 +52,7 @@ from worker.settings.kinds import (
     Wait,
     from_file,
 )
+from worker.settings.labels import LabelsSettings
 from worker.settings.origins import Origins
 from worker.settings.record_tests import TestSettings
 from worker.settings.references import labels_of
@@ -799,6 +800,8 @@ class Settings(Section):
     dead_letter: DeadLetterSettings
     metrics: MetricsSettings = MetricsSettings()
     page: PageSettings = PageSettings()
+    labels: LabelsSettings | None = None
+    """Where labels come that `streaminfer score` compares with results; the worker itself does not read them."""
     control: ControlSettings | None = None
     """Where it is written which version of each repository's model answers."""
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"

@@ -53,6 +53,7 @@ class HttpServer:
 
     Args:
         address: ``host:port``; an IPv6 host in brackets; port 0 = any free port, see `port`.
+        provider: whose metrics and health are served; None: only ``pages`` are.
         index: this replica's index, added to the port unless that is 0.
         access: who may ask for what; None: anyone who names an address or localhost.
         tls: encrypts the connections; None: they are plain.
@@ -66,7 +67,7 @@ class HttpServer:
     def __init__(
         self,
         address: str,
-        provider: Provider,
+        provider: Provider | None,
         worker: WorkerInfo,
         index: int = 0,
         access: Access | None = None,
@@ -74,7 +75,7 @@ class HttpServer:
         pages: Mapping[str, Route] | None = None,
     ) -> None:
         host, port = parse_address(address)
-        paths = {**(pages or {}), **routes(provider, worker)}
+        paths = {**(pages or {}), **(routes(provider, worker) if provider is not None else {})}
         try:
             self._server = _Server(host, port + index if port else 0, paths, access or _OPEN, tls)
         except (OSError, OverflowError) as error:
