@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from worker.kafka.connection import BrokerConnection, NotPossible, request_head, text
-from worker.settings.checks import security_protocol
+from worker.settings.hosts import security_protocol
 
 if TYPE_CHECKING:
     from worker.settings import Settings

@@ -8,11 +8,10 @@ the model is checked here; what needs the model's signature asks back through :f
 from worker.settings.checks import (
     check_budget,
     check_replicas,
-    plaintext_hosts,
-    security_protocol,
     starved_pipelines,
 )
 from worker.settings.document import load, located, places_of, validate
+from worker.settings.hosts import plaintext_hosts, security_protocol
 from worker.settings.kinds import MIB
 from worker.settings.label_checks import scored_pipelines
 from worker.settings.memory import memory_bound, memory_parts

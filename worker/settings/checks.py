@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from worker.errors import ConfigError, Mistake
 from worker.registry import CONTENTS, INPUT_FORMATS, OUTPUT_FORMATS, POSTPROCESSES
 from worker.settings.drift_checks import check_drift
+from worker.settings.hosts import plaintext_hosts, security_protocol
 from worker.settings.kinds import MIB
 from worker.settings.label_checks import check_labels
 from worker.settings.model_checks import check_model
@@ -79,31 +79,6 @@ def starved_pipelines(settings: Settings) -> Iterator[tuple[str, str, str]]:
         if pipeline.when is None:
             for topic in topics:
                 taken.setdefault(topic, name)
-
-
-def security_protocol(settings: Settings) -> str:
-    """``kafka.security.protocol`` as librdkafka reads it: in any case, blanks around it or not."""
-    return settings.kafka.get("security.protocol", "plaintext").strip().lower()
-
-
-def plaintext_hosts(settings: Settings) -> list[str]:
-    """Bootstrap servers on other hosts that are reached without encryption."""
-    if security_protocol(settings) not in ("plaintext", "sasl_plaintext"):
-        return []
-    servers = settings.kafka["bootstrap.servers"].split(",")
-    return [server.strip() for server in servers if not _is_loopback(server.strip())]
-
-
-def _is_loopback(server: str) -> bool:
-    host = server.rpartition("://")[2]
-    if host.startswith("["):
-        host = host[1:].partition("]")[0]
-    elif host.count(":") <= 1:
-        host = host.partition(":")[0]
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 TRANSACTION_TIMEOUT_MS = 10_000
