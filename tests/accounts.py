@@ -20,7 +20,7 @@ from stream import ADDRESSES, SENT, STARTED, Worker, read_all, unique
 
 from worker.kafka.tools import range_of
 
-DISTURBED = re.compile(r'"(rewind|given_back|lost)"|"finished": false|commit of \S+ at \d+ failed')
+DISTURBED = re.compile(r'"(rewind|given_back|lost)"|"finished": false|commit failed|"commits_failed": [1-9]')
 """In the log of a worker that may have answered records, or given some back, that were read once more."""
 DIED = '"replica died"'
 """In the log of a supervisor: one of its processes had no last words."""

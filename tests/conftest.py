@@ -16,6 +16,7 @@ import pytest
 import structlog
 
 from worker.kafka.broker import EmbeddedBroker
+from worker.telemetry import logs
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "kafka"
 IMAGE = "confluentinc/cp-kafka:8.1.0"
@@ -30,7 +31,10 @@ hypothesis.settings.load_profile("untimed")
 @pytest.fixture(autouse=True)
 def logs_as_imported() -> Iterator[None]:
     """A command that a test runs in this process sets up logging to a stream that is gone after the test."""
+    hook = sys.unraisablehook
     yield
+    logs.release()
+    sys.unraisablehook = hook
     structlog.reset_defaults()
     logging.getLogger().handlers.clear()
     logging.getLogger().setLevel(logging.WARNING)

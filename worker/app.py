@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from worker import __version__, native
-from worker.assembly import conductor_for, connect, pool_for, shadow_results
+from worker import __version__
+from worker.assembly import conductor_for, connect, pool_for, shadow_results, told_to
+from worker.banner import banner
 from worker.batch import Batch
 from worker.in_force import InForce, Watched, retry_s
 from worker.payload.keys import Keys
@@ -37,9 +38,11 @@ from worker.serving.versions import resolved
 from worker.settings import Settings
 from worker.settings.current import Current
 from worker.telemetry import logs
+from worker.telemetry.debug_lines import SlabLines
 from worker.telemetry.drift import LOOK_EVERY_S as DRIFT_EVERY_S
 from worker.telemetry.drift import DriftReports
 from worker.telemetry.meters import Meters, ModelLabel
+from worker.telemetry.tellers import story_of
 from worker.telemetry.topic import MetricsReporter, WorkerInfo
 from worker.telemetry.vitals import LOOK_EVERY_S, Vitals
 
@@ -150,6 +153,8 @@ class _Parts:
         self._clients = connect(settings, meters, info.group)
         engine = Engine(retry_s=retry_s(settings.limits))
         self._pool = pool_for(engine, rollouts)
+        self._story, letters = story_of(log, settings.kafka["bootstrap.servers"], vitals.scene)
+        seen = seeing.observers if seeing is not None else ()
         self._conductor = conductor_for(
             settings,
             rollouts,
@@ -158,14 +163,15 @@ class _Parts:
             meters,
             info.id,
             self._rounds(),
-            seeing.observers if seeing is not None else (),
-            seeing.letters.add if seeing is not None else None,
+            [*seen, SlabLines(log)] if logs.shows_debug() else seen,
+            told_to(letters.add, *([seeing.letters.add] if seeing is not None else [])),
         )
         if steward is not None:
             self._conductor.membership.on_new = steward.assigned
             steward.owned = lambda: self._conductor.window.owned
         source, sink = self._clients.source, self._clients.sink
         vitals.attach(self._conductor, source, self._pool, lambda: (source.errors, sink.errors))
+        vitals.last_error = lambda: source.health.last_error or sink.last_error
         watched, awake = self._ways_to_be_stuck()
         self._watchdog = self._watch(watched, awake)
         self.in_force = InForce(self._conductor, engine, vitals, watched)
@@ -179,7 +185,12 @@ class _Parts:
         """What the loop does between two turns besides records."""
         vitals = self._vitals
         self._look = every(LOOK_EVERY_S, vitals.look)
-        chores = [self._look, every(0.0, vitals.answer), every(CHANGES_EVERY_S, self._follow_changes)]
+        chores = [
+            self._look,
+            every(LOOK_EVERY_S, self._story.look),
+            every(0.0, vitals.answer),
+            every(CHANGES_EVERY_S, self._follow_changes),
+        ]
         watches = {r.route.name: r.route.drift for r in self._rollouts if r.route.drift is not None}
         if watches:
             chores.append(every(DRIFT_EVERY_S, DriftReports(watches, self._meters, log).look))
@@ -235,7 +246,7 @@ class _Parts:
 
     def _watch(self, watched: Watched, awake: AwakeClock) -> Watchdog:
         checks = [each.stuck for each in watched.all]
-        return Watchdog(checks, self._vitals.state, log.error, logs.say, awake, leave)
+        return Watchdog(checks, self._vitals.state, log.error, logs.fatal, awake, leave)
 
     def worker(self) -> Worker:
         """The parts together."""
@@ -255,17 +266,17 @@ class _Parts:
             [client for client in clients if client is not None],
             self._seeing,
             self._before_joining,
-            self._report,
-            {
-                "client_id": info.id,
-                "group": info.group,
-                "pipelines": len(settings.pipelines),
-                "delivery": settings.delivery,
-                "batch_path": native.batch_path,
-                "producer": "compiled" if isinstance(self._clients.sink, BatchSink) else "python",
-            },
+            self._last_report,
+            banner(
+                settings,
+                info,
+                self._clients.topics.partitions,
+                isinstance(self._clients.sink, BatchSink),
+                self._seeing.url if self._seeing is not None else None,
+            ),
             self.reloader,
             self._steward,
+            lambda: self._clients.source.commit_failures,
         )
 
     def _before_joining(self) -> None:
@@ -296,6 +307,10 @@ class _Parts:
             lambda key, value: producer.send(topic, key, value),
             self._vitals.take_snapshot(),
         )
+
+    def _last_report(self) -> None:
+        self._story.look()
+        self._report()
 
     def _report(self) -> None:
         if self._reporter is not None:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from worker.batch import Partition, Route
+from worker.errors import Rejection
 from worker.in_force import dead_letter_rate
 from worker.loop.accounts import Accounts
 from worker.loop.admission import Admission
@@ -96,10 +97,7 @@ def connect(settings: Settings, meters: Meters, group: str) -> Clients:
     )
     exactly_once = settings.delivery == "exactly_once"
     if exactly_once and topics.embedded:
-        log.warning(
-            "the embedded broker forgets the offsets that a transaction commits: after a restart or a "
-            "rebalance everything is read again; delivery: exactly_once needs a real Kafka"
-        )
+        log.warning("the embedded broker forgets the offsets that a transaction commits")
     # Each process has an id of its own: a restart must not abort the transaction of a replica that still runs.
     transactional_id = f"{group}-{uuid.uuid4()}" if exactly_once else None
     return Clients(topics, source, open_sink(settings, topics, transactional_id), metrics)
@@ -223,6 +221,16 @@ def _outbox(settings: Settings, clients: Clients, task_id: str, on_letter: ToldL
         on_letter,
     )
     return Outbox(clients.sink, head, dead_letter_rate(letters))
+
+
+def told_to(*listeners: ToldLetter) -> ToldLetter:
+    """One that passes each dead letter on to all of these."""
+
+    def told(pipeline: str, model: str | None, partition: Partition, offset: int, why: Rejection) -> None:
+        for listener in listeners:
+            listener(pipeline, model, partition, offset, why)
+
+    return told
 
 
 def _source(

@@ -7,8 +7,10 @@ process with the exit code of its class and one sentence for the user; anything 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
+
+from worker import frames
 
 Reason = Literal[
     "undecodable",
@@ -77,13 +79,17 @@ class Rejection:
     """Qualified name of the Python class of the stage that refused."""
     exception_class_name: str = ""
     attempts: int = 1
+    frames: tuple[str, ...] = field(default=(), compare=False)
+    """Where custom code failed, innermost call last; see :mod:`worker.frames`. Not part of the dead letter."""
 
     @classmethod
     def of(cls, error: BaseException, stage: Stage, step: object, reason: Reason | None = None) -> Rejection:
         """The rejection an exception raised in ``step`` stands for; a :class:`Reject` names its own reason."""
         if reason is None:
             reason = error.reason if isinstance(error, Reject) else "model_error"
-        return cls(reason, stage, str(error), class_path(step), class_path(error))
+        return cls(
+            reason, stage, str(error), class_path(step), class_path(error), frames=frames.marked(error)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,13 @@ class Seeing:
         tls = Tls(metrics.tls.certificate, metrics.tls.key) if metrics.tls is not None else None
         access = Access(host, metrics.hosts, metrics.token)
         paths = {**page.routes(), **self._recorder.routes()}
-        self._http = HttpServer(address, provider, info, index, access, tls, paths)
+        self._http = HttpServer(
+            address, provider, info, index, access, tls, paths, self._recorder.last_minute
+        )
+        scheme = "http" if tls is None else "https"
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"{scheme}://{shown}:{self._http.port}"
+        """Where the page is."""
         if access.asks and tls is None and not _loopback(host):
             log.warning(
                 "metrics.token is sent unencrypted to other hosts; metrics.tls encrypts it", host=host

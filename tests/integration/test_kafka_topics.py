@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from kafka_support import Cluster
 from stream import unique
+from structlog.testing import capture_logs
 
 from worker.errors import ConfigError, StartError
 from worker.kafka.broker import EmbeddedBroker
@@ -186,14 +187,15 @@ def test_a_wrong_property_is_a_configuration_error(embedded_broker: EmbeddedBrok
 
 
 @pytest.mark.kafka
-def test_a_compacted_topic_is_named(real: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_compacted_topic_is_named(real: Cluster) -> None:
     """What a topic refuses is said before the first record: in the line of limits and as a warning."""
     given = existing(real)
     output = given["output"] = real.topic(1, **{"cleanup.policy": "compact"})
-    topics = open_topics(real.settings(**given))
+    with capture_logs() as lines:
+        topics = open_topics(real.settings(**given))
     assert topics.compacted == {output}
     assert f"{output} takes {DEFAULT_TOPIC_LIMIT} bytes, only with a key" in topics.describe_limits()
-    assert f"topic {output} is compacted" in caplog.text
+    assert [line["topic"] for line in lines if "is compacted" in line["event"]] == [output]
 
 
 @pytest.mark.kafka

@@ -31,6 +31,7 @@ SHARED = (
     "drift",
     "deadlines",
     "errors",
+    "frames",
     "outside",
     "extras",
     "registry",

@@ -283,3 +283,21 @@ def test_the_exchange_tells_the_last_snapshot_of_a_conductor_that_does_not_turn(
     """A thread that asks a stuck conductor for a snapshot gets the last one after its patience."""
     first = Meters({}).snapshot()
     assert SnapshotExchange(first, patience_s=0.01).ask() is first
+
+
+def test_progress_tells_the_last_minute_beside_the_time_since_the_start(provider: Provider) -> None:
+    """/progressz has the counters of the last minute, in the same form; what is a state and not counted is there once."""
+    provider.meters.taken("digits", 4)
+    before = provider.snapshot()
+    provider.meters.taken("digits", 3)
+    server = HttpServer(
+        "127.0.0.1:0", provider, WORKER, last_minute=lambda: provider.snapshot().since(before)
+    )
+    try:
+        said = json.loads(ask(server, "/progressz")[1])
+    finally:
+        server.close()
+    assert said["pipelines"]["digits"]["records"]["in"] == 7
+    assert said["last_minute"]["pipelines"]["digits"]["records"]["in"] == 3
+    assert said["last_minute"]["interval_s"] < said["interval_s"]
+    assert "partitions" not in said["last_minute"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,15 @@ def _put_logging_back() -> Iterator[None]:
     root.setLevel(level)
     structlog.reset_defaults()
     logs._redactor = logs.Redactor()
+
+
+@pytest.fixture
+def bound() -> Iterator[None]:
+    """What a worker binds does not outlive the test."""
+    hook = sys.unraisablehook
+    yield
+    logs.release()
+    sys.unraisablehook = hook
 
 
 class Terminal(io.StringIO):
@@ -88,7 +98,10 @@ def test_events_below_the_level_are_left_out() -> None:
     logging.getLogger("librdkafka").info("quiet")
     logs.get("t").warning("loud")
     logging.getLogger("librdkafka").warning("loud %d", 2)
-    assert [event["event"] for event in events(stream)] == ["loud", "loud 2"]
+    assert [(event["event"], event.get("text")) for event in events(stream)] == [
+        ("loud", None),
+        ("library", "loud 2"),
+    ]
     assert events(stream)[1]["module"] == "librdkafka"
 
 
@@ -134,6 +147,82 @@ def test_a_value_is_hidden_when_its_key_names_a_secret() -> None:
 def test_a_secret_that_begins_like_another_leaves_nothing_of_it() -> None:
     """If one secret begins with another, no part of the longer one is left in a log line."""
     assert logs.Redactor(["abc", "abcdef", ""]).text("abcdef abc") == "*** ***"
+
+
+def test_a_line_begins_with_time_level_event_and_whose_it_is(bound: None) -> None:
+    """Every line of a worker, those of libraries too, has replica, pid and group behind time, level and event, fields in the order given, the module last."""
+    stream = configured()
+    logs.bind(replica=1, pid=77, group="g")
+    logs.get("worker.test").warning("broker lost", zebra=1, apple=2)
+    logging.getLogger("another.library").error("broken")
+    logs.get("worker.test").info("replica started", replica=0, pid=5)
+    first, second, third = events(stream)
+    assert [*first] == [
+        "timestamp",
+        "level",
+        "event",
+        "replica",
+        "pid",
+        "group",
+        "zebra",
+        "apple",
+        "help",
+        "module",
+    ]
+    assert first["help"] == "operations/runbooks.md#broker-lost"
+    assert [*second][:7] == ["timestamp", "level", "event", "replica", "pid", "group", "text"]
+    assert (third["replica"], third["pid"]) == (0, 5)
+
+
+def test_a_worker_tells_of_broken_connections_itself(bound: None) -> None:
+    """In a worker librdkafka's lines about broken connections are of the level debug; its other lines, and those in a command, stay."""
+    failed = "FAIL [rdkafka#consumer-1] [thrd:x]: refused"
+    stream = configured()
+    logging.getLogger("librdkafka").error(failed)
+    assert [event["text"] for event in events(stream)] == [failed]
+    logs.bind(pid=1)
+    logging.getLogger("librdkafka").error(failed)
+    logging.getLogger("librdkafka").warning("MAXPOLL [rdkafka#consumer-1]: left the group")
+    assert len(events(stream)) == 2
+    assert events(stream)[1]["text"].startswith("MAXPOLL")
+
+
+def test_the_end_is_a_sentence_and_for_a_collector_an_event(
+    bound: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A command says one sentence, a worker beside it an event, and with LOG_FORMAT=json there is the event alone."""
+
+    def said() -> list[str]:
+        logs.fatal("too many records are bad", 4)
+        logs.flush()
+        return capfd.readouterr().err.splitlines()
+
+    sentence = "streaminfer: too many records are bad"
+    logs.configure(environ={})
+    assert said() == [sentence]
+    logs.configure(environ={"LOG_FORMAT": "json"})
+    (line,) = said()
+    assert json.loads(line)["exit_code"] == 4
+    logs.configure(environ={})
+    logs.bind(pid=1)
+    event, last = said()
+    assert (json.loads(event)["event"], json.loads(event)["reason"]) == ("fatal", "too many records are bad")
+    assert last == sentence
+    logs.configure(environ={"LOG_FORMAT": "console"})
+    assert said() == [sentence]
+
+
+def test_what_is_printed_to_standard_error_is_an_event_of_its_own(bound: None) -> None:
+    """A worker that logs JSON makes each line that custom code prints to standard error an event, a part without an end later."""
+    stream = configured()
+    logs.bind(pid=1)
+    print("loaded\x1b[2J", file=sys.stderr)
+    sys.stderr.write("two ")
+    sys.stderr.write("parts\n\n")
+    assert [(event["event"], event["text"]) for event in events(stream)] == [
+        ("printed", "loaded\x1b[2J"),
+        ("printed", "two parts"),
+    ]
 
 
 @pytest.mark.parametrize("environ", [{"LOG_FORMAT": "xml"}, {"LOG_LEVEL": "loud"}])

@@ -93,7 +93,7 @@ def test_the_watchdog_reports_and_leaves_with_5() -> None:
     """One stuck check ends the process with the exit code for stalled, with its state told first."""
     left: list[int] = []
     told: list[dict[str, Any]] = []
-    said: list[str] = []
+    said: list[tuple[str, int]] = []
     done = threading.Event()
 
     def leave(code: int) -> None:
@@ -104,7 +104,7 @@ def test_the_watchdog_reports_and_leaves_with_5() -> None:
         [lambda: None, lambda: "it stands still"],
         lambda: {"in_flight": 3},
         lambda event, **fields: told.append({"event": event, **fields}),
-        said.append,
+        lambda reason, code: said.append((reason, code)),
         AwakeClock(Clock()),
         leave,
         tick_s=0.001,
@@ -114,5 +114,5 @@ def test_the_watchdog_reports_and_leaves_with_5() -> None:
     assert left == [5]
     stacks = told[0].pop("stacks")
     assert told == [{"event": "stuck", "reason": "it stands still", "state": {"in_flight": 3}}]
-    assert said == ["streaminfer: it stands still"]
+    assert said == [("it stands still", 5)]
     assert any("test_the_watchdog_reports" in call for name in stacks for call in stacks[name]), stacks

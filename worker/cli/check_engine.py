@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from worker import frames
 from worker.batch import Headers
 from worker.cli.check_models import model_lines, model_rows, models_line, speeds
 from worker.cli.check_report import Report
@@ -119,7 +120,8 @@ def _answer(
     try:
         return answer(rollout, sample.value, headers)
     except Reject as error:
-        raise ConfigError(f"--sample: {error.reason}: {error}") from None
+        calls = "".join(f"; in {call}" for call in frames.marked(error))
+        raise ConfigError(f"--sample: {error.reason}: {error}{calls}") from None
 
 
 def _taking(rollouts: Mapping[str, Rollout], sample: Sample, headers: Headers) -> Rollout:

@@ -130,9 +130,7 @@ def _fail(lines: Sequence[str], exit_code: int) -> int:
     from worker.telemetry import logs
 
     logs.ensure_configured()
-    logs.say(f"streaminfer: {lines[0]}")
-    for line in lines[1:]:
-        logs.say(line)
+    logs.fatal(lines[0], exit_code, lines[1:])
     return exit_code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -90,6 +91,9 @@ def _with_settings(
 
     check_replicas(now.settings, args.replicas or 1)
     logs.configure(now.settings.secrets(), level=now.settings.log.level)
+    if args.replica_index is not None or args.replicas is not None:
+        logs.bind(replica=args.replica_index)
+    logs.bind(pid=os.getpid(), group=now.settings.kafka["group.id"])
     if args.replica_index is None:
         _warn_of_plaintext(now.settings)
         if args.watch:
@@ -139,6 +143,7 @@ def _warn_of_plaintext(settings: Settings) -> None:
 
     if hosts := plaintext_hosts(settings):
         logs.get(__name__).warning(
-            f"the connection to {', '.join(hosts)} is not encrypted: "
-            f"kafka.security.protocol is {settings.kafka.get('security.protocol', 'plaintext')}"
+            "the connection to Kafka is not encrypted",
+            hosts=hosts,
+            protocol=settings.kafka.get("security.protocol", "plaintext"),
         )

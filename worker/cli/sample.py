@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from worker import frames
 from worker.batch import Batch, Columns, Headers, Outcomes, Partition
 from worker.errors import ConfigError, Reject, StartError
 from worker.local.outside import as_sent, fetched, opened_body
@@ -46,7 +47,7 @@ def answer(rollout: Rollout, value: bytes, headers: Headers | None = None) -> An
     batch = _batch(rollout, servable, value, headers)
     outcomes = outcomes_of(batch, rollout, "--sample")
     for rejection in outcomes.rejected.values():
-        raise Reject(f"{rejection.stage}: {rejection.message}", rejection.reason)
+        raise frames.at(rejection.frames, Reject(f"{rejection.stage}: {rejection.message}", rejection.reason))
     if servable.max_size > 1 and (reason := _beside_others(_batch(rollout, servable, value, headers))):
         raise ConfigError(
             f"--sample: {reason}, when this record runs beside others; expected batching.max_size: 1"

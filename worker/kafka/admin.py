@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from typing import Any, NamedTuple
 
+import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without saying so
     AclOperation,
@@ -35,7 +35,7 @@ HOPELESS = {
 }
 """Client errors that waiting does not cure."""
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 class Descriptions(NamedTuple):
@@ -135,10 +135,9 @@ class Admin:
                 unknown.append(f"{resource.name}: {error}")
         if unknown:
             log.warning(
-                "max.message.bytes, cleanup.policy and timestamp limits of topics cannot be read; %d and Kafka's "
-                "defaults are assumed (%s)",
-                DEFAULT_TOPIC_LIMIT,
-                "; ".join(unknown),
+                "limits of topics cannot be read: Kafka's defaults are assumed",
+                max_message_bytes=DEFAULT_TOPIC_LIMIT,
+                topics=unknown,
             )
         return found
 

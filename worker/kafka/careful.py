@@ -12,7 +12,6 @@ them stands still until the watchdog takes that for a fault.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import resource
 import signal
@@ -24,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from worker.batch import RENAMED_HEADERS, UNREAD_RECORD, Columns, Headers, Partition, Span
@@ -47,7 +47,7 @@ ENDS_S = 5.0
 FAILED = 3
 """Exit code of a process whose client could not read."""
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 class Row(NamedTuple):
@@ -233,13 +233,15 @@ class CarefulReader:
         self._deaths = 0
         if code == FAILED or fetching < 0:
             return self._give_up(place, f"exit code {code}")
-        log.warning("%s/%d: fetching the record at offset %d ends a process", *place, start)
+        log.warning(
+            "fetching a record ends a process", partition=f"{place.topic}/{place.number}", offset=start
+        )
         self._waiting[place] = (start + 1, until)
         return Taken([Row(start, 0, None, None, [(UNREAD_RECORD, b"")])], place)
 
     def _give_up(self, place: Partition, why: str) -> Taken:
         """The client cannot read, or there can be no such process: the worker's own client reads the partition."""
-        log.warning("%s/%d: careful reading is not possible: %s", *place, why)
+        log.warning("careful reading is not possible", partition=f"{place.topic}/{place.number}", why=why)
         del self._waiting[place]
         return Taken([], place, over=True)
 

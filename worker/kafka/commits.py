@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Mapping
 
+import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from worker.batch import Partition
@@ -26,7 +26,7 @@ PASSING = frozenset(
 )
 """Why the broker refuses a commit while partitions change hands; the next owner starts from the last that worked."""
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 class Commits:
@@ -102,6 +102,8 @@ class Commits:
 
     def on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         """The broker's answer to a commit."""
+        new: dict[int, tuple[KafkaError, list[str]]] = {}
+        """By code: the error, and the partitions of which it was not told yet."""
         for tp in offsets:
             wrong = error or tp.error
             place = Partition(tp.topic, tp.partition)
@@ -113,11 +115,11 @@ class Commits:
             if (
                 self._refused.get(place) != wrong.code()
             ):  # in an outage every commit fails for the same reason
-                level = logging.INFO if wrong.code() in PASSING else logging.WARNING
-                log.log(
-                    level, "commit of %s/%d at %d failed: %s", tp.topic, tp.partition, tp.offset, wrong.str()
-                )
+                new.setdefault(wrong.code(), (wrong, []))[1].append(f"{tp.topic}/{tp.partition}")
             self._refused[place] = wrong.code()
+        for code, (wrong, partitions) in new.items():
+            say = log.debug if code in PASSING else log.warning
+            say("commit failed", partitions=partitions, error=wrong.str())
 
 
 def _is_stale(error: KafkaError | None) -> bool:

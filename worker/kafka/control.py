@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from worker.errors import StartError
@@ -22,7 +22,7 @@ LOOK_UP_S = 2.0
 """Longest wait for the topic's end."""
 MOST = 500
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 class ControlTopic:
@@ -65,7 +65,7 @@ class ControlTopic:
                 self._next = max(self._next, message.offset())  # behind gaps, such as marks of transactions
             elif str(error) != self._refused:
                 self._refused = str(error)
-                log.warning("control.topic: %s cannot be read: %s", self.topic, error.str())
+                log.warning("the control topic cannot be read", topic=self.topic, error=error.str())
         return values
 
     def end(self, timeout_s: float = LOOK_UP_S) -> int | None:
@@ -84,7 +84,7 @@ class ControlTopic:
         try:
             self._producer.produce(self.topic, value, key.encode(), partition=0)
         except (BufferError, KafkaException) as error:
-            log.warning("control.topic: a record cannot be written now: %s", error)
+            log.warning("the control topic cannot be written", topic=self.topic, error=str(error))
         self._producer.poll(0)
 
     def close(self, budget_s: float) -> None:

@@ -7,13 +7,13 @@ it, shows the end of its last fetch: lag would look smaller than it is, just whe
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import structlog
 from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without saying so
     AdminClient,
@@ -29,7 +29,7 @@ STALE_S = 0.9
 ANSWER_S = 5.0
 """Longest wait for an answer of the broker, in the background."""
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 class Reach(NamedTuple):
@@ -151,7 +151,11 @@ class Ends:
             try:
                 offset = answer.result(timeout=0).offset
             except KafkaException as error:
-                log.debug("the end of %s/%d is not known: %s", tp.topic, tp.partition, error.args[0].str())
+                log.debug(
+                    "the end of a partition is not known",
+                    partition=f"{tp.topic}/{tp.partition}",
+                    error=error.args[0].str(),
+                )
                 continue
             if end is not None and end.known_s < self._asked_s:  # else a fetch brought a newer one meanwhile
                 end.offset, end.known_s = offset, self._asked_s

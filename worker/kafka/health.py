@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import structlog
 from confluent_kafka import KafkaError
 
 from worker.errors import ClientFatal, StartError
@@ -41,7 +41,7 @@ NOT_CONVERTED = "ConsumerGroupHeartbeat fatal error: Broker: The group id does n
 """Kafka (4.2) answers so where the members of the classic protocol say things to one another that the newer protocol has no
 place for, as those of librdkafka's cooperative-sticky do. The group must be empty once."""
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 class ClientHealth:
@@ -57,12 +57,12 @@ class ClientHealth:
         self.brokers_up = 0
         """Brokers that the client is connected to, as of the last statistics."""
         self.errors: Counter[str] = Counter()
-        """Errors so far, by librdkafka's name of the code."""
+        """Errors so far, by librdkafka's name of the code. An outage brings many a second, so no line is logged of each."""
+        self.last_error = ""
+        """What the last error said."""
         self._clock = clock
         self._joined = False
         self._failure: Exception | None = None
-        self._reported: int | None = None
-        """Code of the last error logged: an outage repeats it many times a second."""
         self._had_brokers_s = clock()
 
     def joined(self) -> None:
@@ -89,6 +89,8 @@ class ClientHealth:
         """An error of the client, from its error callback or in place of a record."""
         code = error.code()
         self.errors[error.name()] += 1
+        if code != KafkaError._ALL_BROKERS_DOWN or not self.last_error:  # others give the reason for this one
+            self.last_error = error.str()
         if NOT_CONVERTED in error.str() and not self._joined:
             self.fatal = error.str()
             self._failure = StartError(
@@ -100,9 +102,7 @@ class ClientHealth:
             self._failure = ClientFatal(f"the Kafka consumer cannot go on: {error.str()}")
         elif code in REFUSALS and not self._joined:
             self._failure = StartError(f"{REFUSALS[code]}: {error.str()}")
-        elif code != self._reported:
-            log.warning("kafka: %s", error.str())
-        self._reported = code
+        log.debug("client error", client="consumer", code=error.name(), error=error.str())
 
     def on_statistics(self, brokers: Mapping[str, Mapping[str, Any]]) -> None:
         """Give up a client that has no broker left and will not look for one.

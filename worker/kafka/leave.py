@@ -7,10 +7,11 @@ help: where it is not possible (OAUTHBEARER, Kerberos, a broker that is away) th
 
 from __future__ import annotations
 
-import logging
 import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+import structlog
 
 from worker.kafka.connection import BrokerConnection, NotPossible, request_head, text
 from worker.settings.hosts import security_protocol
@@ -23,7 +24,7 @@ FIND_COORDINATOR, LEAVE_GROUP, CONSUMER_GROUP_HEARTBEAT = 10, 13, 68
 LEAVING_EPOCH = -1
 """As a member's epoch in a heartbeat of the consumer protocol: it leaves."""
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 def leave_for(settings: Settings, member: str) -> bool:
@@ -43,13 +44,13 @@ def leave_for(settings: Settings, member: str) -> bool:
             if coordinator is not None:
                 with BrokerConnection(*coordinator, kafka) as broker:
                     broker.ask(request)
-                log.info("left the group for the process that died, member %s", member)
+                log.info("left the group for the process that died", member=member)
                 return True
         except NotPossible as cannot:
-            log.debug("cannot leave for the process that died: %s", cannot)
+            log.debug("cannot leave for the process that died", why=str(cannot))
             return False
         except (OSError, ValueError, KeyError, struct.error) as error:
-            log.debug("could not leave for the process that died: %s", type(error).__name__)
+            log.debug("cannot leave for the process that died", why=type(error).__name__)
     return False
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from worker.batch import Partition
@@ -35,7 +35,7 @@ ANSWER_S = 30.0
 TICK_S = 0.1
 ANY_PARTITION = -1
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 class LetterReader:
@@ -170,7 +170,7 @@ class LetterReader:
     def _raise_if_final(self, error: KafkaError) -> None:
         if error.fatal() or error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             raise StartError(f"dead_letter.topic: {self.topic} cannot be read: {error.str()}")
-        log.warning("%s", error.str())
+        log.warning("dead letters cannot be read now", error=error.str())
 
 
 class Returns:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import structlog
 from confluent_kafka import KafkaException
 
 from worker.batch import Partition
@@ -18,7 +18,7 @@ from worker.kafka.watch import is_same_topic, made_anew
 RETRY_S = 1.0
 """Between two attempts to find the first record of a partition."""
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 class LostPositions:
@@ -74,7 +74,11 @@ class LostPositions:
             committed = self._starts.is_committed(place)
             first = self._starts.first(place) if committed else self._starts.resolve_one(place)
         except KafkaException as error:
-            log.warning("%s/%d: the first offset is not known yet: %s", *place, error.args[0].str())
+            log.warning(
+                "the first offset is not known yet",
+                partition=f"{place.topic}/{place.number}",
+                error=error.args[0].str(),
+            )
             self._due_s[place] = self._clock() + RETRY_S
             return False
         if committed:
@@ -111,7 +115,8 @@ class LostPositions:
     def _count(self, place: Partition) -> None:
         if not self.counts[place]:
             log.warning(
-                "%s/%d: the position is no longer on the broker, reading goes on from the earliest", *place
+                "the position is no longer on the broker: reading goes on from the earliest",
+                partition=f"{place.topic}/{place.number}",
             )
         self.counts[place] += 1
         self._on_out_of_range()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from worker.batch import Partition
@@ -28,7 +28,7 @@ LAST_RECORD_S = 5.0
 FLUSH_S = 20.0
 CLOSE_S = 5.0
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,9 @@ class QualityTopic:
                     value: bytes | None = message.value()
                     return value if message.offset() == at.offset else None
         except KafkaException as error:
-            log.warning("the last quality record (%s) cannot be read: %s", place, error.args[0].str())
+            log.warning(
+                "the last quality record cannot be read", record=str(place), error=error.args[0].str()
+            )
         finally:
             consumer.close()
         return None

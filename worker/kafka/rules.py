@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import structlog
 
 from worker.dead_letters.compose import LETTER_BYTES
 from worker.errors import StartError
@@ -20,7 +21,7 @@ FOREVER_MS = (1 << 63) - 1
 SLACK_MS = 60_000
 """A timestamp so close to a limit counts as beyond it: clocks differ, and a record may wait for its broker."""
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def compacted(rules: Mapping[str, Rules]) -> frozenset[str]:
     found = frozenset(topic for topic, each in rules.items() if each.compacted)
     for topic in sorted(found):
         log.warning(
-            "topic %s is compacted: it takes records with a key only; a result without one becomes a dead letter, a "
-            "dead letter without one gets its source as its key",
-            topic,
+            "the topic is compacted: it takes records with a key only",
+            topic=topic,
+            without_key="a result becomes a dead letter, a dead letter gets its source as its key",
         )
     return found
 

@@ -7,13 +7,13 @@ are one transaction; where there is no topic for the records, positions are comm
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from worker.errors import ClientFatal, StartError, TransactionFailed
@@ -39,7 +39,7 @@ AGAIN_S = 1.0
 FAILURES_MAX = 3
 """Commits in a row that failed; then the process ends, to be started again."""
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 class Owner(Protocol):
@@ -184,9 +184,8 @@ class ScoredTopics:
             self._begin(numbers)
         else:
             self._consumer.assign([])
-        log.info(
-            "assigned partitions %s of %s", ", ".join(map(str, numbers)) or "none", ", ".join(self._topics)
-        )
+        names = [f"{topic}/{number}" for topic in self._topics for number in numbers]
+        log.info("assigned", partitions=names, owned=len(names))
 
     def _begin(self, numbers: list[int]) -> None:
         """Read these partitions from where the owner wants."""
@@ -196,7 +195,7 @@ class ScoredTopics:
                 self.assigned = self._places(places)
                 break
             except KafkaException as error:
-                log.warning("committed positions are not known yet: %s", error.args[0].str())
+                log.warning("committed offsets are not known yet", error=error.args[0].str())
                 time.sleep(AGAIN_S)
         starts = self._owner.on_own(self.assigned)
         self._consumer.assign(
@@ -222,8 +221,11 @@ class ScoredTopics:
             inside = low <= tp.offset <= high
             if tp.offset >= 0 and not inside:
                 log.warning(
-                    "%s/%d: the committed position %d is not there any more (%d to %d): reading from %d",
-                    *(tp.topic, tp.partition, tp.offset, low, high, low),
+                    "the position is no longer on the broker: reading goes on from the earliest",
+                    partition=f"{tp.topic}/{tp.partition}",
+                    position=tp.offset,
+                    earliest=low,
+                    end=high,
                 )
             place = Place(low, high, tp.offset if inside else None, opened(tp.metadata) if inside else "")
             found.setdefault(tp.partition, {})[tp.topic] = place
@@ -235,7 +237,7 @@ class ScoredTopics:
         self._consumer.unassign()
 
     def _on_lost(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
-        log.warning("all partitions were lost: the group went on without this process")
+        log.warning("lost", partitions=[f"{topic}/{n}" for topic in self._topics for n in self.assigned])
         self._owner.on_lost()
         self._forget()
         self._consumer.unassign()
@@ -271,7 +273,7 @@ class ScoredTopics:
                 self._commit(publications, places := {})
         except (TransactionFailed, KafkaException) as failure:
             self._failures += 1
-            log.warning("quality records are not published, the partitions begin anew: %s", failure)
+            log.warning("quality records are not published: the partitions begin anew", error=str(failure))
             if self._failures >= FAILURES_MAX:
                 raise ClientFatal(f"{FAILURES_MAX} commits in a row failed: {failure}") from None
             if self.quality is not None:

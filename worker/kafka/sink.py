@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from worker.batch import Partition
@@ -30,7 +30,7 @@ CHUNK_ROWS = 1000
 
 OnDelivery = Callable[..., None]
 """Called per row with (error or None, message or None), or with (error or None, None, number of rows)."""
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 class Handle(Protocol):
@@ -67,7 +67,8 @@ class Outputs(Generic[ClientT]):
         self._topics = topics
         self.errors: Counter[str] = Counter()
         """Name of librdkafka's error code -> number of such errors so far."""
-        self._reported: int | None = None
+        self.last_error = ""
+        """What the last error said."""
         self.fatal: str | None = None
         """Why the producer can never work again; None while it works. :meth:`renew` clears it."""
         self.transactional_id = transactional_id
@@ -158,11 +159,11 @@ class Outputs(Generic[ClientT]):
 
     def _on_error(self, error: KafkaError) -> None:
         self.errors[error.name()] += 1
+        if error.code() != KafkaError._ALL_BROKERS_DOWN or not self.last_error:
+            self.last_error = error.str()
         if error.fatal() or error.code() == KafkaError._FATAL:
             self.fatal = error.str()
-        if error.code() != self._reported:
-            log.warning("kafka: %s", error.str())
-        self._reported = error.code()
+        log.debug("client error", client="producer", code=error.name(), error=error.str())
 
 
 class KafkaSink(Outputs[Producer]):
@@ -254,18 +255,18 @@ class MetricsProducer:
         try:
             self._producer.produce(topic, value, key, on_delivery=self._on_delivery)
         except (BufferError, KafkaException) as error:
-            log.warning("a metrics record was dropped: %s", error)
+            log.warning("a metrics record was lost", error=str(error))
 
     def close(self, budget_s: float) -> None:
         """Send queued records for at most ``budget_s``, then close the client."""
         if left := self._producer.flush(budget_s):
-            log.warning("%d metrics records could not be sent in time", left)
+            log.warning("metrics records could not be sent in time", records=left)
         _let_go(self._producer, budget_s)
 
     @staticmethod
     def _on_delivery(error: KafkaError | None, _message: object) -> None:
         if error is not None:
-            log.warning("a metrics record was lost: %s", error.str())
+            log.warning("a metrics record was lost", error=error.str())
 
 
 def _messages(values: Sequence[bytes | None], keys: Sequence[bytes | None]) -> list[dict[str, Any]]:

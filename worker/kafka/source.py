@@ -9,13 +9,13 @@ stand alone has a file of its own: assignment, commits, starts, ends and health.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from worker.batch import Columns, Partition, Span
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 CAREFUL_S = 0.01
 """Longest wait for the own client while records may come from the careful reader."""
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 def open_source(
@@ -347,7 +347,7 @@ class KafkaSource:
         closing.start()
         closing.join(timeout_s)
         if closing.is_alive():
-            log.warning("the consumer did not leave the group within %.1f s", timeout_s)
+            log.warning("the consumer did not leave the group in time", after_s=timeout_s)
 
     # -- callbacks: nothing may be raised into librdkafka --------------------------------------------------
 
@@ -360,7 +360,7 @@ class KafkaSource:
             self._starts.resolve(partitions)
         except KafkaException as error:
             # the offsets stay at "stored": librdkafka asks for them itself, and reports where there is none
-            log.warning("committed offsets are not known yet: %s", error.args[0].str())
+            log.warning("committed offsets are not known yet", error=error.args[0].str())
         try:
             for place, tp in zip(places, partitions, strict=True):
                 if tp.offset >= 0 and self._is_suspect(self._starts.note(place)):
@@ -405,7 +405,11 @@ class KafkaSource:
 
     def _begin_anew(self, place: Partition, first: int) -> None:
         """The log of a partition ends before records that were returned."""
-        log.warning("%s/%d: its log ends before the position, reading goes on at offset %d", *place, first)
+        log.warning(
+            "the log ends before the position: reading goes on earlier",
+            partition=f"{place.topic}/{place.number}",
+            offset=first,
+        )
         self._tell(lambda listener: listener.on_lost([place]))
         self._starts.set(place, first)
         self._ends.forget([place])

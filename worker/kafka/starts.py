@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import structlog
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -15,7 +15,7 @@ from worker.kafka.notes import opened
 from worker.kafka.properties import build
 from worker.topics import ByTopic
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 class Starts:
@@ -57,7 +57,7 @@ class Starts:
                     if tp.offset >= 0:
                         self.set(Partition(tp.topic, tp.partition), tp.offset, opened(tp.metadata))
             except KafkaException as error:
-                log.warning("committed offsets are not known yet: %s", error.args[0].str())
+                log.warning("committed offsets are not known yet", error=error.args[0].str())
         return {place: self._found[place] for place in wanted if place in self._found}
 
     def start(self, place: Partition) -> int | None:

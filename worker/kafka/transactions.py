@@ -8,13 +8,13 @@ The replacement also keeps a delayed EndTxn request of the old protocol away fro
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
+import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from worker.batch import Partition
@@ -43,7 +43,7 @@ FENCES_MAX, FENCES_WITHIN_S = 5, 60.0
 this process exits: the next one has a different id. The count of consecutive rewinds cannot show this, because each
 producer may commit something before it is fenced; the two processes would fence each other forever."""
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 class Producer(Protocol):
@@ -126,14 +126,14 @@ class KafkaTransactions:
                     self._call("abort_transaction", producer, producer.abort_transaction, COMMIT_S)
                 return
             except TransactionFailed as failure:
-                log.warning("abort failed, the producer is replaced: %s", failure)
+                log.warning("an abort failed: the producer is replaced", error=str(failure))
         self._renew()
 
     def committed(self, partitions: Collection[Partition]) -> dict[Partition, int | None] | None:
         try:
             return {place: offset for place, (offset, _) in self._source.committed(partitions).items()}
         except KafkaException as error:
-            log.warning("committed positions are not known yet: %s", error.args[0].str())
+            log.warning("committed offsets are not known yet", error=error.args[0].str())
             return None
 
     def _call(self, what: str, producer: Producer, call: Callable[[float], Any], budget_s: float) -> None:
@@ -189,7 +189,7 @@ class KafkaTransactions:
                 refusals += failure.result != "unknown"  # an outage is waited out
                 if refusals >= REFUSALS_MAX:
                     raise ClientFatal(f"no transactional producer can be had: {failure}") from None
-                log.warning("the new producer failed too: %s", failure)
+                log.warning("the new producer failed too", error=str(failure))
 
     def _initialise(self, budget_s: float) -> None:
         producer = self._sink.producer

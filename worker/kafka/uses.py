@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import structlog
 
 from worker.topics import is_pattern, matches
 
 if TYPE_CHECKING:
     from worker.settings import CreateSettings, Settings
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def expanded(uses: Iterable[Use], topics: Iterable[str]) -> Iterator[Use]:
         found = [topic for topic in there if matches(use.topic, topic)]
         if not found:
             log.warning(
-                "%s: no topic matches %s yet; those that are made later are read", use.field, use.topic
+                "no topic matches yet: those that are made later are read",
+                setting=use.field,
+                pattern=use.topic,
             )
         yield from (replace(use, topic=topic) for topic in found)
 

@@ -17,6 +17,7 @@ import numpy as np
 import orjson
 import structlog
 
+from worker import frames
 from worker.batch import Array
 from worker.errors import ConfigError, Reject, Rejection, StartError
 from worker.model.backend import Backend, Closed, Opened, Opening, Tensors
@@ -138,7 +139,13 @@ class CodeSessions:
             calling = self._calling
             if calling is None:
                 raise Closed("the model was closed")
-            found = calling.answers(calling.items(feeds))
+            items = calling.items(feeds)
+            try:
+                found = calling.answers(items)
+            except Exception as error:
+                if not isinstance(error, Reject):
+                    frames.mark(error)
+                raise
         if self._outputs is None:
             values = np.empty(len(found), object)
             values[:] = [as_json(each, calling.made) for each in found]

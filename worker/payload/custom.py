@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from worker import frames
 from worker.batch import Headers
 from worker.errors import Reject, Retry
 from worker.payload import Making
@@ -53,7 +54,9 @@ class CustomFilter:
         except (Reject, Retry):
             raise
         except Exception as error:
-            raise Reject(f"custom code {self._name} raised {type(error).__name__}", "undecodable") from None
+            frames.mark(error)
+            refusal = Reject(f"custom code {self._name} raised {type(error).__name__}", "undecodable")
+            raise frames.at(frames.marked(error), refusal) from None
         if not isinstance(found, bytes | bytearray | memoryview):
             raise Reject(f"custom code {self._name} gave {type(found).__name__}, expected bytes")
         return bytes(found)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import orjson
 
+from worker import frames
 from worker.batch import Array
 from worker.errors import ConfigError, Postponed, Reject, Rejection, Retry
 from worker.model.signature import Signature
@@ -71,6 +72,8 @@ class CustomPostprocess:
             return [self._refusal(error)] * len(items)
         except Exception as error:
             if len(items) == 1:
+                if not isinstance(error, Reject):
+                    frames.mark(error)
                 return [self._refusal(error)]
             middle = len(items) // 2
             head = {name: values[:middle] for name, values in outputs.items()}
@@ -81,7 +84,10 @@ class CustomPostprocess:
     def _prediction(self, outputs: dict[str, Array], item: InputItem) -> Fragment:
         try:
             result = self._function(outputs, item) if self.takes_items else self._function(outputs)
+        except (Reject, Retry) as error:
+            return self._refusal(error)
         except Exception as error:
+            frames.mark(error)
             return self._refusal(error)
         return self._text(result)
 

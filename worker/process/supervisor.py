@@ -166,7 +166,7 @@ class Supervisor:
         elif code in (0, RECYCLED) or (
             self._draining and code == -signal.SIGTERM
         ):  # not yet far enough to drain
-            log.info("replica done", replica=replica.index)
+            log.debug("replica done", replica=replica.index)  # its own last words have said it
         elif self._draining:
             log.error("replica failed while draining", replica=replica.index, ended=_describe(code))
             self._exit_code = self._exit_code or _exit_code(code)

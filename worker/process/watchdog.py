@@ -49,7 +49,7 @@ class Watchdog:
     Args:
         state: what goes into the log line: everything the process knows of itself.
         report: logs an event with fields.
-        say: shows the user one sentence.
+        fatal: says why the process ends, with its exit code.
         clock: what the checks measure by.
         leave: ends the process with an exit code.
     """
@@ -59,7 +59,7 @@ class Watchdog:
         checks: Sequence[Check],
         state: Callable[[], dict[str, Any]],
         report: Callable[..., Any],
-        say: Callable[[str], Any],
+        fatal: Callable[[str, int], Any],
         clock: AwakeClock,
         leave: Callable[[int], Any],
         tick_s: float = TICK_S,
@@ -68,7 +68,7 @@ class Watchdog:
         self._clock = clock
         self._state = state
         self._report = report
-        self._say = say
+        self._fatal = fatal
         self._leave = leave
         self._tick_s = tick_s
         self._closing = threading.Event()
@@ -93,7 +93,7 @@ class Watchdog:
         except Exception as error:  # the state is a help; without it the process must end all the same
             state = {"unknown": str(error)}
         self._report("stuck", reason=why, state=state, stacks=_stacks())
-        self._say(f"streaminfer: {why}")
+        self._fatal(why, Stalled.exit_code)
         self._leave(Stalled.exit_code)
 
 

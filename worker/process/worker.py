@@ -72,6 +72,8 @@ class Worker:
     """Of the configuration."""
     steward: Steward | None = None
     """Of rollouts; None without a control topic."""
+    commits_failed: Callable[[], int] = int
+    """Positions whose commit the broker refused."""
 
     def run(self) -> None:
         """Turn the loop until it has drained."""
@@ -125,6 +127,7 @@ class Worker:
             dead_letter=sum(count.dead_letter for count in counts),
             dropped=sum(count.dropped for count in counts),
             in_flight=sum(count.in_flight for count in counts),
+            commits_failed=self.commits_failed(),
         )
         for client in self.clients:
             client.close(CLOSE_S)

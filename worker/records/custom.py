@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from worker import frames
 from worker.batch import Array, Columns, Feed, Headers
-from worker.errors import Reject
+from worker.errors import Reject, Retry
 from worker.model.signature import Signature, TensorSpec
 from worker.records.memory import CHUNK_BYTES, CODE_FACTOR, check_room
 from worker.records.rows import decode_each, put
@@ -43,7 +44,13 @@ class CustomDecoder:
         self, payloads: list[bytes | None], columns: Columns, feed: Feed, start: int, stop: int
     ) -> None:
         def decode_row(row: int) -> None:
-            tensors = self.function(payloads[row] or b"", columns.headers[row] or [])
+            try:
+                tensors = self.function(payloads[row] or b"", columns.headers[row] or [])
+            except (Reject, Retry):
+                raise
+            except Exception as error:
+                frames.mark(error)
+                raise
             put(feed, row, self.specs, self._items(tensors))
 
         decode_each(self.function, feed, range(start, stop), decode_row)

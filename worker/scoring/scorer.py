@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import structlog
 
 from worker.scoring import notes, records
 from worker.scoring.compare import Comparer
@@ -25,7 +26,7 @@ REMEMBERED_SHARE = 8
 REPEAT_S = 30.0
 """A record of one kind that cannot be read is logged once in this time."""
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 class Message(Protocol):
@@ -252,7 +253,7 @@ class Scorer:
             return
         self._told[why.what] = now_s + REPEAT_S
         place = f"{message.topic()}/{message.partition()}/{message.offset()}"
-        log.warning("%s is left out: %s", place, why)
+        log.warning("a record is not scored", record=str(place), why=str(why))
 
     def _bound(self) -> None:
         """Give up the oldest where more waits than may."""

@@ -12,7 +12,7 @@ import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
@@ -21,6 +21,7 @@ from typing import Any, cast
 from worker.errors import ConfigError, StartError
 from worker.telemetry import logs
 from worker.telemetry.access import Access
+from worker.telemetry.meters import Snapshot
 from worker.telemetry.routes import PAGE, Answer, Provider, Route, Stream, routes, sentence
 from worker.telemetry.slow_clients import Bounded, Sending, Timely
 from worker.telemetry.tls import Tls
@@ -58,6 +59,7 @@ class HttpServer:
         access: who may ask for what; None: anyone who names an address or localhost.
         tls: encrypts the connections; None: they are plain.
         pages: further paths with what they answer.
+        last_minute: a snapshot of the last minute, for ``/progressz``.
 
     Raises:
         ConfigError: the address is not ``host:port``.
@@ -73,9 +75,13 @@ class HttpServer:
         access: Access | None = None,
         tls: Tls | None = None,
         pages: Mapping[str, Route] | None = None,
+        last_minute: Callable[[], Snapshot] | None = None,
     ) -> None:
         host, port = parse_address(address)
-        paths = {**(pages or {}), **(routes(provider, worker) if provider is not None else {})}
+        paths = {
+            **(pages or {}),
+            **(routes(provider, worker, last_minute) if provider is not None else {}),
+        }
         try:
             self._server = _Server(host, port + index if port else 0, paths, access or _OPEN, tls)
         except (OSError, OverflowError) as error:

@@ -3,6 +3,9 @@
 ``LOG_FORMAT=json|console`` and ``LOG_LEVEL`` override the defaults; ``NO_COLOR`` is honoured. Log per batch or per
 event, never per record: a log line costs as much as decoding a record. A line that cannot be written is dropped and
 counted; see :mod:`worker.telemetry.lines`.
+
+An event is a constant text and its values are fields, so that lines can be counted and searched. Every event is listed in
+:mod:`worker.telemetry.log_events`.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import atexit
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -20,13 +24,18 @@ from typing import Any, TextIO
 import structlog
 
 from worker.errors import ConfigError
+from worker.telemetry.console import console_line
 from worker.telemetry.lines import LineWriter
+from worker.telemetry.log_events import help_for
+from worker.telemetry.printed import behind, take_over
 from worker.text import printable
 
 HIDDEN = "***"
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _SECRET_WORDS = ("password", "passwd", "secret", "token", "credential", "private_key", "sasl.jaas", "ssl.key")
+_TOLD_BY_CALLBACK = ("FAIL ", "ERROR ", "REQTMOUT ")
+"""How librdkafka's lines begin that say what its error callback says too: a connection broke, a request got no answer."""
 _SHORTEST_SECRET = 3  # hiding every "a" would hide nothing and make every line unreadable
 
 
@@ -51,26 +60,29 @@ def configure(
     Raises:
         ConfigError: LOG_FORMAT or LOG_LEVEL is unknown.
     """
-    global _redactor, _configured
-    stream = sys.stderr if stream is None else stream
-    least = getattr(logging, _choice(environ, "LOG_LEVEL", _LEVELS, level).upper())
+    global _redactor, _configured, _json, _json_only, _least
+    stream = _standard_error() if stream is None else stream
+    _least = getattr(logging, _choice(environ, "LOG_LEVEL", _LEVELS, level).upper())
     terminal = stream is not None and stream.isatty()
-    log_format = _choice(environ, "LOG_FORMAT", ("json", "console"), "console" if terminal else "json")
+    _json = _choice(environ, "LOG_FORMAT", ("json", "console"), "console" if terminal else "json") == "json"
+    _json_only = _json and bool(environ.get("LOG_FORMAT"))
     colors = terminal and not environ.get("NO_COLOR")
+    renderer = _json_line if _json else _console_renderer(colors, stream if terminal else None)
     _redactor = Redactor([*secrets, *_secret_arguments(sys.argv)])
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper("iso", utc=True),
             structlog.processors.format_exc_info,  # to text before redaction: tracebacks quote values
+            _in_order,
             _redact_event,
-            structlog.dev.ConsoleRenderer(colors=colors) if log_format == "console" else _json_line,
+            renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(least),
+        wrapper_class=structlog.make_filtering_bound_logger(_least),
         logger_factory=lambda *_: _Out(stream),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(handlers=[_ToStructlog()], level=least, force=True)
+    logging.basicConfig(handlers=[_ToStructlog()], level=_least, force=True)
     logging.captureWarnings(True)
     threading.excepthook = _log_dead_thread
     _configured = True
@@ -84,18 +96,64 @@ def hide(secrets: Sequence[str]) -> None:
 
 def show_from(level: str, environ: Mapping[str, str] = os.environ) -> None:
     """Show lines from this level on, where ``LOG_LEVEL`` is not set; for any thread."""
-    least = getattr(logging, _choice(environ, "LOG_LEVEL", _LEVELS, level).upper())
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(least))
-    logging.getLogger().setLevel(least)
+    global _least
+    _least = getattr(logging, _choice(environ, "LOG_LEVEL", _LEVELS, level).upper())
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(_least))
+    logging.getLogger().setLevel(_least)
+
+
+def bind(**fields: Any) -> None:
+    """From now on every line of this process has these fields, those of libraries too; called by a worker at its start.
+
+    ``replica=None`` shows an empty place on a terminal, for a process that speaks of replicas and is none.
+    """
+    _bound.update(fields)
+    sys.unraisablehook = _log_ignored
+    if _json:
+        take_over(lambda line: get("stderr").info("printed", text=line))
+
+
+def release() -> None:
+    """Undo `bind`; for tests, which run a worker's commands in their own process."""
+    if _bound:
+        _bound.clear()
+        sys.unraisablehook = sys.__unraisablehook__
+        sys.stderr = _standard_error()
+
+
+def shows_debug() -> bool:
+    """Whether lines of the level debug are shown."""
+    return _least <= logging.DEBUG
 
 
 def ensure_configured() -> None:
-    """Set logging up if `configure` was not called yet, and ignore the environment: for a failure at start.
+    """Set logging up if `configure` was not called yet, whatever the environment says: for a failure at start.
 
     Without this, structlog would print the local variables of every frame, including passwords.
     """
     if not _configured:
-        configure(environ={})
+        try:
+            configure()
+        except ConfigError:
+            configure(environ={})
+
+
+def fatal(reason: str, exit_code: int, more: Sequence[str] = ()) -> None:
+    """Say why the process ends, as the last words on standard error.
+
+    For people that is one sentence. A worker that logs JSON writes the event ``fatal`` as well, and if the user asked for
+    JSON (``LOG_FORMAT=json``) there is nothing but this event.
+
+    Args:
+        more: further lines, one for each mistake of a configuration.
+    """
+    if _json_only or (_json and _bound):
+        fields = {"mistakes": [line.strip() for line in more]} if more else {}
+        get(__name__).critical("fatal", exit_code=exit_code, reason=reason, **fields)
+    if not _json_only:
+        say(f"streaminfer: {reason}")
+        for line in more:
+            say(line)
 
 
 def say(sentence: str) -> None:
@@ -103,7 +161,7 @@ def say(sentence: str) -> None:
 
     Never waits and never raises. Control characters are escaped, because the sentence may quote a record.
     """
-    _Out(sys.stderr).msg(printable(redact(sentence)))
+    _Out(_standard_error()).msg(printable(redact(sentence)))
 
 
 def flush(within_s: float = 1.0) -> None:
@@ -179,11 +237,19 @@ class _ToStructlog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = min(record.levelno // 10 * 10, logging.CRITICAL) or logging.DEBUG
-        get(record.name).log(level, record.getMessage(), exc_info=record.exc_info)
+        text = record.getMessage()
+        if _bound and record.name == "librdkafka" and text.startswith(_TOLD_BY_CALLBACK):
+            level = logging.DEBUG  # the worker tells of an outage itself: worker.telemetry.story
+        get(record.name).log(level, "library", text=text, exc_info=record.exc_info)
 
 
 _redactor = Redactor()
 _configured = False
+_json = False
+_json_only = False
+"""Whether everything on standard error is JSON: the user asked for it."""
+_least = logging.INFO
+_bound: dict[str, Any] = {}
 _writer: LineWriter | None = None
 _writers_lock = threading.Lock()
 
@@ -204,6 +270,14 @@ def _tell_of_dropped(lines: int) -> None:
     get(__name__).warning("log lines were dropped", lines=lines)
 
 
+def _standard_error() -> TextIO | None:
+    return behind(sys.stderr) if sys.stderr is not None else None
+
+
+def _log_ignored(args: sys.UnraisableHookArgs) -> None:
+    get(__name__).error("an exception was ignored", where=repr(args.object), exc_info=args.exc_value)
+
+
 def _log_dead_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_type is SystemExit:
         return
@@ -217,6 +291,27 @@ def _secret_arguments(argv: Sequence[str]) -> Iterator[str]:
         name, equals, value = argument.partition("=")
         if equals and _names_a_secret(name):
             yield value
+
+
+def _in_order(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Time, level and event first, then what is the same in every line, then the event's own fields as given."""
+    first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
+    module, stack = event.pop("module", None), event.pop("exception", None)
+    bound = {key: event.pop(key, value) for key, value in _bound.items()}
+    first |= {key: value for key, value in bound.items() if value is not None}
+    last = {} if module is None else {"module": module}
+    if stack is not None:
+        last["exception"] = stack
+    anchor = help_for(str(first["event"])) if first["level"] in ("warning", "error", "critical") else None
+    return {**first, **event, **({"help": anchor} if anchor else {}), **last}
+
+
+def _console_renderer(colors: bool, terminal: TextIO | None) -> Any:
+    def render(_logger: Any, _method: str, event: Mapping[str, Any]) -> str:
+        width = shutil.get_terminal_size((120, 24)).columns if terminal is not None else None
+        return console_line(event, colors, width, "replica" in _bound)
+
+    return render
 
 
 def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:

@@ -6,14 +6,10 @@ Other threads only see a :class:`Snapshot`, an independent copy made between two
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import NamedTuple
 
 from worker.batch import Batch, Partition, Run
@@ -22,6 +18,7 @@ from worker.telemetry.histogram import Histogram
 from worker.telemetry.names import LOOP_SECTIONS, METRIC_STAGES, VERSIONS_KEPT
 from worker.telemetry.observer import Microseconds
 from worker.telemetry.part_counts import StepCounts, VersionCounts
+from worker.telemetry.rss import rss_bytes
 
 
 def _items_of(run: Run) -> tuple[int, ...]:
@@ -246,6 +243,11 @@ class Meters:
         self._rewinds: Counter[str] = Counter()
         self._loop_s = dict.fromkeys(LOOP_SECTIONS, 0.0)
 
+    @property
+    def live(self) -> Mapping[str, PipelineCounts]:
+        """The counters themselves by pipeline, for a reader on this thread who changes nothing."""
+        return self._pipelines
+
     def model(self, pipeline: str, label: ModelLabel) -> None:
         """Set the model that answers for the pipeline from now on."""
         self._of(pipeline).model = label
@@ -388,13 +390,3 @@ class Meters:
     def _of(self, pipeline: str) -> PipelineCounts:
         counts = self._pipelines.get(pipeline)
         return self._pipelines.setdefault(pipeline, PipelineCounts()) if counts is None else counts
-
-
-def rss_bytes() -> int:
-    """Resident memory of this process; its peak on systems without ``/proc``, which do not show the present value."""
-    try:
-        resident_pages = int(Path("/proc/self/statm").read_bytes().split()[1])
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    return resident_pages * os.sysconf("SC_PAGE_SIZE")

@@ -17,8 +17,9 @@ from worker.telemetry import logs
 from worker.telemetry.events import Events, event
 from worker.telemetry.history import History, LastMinute, point
 from worker.telemetry.last_seen import LastLetters, LastResults
-from worker.telemetry.meters import rss_bytes
+from worker.telemetry.meters import Snapshot
 from worker.telemetry.routes import Answer, Provider, Route
+from worker.telemetry.rss import rss_bytes
 from worker.telemetry.state import About, state
 
 SECOND_S = 1.0
@@ -97,6 +98,11 @@ class Recorder:
             return Answer(HTTPStatus.OK, "application/json", self.json())
 
         return {"/state": whole_state, "/events": self.events.open}
+
+    def last_minute(self) -> Snapshot:
+        """The newest look, with the counters of the last minute."""
+        with self._lock:
+            return self._minute.until(self._whole)
 
     def json(self) -> bytes:
         """The state with its history."""

@@ -63,8 +63,14 @@ class Stream(Protocol):
 Route = Callable[[], "Answer | Stream"]
 
 
-def routes(provider: Provider, worker: WorkerInfo) -> dict[str, Route]:
-    """Metrics and health by path."""
+def routes(
+    provider: Provider, worker: WorkerInfo, last_minute: Callable[[], Snapshot] | None = None
+) -> dict[str, Route]:
+    """Metrics and health by path.
+
+    Args:
+        last_minute: a recent snapshot whose counters cover the last minute; None: it is not told.
+    """
     exposition = Exposition(provider.snapshot)
 
     def metrics() -> Answer:
@@ -80,7 +86,8 @@ def routes(provider: Provider, worker: WorkerInfo) -> dict[str, Route]:
 
     def progressing() -> Answer:
         health = provider.health()
-        return _health(health.progressing, metrics_record(provider.snapshot(), worker, health.waits))
+        minute = last_minute() if last_minute is not None else None
+        return _health(health.progressing, metrics_record(provider.snapshot(), worker, health.waits, minute))
 
     return {
         "/metrics": metrics,

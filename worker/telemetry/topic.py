@@ -25,13 +25,21 @@ class WorkerInfo:
     version: str
 
 
-def metrics_record(snapshot: Snapshot, worker: WorkerInfo, waits: str | None = None) -> bytes:
+def metrics_record(
+    snapshot: Snapshot, worker: WorkerInfo, waits: str | None = None, minute: Snapshot | None = None
+) -> bytes:
     """The metrics record of a snapshot as JSON; its counters cover the snapshot's ``interval_s``.
 
     Args:
         waits: what the worker waits for, if that is unusual; the record then has a field ``waits``.
+        minute: a snapshot of the last minute; the record then has a field ``last_minute`` with what can be counted.
     """
     record = metrics_fields(snapshot, worker)
+    if minute is not None:
+        counted = metrics_fields(minute, worker)
+        record["last_minute"] = {
+            name: counted[name] for name in ("interval_s", "pipelines", "bytes", "process", "loop_ratio")
+        }
     if waits is not None:
         record["waits"] = waits
     return orjson.dumps(record)

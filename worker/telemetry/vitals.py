@@ -17,6 +17,7 @@ from worker.telemetry.drain import DrainRates
 from worker.telemetry.exchange import SnapshotExchange
 from worker.telemetry.meters import KafkaState, Meters, PartitionState, Snapshot
 from worker.telemetry.routes import Health
+from worker.telemetry.story import Scene
 
 if TYPE_CHECKING:
     from worker.kafka.ends import Reach
@@ -107,6 +108,10 @@ class Vitals:
         """When the last connection to a broker was lost: monotonic ns and Unix s; None while a broker is connected."""
         self._was_member = False
         self._rates = DrainRates()
+        self._seen: Mapping[Partition, PartitionState] = {}
+        """The partitions as of the last look."""
+        self.last_error: Callable[[], str] = str
+        """Returns what the last error of a Kafka client said."""
         self.exchange = SnapshotExchange(meters.snapshot())
 
     def attach(
@@ -229,9 +234,26 @@ class Vitals:
         seen = views(loop.window, pool.oldest(), self._reach, loop.paused, loop.waits())
         # a drain has a separate deadline, so progress is not watched meanwhile
         self._reading = Reading({} if loop.draining else seen, brokers=self._brokerless is None)
+        self._seen = self._partitions(loop, self._reach)
         if self._reach:
-            states = self._partitions(loop, self._reach).items()
+            states = self._seen.items()
             self._rates.look(self._clock_ns() / 1e9, ((partition, state.done) for partition, state in states))
+
+    def scene(self) -> Scene | None:
+        """The worker as of the last look, for its log; None before `attach`."""
+        if self._parts is None:
+            return None
+        loop = self._parts[0]
+        return Scene(
+            self._clock_ns() / 1e9,
+            self._brokerless is None,
+            self._seen,
+            self._meters.live,
+            sum(self._errors(), Counter()),
+            self.last_error(),
+            loop.draining or loop.stop_requested,
+            self.waits_outside(),
+        )
 
     def take_snapshot(self) -> Snapshot:
         """A consistent snapshot of now, made between two turns of the loop."""
