@@ -157,6 +157,10 @@ the runtime found no CUDA libraries beside it | warning | reason | The GPU may n
 TensorRT builds its engines, which can take minutes | info | model, kept | The first start on a new GPU takes long. |
 
 == Live accuracy (`streaminfer score`)
+a pipeline is not scored | warning | pipeline, because | Its results cannot be compared with labels. | guides/accuracy.md
+metrics.topic is not set: after a restart the figures begin anew, though no result is counted twice | warning | | The sums are kept nowhere else. | guides/accuracy.md
+the last quality record is not there any more: figures begin anew | warning | partition, place | The metrics topic has deleted it. | guides/accuracy.md
+the partitions leave without a last commit | warning | because | Their next owner reads on from the commit before. | guides/accuracy.md
 a record is not scored | warning | record, why | A result or a label cannot be read. | guides/accuracy.md
 the last quality record cannot be read | warning | record, error | Its sums begin anew. | guides/accuracy.md
 quality records are not published: the partitions begin anew | warning | error | Nothing is counted twice: reading goes on from the last commit. | guides/accuracy.md
