@@ -19,7 +19,7 @@ from worker.cli.check_stores import check_stores
 from worker.cli.check_versions import with_versions
 from worker.cli.main import add_set_option
 from worker.cli.payloads import described
-from worker.errors import ConfigError, Mistake, WorkerError
+from worker.errors import ConfigError, Mistake, NotReady, WorkerError
 from worker.settings import Settings
 from worker.telemetry import logs
 
@@ -203,6 +203,11 @@ def _check_broker(report: Report, settings: Settings) -> None:
     try:
         for name, message in check_broker(settings):
             report.line(name, True, message)
+    except NotReady as error:
+        report.fail("broker", error)
+        report.hint(
+            f"streaminfer topics {settings.origins.file} shows all of them; with create it makes what is missing"
+        )
     except WorkerError as error:
         report.fail("broker", error)
         return

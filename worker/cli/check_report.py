@@ -95,6 +95,11 @@ class Report:
         if self._as_json:
             self.line(name, True, message)
 
+    def hint(self, line: str) -> None:
+        """What people may do about the failure above."""
+        if not self._as_json:
+            print(f"     {logs.redact(line)}")
+
     def text(self, line: str) -> None:
         """A line for people and their shells, as it is; nothing in JSON."""
         if not self._as_json:

@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "the worker: records in, predictions out",
     "check": "everything that can be known before running",
     "test": "run the tests that stand in a configuration",
+    "topics": "the topics that a configuration needs: list or make them",
     "produce": "send images, a video, CSV or lines to a topic",
     "tail": "read results, metrics or dead letters",
     "top": "all replicas of a group in a terminal",
