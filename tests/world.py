@@ -22,6 +22,8 @@ from worker.loop.isolation import Isolation
 from worker.loop.limit import DeadLetterRate
 from worker.loop.membership import Parts
 from worker.loop.outbox import Letterhead, Outbox
+from worker.loop.pool import InlinePool
+from worker.loop.tracing import Tracer
 from worker.loop.window import Window
 from worker.outside import Outside
 
@@ -54,7 +56,7 @@ class World:
     outbox: Outbox
     source: FakeSource
     sink: FakeSink
-    pool: FakePool
+    pool: FakePool | InlinePool
     meters: FakeMeters
     log: NullLog
 
@@ -63,12 +65,13 @@ def make_loop(
     clock: FakeClock,
     source: FakeSource,
     sink: FakeSink,
-    pool: FakePool,
+    pool: FakePool | InlinePool,
     rollouts: Sequence[FakeRollout],
     figures: Figures,
     make_delivery: Callable[[Caution], Delivery] | None = None,
     cpu_ns: Callable[[], int] = lambda: 0,
     outside: tuple[Outside, Callable[[], Calls]] | None = None,
+    tracer: Tracer | None = None,
 ) -> World:
     """A loop over these fakes, not subscribed yet.
 
@@ -76,6 +79,7 @@ def make_loop(
         make_delivery: gives the delivery guarantee; at least once with a short commit interval unless given.
         cpu_ns: the CPU clock of the process, read once per slab.
         outside: what the records of every route need from outside, and who makes the calls.
+        tracer: told of records that leave.
     """
     meters, log, window = FakeMeters(), NullLog(), Window()
     parted = groups(rollouts)
@@ -94,13 +98,13 @@ def make_loop(
     reach = {topic: 2 * intake.slab_records for intake in intakes for topic in intake.topics}
     caution = Caution(reach, figures.max_crashes)
     outbox = Outbox(
-        sink, Letterhead(DEAD_LETTERS, "client", figures.name), DeadLetterRate(figures.ratio, 1_000)
+        sink, Letterhead(DEAD_LETTERS, "client", figures.name), DeadLetterRate(figures.ratio, 1_000), tracer
     )
     if make_delivery is None:
         delivery: Delivery = AtLeastOnce(source, sink, COMMIT_INTERVAL_S, clock, caution.metadata)
     else:
         delivery = make_delivery(caution)
-    isolation, accounts = Isolation(caution, source, window), Accounts([meters], figures.name, clock)
+    isolation, accounts = Isolation(caution, source, window), Accounts([meters], figures.name, clock, tracer)
     parts = Parts(
         source,
         Intakes(intakes, source),

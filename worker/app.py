@@ -45,6 +45,7 @@ from worker.telemetry.meters import Meters, ModelLabel
 from worker.telemetry.tellers import story_of
 from worker.telemetry.topic import MetricsReporter, WorkerInfo
 from worker.telemetry.vitals import LOOK_EVERY_S, Vitals
+from worker.tracing import TraceParts, trace_parts
 
 if TYPE_CHECKING:
     from worker.kafka.control import ControlTopic
@@ -83,6 +84,7 @@ def build(now: Current, index: int, orders: Orders | None, read: Callable[[], Cu
     info = WorkerInfo(
         client_id(settings), settings.kafka["group.id"], socket.gethostname(), os.getpid(), __version__
     )
+    traces = trace_parts(settings, info)
     address = settings.metrics.http
     seeing = Seeing(settings, address, index, vitals, info) if address else None
     took: dict[str, int] = {}
@@ -98,7 +100,9 @@ def build(now: Current, index: int, orders: Orders | None, read: Callable[[], Cu
     steward = Steward(settings, control, books, loader, rollouts) if control is not None else None
     if steward is not None:
         steward.prepare()
-    parts = _Parts(with_files, [*rollouts.values()], meters, vitals, info, seeing, orders, loader, steward)
+    parts = _Parts(
+        with_files, [*rollouts.values()], meters, vitals, info, seeing, orders, loader, steward, traces
+    )
     parts.reloader = Reloader(
         now, read, loader, rollouts, parts.in_force.follow, meters.configured, keys, steward
     )
@@ -140,7 +144,11 @@ class _Parts:
         orders: Orders | None,
         loader: Loader,
         steward: Steward | None,
+        traces: TraceParts | None,
     ) -> None:
+        self._traces = traces
+        if traces is not None:
+            meters.spans = traces.counts
         self._settings = settings
         self._loader = loader
         self._steward = steward
@@ -165,6 +173,7 @@ class _Parts:
             self._rounds(),
             [*seen, SlabLines(log)] if logs.shows_debug() else seen,
             told_to(letters.add, *([seeing.letters.add] if seeing is not None else [])),
+            traces.tracer if traces is not None else None,
         )
         if steward is not None:
             self._conductor.membership.on_new = steward.assigned
@@ -277,6 +286,7 @@ class _Parts:
             self.reloader,
             self._steward,
             lambda: self._clients.source.commit_failures,
+            self._traces,
         )
 
     def _before_joining(self) -> None:

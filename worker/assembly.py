@@ -35,6 +35,7 @@ from worker.loop.series import Rules
 from worker.loop.series_source import SeriesSource
 from worker.loop.storing import Storing
 from worker.loop.tasks import spawn
+from worker.loop.tracing import Tracer
 from worker.loop.window import Window
 from worker.outside import Outside
 from worker.records.windowed import SampleReader, WindowedDecoder
@@ -141,6 +142,7 @@ def conductor_for(
     on_turn: Callable[[], None],
     observers: Sequence[Observer] = (),
     on_letter: ToldLetter | None = None,
+    tracer: Tracer | None = None,
 ) -> Conductor:
     """The main loop with all its parts.
 
@@ -149,6 +151,7 @@ def conductor_for(
         on_turn: called once per turn.
         observers: told what happens to records, after the meters.
         on_letter: told of each dead letter.
+        tracer: told of records that leave; None: none is traced.
     """
     limits = settings.limits
     parted, window = groups(rollouts), Window()
@@ -165,19 +168,17 @@ def conductor_for(
         for group, share in zip(parted, budget.shares, strict=True)
     ]
     source = _source(settings, rollouts, clients, intakes)
-    # An upper bound of the records of one partition that a dying process had in flight.
-    reach = ByTopic({topic: 2 * intake.slab_records for intake in intakes for topic in intake.topics})
-    caution = Caution(reach, settings.dead_letter.max_crashes)
+    caution = _caution(settings, intakes)
     parts = Parts(
         source,
         Intakes(intakes, source),
         budget,
         window,
-        _outbox(settings, clients, task_id, on_letter),
+        _outbox(settings, clients, task_id, on_letter, tracer),
         clients.sink,
         _delivery(settings, clients, source, meters, caution),
         Isolation(caution, source, window),
-        Accounts([meters, *observers], settings.name),
+        Accounts([meters, *observers], settings.name, tracer=tracer),
         log,
         time.monotonic_ns,
     )
@@ -197,6 +198,13 @@ def bytes_for_records(in_flight_bytes: int, rollouts: Iterable[Rollout]) -> int:
     return in_flight_bytes - sum(rollout.stable.reserve_bytes for rollout in rollouts)
 
 
+def _caution(settings: Settings, intakes: list[Intake]) -> Caution:
+    """What is known of records that may have ended a process before."""
+    # An upper bound of the records of one partition that a dying process had in flight.
+    reach = ByTopic({topic: 2 * intake.slab_records for intake in intakes for topic in intake.topics})
+    return Caution(reach, settings.dead_letter.max_crashes)
+
+
 def _fetching(
     outside: Mapping[Route, Sequence[Outside]], group: Iterable[Route], share: Share, pool: AnyPool
 ) -> Fetching | None:
@@ -209,7 +217,13 @@ def _fetching(
     return Fetching(needed, calls, share, log, time.monotonic_ns, lambda: time.time() * 1000)
 
 
-def _outbox(settings: Settings, clients: Clients, task_id: str, on_letter: ToldLetter | None) -> Outbox:
+def _outbox(
+    settings: Settings,
+    clients: Clients,
+    task_id: str,
+    on_letter: ToldLetter | None,
+    tracer: Tracer | None,
+) -> Outbox:
     letters = settings.dead_letter
     head = Letterhead(
         letters.topic,
@@ -220,7 +234,7 @@ def _outbox(settings: Settings, clients: Clients, task_id: str, on_letter: ToldL
         settings.delivery == "exactly_once",
         on_letter,
     )
-    return Outbox(clients.sink, head, dead_letter_rate(letters))
+    return Outbox(clients.sink, head, dead_letter_rate(letters), tracer)
 
 
 def told_to(*listeners: ToldLetter) -> ToldLetter:

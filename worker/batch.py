@@ -328,6 +328,10 @@ class Envelope(Protocol):
     def completes(self) -> bool:
         """Whether results are wrapped, or made events, before they go out."""
 
+    @property
+    def copies_trace(self) -> bool:
+        """Whether a result carries the trace context of its record."""
+
     def complete(self, batch: Batch, rows: Sequence[int]) -> None:
         """Do that for the finished results of these rows."""
 
@@ -608,6 +612,8 @@ class Run:
     """JSON text per row, of a servable that has made its predictions already because it has several steps."""
     steps: Mapping[str, StepPart] | None = None
     """What each of several steps had to do; None where there is one model."""
+    places: Sequence[int] | None = None
+    """Of a run in a further try, or in a part: for each row of that batch, its row in the batch that the loop submitted."""
 
     @property
     def whole(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 import cascade
 import limits
+import spans
 import versions
 import vision
 from payloads import ENCRYPTION, library_us
@@ -291,6 +292,16 @@ class Suite:
         on.metrics = True
         found = self._compare("telemetry", [self._worker(work, "off"), on])
         self.report.at_most("telemetry", "CPU, on over off", found["on"].cpu_us / found["off"].cpu_us, 1.05)
+
+    def traces(self) -> None:
+        """Traces on against off, in the loop without a broker: the dearest case there is, as for a rollout."""
+        work = self._workload("json")
+        for case, off, on in spans.measure(work, self.folder, self.rounds):
+            for way, times in (("off", off), ("on", on)):
+                rounds = [Round(us, 1e6 / us) for us in times]
+                self.report.measured.append(Measured("traces", f"{case.name}, {way}", rounds))
+            ratio = statistics.median(with_us / us for us, with_us in zip(off, on, strict=True))
+            self.report.at_most("traces", f"CPU, {case.name}, on over off", ratio, case.bound)
 
     def rollout(self) -> None:
         """A canary at 10 % and a shadow against one version alone, in the loop without a broker: the dearest case there is.
@@ -568,6 +579,7 @@ GROUPS: dict[str, Callable[[Suite], None]] = {
     "delivery": Suite.delivery,
     "rtt": Suite.rtt,
     "telemetry": Suite.telemetry,
+    "traces": Suite.traces,
     "payloads": Suite.payloads,
     "cache": Suite.cache,
     "partitions": Suite.spread,

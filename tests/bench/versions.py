@@ -11,7 +11,7 @@ from typing import Any, Literal
 import structlog
 from workloads import Workload
 
-from worker.batch import Columns, Partition, Span
+from worker.batch import Columns, Headers, Partition, Span
 from worker.loop.accounts import Accounts
 from worker.loop.admission import Admission
 from worker.loop.at_least_once import AtLeastOnce
@@ -25,6 +25,7 @@ from worker.loop.limit import DeadLetterRate
 from worker.loop.membership import Parts
 from worker.loop.outbox import Letterhead, Outbox
 from worker.loop.pool import InlinePool, Mailbox
+from worker.loop.tracing import Tracer
 from worker.loop.window import Window
 from worker.sending import Sending
 from worker.serving.engine import Engine
@@ -48,8 +49,9 @@ class _Source:
 
     fatal = None
 
-    def __init__(self, values: list[bytes]) -> None:
+    def __init__(self, values: list[bytes], headers: Headers | None) -> None:
         self._values = values
+        self._headers = headers
         self._at = 0
 
     def subscribe(self, listener: Any) -> None:
@@ -63,7 +65,7 @@ class _Source:
             start = len(columns)
             columns.values += [self._values[place] for place in places]
             columns.keys += [KEYS[place % len(KEYS)] for place in places]
-            columns.headers += [None] * each
+            columns.headers += [self._headers and [*self._headers] for _ in range(each)]
             columns.timestamps_ms += [1_700_000_000_000] * each
             columns.offsets += range(self._at, self._at + each)
             columns.partitions += [partition] * each
@@ -117,9 +119,20 @@ class _Sink:
 
 
 class Subject:
-    """A replica without a broker, with a second version of the same model or without."""
+    """A replica without a broker, with a second version of the same model or without.
 
-    def __init__(self, work: Workload, folder: Path, mode: Mode) -> None:
+    Args:
+        headers: of every record. tracer: told of records that leave.
+    """
+
+    def __init__(
+        self,
+        work: Workload,
+        folder: Path,
+        mode: Mode,
+        headers: Headers | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         given = work.settings
         document = {
             **given,
@@ -135,7 +148,7 @@ class Subject:
         if mode != "off":
             candidate = load_servable(settings, rollout.route, time.perf_counter(), like=rollout.stable)
             rollout.begin(Plan("bench", mode, 0.1), candidate)
-        source: Any = _Source(work.values)
+        source: Any = _Source(work.values, headers)
         self._sink = _Sink()
         window, limits = Window(), settings.limits
         budget, caution = Budget(limits.in_flight_bytes, 1), Caution({"in": 4096}, 3)
@@ -145,11 +158,11 @@ class Subject:
             Intakes([Intake(admission, budget.shares[0], alone=True)], source),
             budget,
             window,
-            Outbox(self._sink, Letterhead("dead", "bench", "bench"), DeadLetterRate(None, 1)),
+            Outbox(self._sink, Letterhead("dead", "bench", "bench"), DeadLetterRate(None, 1), tracer),
             self._sink,
             AtLeastOnce(source, self._sink, 0.5, time.monotonic_ns, caution.metadata),
             Isolation(caution, source, window),
-            Accounts([Meters({rollout.route.name: None})], "bench"),
+            Accounts([Meters({rollout.route.name: None})], "bench", tracer=tracer),
             structlog.get_logger(),
             time.monotonic_ns,
         )

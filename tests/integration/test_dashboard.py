@@ -34,6 +34,7 @@ NOT_HERE = {
     "streaminfer_model_refused": "only a refused version begins it",
     "streaminfer_drift": "only a pipeline with a profile has it",
     "streaminfer_rewinds": "only a rewind begins it",
+    "streaminfer_spans": "only a worker with tracing has it",
     "streaminfer_transactions": "only delivery: exactly_once has it",
     "streaminfer_kafka_errors": "only an error of a client begins it",
 }

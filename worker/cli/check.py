@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from worker import native
+from worker import native, tracing
 from worker import settings as configuration
 from worker.batch import Headers
 from worker.cli import check_acls, check_figures
@@ -169,6 +169,8 @@ def _check_all(report: Report, settings: Settings, args: argparse.Namespace, hea
         _check_files(report, settings, args, headers, took)
     if settings.metrics.http:
         report.check("http", lambda: _http(settings), str)
+    if settings.tracing is not None:
+        report.check("tracing", lambda: tracing.described(settings, args.offline), str)
     report.line("batch path", True, f"{native.batch_path}, producer {native.producer_path}")
     report.line("memory", True, check_figures.memory(configured, took))
     for name, message in check_figures.figures(settings):

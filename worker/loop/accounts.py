@@ -17,6 +17,7 @@ from worker.batch import Batch, Route, Span, total_bytes
 from worker.loop.epochs import Epochs
 from worker.loop.keep import LeftOut
 from worker.loop.slab import Slab
+from worker.loop.tracing import Tracer
 
 
 class Observer(Protocol):
@@ -65,6 +66,7 @@ class Accounts:
         observers: each is told of everything, in this order.
         worker_name: counts the records that no route takes.
         clock_ns: monotonic nanoseconds.
+        tracer: told of slabs that have ended.
     """
 
     def __init__(
@@ -72,7 +74,9 @@ class Accounts:
         observers: Sequence[Observer],
         worker_name: str,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self.worker_name = worker_name
         self._observers = tuple(observers)
         self._clock_ns = clock_ns
@@ -118,6 +122,8 @@ class Accounts:
         # Records that were revoked, lost or rewound since are answered by whoever reads them next: they are dropped.
         committed = slab.receipt.committed
         spans = slab.live_spans(epochs) if committed is None else committed
+        if slab.traced and self._tracer is not None:
+            self._tracer.settled(slab, spans)
         counts = tally(slab, spans, self.worker_name)
         publish_us = (self._clock_ns() - slab.released_ns) // 1000
         for observer in self._observers:

@@ -18,6 +18,7 @@ from worker.loop.epochs import Epochs
 from worker.loop.laying import Sheet, sheet_of_batch, sheet_of_slab
 from worker.loop.limit import DeadLetterRate
 from worker.loop.slab import Slab
+from worker.loop.tracing import Tracer
 from worker.sending import PartitionMode, Sending
 from worker.sizes import largest_wire_bytes, unbounded_bytes, wire_bytes
 from worker.text import one_line
@@ -74,13 +75,20 @@ class Letterhead:
 
 
 class Outbox:
-    """Outputs of released slabs that the producer has not taken yet; empty unless the producer's queue is full."""
+    """Outputs of released slabs that the producer has not taken yet; empty unless the producer's queue is full.
 
-    def __init__(self, sink: Sink, letterhead: Letterhead, limit: DeadLetterRate) -> None:
+    Args:
+        tracer: gives results their trace context; None: they keep what was copied from their records.
+    """
+
+    def __init__(
+        self, sink: Sink, letterhead: Letterhead, limit: DeadLetterRate, tracer: Tracer | None = None
+    ) -> None:
         self._sink = sink
         self._letterhead = letterhead
         self.limit = limit
         """When too many records are bad."""
+        self._tracer = tracer
         self._queue: deque[tuple[Slab, Sending]] = deque()
         self._evidence: list[Sending] = []
         """Dead letters of the slab that tripped the limit; nothing else of it is published."""
@@ -96,6 +104,8 @@ class Outbox:
                 :meth:`leave_evidence`.
         """
         sheet = sheet_of_slab(slab, epochs)
+        if self._tracer is not None:
+            self._tracer.leaving(slab, sheet, None)
         nbytes = self._publish(slab, sheet)
         slab.receipt.planned = True
         slab.rejected, slab.dropped = sheet.outcomes.rejected, sheet.outcomes.dropped
@@ -106,7 +116,10 @@ class Outbox:
         """Plan what one batch publishes, before its slab's turn (``order: none``); else as :meth:`add`."""
         slab = cast("Slab", batch.slab)
         slab.early.update(batch.rows)
-        return self._publish(slab, sheet_of_batch(batch, epochs))
+        sheet = sheet_of_batch(batch, epochs)
+        if self._tracer is not None:
+            self._tracer.leaving(slab, sheet, batch)
+        return self._publish(slab, sheet)
 
     def push(self, on_delivery: Callable[[Slab], Callable[..., None] | None]) -> list[Slab]:
         """Hand over what the producer takes; returns the slabs of which it has every output now."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from worker.batch import Batch, Columns, Outcomes, Partition, Route, Servable, Span
 from worker.errors import Rejection
@@ -65,6 +66,8 @@ class Slab:
     rejected: dict[int, Rejection] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
     """Rows without a result, for the counters; known once the slab is released."""
+    traced: list[Any] = field(default_factory=list)
+    """What the tracer knows of its traced rows; nobody else looks into it."""
 
     def live_spans(self, epochs: Epochs) -> list[Span]:
         """The spans whose records are still ours."""

@@ -12,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 
 SWITCH = "STREAMINFER_NATIVE"
-INTERFACE = 4
+INTERFACE = 5
 """What a compiled module must say of itself; one built from other sources is as good as none."""
 
 

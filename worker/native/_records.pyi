@@ -38,6 +38,13 @@ class Reader:
 def extent(column: list[bytes | None]) -> tuple[int, int]:
     """Total and largest length of a column; None has none."""
 
+def contexts(headers: list[list[tuple[str, bytes | None]] | None]) -> bytes:
+    """One byte for each row: what its last header ``traceparent`` says, by the rules of W3C Trace Context.
+
+    Returns:
+        0: there is none, or it is not valid; 1: the trace is not sampled; 2: it is.
+    """
+
 def pieces(values: NDArray[Any], before: bytes) -> list[bytes]:
     """``before`` and the bytes of ``values[i]`` for every i of a C-order array of rank 1 or more."""
 

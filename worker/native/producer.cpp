@@ -25,7 +25,7 @@ using namespace python;
 
 namespace {
 
-constexpr long INTERFACE = 4;
+constexpr long INTERFACE = 5;
 constexpr int EVENTS_MAX = 10000;  // most events per poll, so that a poll cannot exceed its timeout by much
 constexpr int FLUSH_STEP_MS = 10;
 

@@ -15,7 +15,7 @@ using namespace python;
 namespace {
 
 // Counts up when a function takes or gives something else: an old build beside new Python code is not used.
-constexpr long INTERFACE = 4;
+constexpr long INTERFACE = 5;
 
 // A C-order buffer held for as long as this lives.
 class Buffer {
@@ -274,6 +274,70 @@ PyObject* extent(PyObject*, PyObject* column) {
     });
 }
 
+// -- Trace context ------------------------------------------------------------------------------------------
+
+constexpr char NO_CONTEXT = 0, NOT_SAMPLED = 1, SAMPLED = 2;
+
+// Whether all of it are digits from 0 to f, and whether any is another one than 0.
+struct Digits {
+    bool all, some;
+};
+
+Digits digits(const std::string_view text) {
+    unsigned char wrong = 0, set = 0;
+    for (const char each : text) {  // without a branch: the compiler takes many at once
+        const auto c = static_cast<unsigned char>(each);
+        const bool decimal = static_cast<unsigned char>(c - '0') < 10, letter = static_cast<unsigned char>(c - 'a') < 6;
+        wrong |= static_cast<unsigned char>(!(decimal | letter));
+        set |= static_cast<unsigned char>(c != '0');
+    }
+    return {wrong == 0, set != 0};
+}
+
+// What a traceparent says of sampling, by the rules of W3C Trace Context.
+char sampling(const std::string_view text) {
+    constexpr std::size_t trace = 3, span = 36, flags = 53, end = 55;
+    if (text.size() < end || text[trace - 1] != '-' || text[span - 1] != '-' || text[flags - 1] != '-') return NO_CONTEXT;
+    const std::string_view version = text.substr(0, 2);
+    if (!digits(version).all || version == "ff") return NO_CONTEXT;
+    if (text.size() > end && (version == "00" || text[end] != '-')) return NO_CONTEXT;
+    for (const std::string_view id : {text.substr(trace, 32), text.substr(span, 16)}) {
+        const Digits found = digits(id);
+        if (!found.all || !found.some) return NO_CONTEXT;
+    }
+    if (!digits(text.substr(flags, 2)).all) return NO_CONTEXT;
+    const char last = text[end - 1];
+    return (last <= '9' ? last - '0' : last - 'a' + 10) & 1 ? SAMPLED : NOT_SAMPLED;
+}
+
+// A character for each row: what the last header `traceparent` says.
+PyObject* contexts(PyObject*, PyObject* column) {
+    return guarded([&]() -> PyObject* {
+        const List rows(column);
+        const Py_ssize_t count = rows.size();
+        Ref found(PyBytes_FromStringAndSize(nullptr, count));
+        char* codes = PyBytes_AS_STRING(found.get());
+        for (Py_ssize_t row = 0; row < count; ++row) {
+            codes[row] = NO_CONTEXT;
+            if (rows[row] == Py_None) continue;
+            const List headers(rows[row]);
+            for (Py_ssize_t i = headers.size(); i-- > 0;) {
+                PyObject* pair = headers[i];
+                if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2) raise(PyExc_TypeError, "a header is a pair");
+                PyObject* name = PyTuple_GET_ITEM(pair, 0);
+                if (!PyUnicode_Check(name) || PyUnicode_GET_LENGTH(name) != 11 ||
+                    PyUnicode_CompareWithASCIIString(name, "traceparent") != 0) {
+                    continue;
+                }
+                PyObject* value = PyTuple_GET_ITEM(pair, 1);
+                if (value != Py_None) codes[row] = sampling(bytes(value));
+                break;
+            }
+        }
+        return found.release();
+    });
+}
+
 PyObject* pieces(PyObject*, PyObject* const* arguments, Py_ssize_t given) {
     return guarded([&]() -> PyObject* {
         check_arguments(given, 2);
@@ -432,6 +496,7 @@ int fill(PyObject* module) {
 
 PyMethodDef functions[] = {
     {"extent", extent, METH_O, nullptr},
+    {"contexts", contexts, METH_O, nullptr},
     {"pieces", fast(pieces), METH_FASTCALL, nullptr},
     {"gather", fast(gather), METH_FASTCALL, nullptr},
     {"items", fast(items), METH_FASTCALL, nullptr},

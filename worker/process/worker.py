@@ -29,7 +29,7 @@ log = logs.get("worker")
 
 
 class Client(Protocol):
-    """A Kafka client that can be closed."""
+    """A client that can be closed."""
 
     def close(self, budget_s: float) -> None: ...
 
@@ -74,6 +74,8 @@ class Worker:
     """Of rollouts; None without a control topic."""
     commits_failed: Callable[[], int] = int
     """Positions whose commit the broker refused."""
+    traces: Client | None = None
+    """Sends the spans of traced records; None where none is traced."""
 
     def run(self) -> None:
         """Turn the loop until it has drained."""
@@ -117,6 +119,8 @@ class Worker:
         if self.steward is not None:
             self.steward.close()
         self.loader.close()
+        if self.traces is not None:
+            self.traces.close(CLOSE_S)  # before the last numbers, which count its spans
         self.last_report()
         counts = self.vitals.take_snapshot().pipelines.values()
         log.info(

@@ -24,7 +24,8 @@ SOURCE = "streaminfer.source"
 """Header ``topic/partition/offset`` of an output whose body has no place for it."""
 _PEEK_BYTES = 1 << 20
 """Most bytes that are unwrapped for the id of a record that is refused."""
-_TRACE = frozenset({"traceparent", "tracestate"})
+TRACEPARENT = "traceparent"
+_TRACE = frozenset({TRACEPARENT, "tracestate"})
 
 
 class Writer(Protocol):
@@ -78,6 +79,8 @@ class Envelope:
         self._peek = opening.within(_PEEK_BYTES) if opening is not None and not opening.runs_code else None
         self.completes = wrapping is not None or results is not None
         """:meth:`complete` has something to do."""
+        self.copies_trace = copied in ("trace", "all") or TRACEPARENT in copied
+        """A result carries the trace context of its record."""
         self._expires_as_error = expires_as_error
         self._copies_all = copied == "all"
         self._copied = frozenset(copied if isinstance(copied, list) else _TRACE if copied == "trace" else ())

@@ -117,6 +117,8 @@ def merge(batch: Batch) -> None:
 
 def _add(whole: Batch, batch: Batch) -> None:
     """What counts for all rows together."""
+    for run in batch.runs:
+        run.places = batch.origin.rows if batch.origin is not None else None
     whole.runs += batch.runs
     whole.aside += batch.aside
     whole.items += batch.items

@@ -62,6 +62,7 @@ from worker.settings.schema_registry import RegistrySettings
 from worker.settings.section import ContentSettings, Section
 from worker.settings.stores import OffloadSettings, ReferenceSettings, StoreOptions, redacted
 from worker.settings.stores import secrets as store_secrets
+from worker.settings.tracing import TracingSettings
 from worker.settings.yaml_text import dotted
 from worker.topics import Topics as TopicNames
 
@@ -802,6 +803,8 @@ class Settings(Section):
     page: PageSettings = PageSettings()
     labels: LabelsSettings | None = None
     """Where labels come that `streaminfer score` compares with results; the worker itself does not read them."""
+    tracing: TracingSettings | None = None
+    """Spans of sampled records for OpenTelemetry; none unless given, `{}` takes what the environment says."""
     control: ControlSettings | None = None
     """Where it is written which version of each repository's model answers."""
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"

@@ -196,6 +196,8 @@ class Snapshot:
     loop_s: dict[str, float]
     kafka: KafkaState = KafkaState()
     configured: Configured = field(default_factory=Configured)
+    spans: Counter[str] = field(default_factory=Counter)
+    """Spans of traces since the start, by what became of them; empty where nothing is traced."""
 
     def since(self, earlier: Snapshot) -> Snapshot:
         """The same moment, with the counters since ``earlier``."""
@@ -242,6 +244,8 @@ class Meters:
         self._transactions: Counter[str] = Counter()
         self._rewinds: Counter[str] = Counter()
         self._loop_s = dict.fromkeys(LOOP_SECTIONS, 0.0)
+        self.spans: Callable[[], Counter[str]] = Counter
+        """Counts the spans of traces; set once, where records are traced."""
 
     @property
     def live(self) -> Mapping[str, PipelineCounts]:
@@ -385,6 +389,7 @@ class Meters:
             loop_s=self._loop_s.copy(),
             kafka=kafka or KafkaState(),
             configured=self.configured.copy(),
+            spans=self.spans(),
         )
 
     def _of(self, pipeline: str) -> PipelineCounts:

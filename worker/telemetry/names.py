@@ -239,6 +239,13 @@ KAFKA_ERRORS = Metric(
     "Errors the Kafka clients reported, by librdkafka's name of the code.",
     ("code",),
 )
+SPANS = Metric(
+    "spans_total",
+    "counter",
+    "spans",
+    "Spans of traced records: sent (the collector took them), failed (it did not), dropped_rate (over tracing.max_per_s), dropped_full (too many waited).",
+    ("outcome",),
+)
 LOG_LINES_DROPPED = Metric(
     "log_lines_dropped_total",
     "counter",
@@ -283,6 +290,7 @@ METRICS = (
     BROKER_AVAILABLE,
     OUTSIDE_AVAILABLE,
     KAFKA_ERRORS,
+    SPANS,
     LOG_LINES_DROPPED,
 )
 

@@ -104,6 +104,8 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
     yield names.OUTSIDE_AVAILABLE, (), snapshot.kafka.outside
     for code, errors in snapshot.kafka.errors.items():
         yield names.KAFKA_ERRORS, (code,), errors
+    for outcome, spans in snapshot.spans.items():
+        yield names.SPANS, (outcome,), spans
     yield names.LOG_LINES_DROPPED, (), logs.dropped_lines()
 
 
