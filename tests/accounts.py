@@ -137,7 +137,8 @@ def _against_topics(group: str, said: list[Counted], workers: list[Worker], whol
     if address is None:
         return []
     exactly_once = settings.get("delivery") == "exactly_once"
-    disturbed = any(DISTURBED.search(worker.text()) for worker in workers)
+    queue = settings.get("delivery") == "queue"
+    disturbed = queue or any(DISTURBED.search(worker.text()) for worker in workers)
     drops = settings.get("limits", {}).get("expired") == "drop"
     drops |= any(pipeline["input"].get("tombstone") == "drop" for pipeline in pipelines)
     drops |= any(pipeline["input"].get("keep", "all") != "all" for pipeline in pipelines)
@@ -146,7 +147,9 @@ def _against_topics(group: str, said: list[Counted], workers: list[Worker], whol
         topics = Topics(
             sum(_results(address, topic, exactly_once, pipelines) for topic in outputs),
             _results(address, letters, exactly_once, []),
-            sum(_read(consumer, topic) for topic in inputs) if _countable(consumer, inputs) else None,
+            None
+            if queue or not _countable(consumer, inputs)
+            else sum(_read(consumer, topic) for topic in inputs),
         )
     finally:
         consumer.close()

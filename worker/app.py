@@ -294,7 +294,7 @@ class _Parts:
         if self._orders is None:
             return
         self._clients.source.on_member = self._orders.report_up
-        if self._orders.predecessor is not None:
+        if self._orders.predecessor:  # a member of a share group has no name
             from worker.kafka.leave import leave_for
 
             leave_for(self._settings, self._orders.predecessor)

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from worker.batch import Partition, Route
 from worker.errors import Rejection
@@ -50,6 +50,7 @@ from worker.topics import ByTopic
 if TYPE_CHECKING:
     from worker.kafka.batch_sink import BatchSink
     from worker.kafka.shadow_results import ShadowResults
+    from worker.kafka.share_source import ShareSource
     from worker.kafka.sink import KafkaSink, MetricsProducer
     from worker.kafka.source import KafkaSource
     from worker.kafka.topics import Topics
@@ -66,7 +67,7 @@ class Clients:
     """What a worker has of Kafka."""
 
     topics: Topics
-    source: KafkaSource
+    source: KafkaSource | ShareSource
     sink: KafkaSink | BatchSink
     metrics: MetricsProducer | None
     """None without a metrics topic."""
@@ -88,14 +89,22 @@ def connect(settings: Settings, meters: Meters, group: str) -> Clients:
 
     topics = open_topics(settings)
     metrics = MetricsProducer(settings) if settings.metrics.topic else None
-    source = open_source(
-        settings,
-        topics.embedded,
-        topics.ids,
-        lambda: meters.rewind("out_of_range"),
-        lambda metadata: Note.parse(metadata) is not None,
-        topics.partitions,
-    )
+    source: KafkaSource | ShareSource
+    if settings.delivery == "queue":
+        from worker.kafka.share_group import check_kind, prepare_group
+        from worker.kafka.share_source import open_share_source
+
+        check_kind(topics.embedded)
+        source = open_share_source(settings, prepare_group(settings))
+    else:
+        source = open_source(
+            settings,
+            topics.embedded,
+            topics.ids,
+            lambda: meters.rewind("out_of_range"),
+            lambda metadata: Note.parse(metadata) is not None,
+            topics.partitions,
+        )
     exactly_once = settings.delivery == "exactly_once"
     if exactly_once and topics.embedded:
         log.warning("the embedded broker forgets the offsets that a transaction commits")
@@ -232,7 +241,7 @@ def _outbox(
         logs.redact,
         clients.topics.keeping(letters.topic),
         settings.delivery == "exactly_once",
-        on_letter,
+        _told(clients.source, on_letter),
     )
     return Outbox(clients.sink, head, dead_letter_rate(letters), tracer)
 
@@ -247,9 +256,23 @@ def told_to(*listeners: ToldLetter) -> ToldLetter:
     return told
 
 
+def _told(source: KafkaSource | ShareSource, on_letter: ToldLetter | None) -> ToldLetter | None:
+    """Who hears of a dead letter; a share group hears that its record is rejected."""
+    reject = getattr(source, "reject", None)
+    if reject is None:
+        return on_letter
+
+    def told(pipeline: str, model: str | None, place: Partition, offset: int, why: Rejection) -> None:
+        reject(place, offset)
+        if on_letter is not None:
+            on_letter(pipeline, model, place, offset, why)
+
+    return told
+
+
 def _source(
     settings: Settings, rollouts: list[Rollout], clients: Clients, intakes: list[Intake]
-) -> KafkaSource | SeriesSource:
+) -> KafkaSource | ShareSource | SeriesSource:
     """What the loop takes records from: the client, or windows over its records where a pipeline asks for them."""
     by_route = {rollout.route.name: rollout for rollout in rollouts}
     readers: dict[str, tuple[SampleReader, Rules]] = {}
@@ -261,21 +284,24 @@ def _source(
             readers |= dict.fromkeys(pipeline.input.topics, (reader, rules))
     if not readers:
         return clients.source
+    client = cast("KafkaSource", clients.source)  # a share group goes with no windows
     claims = {
         topic: intake.share.claim() for intake in intakes for topic in intake.topics if topic in readers
     }
     most_bytes = settings.limits.in_flight_bytes // (4 * len(readers))
-    return SeriesSource(clients.source, readers, claims, most_bytes, clients.source.committed, log)
+    return SeriesSource(client, readers, claims, most_bytes, client.committed, log)
 
 
 def _delivery(
     settings: Settings,
     clients: Clients,
-    source: KafkaSource | SeriesSource,
+    source: KafkaSource | ShareSource | SeriesSource,
     meters: Meters,
     caution: Caution,
 ) -> Delivery:
     sink = clients.sink
+    if settings.delivery == "queue":  # records that are not answered for cannot be followed by others
+        return AtLeastOnce(source, sink, 0.0, time.monotonic_ns)
     if settings.delivery == "at_least_once":
         return AtLeastOnce(source, sink, COMMIT_INTERVAL_S, time.monotonic_ns, caution.metadata)
 
@@ -286,7 +312,7 @@ def _delivery(
     from worker.kafka.transactions import KafkaTransactions
 
     return ExactlyOnce(
-        KafkaTransactions(clients.source, sink),
+        KafkaTransactions(cast("KafkaSource", clients.source), sink),
         settings.transaction.max_ms / 1000,
         settings.transaction.max_records,
         settings.limits.revoke_s,

@@ -34,6 +34,10 @@ RENAMED_HEADERS = "streaminfer.headers.renamed"
 """Name of a header that the source puts before those of a record whose header names are not all UTF-8. It counts only
 as this very object (compare with ``is``): anyone can send a header of the same name."""
 
+LENT_OFTEN = "streaminfer.deliveries"
+"""Header that a source puts first where a record of a share group was lent too often; its value is how often."""
+COUNTED = 1 << 62
+"""Positions from here on number the records of a share group as they come: their offsets are in no order."""
 UNREAD_RECORD = "streaminfer.record.unread"
 """Name of the only header of a record that cannot be taken: fetching it ends the process. It has no key and no value.
 Like the one above it counts only as this very object."""

@@ -164,6 +164,7 @@ def test_the_worker_answers_over_tls(place: Place, start: Callable[..., Worker],
     assert orjson.loads(answer.value())["model"]["name"] == "locked"
 
 
+@pytest.mark.slow
 def test_tokens_come_from_the_endpoint_and_are_renewed(place: Place, start: Callable[..., Worker]) -> None:
     """With method `oidc` every client of the worker gets its token from the endpoint, and a new one before it ends."""
     place.allow(*place.names)

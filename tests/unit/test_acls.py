@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from worker.cli.main import main
+from worker.errors import ConfigError
 from worker.kafka.acls import Right, commands, principal_of, rights_of
 from worker.kafka.properties import Connection
 from worker.settings import Settings, validate
@@ -137,3 +138,24 @@ def test_check_lists_rights_and_commands_without_a_broker(
     assert {(r["operation"], r["resource"], r["name"]) for r in rights if not r["optional"]} == AT_LEAST_ONCE
     assert wanted in [right["command"] for right in rights]
     assert {right["granted"] for right in rights} == {None}
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed", "refused"),
+    [
+        ("https://login.example.com/token", False, False),
+        ("http://127.0.0.1:80/token", False, False),
+        ("http://login.example.com/token", False, True),
+        ("http://login.example.com/token", True, False),
+        ("file:///etc/passwd", True, True),
+    ],
+)
+def test_a_token_comes_over_an_encrypted_connection(url: str, allowed: bool, refused: bool) -> None:
+    """A token endpoint is https or on this machine; anything else is refused, a file even where plaintext is allowed."""
+    kafka = {"sasl.oauthbearer.method": "oidc", "sasl.oauthbearer.token.endpoint.url": url}
+    found = ""
+    try:
+        settings(kafka=kafka, security={"allow_plaintext": allowed})
+    except ConfigError as error:
+        found = str(error)
+    assert ("kafka.sasl.oauthbearer.token.endpoint.url: expected" in found) is refused

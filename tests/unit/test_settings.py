@@ -312,7 +312,7 @@ def test_malformed_override_is_one_sentence(written: Any, override: str) -> None
         ({"input__topics": []}, "input.topics: got [], expected at least one entry"),
         ({"input__topics": ["in.*"]}, "input.topics.0: got 'in.*', expected a topic name"),
         ({"input__format": "jpeg"}, "input.format: got 'jpeg', expected image, "),
-        ({"delivery": "once"}, "delivery: got 'once', expected 'at_least_once' or 'exactly_once'"),
+        ({"delivery": "once"}, "delivery: got 'once', expected 'at_least_once', 'exactly_once' or 'queue'"),
         ({"model__providers": ["gpu"]}, "model.providers.0: got 'gpu', expected 'cpu', 'cuda' or 'tensorrt'"),
         ({"model__sha256": "abc"}, "model.sha256: got 'abc', expected 64 hexadecimal digits"),
         (

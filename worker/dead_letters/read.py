@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from worker.batch import RENAMED_HEADERS, UNREAD_RECORD, Headers, Partition
+from worker.batch import LENT_OFTEN, RENAMED_HEADERS, UNREAD_RECORD, Headers, Partition
 from worker.dead_letters.compose import CONNECT, KEY_ADDED, OURS, TIMESTAMP, TRIMMED
 from worker.errors import ConfigError
 
@@ -98,7 +98,7 @@ def original(letter: Letter, source: Source) -> Letter:
 
 def failed(letter: Letter, source: Source) -> Letter:
     """The record as it was before it failed: its old place, and without the headers about the failure."""
-    added = {*OURS, *TRIMMED, TIMESTAMP, KEY_ADDED, RENAMED_HEADERS}
+    added = {*OURS, *TRIMMED, TIMESTAMP, KEY_ADDED, RENAMED_HEADERS, LENT_OFTEN}
     stamp = letter.number(TIMESTAMP)
     timestamp_ms = letter.timestamp_ms if stamp is None else stamp
     headers = [pair for pair in letter.headers if pair[0] not in added and not pair[0].startswith(CONNECT)]

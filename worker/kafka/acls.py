@@ -73,6 +73,11 @@ def rights_of(settings: Settings) -> list[Right]:
             found.setdefault((right.name, right.operation), right)
     group = settings.kafka["group.id"]
     rights = [*found.values(), Right("READ", "group", group, "kafka.group.id")]
+    if settings.delivery == "queue":
+        rights += [
+            Right(operation, "group", group, "delivery: queue", optional=_BY_HAND)
+            for operation in ("DESCRIBE_CONFIGS", "ALTER_CONFIGS")
+        ]
     if settings.delivery == "exactly_once":
         rights.append(
             Right("WRITE", "transactional-id", f"{group}-", "delivery: exactly_once", prefixed=True)
@@ -81,6 +86,7 @@ def rights_of(settings: Settings) -> list[Right]:
 
 
 _WITHOUT_CONFIGS = "without it the topic's limits are not known and Kafka's defaults are assumed"
+_BY_HAND = "without it the group's settings are to be made by hand"
 _IF_THERE = "only needed where the topic does not exist"
 
 

@@ -69,6 +69,10 @@ class ClientHealth:
         """The client is a member of its group: it was let in, so refusals from now on may pass."""
         self._joined = True
 
+    @property
+    def is_member(self) -> bool:
+        return self._joined
+
     def fail(self, failure: Exception) -> None:
         """Let the next :meth:`raise_failure` raise this."""
         self._failure = failure

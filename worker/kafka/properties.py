@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaException, Producer, ShareConsumer
 
 from worker.errors import ConfigError, Mistake
 from worker.kafka.library import known_properties, property_fault
@@ -117,6 +117,22 @@ def consumer_properties(settings: Settings, embedded: bool = False) -> dict[str,
         ours["session.timeout.ms"] = 3_000 if embedded else 10_000
         # members learn of a rebalance with a heartbeat, and the rebalance waits for the last member
         ours["heartbeat.interval.ms"] = 500 if embedded else 1_000
+    return {**_common(settings), **ours, **_users(settings, "C")}
+
+
+def share_properties(settings: Settings) -> dict[str, Any]:
+    """Properties of the worker's consumer in a share group, whose other settings the broker keeps."""
+    half = min(max(settings.limits.prefetch_bytes // 2, 1024), LARGEST_FETCH)
+    ours: dict[str, Any] = {
+        "share.acknowledgement.mode": "explicit",
+        "max.poll.records": 500,
+        "socket.timeout.ms": SOCKET_TIMEOUT_MS,
+        "fetch.max.bytes": half,
+        "message.max.bytes": min(half, SMALLEST_CLIENT_LIMIT),
+        "receive.message.max.bytes": LARGEST_RESPONSE,
+        "fetch.wait.max.ms": 100,
+        "statistics.interval.ms": STATISTICS_MS,
+    }
     return {**_common(settings), **ours, **_users(settings, "C")}
 
 
@@ -269,7 +285,9 @@ def check_clients(settings: Settings) -> str:
     check_properties(settings.kafka)
     transactional_id = "check" if settings.delivery == "exactly_once" else None
     clients: list[tuple[Any, dict[str, Any]]] = [
-        (Consumer, consumer_properties(settings)),
+        (ShareConsumer, share_properties(settings))
+        if settings.delivery == "queue"
+        else (Consumer, consumer_properties(settings)),
         (Producer, producer_properties(settings, transactional_id=transactional_id)),
     ]
     for client, properties in clients:

@@ -14,6 +14,7 @@ from worker.kafka.admin import EMBEDDED_CLUSTER, Admin
 from worker.kafka.properties import check_properties, client_limit
 from worker.kafka.rights import Rights, find_rights
 from worker.kafka.rules import Rules, Times, by_hand, check_control, check_letters_fit, compacted
+from worker.kafka.share_group import describe_group
 from worker.kafka.uses import Use, expanded, uses_of
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def check_broker(settings: Settings) -> list[tuple[str, str]]:
         found.append(("rights", told))
     if settings.control is not None:
         found.append(("control", f"{settings.control.topic}: one partition, compacted"))
+    if settings.delivery == "queue":
+        found.append(("queue", describe_group(settings, topics.embedded)))
     return found
 
 

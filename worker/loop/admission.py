@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Protocol
 
 from worker.batch import (
+    LENT_OFTEN,
     PAYLOAD_HEADERS,
     RENAMED_HEADERS,
     SKIPPED_RECORD,
@@ -167,7 +168,7 @@ class Admission:
             headers = given.headers[row]
             if row in admitted.decided:
                 continue
-            if headers and (headers[0][0] is RENAMED_HEADERS or headers[0][0] is UNREAD_RECORD):
+            if headers and any(headers[0][0] is mark for mark in _UNFIT):
                 self._reject(admitted, row, _unfit(*headers[0]))
             elif route is None:
                 self._reject(admitted, row, Reject(_unroutable(columns, row), "unroutable"))
@@ -360,8 +361,17 @@ def matches(when: tuple[str, bytes] | None, headers: Headers | None) -> bool:
     return next((value for key, value in reversed(headers) if key.lower() == name), None) == wanted
 
 
+_UNFIT = (RENAMED_HEADERS, UNREAD_RECORD, LENT_OFTEN)
+
+
 def _unfit(mark: str, detail: bytes | None) -> Reject:
     """Why the source marked a record."""
+    if mark is LENT_OFTEN:
+        return Reject(
+            f"this is delivery {(detail or b'').decode()} of the record by its share group: processes died with it, or did "
+            "not answer it in the time for which it was lent",
+            "crashed",
+        )
     if mark is UNREAD_RECORD:
         return Reject(
             "fetching this record ended a process, so it is not here; it is still in its topic", "crashed"

@@ -9,7 +9,7 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.batch import Batch, Columns, Fetched, Outcomes, Partition, Route, Servable, Span, pick
+from worker.batch import COUNTED, Batch, Columns, Fetched, Outcomes, Partition, Route, Servable, Span, pick
 from worker.errors import Rejection
 from worker.loop.admission import Admission, Admitted
 from worker.loop.budget import Share
@@ -234,7 +234,10 @@ def _split(spans: list[Span], rows: int, offsets: Sequence[int]) -> tuple[list[S
     for span in spans:
         if span.start < rows:
             stop = min(span.stop, rows)
-            end = span.next_offset if stop == span.stop else offsets[stop - 1] + 1
+            if span.next_offset >= COUNTED:
+                end = span.next_offset - (span.stop - stop)
+            else:
+                end = span.next_offset if stop == span.stop else offsets[stop - 1] + 1
             first.append(Span(span.partition, span.start, stop, end, span.epoch))
         if span.stop > rows:
             start = max(span.start, rows)

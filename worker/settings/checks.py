@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from worker.errors import ConfigError, Mistake
 from worker.registry import CONTENTS, INPUT_FORMATS, OUTPUT_FORMATS, POSTPROCESSES
 from worker.settings.drift_checks import check_drift
-from worker.settings.hosts import plaintext_hosts, security_protocol
+from worker.settings.kafka_checks import check_kafka
 from worker.settings.kinds import MIB
 from worker.settings.label_checks import check_labels
 from worker.settings.model_checks import check_model
+from worker.settings.queue_checks import check_queue
 from worker.settings.rollout_checks import check_control, check_rollout
 from worker.settings.sections import PipelineSettings, Settings
 from worker.settings.steps import check_steps
@@ -20,19 +20,6 @@ from worker.topics import matches, may_overlap
 
 WORKING_BYTES = 16 * MIB
 """What ``limits.in_flight_bytes`` must hold beside the largest record and one item's tensors."""
-
-_SLIP = 0.75
-"""From this likeness on a client property is a required one, misspelt."""
-_REFUSED = {
-    "transactional.id": "it is made per process",
-    "plugin.library.paths": "it loads code into the worker",
-    "sasl.kerberos.kinit.cmd": "it runs a shell command",
-    "enable.auto.commit": "offsets are committed when results are acknowledged",
-    "enable.auto.offset.store": "offsets are committed when results are acknowledged",
-    "delivery.report.only.error": "offsets are committed when results are acknowledged",
-    "partitioner": "output.partition decides the partition",
-    "auto.offset.reset": "input.start decides where a new group begins",
-}
 
 
 def check_budget(settings: Settings, pipeline: str, item_nbytes: int = 0, reserve_bytes: int = 0) -> None:
@@ -107,11 +94,12 @@ def mistakes_together(settings: Settings) -> list[Mistake]:
             return False
         return True
 
-    passes(_check_kafka, settings)
+    passes(check_kafka, settings)
     for check in (
         _check_names,
         _check_transactions,
         _check_topics,
+        check_queue,
         check_control,
         check_labels,
         _check_encryption,
@@ -133,40 +121,6 @@ def mistakes_together(settings: Settings) -> list[Mistake]:
 def _check_encryption(settings: Settings) -> None:
     if settings.encryption is not None:
         settings.encryption.read()
-
-
-def _check_kafka(settings: Settings) -> None:
-    found = [Mistake(sentence) for sentence in kafka_mistakes(settings.kafka)]
-    mechanism = settings.kafka.get("sasl.mechanisms", "").strip().upper()
-    over_sasl = security_protocol(settings) == "sasl_plaintext"
-    there = settings.kafka.get("bootstrap.servers")
-    if there and over_sasl and mechanism == "PLAIN" and not settings.security.allow_plaintext:
-        found += [
-            Mistake(
-                f"kafka.security.protocol: SASL PLAIN would send the password to {server} unencrypted; "
-                "expected sasl_ssl, or security.allow_plaintext: true"
-            )
-            for server in plaintext_hosts(settings)[:1]
-        ]
-    if found:
-        raise ConfigError.of(found)
-
-
-def kafka_mistakes(properties: Mapping[str, str]) -> Iterator[str]:
-    """Client properties that are missing, and those that the worker sets itself."""
-    for required in ("bootstrap.servers", "group.id"):
-        if properties.get(required, "").strip():
-            continue
-        as_dots = {name.replace("_", "."): name for name in properties}
-        near = difflib.get_close_matches(required, as_dots, n=1, cutoff=_SLIP)
-        if near:
-            yield f"unknown key kafka.{as_dots[near[0]]}; the nearest known key is kafka.{required}"
-        else:
-            yield f"kafka.{required} is required"
-    for name in properties:
-        reason = "it loads code into the worker" if name.startswith("ssl.engine.") else _REFUSED.get(name)
-        if reason:
-            yield f"kafka.{name}: expected not to be set, because {reason}"
 
 
 def _check_names(settings: Settings) -> None:

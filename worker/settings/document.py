@@ -17,11 +17,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from worker.errors import ConfigError, Mistake, NotReady, StartError, WorkerError
-from worker.settings.checks import kafka_mistakes, mistakes_together
+from worker.settings.checks import mistakes_together
 from worker.settings.choice import INLINE, ChoiceOf, NameIn
 from worker.settings.defaults import NAME as DEFAULTS
 from worker.settings.defaults import lay_under
 from worker.settings.includes import is_extra
+from worker.settings.kafka_checks import kafka_mistakes
 from worker.settings.mistakes import Fault, faults
 from worker.settings.origins import Origins
 from worker.settings.sections import PipelineSettings, Settings, with_own_names

@@ -807,8 +807,8 @@ class Settings(Section):
     """Spans of sampled records for OpenTelemetry; none unless given, `{}` takes what the environment says."""
     control: ControlSettings | None = None
     """Where it is written which version of each repository's model answers."""
-    delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
-    """exactly_once: results, dead letters and offsets are one transaction."""
+    delivery: Literal["at_least_once", "exactly_once", "queue"] = "at_least_once"
+    """exactly_once: results, dead letters and offsets are one transaction; queue (preview): at least once from a share group, with more workers than partitions and without order."""
     transaction: TransactionSettings = TransactionSettings()
     order: Literal["partition", "none"] = "partition"
     """partition: results of one partition keep their order; none trades that for tail latency."""
