@@ -104,6 +104,11 @@ class ShareSource:
     def errors(self) -> Counter[str]:
         return self.health.errors
 
+    @property
+    def commit_failures(self) -> int:
+        """Records whose answer the group did not take, because their lock had ended."""
+        return self.lent["refused"]
+
     def subscribe(self, listener: Listener) -> None:
         self._listener = listener
         self._consumer.subscribe(self._topics)
