@@ -7,7 +7,7 @@ from pathlib import Path
 
 import models
 import pytest
-from stream import Worker, produce, read_all, unique, wait_for, write_config
+from stream import Worker, create_topics, produce, read_all, unique, wait_for, write_config
 
 from worker.kafka.broker import EmbeddedBroker
 
@@ -15,12 +15,32 @@ RECORDS = 600
 POISON = 0.25
 
 
+@pytest.fixture(
+    params=[
+        ("embedded", "at_least_once"),
+        pytest.param(("kafka", "at_least_once"), marks=[pytest.mark.kafka, pytest.mark.slow]),
+        pytest.param(("kafka", "exactly_once"), marks=[pytest.mark.kafka, pytest.mark.slow]),
+    ],
+    ids=lambda param: "-".join(param),
+)
+def place(request: pytest.FixtureRequest) -> tuple[str, str, list[str]]:
+    """The address of a broker, a guarantee, and four topics with two partitions each."""
+    topics = [unique(name) for name in ("in", "out", "dead", "metrics")]
+    kind, delivery = request.param
+    if kind == "kafka":
+        bootstrap: str = request.getfixturevalue("kafka")
+        create_topics(bootstrap, dict.fromkeys(topics, 2))
+        return bootstrap, delivery, topics
+    broker: EmbeddedBroker = request.getfixturevalue("embedded_broker")
+    for topic in topics:
+        broker.create_topic(topic, 2)
+    return broker.bootstrap, delivery, topics
+
+
 @pytest.mark.timeout(100)
-def test_a_cascade_loses_and_reorders_nothing(embedded_broker: EmbeddedBroker, tmp_path: Path) -> None:
+def test_a_cascade_loses_and_reorders_nothing(place: tuple[str, str, list[str]], tmp_path: Path) -> None:
     """Records that go to one model and to two come out in their order; the second model's poison costs one dead letter."""
-    source, output, letters, metrics = unique("in"), unique("out"), unique("dead"), unique("metrics")
-    for topic in (source, output, letters, metrics):
-        embedded_broker.create_topic(topic, 2)
+    bootstrap, delivery, (source, output, letters, metrics) = place
     models.write(tmp_path, models.identity(), "small.onnx")
     models.write(tmp_path, models.raises_on(POISON), "large.onnx")
     config = write_config(
@@ -40,7 +60,8 @@ def test_a_cascade_loses_and_reorders_nothing(embedded_broker: EmbeddedBroker, t
             "output": {"topic": output, "partition": "input"},
             "dead_letter": {"topic": letters},
             "metrics": {"topic": metrics, "interval_s": 0.2},
-            "kafka": {"bootstrap.servers": embedded_broker.bootstrap, "group.id": unique("group")},
+            "delivery": delivery,
+            "kafka": {"bootstrap.servers": bootstrap, "group.id": unique("group")},
         },
     )
     worker = Worker.start(config)
@@ -52,11 +73,10 @@ def test_a_cascade_loses_and_reorders_nothing(embedded_broker: EmbeddedBroker, t
             json.dumps({"features": [score, 0, 0, n % 3 / 100]}).encode() for n, score in enumerate(scores)
         ]
         produce(
-            embedded_broker.bootstrap,
+            bootstrap,
             source,
             [{"value": value, "partition": n % 2} for n, value in enumerate(values)],
         )
-        bootstrap = embedded_broker.bootstrap
         wait_for(lambda: len(read_all(bootstrap, output)) == RECORDS - 1, f"results: {worker.text()}")
         code, _ = worker.stop()
         assert code == 0
