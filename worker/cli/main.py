@@ -18,6 +18,7 @@ from worker import __version__
 from worker.errors import ConfigError, WorkerError
 
 COMMANDS = {
+    "init": "write a configuration for a model, and try a record",
     "run": "the worker: records in, predictions out",
     "check": "everything that can be known before running",
     "test": "run the tests that stand in a configuration",
