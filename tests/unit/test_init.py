@@ -14,7 +14,8 @@ import yaml
 
 from worker import settings
 from worker.cli import init
-from worker.cli.init_guess import kind_of, label_file, picture_of
+from worker.cli.init_guess import kind_of, picture_of
+from worker.cli.init_predictions import label_file
 from worker.cli.main import main
 from worker.model.signature import Signature, TensorSpec
 

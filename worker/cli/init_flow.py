@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worker.cli.init_guess import RAW, Guess, guess, label_file, postprocess
+from worker.cli.init_guess import Guess, guess
+from worker.cli.init_predictions import RAW, label_file, postprocess
 from worker.cli.init_text import Names, configuration
 from worker.cli.sources import ENDINGS, opened
 from worker.errors import ConfigError, WorkerError
