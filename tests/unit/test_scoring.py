@@ -91,6 +91,7 @@ def always(_topic: str) -> bool:
 def positions(scorer: Scorer) -> tuple[int, int]:
     """What would be committed of the results and the labels."""
     (due,) = scorer.due(0)
+    assert scorer.due(0) == []  # nothing has changed since
     commits = due.commits(LABELS, None)
     return commits[OUT][0], commits[LABELS][0]
 
@@ -294,7 +295,7 @@ def test_the_table_and_the_metrics_say_the_same() -> None:
     window, total, summary = lines(view, WINDOW_S * 1000)
     assert (window["correct"], total["correct"], total["accuracy"]) == (7, 7, 0.875)
     assert summary["waiting"] == {"results": 0, "labels": 0}
-    answer: Any = routes(lambda: view, lambda: True, WINDOW_S * 1000)["/metrics"]()
+    answer: Any = routes(lambda: view, lambda: True, lambda: True, WINDOW_S * 1000)["/metrics"]()
     text = answer.body.decode()
     of = 'pipeline="digits",version="3f9c2a71"'
     assert f"streaminfer_quality_accuracy{{{of}}} 0.875\n" in text

@@ -132,7 +132,10 @@ class Session:
         self._stop = threading.Event()
         self._view: View = View()
         self._joined = False
-        self._leaving = False
+        self._ending = False
+        """Whether what is published now is the last."""
+        self._turned_s = time.monotonic()
+        self._stall_s = settings.limits.stall_s
         self._http: HttpServer | None = _serve(settings, self)
         self._topics: ScoredTopics = ScoredTopics(
             settings, [*results, labels.topic], found, self._metrics_topic, self
@@ -156,6 +159,10 @@ class Session:
         """Whether the group has given partitions, or said that there are none."""
         return self._joined
 
+    def alive(self) -> bool:
+        """Whether the loop turns."""
+        return time.monotonic() - self._turned_s < self._stall_s
+
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def run(self) -> View:
@@ -168,7 +175,7 @@ class Session:
             self._scorer.take(messages)
             self._note_ends()
             self._topics.hold_back()
-            now_s = time.monotonic()
+            now_s = self._turned_s = time.monotonic()
             if now_s >= publish_s or self._scorer.crowded:
                 self._publish()
                 publish_s = now_s + self._interval_s
@@ -179,6 +186,7 @@ class Session:
                 break
             if self._once and not self._joined and now_s > give_up_s:
                 raise StartError(f"kafka: the group {self.info.group} gave no partitions in {SILENT_S:.0f} s")
+        self._ending = True
         self._expire()
         self._publish()
         self._look()
@@ -186,7 +194,7 @@ class Session:
 
     def close(self) -> None:
         """Leave the group."""
-        self._leaving = True
+        self._ending = True
         self._topics.close()
         if self._http is not None:
             self._http.close()
@@ -223,23 +231,23 @@ class Session:
             if self._scorer.expiring(number, now_ms):
                 self._scorer.expire(number, now_ms, partial(self._topics.really_ended, number))
 
-    def _publish(self) -> bool:
-        """Publish and commit; False if it failed and everything was forgotten."""
+    def _publish(self) -> None:
+        """Publish and commit; if that fails, all partitions begin anew where they are committed."""
         from worker.kafka.quality import Publication
 
-        due = self._scorer.due(int(time.time() * 1000))
         labels = self._scorer.rules.labels
-        publications = [Publication(each.number, each.value, partial(each.commits, labels)) for each in due]
+        publications = [
+            Publication(each.number, each.value, partial(each.commits, labels))
+            for each in self._scorer.due(int(time.time() * 1000))
+        ]
         if not publications:
-            return True
+            return
         places = self._topics.publish(publications)
-        if places is None:
+        if places is not None:
+            self._scorer.published(places)
+        elif not self._ending:
             self._scorer.disown()
-            if not self._leaving:
-                self._topics.begin_anew()
-            return False
-        self._scorer.published(places)
-        return True
+            self._topics.begin_anew()
 
     # -- partitions ----------------------------------------------------------------------------------------------
 
@@ -278,14 +286,18 @@ class Session:
         """See :class:`worker.kafka.scored.Owner`."""
         return self._scorer.ahead(number, partial(self._topics.ended, number))
 
+    def stopping(self) -> bool:
+        """See :class:`worker.kafka.scored.Owner`."""
+        return self._ending or self._stop.is_set()
+
     def on_leave(self) -> None:
         """See :class:`worker.kafka.scored.Owner`."""
-        self._leaving, before = True, self._leaving
+        self._ending, before = True, self._ending
         try:
             self._publish()
         except ClientFatal as error:
             self._log.warning("the partitions leave without a last commit", because=str(error))
-        self._leaving = before
+        self._ending = before
         self._scorer.disown()
 
     def on_lost(self) -> None:
@@ -306,7 +318,7 @@ def _serve(settings: Settings, session: Session) -> HttpServer | None:
     if address is None:
         return None
     host, port = parse_address(address)
-    pages = quality.routes(session.view, session.joined, int(settings.labels.window_s * 1000))
+    pages = quality.routes(session.view, session.joined, session.alive, int(settings.labels.window_s * 1000))
     tls = Tls(metrics.tls.certificate, metrics.tls.key) if metrics.tls is not None else None
     access = Access(host, metrics.hosts, metrics.token)
 

@@ -51,6 +51,9 @@ class Owner(Protocol):
     def ahead(self, number: int) -> list[str]:
         """Topics whose partition of this number must not be read now."""
 
+    def stopping(self) -> bool:
+        """Whether the process ends: nothing is waited for any more."""
+
     def on_leave(self) -> None:
         """All partitions leave, and may still be committed."""
 
@@ -196,6 +199,8 @@ class ScoredTopics:
                 break
             except KafkaException as error:
                 log.warning("committed offsets are not known yet", error=error.args[0].str())
+                if self._owner.stopping():
+                    return
                 time.sleep(AGAIN_S)
         starts = self._owner.on_own(self.assigned)
         self._consumer.assign(
@@ -276,7 +281,7 @@ class ScoredTopics:
             log.warning("quality records are not published: the partitions begin anew", error=str(failure))
             if self._failures >= FAILURES_MAX:
                 raise ClientFatal(f"{FAILURES_MAX} commits in a row failed: {failure}") from None
-            if self.quality is not None:
+            if self.quality is not None and not self._owner.stopping():
                 self.quality.abort()
             return None
         self._failures = 0

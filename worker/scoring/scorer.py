@@ -90,6 +90,8 @@ class _Owned:
         self.last = last
         self.shown: Any = None
         """What the last record showed as live."""
+        self.offered: Any = None
+        """The marks that were last to be committed."""
 
 
 class Scorer:
@@ -270,7 +272,10 @@ class Scorer:
     # -- figures -------------------------------------------------------------------------------------------------
 
     def due(self, now_ms: int) -> list[Due]:
-        """What is to be published and committed now of every partition."""
+        """What is to be published and committed now of the partitions of which that has changed.
+
+        Whoever calls this publishes it, or disowns the partitions: it is not offered again.
+        """
         found = []
         for number, owned in self._owned.items():
             joiner = owned.joiner
@@ -291,9 +296,11 @@ class Scorer:
                     "partition": number,
                 }
                 value = records.record(head, joiner, taken, counts, owned.counts, self._bounds.window_ms)
-            found.append(
-                Due(number, value, dict(zip(self._topics, results, strict=True)), labels, owned.last)
-            )
+            marks = (tuple(results), labels)
+            if value is not None or marks != owned.offered:
+                of_topics = dict(zip(self._topics, results, strict=True))
+                found.append(Due(number, value, of_topics, labels, owned.last))
+            owned.offered = marks
         return found
 
     def published(self, places: Mapping[int, str]) -> None:

@@ -110,6 +110,7 @@ def merged(before: Settings, wanted: Settings) -> Settings:
         "log": wanted.log,
         "transaction": wanted.transaction,
         "tests": wanted.tests,
+        "labels": wanted.labels,  # a worker does not read them
         "dead_letter": wanted.dead_letter.model_copy(update={"topic": before.dead_letter.topic}),
         "pipelines": {
             name: _pipeline(old, wanted.pipelines[name], before.control is not None)

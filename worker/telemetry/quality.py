@@ -58,12 +58,15 @@ def lines(view: View, window_ms: int) -> Iterator[dict[str, Any]]:
     yield {"type": "summary", "waiting": {"results": results, "labels": labels}, "counts": dict(view.counts)}
 
 
-def routes(look: Callable[[], View], ready: Callable[[], bool], window_ms: int) -> dict[str, Route]:
+def routes(
+    look: Callable[[], View], ready: Callable[[], bool], alive: Callable[[], bool], window_ms: int
+) -> dict[str, Route]:
     """What each path answers.
 
     Args:
-        look: the newest view; called on request threads.
+        look: the newest view; called on request threads, as the others are.
         ready: whether the group was joined.
+        alive: whether the process still turns.
     """
     registry = CollectorRegistry()
     registry.register(_Collector(look))
@@ -75,15 +78,17 @@ def routes(look: Callable[[], View], ready: Callable[[], bool], window_ms: int) 
     def quality() -> Answer:
         return Answer(HTTPStatus.OK, "application/json", orjson.dumps([*lines(look(), window_ms)]))
 
-    def alive() -> Answer:
-        return Answer(HTTPStatus.OK, "application/json", b'{"live":true}')
+    return {
+        "/metrics": metrics,
+        "/quality": quality,
+        "/livez": lambda: _health("live", alive()),
+        "/readyz": lambda: _health("ready", ready()),
+    }
 
-    def readiness() -> Answer:
-        good = ready()
-        status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
-        return Answer(status, "application/json", orjson.dumps({"ready": good}))
 
-    return {"/metrics": metrics, "/quality": quality, "/livez": alive, "/readyz": readiness}
+def _health(name: str, good: bool) -> Answer:
+    status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
+    return Answer(status, "application/json", orjson.dumps({name: good}))
 
 
 class _Collector(Collector):
