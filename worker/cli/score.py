@@ -134,6 +134,7 @@ class Session:
         self._joined = False
         self._ending = False
         """Whether what is published now is the last."""
+        self._publishing = False
         self._turned_s = time.monotonic()
         self._stall_s = settings.limits.stall_s
         self._http: HttpServer | None = _serve(settings, self)
@@ -160,7 +161,10 @@ class Session:
         return self._joined
 
     def alive(self) -> bool:
-        """Whether the loop turns."""
+        """Whether the loop turns, or waits for a broker: to be started again would not bring one back."""
+        if self._publishing:
+            quality = self._topics.quality
+            return quality is None or not quality.hung
         return time.monotonic() - self._turned_s < self._stall_s
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -242,12 +246,16 @@ class Session:
         ]
         if not publications:
             return
-        places = self._topics.publish(publications)
-        if places is not None:
-            self._scorer.published(places)
-        elif not self._ending:
-            self._scorer.disown()
-            self._topics.begin_anew()
+        self._publishing = True
+        try:
+            places = self._topics.publish(publications)
+            if places is not None:
+                self._scorer.published(places)
+            elif not self._ending:
+                self._scorer.disown()
+                self._topics.begin_anew()
+        finally:
+            self._publishing = False
 
     # -- partitions ----------------------------------------------------------------------------------------------
 

@@ -127,6 +127,11 @@ class QualityTopic:
         self._transactions.commit(positions, notes, group)
         return places
 
+    @property
+    def hung(self) -> bool:
+        """Whether a call has outlived its own time-out, so that it may never return; for any thread."""
+        return self._transactions.hung
+
     def abort(self) -> None:
         """Give up the open transaction. Waits as long as no broker answers.
 
