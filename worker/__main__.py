@@ -6,7 +6,6 @@ import threading
 from contextlib import suppress
 
 from worker.cli.main import main as run
-from worker.process.leaving import leave
 
 
 def main() -> int:
@@ -24,6 +23,8 @@ def main() -> int:
         atexit._run_exitfuncs()  # of everybody: a load generator's process is ended there, too
         with suppress(OSError, ValueError, AttributeError):  # closed from the start: None
             sys.stdout.flush()
+        from worker.process.leaving import leave  # only here: it takes longer to import than --help takes
+
         leave(code)
     return code
 

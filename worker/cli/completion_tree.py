@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from worker.cli.main import COMMANDS, Parser
+from worker.cli.main import COMMANDS
+from worker.cli.parser import Parser
 
 Kind = Literal["none", "words", "file", "folder", "yaml", "setting"]
 """What a value is: nothing that can be known, one of some words, a path, a YAML file, or ``key=value`` of a setting."""

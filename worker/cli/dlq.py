@@ -64,7 +64,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
             description=line[0].upper() + line[1:] + ".",
             epilog=epilog,
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.set_defaults(what=what)
         added.add_argument("config", metavar="CONFIG", type=Path, help="the worker's YAML file")

@@ -12,10 +12,10 @@ import os
 import select
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from worker import __version__
-from worker.errors import ConfigError, WorkerError
+from worker.cli.parser import Parser
+from worker.errors import WorkerError
 
 COMMANDS = {
     "init": "write a configuration for a model, and try a record",
@@ -39,8 +39,29 @@ COMMANDS = {
     "quantize": "make a static INT8 model",
     "schema": "the JSON Schema of configurations, for editors",
     "completion": "a script with which bash, zsh or fish completes commands",
+    "info": "versions and abilities of this installation, for a report of a bug",
 }
 """Every command by name; one whose module is not there is left out."""
+
+ABOUT = """\
+example: streaminfer demo
+
+environment:
+  KAFKA_BOOTSTRAP_SERVERS, ...   where a configuration has ${NAME} or ${NAME:-default}
+  LOG_LEVEL, LOG_FORMAT          debug to critical; json or console (default: console on a terminal)
+  NO_COLOR                       no colours and no progress bars
+  STREAMINFER_NATIVE=0           without the compiled batch path
+  XDG_CACHE_HOME                 where copies of models and engines are kept (default: ~/.cache)
+
+exit codes:
+  0  done or drained                       5  stalled, stuck, or a drain over its budget
+  1  a bug                                 6  the Kafka client failed for good
+  2  usage or configuration                7  the model is sick
+  3  cannot start: broker, topic, model    8  drained to give memory back
+  4  too many dead letters                 129, 130, 143  a second signal
+
+For a report of a bug: streaminfer info"""
+"""What is the same for all commands, at the end of the help."""
 
 INTERRUPTED = 130
 
@@ -78,32 +99,25 @@ def add_set_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one sentence instead of a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-
 def _dispatch(argv: list[str]) -> int:
     """Parse with only the wanted command's module imported, then run it."""
     parser = Parser(
         prog="streaminfer",
         description="A Kafka-native ONNX inference worker.",
-        epilog="example: streaminfer demo",
+        epilog=ABOUT,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"streaminfer {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    if not argv:
+        print(_concise())
     wanted = next((argument for argument in argv if not argument.startswith("-")), None)
     command = None
     for name, line in COMMANDS.items():
         module = f"worker.cli.{name}"
         if importlib.util.find_spec(module) is None:
             continue
-        subparser = subparsers.add_parser(
-            name, help=line, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        subparser = subparsers.add_parser(name, help=line, allow_abbrev=False)
         if name == wanted:
             command = importlib.import_module(module)
             command.configure(subparser)
@@ -117,6 +131,22 @@ def _dispatch(argv: list[str]) -> int:
 
     logs.configure()
     return int(command.run(arguments))
+
+
+def _concise() -> str:
+    """What a bare ``streaminfer`` prints."""
+    width = max(map(len, COMMANDS))
+    there = [name for name in COMMANDS if importlib.util.find_spec(f"worker.cli.{name}") is not None]
+    return "\n".join(
+        [
+            "streaminfer: a Kafka-native ONNX inference worker",
+            "",
+            *(f"  {name:<{width}}  {COMMANDS[name]}" for name in there),
+            "",
+            "  streaminfer demo              for a first look",
+            "  streaminfer COMMAND --help    for each",
+        ]
+    )
 
 
 def _nobody_reads_stdout() -> bool:

@@ -83,3 +83,27 @@ def property_fault(name: str, value: str) -> str | None:
     finally:
         rdkafka.rd_kafka_conf_destroy(conf)
     return reason.value.decode(errors="replace") if refused else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of the Python package and of librdkafka, and what librdkafka was built with."""
+    return {
+        "confluent_kafka": str(confluent_kafka.__version__),
+        "librdkafka": confluent_kafka.libversion()[0],
+        "features": _default_of("builtin.features").replace(",", " "),
+    }
+
+
+def _default_of(name: str) -> str:
+    """A property's value where nobody has set it; empty if the library cannot be found."""
+    rdkafka = library()
+    if rdkafka is None:
+        return ""
+    rdkafka.rd_kafka_conf_new.restype = ctypes.c_void_p
+    conf = ctypes.c_void_p(rdkafka.rd_kafka_conf_new())
+    value, size = ctypes.create_string_buffer(512), ctypes.c_size_t(512)
+    try:
+        rdkafka.rd_kafka_conf_get(conf, name.encode(), value, ctypes.byref(size))
+        return value.value.decode(errors="replace")
+    finally:
+        rdkafka.rd_kafka_conf_destroy(conf)
