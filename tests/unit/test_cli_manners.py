@@ -18,7 +18,7 @@ from worker.cli.parser import Parser
     ("line", "sentence"),
     [
         ("rum x.yaml", "argument COMMAND: got 'rum'; did you mean run? see streaminfer --help"),
-        ("nothing", "; expected one of run, check, "),
+        ("zzz", "got 'zzz'; expected one of "),
         ("check --offlin x.yaml", "--offlin; did you mean --offline? see streaminfer check --help"),
         ("check x.yaml --sampel=a", "--sampel=a; did you mean --sample? see streaminfer check --help"),
         ("check x.yaml --off", "--off; did you mean --offline?"),
