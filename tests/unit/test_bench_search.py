@@ -121,6 +121,19 @@ def test_a_generator_that_is_always_late_at_a_rate_it_reaches_is_noise() -> None
     assert sum(each.wanted_per_s == 200 for each in found.trials) == LATE_MOST
 
 
+def test_a_machine_that_workers_and_generator_fill_together_has_a_figure() -> None:
+    """Beyond the rate found the generator is late and half of the records are, too: the rate is told, as a lower bound."""
+
+    def trial(rate: float) -> Trial:
+        return window(rate, rate, 2.0, 9.0) if rate <= 1_000 else window(rate, rate, 15.0, 90.0, late_ms=40.0)
+
+    found = search(trial, BOUND_MS)
+    assert found.best is not None
+    assert found.best.wanted_per_s * CLOSE >= 1_000
+    assert found.full
+    assert found.generator_limited
+
+
 def test_a_rate_that_held_and_breaks_at_the_end_is_noise() -> None:
     """The best rate is tried once more; if it breaks and only a far lower one holds, the windows contradict one another."""
     seen: list[float] = []

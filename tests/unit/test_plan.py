@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from worker import settings
 from worker.bench import plan as planning
 from worker.bench.capacity import Capacity, digest_of, document_of, read_capacity
 from worker.bench.plan import HEADROOM, Wanted, limit_of, plan
+from worker.bench.search import Found
 from worker.bench.trial import Trial
 from worker.bench.usage import Interval, Usage, interval_of, usage_of
+from worker.cli.bench_usage import Measured
 from worker.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -272,3 +275,21 @@ def test_a_mistake_is_one_sentence(
     assert printed.out == ""
     assert sentence in printed.err
     assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("cpu_us", "host", "doubted"), [(100.0, None, True), (2e4, None, False), (100.0, "elsewhere", False)]
+)
+def test_a_machine_that_others_fill_has_no_figure(
+    monkeypatch: pytest.MonkeyPatch, cpu_us: float, host: str | None, doubted: bool
+) -> None:
+    """Where the search ends because everybody is late, and the workers take little of this machine, something else fills it."""
+    best = Trial(100.0, 400, 100.0, 100.0, 400, 0, 0, 0, 0, {"p50": 9.0, "p99": 12.0}, {}, 0.1)
+    found = Found([best], best, (12.0, 12.0), True, "", True)
+    usage = Usage(1, cpu_us, 0, (host or platform.node(),))
+    measured = Measured(settings.load(DIGITS), "digits", [b"x"])
+    monkeypatch.setattr(Measured, "_usage", lambda _self, _per_s: usage)
+    judged = measured.doubted(found)
+    assert (judged.best is None) == doubted
+    assert ("the workers take 0.01 processors" in judged.noisy) == doubted
+    assert measured.doubted(replace(found, full=False)).best is best

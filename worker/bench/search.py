@@ -26,8 +26,9 @@ NEAR = 1.25
 """Where the best rate does not hold once more, a lower one counts only within this factor: at the limit one of two rates may
 break. A wider gap says that the machine is another one than it was."""
 
-Verdict = Literal["held", "over", "late", "noise"]
-"""``late``: the load generator did not reach the rate. ``noise``: it did, and yet it was late at many records."""
+Verdict = Literal["held", "over", "late", "full", "noise"]
+"""``late``: the load generator did not reach the rate. It did, and yet it was late at many records: ``full`` if half of the
+records took more than half of the bound, so that generator and workers fill a machine together; else ``noise``."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Found:
     """The load generator gave up before the group did: the group may hold more."""
     noisy: str = ""
     """Why no rate is told although one may hold: the windows contradict one another."""
+    full: bool = False
+    """Load generator and workers seem to fill a machine together; whether they do, their CPU time tells."""
     steps: list[Step] = field(default_factory=list)
 
 
@@ -105,7 +108,7 @@ class _Search:
             else:
                 windows.append(window)
             held = sum(each.holds(self._p99_ms) for each in windows)
-            unheard: Verdict = "noise" if any(each.reached for each in late) else "late"
+            unheard = self._unheard(late)
             verdict: Verdict | None = (
                 "held"
                 if held >= AGREE
@@ -119,6 +122,13 @@ class _Search:
                 self._steps.append(Step(rate, tuple(windows or late), verdict))
                 return self._steps[-1]
 
+    def _unheard(self, late: Sequence[Trial]) -> Verdict:
+        """Why windows say nothing."""
+        reached = [each for each in late if each.reached and "p50" in each.latency_ms]
+        if not reached:
+            return "late"
+        return "full" if min(each.latency_ms["p50"] for each in reached) > self._p99_ms / 2 else "noise"
+
     def _no_better(self) -> bool:
         """Whether the rate was halved several times, nothing ever held, and the 99th percentile stayed where it was."""
         over = [min(times) for step in self._steps if (times := step.p99_ms())]
@@ -130,16 +140,16 @@ class _Search:
         """Nothing held: because a record alone takes too long, or because something else than load makes some of them late."""
         medians = [each.latency_ms["p50"] for each in self._steps[-1].windows if "p50" in each.latency_ms]
         noisy = ""
-        if medians and min(medians) <= self._p99_ms and broke != "late":
+        if medians and min(medians) <= self._p99_ms and broke in ("over", "noise"):
             noisy = _spread(self._steps[-NO_BETTER_AFTER - 1 :])
-        return Found(self._trials, None, (0.0, 0.0), broke == "late", noisy, self._steps)
+        return Found(self._trials, None, (0.0, 0.0), broke in ("late", "full"), noisy, steps=self._steps)
 
     def _confirmed(self, broke: Verdict) -> Found:
         """The highest rate that held and holds once more now; none where only noise kept the search from a higher one."""
         if broke == "noise":
             last = [step for step in self._steps if step.verdict == "noise"]
-            return Found(self._trials, None, (0.0, 0.0), False, _spread(last), self._steps)
-        late = broke == "late"
+            return Found(self._trials, None, (0.0, 0.0), False, _spread(last), steps=self._steps)
+        late = broke in ("late", "full")
         held = sorted({step.rate for step in self._steps if step.verdict == "held"}, reverse=True)
         again: list[Step] = []
         for rate in (each for each in held if each * NEAR >= held[0]):
@@ -150,8 +160,9 @@ class _Search:
                 times = [time for each in ours for time in each.p99_ms()]
                 good = [each for each in step.windows if each.holds(self._p99_ms)]
                 best = max(good, key=lambda each: each.latency_ms["p99"])
-                return Found(self._trials, best, (min(times), max(times)), late, "", self._steps)
-        return Found(self._trials, None, (0.0, 0.0), late, _spread(again), self._steps)
+                spread = min(times), max(times)
+                return Found(self._trials, best, spread, late, "", broke == "full", self._steps)
+        return Found(self._trials, None, (0.0, 0.0), late, _spread(again), steps=self._steps)
 
 
 def _spread(steps: Sequence[Step]) -> str:

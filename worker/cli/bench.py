@@ -217,7 +217,7 @@ def _search(group: Load, args: argparse.Namespace, measured: Measured) -> dict[s
         return found
 
     with measured:
-        found = search(trial, args.p99_ms)
+        found = measured.doubted(search(trial, args.p99_ms))
         document = measured.document(found, args.p99_ms, group)
     _show_search(found, args.p99_ms)
     if document is not None:
@@ -266,10 +266,15 @@ def _show(trial: Trial) -> None:
             _show_times(f"  {stage}", times)
     if trial.refused:
         print(f"\nThe broker did not take {trial.refused:,} records.")
-    if trial.generator_limited:
+    if not trial.reached:
         print(
-            f"\nThe load generator was the limit: it was {trial.late_p99_ms:.1f} ms late at its 99th percentile and "
-            f"reached {trial.sent_per_s:,.0f} of {trial.wanted_per_s:,.0f} records/s. The workers may do better."
+            f"\nThe load generator was the limit: it reached {trial.sent_per_s:,.0f} of {trial.wanted_per_s:,.0f} records/s. "
+            "The workers may do better."
+        )
+    elif trial.generator_limited:
+        print(
+            f"\nThe load generator was late itself, by {trial.late_p99_ms:.1f} ms at its 99th percentile: that is a part of "
+            "these times. The workers may do better."
         )
 
 
@@ -296,7 +301,7 @@ def _show_search(found: Found, p99_ms: float) -> None:
         f"(p99 {found.p99_ms[0]:.1f} to {found.p99_ms[1]:.1f} ms in the windows at this rate)."
     )
     if found.generator_limited:
-        print("The load generator was the limit; the workers may do better.")
+        print("Beyond it the load generator was late itself; the workers may do better.")
     print()
     _show(found.best)
 
