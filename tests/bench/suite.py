@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import cascade
+import drift
 import limits
 import spans
 import versions
@@ -303,6 +304,16 @@ class Suite:
             ratio = statistics.median(with_us / us for us, with_us in zip(off, on, strict=True))
             self.report.at_most("traces", f"CPU, {case.name}, on over off", ratio, case.bound)
 
+    def drift(self) -> None:
+        """Records compared with a profile against the same without one: the smallest network there is, and pictures."""
+        for name in ("json", "jpeg"):
+            work = self._workload(name)
+            one = {"model": {**work.settings["model"], "threads": 1}} if name == "jpeg" else {}
+            compared = self._worker(work, "drift", **one, **drift.settings_of(work, self.folder))
+            found = self._compare(f"drift, {name}", [self._worker(work, "off", **one), compared])
+            ratio = found["drift"].cpu_us / found["off"].cpu_us
+            self.report.at_most(f"drift, {name}", "CPU, drift over off", ratio, 1.02)
+
     def rollout(self) -> None:
         """A canary at 10 % and a shadow against one version alone, in the loop without a broker: the dearest case there is.
 
@@ -586,6 +597,7 @@ GROUPS: dict[str, Callable[[Suite], None]] = {
     "backlog": Suite.backlog,
     "replicas": Suite.replicas,
     "rollout": Suite.rollout,
+    "drift": Suite.drift,
     "latency": Suite.latency,
     "swap": Suite.swap,
     "auto": Suite.auto,

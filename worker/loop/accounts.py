@@ -228,7 +228,8 @@ def tally(slab: Slab, spans: list[Span], worker_name: str) -> Tally:
     if others and live < len(routes):
         alive = {row for span in spans for row in range(span.start, span.stop)}
         others = {row: servable for row, servable in others.items() if row in alive}
-    for (route, servable), count in Counter((routes[row], its) for row, its in others.items()).items():
+    theirs = Counter(zip(map(routes.__getitem__, others), others.values(), strict=True))
+    for (route, servable), count in theirs.items():
         ok[whose(route)] -= count
         ok[whose(route)[0], servable.model_version] += count
     counts = Tally(ok, Counter(), Counter(), Counter())

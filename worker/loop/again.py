@@ -39,9 +39,8 @@ def twin_of(servable: Servable, batch: Batch) -> Batch:
         batch.late_us,
         cost_bytes=batch.cost_bytes,
     )
-    opening = batch.route.opening
-    if opening is not None:
-        headers = batch.columns.headers
+    opening, headers = batch.route.opening, batch.columns.headers
+    if opening is not None and (opening.always or any(headers)):
         fresh.to_open = {row for row in range(len(batch)) if opening.always or opening.applies(headers[row])}
     if batch.columns.fetched is not None:
         lay_in_fetched(fresh, batch.columns.fetched)
