@@ -188,11 +188,11 @@ def test_every_command_and_option_is_in_every_script(
 def test_the_keys_are_settings() -> None:
     """Each key that is offered for --set is one that a configuration may have, with the words of the schema."""
     keys = setting_keys()
-    assert keys["delivery"] == ("at_least_once", "exactly_once")
+    assert keys["order"] == ("partition", "none")
     assert "number" not in keys["batching.max_size"]
     assert {"kafka.bootstrap.servers", "input.format", "postprocess.classification.top_k"} <= keys.keys()
     assert not any(key.startswith(("pipelines", "tests", "defaults")) for key in keys)
-    for key in ("delivery", "order", "input.start"):
+    for key in ("order", "input.start"):
         for word in keys[key]:
             document = yaml.safe_load((ROOT / "examples" / "digits.yaml").read_text())
             section = document

@@ -230,6 +230,32 @@ def test_the_command_tells_people_and_programs_the_same(
     assert document["cores"] == pytest.approx(5000 * 400e-6)
 
 
+@pytest.mark.parametrize(("swap", "bytes_more", "noted"), [("auto", 0, True), (1 << 20, 1 << 20, False)])
+def test_new_versions_of_models_take_memory(
+    capacity: Path, capsys: pytest.CaptureFixture[str], swap: Any, bytes_more: int, noted: bool
+) -> None:
+    """With a repository the memory of a replica has room for a new version beside the running one, or a note says that it has not."""
+    command = [
+        "plan",
+        str(DIGITS),
+        "--rate",
+        "50",
+        "--p99-ms",
+        "25",
+        "--capacity",
+        str(capacity),
+        "--offline",
+        "--json",
+    ]
+    assert main(command) == 0
+    before = json.loads(capsys.readouterr().out)["replica"]["memory_bound_bytes"]
+    model = f"model={{repository: models, name: digits, swap_bytes: {swap}}}"
+    assert main([*command, "--set", model]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["replica"]["memory_bound_bytes"] == before + bytes_more
+    assert any("a new version of a model takes more" in note for note in document["notes"]) == noted
+
+
 def test_a_measurement_of_something_else_is_said(capacity: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A changed configuration and another model version weaken the plan; both are notes."""
     command = [

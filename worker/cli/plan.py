@@ -84,12 +84,17 @@ def run(args: argparse.Namespace) -> int:
         args.p99_ms,
         args.outage,
         None if args.offline else _partitions(settings, tuple(taken.topics)),
-        memory_bound(settings),
+        memory_bound(settings) + _for_versions(settings),
         settings.limits.drain_s,
         settings.limits.revoke_s,
     )
     found = planning.plan(capacity, wanted)
     said = list(planning.notes(found, digest_of(settings, pipeline), _model(settings, pipeline)))
+    if any(
+        each.model.repository is not None and each.model.swap_bytes == "auto"
+        for each in settings.pipelines.values()
+    ):
+        said.append("memory: a new version of a model takes more; check says how much, or model.swap_bytes")
     if args.json:
         print(orjson.dumps(planning.document_of(found, said)).decode())
         return 0
@@ -130,6 +135,14 @@ def _partitions(settings: Settings, topics: tuple[str, ...]) -> int:
         return sum(partitions_of(settings, topics).values())
     except StartError as error:
         raise StartError(f"{error}; expected --offline to plan without it") from None
+
+
+def _for_versions(settings: Settings) -> int:
+    """Bytes that new versions of models from a repository take beside the running ones, where the configuration says it."""
+    given = (
+        each.model.swap_bytes for each in settings.pipelines.values() if each.model.repository is not None
+    )
+    return sum(size for size in given if size != "auto")
 
 
 def _model(settings: Settings, pipeline: str) -> str | None:
