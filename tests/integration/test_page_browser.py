@@ -337,6 +337,24 @@ def test_names_and_messages_are_text(browser: Any) -> None:
         assert shown.complaints == []
 
 
+def test_drift_is_shown_where_there_is_a_profile(browser: Any) -> None:
+    """Without a profile nothing is said of drift; with one, the features stand there, the worst first, and what is too much."""
+    with Alone() as alone:
+        alone.told.answers(3)
+        alone.second()
+        shown = Watched(browser, alone.url)
+        panel = 'section[aria-labelledby="p-unlike-the-profile"]'
+        shown.wait("!document.getElementById('content').hidden")
+        assert shown.page.evaluate(f"document.querySelector('{panel}').hidden")
+        alone.told.meters.drift("digits", {"picture.size": 0.0, "picture.brightness": 0.731}, 400)
+        alone.second()
+        shown.wait(f"!document.querySelector('{panel}').hidden")
+        rows = shown.text(f"{panel} tbody").split()
+        assert rows == ["digits", "picture.brightness", "0.731", "digits", "picture.size", "0.000"]
+        assert "1 of 2 features above 0.2" in shown.text(panel)
+        assert shown.complaints == []
+
+
 def growth(browser: Any, seconds: int) -> tuple[list[float], list[float]]:
     """Elements, and bytes of the script's heap after a collection, at a third and at the end of so many events.
 

@@ -8,9 +8,9 @@ const THEMES = ["auto", "light", "dark"];
 const tiles = new Tiles(byId("tiles"));
 const latency = new Latency();
 const partitions = new Partitions();
-const all = [new Throughput(), latency, partitions, new Replicas(), new Models(), new Batches(), new Errors(), new Memory(), new Letters(), new Samples()];
-const [throughput, , , replicas, models, batches, errors, memory, letters, samplesPanel] = all;
-for (const each of [throughput, latency, latency.second, partitions, batches, errors, memory, letters, { element: h("div", { class: "column" }, replicas.element, models.element) }, samplesPanel]) {
+const all = [new Throughput(), latency, partitions, new Replicas(), new Models(), new Batches(), new Errors(), new Memory(), new Letters(), new Samples(), new Drift()];
+const [throughput, , , replicas, models, batches, errors, memory, letters, samplesPanel, drift] = all;
+for (const each of [throughput, latency, latency.second, partitions, batches, errors, memory, letters, { element: h("div", { class: "column" }, replicas.element, models.element, drift.element) }, samplesPanel]) {
   byId("panels").append(each.element);
 }
 

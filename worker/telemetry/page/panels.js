@@ -305,3 +305,27 @@ class Models {
     return h("span", {}, ...(parts.length ? parts : ["no change"]));
   }
 }
+
+const DRIFTED = 0.2, DRIFT_ROWS = 12;
+
+class Drift {
+  constructor() {
+    this.table = table("Stability index by feature", [["Pipeline"], ["Feature"], ["Index", "n"], ["Of 1", "bar"]]);
+    Object.assign(this, panel("Unlike the profile", "wide", this.table.element));
+    this.element.hidden = true;
+  }
+
+  update(state) {
+    const found = pipelines(state.last_minute).flatMap(([name, each]) => Object.entries(each.drift || {}).map(([feature, index]) => [name, feature, index]));
+    this.element.hidden = found.length === 0;
+    found.sort((a, b) => b[2] - a[2]);
+    const drifted = found.filter(([, , index]) => index > DRIFTED).length;
+    say(this.note, drifted ? `${drifted} of ${plural(found.length, "feature")} above ${DRIFTED}` : `none of ${plural(found.length, "feature")} above ${DRIFTED}`);
+    fill(this.table.body, found.slice(0, DRIFT_ROWS).map(([name, feature, index]) => {
+      const part = h("i");
+      part.style.width = `${Math.min(100, 100 * index)}%`;
+      tone(part, index > DRIFTED ? "warn" : "plain");
+      return [name, feature, { text: index.toFixed(3), kind: "n" }, { node: h("div", { class: "meter", "aria-hidden": "true" }, part), kind: "bar" }];
+    }));
+  }
+}
