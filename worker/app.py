@@ -183,7 +183,7 @@ class _Parts:
         vitals.last_error = lambda: source.health.last_error or sink.last_error
         watched, awake = self._ways_to_be_stuck()
         self._watchdog = self._watch(watched, awake)
-        self.in_force = InForce(self._conductor, engine, vitals, watched)
+        self.in_force = InForce(self._conductor, engine, vitals, watched, traces)
         """Who keeps to what may change."""
         self.reloader: Reloader | None = None
         """Of the configuration; set before the loop turns."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from worker.process.watchdog import BatchDeadline, DrainDeadline, Outage, Standstill
     from worker.serving.engine import Engine
     from worker.telemetry.vitals import Vitals
+    from worker.tracing import TraceParts
 
 RETRY_SHARE = 0.75
 """Most of ``limits.stall_s`` for which custom code may hold a record: the watchdog must not take that for a stall."""
@@ -64,6 +65,8 @@ class InForce:
     engine: Engine
     vitals: Vitals
     watched: Watched
+    traces: TraceParts | None = None
+    """Where records are traced."""
 
     def follow(self, settings: Settings) -> None:
         """Keep to these settings from now on."""
@@ -81,6 +84,8 @@ class InForce:
             parts.delivery.bound(bounds.max_ms / 1000, bounds.max_records, limits.revoke_s)
         self.engine.retry_s = retry_s(limits)
         self._watch(limits)
+        if self.traces is not None:
+            self.traces.follow(settings)
 
     def _watch(self, limits: LimitsSettings) -> None:
         watched = self.watched

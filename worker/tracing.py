@@ -42,6 +42,12 @@ class TraceParts:
         )
         self.tracer = RecordTracer(tracing, self._exporter, here)
 
+    def follow(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+        """Choose records as these settings say; on the loop's thread."""
+        tracing = tracing_of(settings.tracing, environ)
+        if tracing is not None:
+            self.tracer.follow(tracing)
+
     def close(self, budget_s: float) -> None:
         """Send the spans that wait, so long at most."""
         self._exporter.close(budget_s)

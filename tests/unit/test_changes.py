@@ -55,6 +55,7 @@ LIVE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "log": ({}, {"log": {"level": "debug"}}, "log.level"),
     "transactions": ({}, {"transaction": {"max_ms": 20}}, "transaction.max_ms"),
     "model": ({}, {"model": {"path": "two.onnx"}}, "model.path"),
+    "traces": ({"tracing": {"sample": 0.1}}, {"tracing": {"sample": 0.5}}, "tracing.sample"),
     "tests": ({}, {"tests": [{"name": "a", "record": {"value": "{}"}, "expect": {"label": "x"}}]}, "tests"),
     "version in a repository": (
         {"model": REPOSITORY},
@@ -95,6 +96,7 @@ RESTART: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "delivery": ({}, {"delivery": "exactly_once"}, "delivery"),
     "batches": ({}, {"batching": {"max_size": 8}}, "batching.max_size"),
     "threads": ({}, {"model": {"threads": 2}}, "model.threads"),
+    "a collector": ({"tracing": {}}, {"tracing": {"otlp": "http://localhost:1"}}, "tracing.otlp"),
     "metrics": ({}, {"metrics": {"http": "127.0.0.1:0"}}, "metrics.http"),
     "shadow topic": (SHADOW, {**CONTROL, "rollout": {"mode": "shadow", "topic": "tried"}}, "rollout.topic"),
     "time of a batch of clips": (

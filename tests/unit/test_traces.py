@@ -14,6 +14,7 @@ from trace_support import BAD, FINE, SAMPLED, SPAN, TRACE, UNSAMPLED, Done, Trac
 from world import Figures
 
 from worker.loop.exactly_once import ExactlyOnce
+from worker.settings.tracing import TracingSettings, tracing_of
 
 CONSUMER, PRODUCER, INTERNAL, ERROR = 5, 4, 1, 2
 STAGES = ["queue", "decode", "wait", "infer", "encode", "hold"]
@@ -285,6 +286,21 @@ def test_the_rate_comes_back_with_time(collector: Receiver, tmp_path: Path) -> N
         traced.clock.advance(1.0)
     traced.close()
     assert len(collector.named("process")) == 6
+
+
+def test_the_choice_of_records_changes_while_they_come(collector: Receiver, tmp_path: Path) -> None:
+    """Other figures count from the next record on: none of the first ten is traced, then two a second of those without a trace."""
+    traced = Traced(tmp_path, collector, {"sample": 0.0})
+    for tracing in (None, {"sample": 1.0, "max_per_s": 2}):
+        if tracing is not None:
+            how = tracing_of(TracingSettings.model_validate(tracing), {})
+            assert how is not None
+            traced.tracer.follow(how)
+        for _ in range(10):
+            traced.append(FINE)
+        traced.answer()
+    traced.close()
+    assert [attributes(each)["messaging.kafka.offset"] for each in collector.named("process")] == [10, 11]
 
 
 # -- every way through the loop ----------------------------------------------------------------------------------

@@ -119,6 +119,9 @@ def merged(before: Settings, wanted: Settings) -> Settings:
             for name, old in before.pipelines.items()
         },
     }
+    if before.tracing is not None and wanted.tracing is not None:
+        sampling = {name: getattr(wanted.tracing, name) for name in ("sample", "max_per_s")}
+        changed["tracing"] = before.tracing.model_copy(update=sampling)
     if before.encryption is not None and wanted.encryption is not None:
         changed["encryption"] = wanted.encryption
     copy = before.model_copy(update=changed)

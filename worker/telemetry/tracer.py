@@ -116,12 +116,17 @@ class RecordTracer:
         clock_ns: Callable[[], int] = time.monotonic_ns,
         random: Random | None = None,
     ) -> None:
-        self._everything = tracing.everything
-        self._draw = Draw(tracing.ratio, random or Random()) if tracing.ratio is not None else None
         self._exporter = exporter
         self._here = here
         self._clock_ns = clock_ns
-        self._bucket = Bucket(tracing.max_per_s, clock_ns)
+        self._random = random or Random()
+        self.follow(tracing)
+
+    def follow(self, tracing: Tracing) -> None:
+        """From the next records on, choose those to trace, and how many of them, as this says."""
+        self._everything = tracing.everything
+        self._draw = Draw(tracing.ratio, self._random) if tracing.ratio is not None else None
+        self._bucket = Bucket(tracing.max_per_s, self._clock_ns)
 
     def leaving(self, slab: Slab, sheet: Sheet, batch: Batch | None) -> None:
         """See :class:`worker.loop.tracing.Tracer`."""
