@@ -145,7 +145,7 @@ def _against_topics(group: str, said: list[Counted], workers: list[Worker], whol
     consumer = Consumer({"bootstrap.servers": address, "group.id": group})
     try:
         topics = Topics(
-            sum(_results(address, topic, exactly_once, pipelines) for topic in outputs),
+            sum(_results(ADDRESSES.get(topic, address), topic, exactly_once, pipelines) for topic in outputs),
             _results(address, letters, exactly_once, []),
             None
             if queue or not _countable(consumer, inputs)

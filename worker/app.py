@@ -212,6 +212,7 @@ class _Parts:
                 lambda: {partition.topic for partition in self._conductor.window.owned},
             )
             chores.append(every(TOPICS_EVERY_S, self._unless_draining(watch.look)))
+        chores += self._watch_elsewhere()
         self._reporter = reporter = self._make_reporter()
         if reporter is not None:
 
@@ -236,6 +237,15 @@ class _Parts:
                 self._meters.refused(event.pipeline, event.reason)
         for turned in self._steward.turn() if self._steward is not None else ():
             self._meters.rollout(turned.pipeline, turned.state, turned.share)
+
+    def _watch_elsewhere(self) -> list[Chore]:
+        """Looks at the clusters of ``output.kafka``: whether they answer, and whether their topics are there."""
+        from worker.kafka.clusters import clusters_of
+        from worker.kafka.watch import TopicWatch
+
+        watches = [TopicWatch(self._settings, cluster=each) for each in clusters_of(self._settings)]
+        self._vitals.elsewhere_away = lambda: next((each.away for each in watches if each.away), "")
+        return [every(TOPICS_EVERY_S, self._unless_draining(each.look)) for each in watches]
 
     def _unless_draining(self, do: Callable[[], None]) -> Callable[[], None]:
         return lambda: None if self._conductor.draining else do()
@@ -280,7 +290,7 @@ class _Parts:
                 settings,
                 info,
                 self._clients.topics.partitions,
-                isinstance(self._clients.sink, BatchSink),
+                isinstance(self._clients.sink, BatchSink) or getattr(self._clients.sink, "compiled", False),
                 self._seeing.url if self._seeing is not None else None,
             ),
             self.reloader,

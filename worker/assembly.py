@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from worker.batch import Partition, Route
 from worker.errors import Rejection
@@ -49,9 +49,10 @@ from worker.topics import ByTopic
 
 if TYPE_CHECKING:
     from worker.kafka.batch_sink import BatchSink
+    from worker.kafka.several_sinks import SeveralSinks
     from worker.kafka.shadow_results import ShadowResults
     from worker.kafka.share_source import ShareSource
-    from worker.kafka.sink import KafkaSink, MetricsProducer
+    from worker.kafka.sink import KafkaSink, MetricsProducer, Outputs
     from worker.kafka.source import KafkaSource
     from worker.kafka.topics import Topics
 
@@ -68,7 +69,7 @@ class Clients:
 
     topics: Topics
     source: KafkaSource | ShareSource
-    sink: KafkaSink | BatchSink
+    sink: KafkaSink | BatchSink | SeveralSinks
     metrics: MetricsProducer | None
     """None without a metrics topic."""
 
@@ -82,7 +83,6 @@ def connect(settings: Settings, meters: Meters, group: str) -> Clients:
     Raises:
         WorkerError: the broker is away or refuses a right; a topic is missing.
     """
-    from worker.kafka.batch_sink import open_sink
     from worker.kafka.sink import MetricsProducer
     from worker.kafka.source import open_source
     from worker.kafka.topics import open_topics
@@ -110,7 +110,27 @@ def connect(settings: Settings, meters: Meters, group: str) -> Clients:
         log.warning("the embedded broker forgets the offsets that a transaction commits")
     # Each process has an id of its own: a restart must not abort the transaction of a replica that still runs.
     transactional_id = f"{group}-{uuid.uuid4()}" if exactly_once else None
-    return Clients(topics, source, open_sink(settings, topics, transactional_id), metrics)
+    return Clients(topics, source, _open_sinks(settings, topics, transactional_id), metrics)
+
+
+def _open_sinks(
+    settings: Settings, topics: Topics, transactional_id: str | None
+) -> KafkaSink | BatchSink | SeveralSinks:
+    """The sink of results and dead letters: of one cluster, or of several where ``output.kafka`` names another."""
+    from worker.kafka.batch_sink import open_sink
+    from worker.kafka.clusters import clusters_of
+    from worker.kafka.several_sinks import SeveralSinks
+    from worker.kafka.topics import open_elsewhere
+
+    there = open_elsewhere(settings, topics)
+    home = open_sink(settings, topics, transactional_id)
+    if not there:
+        return home
+    elsewhere: dict[str, KafkaSink | BatchSink] = {}
+    for cluster in clusters_of(settings):
+        sink = open_sink(cluster.settings, there[cluster.section])
+        elsewhere |= dict.fromkeys(cluster.topics, sink)
+    return SeveralSinks(home, elsewhere)
 
 
 def shadow_results(settings: Settings, rollouts: Iterable[Rollout]) -> ShadowResults | None:
@@ -312,7 +332,7 @@ def _delivery(
     from worker.kafka.transactions import KafkaTransactions
 
     return ExactlyOnce(
-        KafkaTransactions(cast("KafkaSource", clients.source), sink),
+        KafkaTransactions(cast("KafkaSource", clients.source), cast("Outputs[Any]", sink)),
         settings.transaction.max_ms / 1000,
         settings.transaction.max_records,
         settings.limits.revoke_s,

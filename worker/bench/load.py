@@ -66,6 +66,8 @@ class Load:
                 f"output.headers: none leaves nothing in a {kind} result that says which record it is of; "
                 "expected trace"
             )
+        if output.kafka is not None:
+            raise ConfigError("output.kafka: bench measures results on the cluster of kafka only")
         self._topic = pipeline.input.topics[0]
         if is_pattern(self._topic):
             raise ConfigError(

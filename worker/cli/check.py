@@ -21,6 +21,7 @@ from worker.cli.main import add_set_option
 from worker.cli.payloads import described
 from worker.errors import ConfigError, Mistake, NotReady, WorkerError
 from worker.settings import Settings
+from worker.settings.hosts import open_hosts, protocol_of
 from worker.telemetry import logs
 
 EXAMPLE = """\
@@ -296,8 +297,13 @@ def _http(settings: Settings) -> str:
 
 def _credentials(settings: Settings) -> str:
     """How the worker authenticates to the broker, without secrets; warns if others could read the traffic."""
-    kafka = settings.kafka
-    protocol = configuration.security_protocol(settings)
-    mechanism = kafka.get("sasl.mechanisms", "GSSAPI") if "sasl" in protocol else "no SASL"
-    hosts = configuration.plaintext_hosts(settings)
-    return f"{protocol}, {mechanism}" + (f"; not encrypted to {', '.join(hosts)}" if hosts else "")
+    found = []
+    for kafka in (settings.kafka, *(each.output.kafka for each in settings.pipelines.values())):
+        if kafka is not None:
+            protocol = protocol_of(kafka)
+            mechanism = kafka.get("sasl.mechanisms", "GSSAPI") if "sasl" in protocol else "no SASL"
+            hosts = open_hosts(kafka)
+            found.append(
+                f"{protocol}, {mechanism}" + (f"; not encrypted to {', '.join(hosts)}" if hosts else "")
+            )
+    return "; results: ".join(dict.fromkeys(found))

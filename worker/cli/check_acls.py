@@ -40,13 +40,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check_acls(report: Lines, settings: Settings, principal: str | None, offline: bool) -> None:
     """One line for each right, then the commands; a right that the worker needs and does not have is a failure."""
-    from worker.kafka.acls import UNKNOWN_PRINCIPAL, command, commands, held, principal_of, rights_of
+    from worker.kafka.acls import rights_of
+    from worker.kafka.clusters import clusters_of
+
+    _check_cluster(report, settings, rights_of(settings), principal, offline)
+    for each in clusters_of(settings):
+        _check_cluster(report, each.settings, rights_of(settings, each.section), principal, offline)
+
+
+def _check_cluster(
+    report: Lines, settings: Settings, rights: list[Right], principal: str | None, offline: bool
+) -> None:
+    """The rights on one cluster."""
+    from worker.kafka.acls import UNKNOWN_PRINCIPAL, command, commands, held, principal_of
 
     who = principal or principal_of(settings)
-    found: list[tuple[Right, bool | None]] = [(right, None) for right in rights_of(settings)]
+    found: list[tuple[Right, bool | None]] = [(right, None) for right in rights]
     if not offline:
         try:
-            found = held(settings, [right for right, _ in found])
+            found = held(settings, rights)
         except WorkerError as error:
             report.fail("acls", error)
     if who == UNKNOWN_PRINCIPAL:

@@ -19,6 +19,7 @@ from worker.cli.payloads import Read, reader_of_results, unwrapped
 from worker.cli.registered import Unframer, registry_settings
 from worker.cli.text import json_value, moment
 from worker.errors import ConfigError, StartError
+from worker.kafka.clusters import clusters_of
 from worker.kafka.tools import Record, TopicReader
 from worker.settings import Settings
 from worker.text import printable
@@ -78,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
     read = _unwrapping(args, settings)
     registry = registry_settings(args.registry, settings)
     plain = Unframer(registry) if registry is not None and args.what != "metrics" else None
-    client = connection("streaminfer-tail", args.bootstrap, args.properties, settings)
+    where = _cluster(args, settings)
+    client = connection("streaminfer-tail", args.bootstrap, args.properties, where)
     deadline = time.monotonic() + args.timeout if args.timeout is not None else None
     reader = TopicReader(client, topics, args.start)
     try:
@@ -150,6 +152,18 @@ def _topics(args: argparse.Namespace) -> tuple[list[str], Settings | None]:
             raise ConfigError(f"--what metrics: {args.config} names no metrics.topic")
         return [settings.metrics.topic], settings
     return list(dict.fromkeys(p.output.topic for p in settings.pipelines.values())), settings
+
+
+def _cluster(args: argparse.Namespace, settings: Settings | None) -> Settings | None:
+    """The settings with the client properties of the cluster that is read: results may be on another one."""
+    if settings is None or args.what not in (None, "results"):
+        return settings
+    clusters = clusters_of(settings)
+    if not clusters:
+        return settings
+    if len(clusters) > 1 or any(each.output.kafka is None for each in settings.pipelines.values()):
+        raise ConfigError("tail: results are on several clusters; expected --topic and --bootstrap")
+    return clusters[0].settings
 
 
 def _json_line(record: Record) -> bytes:

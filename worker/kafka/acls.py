@@ -57,10 +57,15 @@ class Right:
         return [f"--{self.kind}", self.name, *pattern]
 
 
-def rights_of(settings: Settings) -> list[Right]:
-    """Every right that the worker of this configuration needs; those of one resource stand together."""
+def rights_of(settings: Settings, cluster: str = "") -> list[Right]:
+    """Every right that the worker of this configuration needs; those of one resource stand together.
+
+    Args:
+        cluster: on the cluster that this setting names; empty: on that of ``kafka``.
+    """
     found: dict[tuple[str, str], Right] = {}
-    for use in sorted(uses_of(settings), key=lambda use: use.topic):
+    uses = [use for use in uses_of(settings) if use.cluster == cluster]
+    for use in sorted(uses, key=lambda use: use.topic):
         wanted = [Right("WRITE" if use.written else "READ", "topic", use.topic, use.field)]
         if is_pattern(use.topic):
             begins = prefix(use.topic)
@@ -71,6 +76,8 @@ def rights_of(settings: Settings) -> list[Right]:
             wanted.append(Right("DESCRIBE_CONFIGS", "topic", use.topic, use.field, optional=_WITHOUT_CONFIGS))
         for right in wanted:
             found.setdefault((right.name, right.operation), right)
+    if cluster:
+        return [*found.values()]
     group = settings.kafka["group.id"]
     rights = [*found.values(), Right("READ", "group", group, "kafka.group.id")]
     if settings.delivery == "queue":

@@ -53,7 +53,8 @@ class Admin:
         ConfigError: librdkafka refuses the properties.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, section: str = "kafka") -> None:
+        self._section = section
         self.bootstrap = client.kafka.get("bootstrap.servers", "")
         self._errors: dict[int, str] = {}
         """Last message of librdkafka for each error code, oldest first."""
@@ -80,12 +81,12 @@ class Admin:
                 refused = next((code for code in HOPELESS if code in self._errors), None)
                 if refused is not None:
                     raise StartError(
-                        f"kafka: {HOPELESS[refused]} ({self.bootstrap}): {self._errors[refused]}"
+                        f"{self._section}: {HOPELESS[refused]} ({self.bootstrap}): {self._errors[refused]}"
                     ) from None
                 if time.monotonic() > deadline:
                     said = next(reversed(self._errors.values()), error.args[0].str())
                     raise StartError(
-                        f"kafka.bootstrap.servers: no broker answers at {self.bootstrap}: {said}"
+                        f"{self._section}.bootstrap.servers: no broker answers at {self.bootstrap}: {said}"
                     ) from None
 
     def create(self, uses: list[Use]) -> None:

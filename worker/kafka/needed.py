@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from worker.errors import ConfigError, StartError
 from worker.kafka.admin import EMBEDDED_CLUSTER, Admin
-from worker.kafka.properties import Client, check_properties
+from worker.kafka.clusters import clusters_of
+from worker.kafka.properties import check_properties
 from worker.kafka.uses import Use, uses_of
 from worker.topics import is_pattern
 
@@ -39,6 +40,11 @@ class Needed:
         return list(dict.fromkeys(use.field for use in self.uses))
 
     @property
+    def cluster(self) -> str:
+        """The setting that names its cluster; empty: that of ``kafka``."""
+        return self.uses[0].cluster
+
+    @property
     def use(self) -> str:
         """``read``, ``written`` or both."""
         ways = {use.written for use in self.uses}
@@ -56,10 +62,10 @@ class Needed:
 
 def needed(settings: Settings) -> list[Needed]:
     """Every topic of the settings once, in their order. Patterns are left out: nobody can say what they stand for."""
-    found: dict[str, list[Use]] = {}
+    found: dict[tuple[str, str], list[Use]] = {}
     for use in uses_of(settings):
         if not is_pattern(use.topic):
-            found.setdefault(use.topic, []).append(use)
+            found.setdefault((use.cluster, use.topic), []).append(use)
     return [Needed(tuple(uses)) for uses in found.values()]
 
 
@@ -70,12 +76,21 @@ def looked_up(settings: Settings) -> tuple[list[Needed], bool]:
         ConfigError: a client property is wrong.
         StartError: the broker does not answer or refuses us.
     """
-    check_properties(settings.kafka)
-    with Admin(settings) as admin:
-        cluster = admin.cluster()
-    counts = {name: len(topic.partitions) for name, topic in cluster.topics.items() if topic.error is None}
-    embedded = str(cluster.cluster_id).startswith(EMBEDDED_CLUSTER)
-    return [replace(each, partitions=counts.get(each.topic)) for each in needed(settings)], embedded
+    counts: dict[tuple[str, str], int] = {}
+    any_embedded = False
+    for section, client in clients_of(settings).items():
+        check_properties(client.kafka, section or "kafka")
+        with Admin(client, section or "kafka") as admin:
+            cluster = admin.cluster()
+        counts |= {(section, n): len(t.partitions) for n, t in cluster.topics.items() if t.error is None}
+        any_embedded = any_embedded or str(cluster.cluster_id).startswith(EMBEDDED_CLUSTER)
+    topics = needed(settings)
+    return [replace(each, partitions=counts.get((each.cluster, each.topic))) for each in topics], any_embedded
+
+
+def clients_of(settings: Settings) -> dict[str, Settings]:
+    """The settings with the client properties of each cluster, by the setting that names it; empty: ``kafka``."""
+    return {"": settings} | {each.section: each.settings for each in clusters_of(settings)}
 
 
 def partitions_of(topics: Sequence[Needed], asked: int | None) -> int:
@@ -107,20 +122,18 @@ def create(settings: Settings, topics: Iterable[Needed], partitions: int, replic
     """
     from worker.settings import CreateSettings
 
-    made = [
-        replace(
-            each.uses[0],
-            control=each.control,
-            create=CreateSettings(partitions=1 if each.alone else partitions, replication=replication),
-        )
-        for each in topics
-    ]
-    with Admin(settings) as admin:
-        admin.create(made)
+    made: dict[str, list[Use]] = {}
+    for each in topics:
+        wanted = CreateSettings(partitions=1 if each.alone else partitions, replication=replication)
+        made.setdefault(each.cluster, []).append(replace(each.uses[0], control=each.control, create=wanted))
+    clients = clients_of(settings)
+    for section, uses in made.items():
+        with Admin(clients[section], section or "kafka") as admin:
+            admin.create(uses)
 
 
 def commands(
-    client: Client, topics: Iterable[Needed], partitions: int | None, replication: int
+    settings: Settings, topics: Iterable[Needed], partitions: int | None, replication: int
 ) -> Iterator[str]:
     """The commands of Kafka's own tool that make these topics where they are missing.
 
@@ -128,10 +141,12 @@ def commands(
         partitions: None = the broker's default.
         replication: -1 = the broker's default.
     """
-    words = ["kafka-topics.sh", "--bootstrap-server", client.kafka["bootstrap.servers"]]
-    if client.kafka.get("security.protocol", "plaintext").strip().lower() != "plaintext":
-        words += ["--command-config", "admin.properties"]
+    clients = clients_of(settings)
     for each in topics:
+        client = clients[each.cluster]
+        words = ["kafka-topics.sh", "--bootstrap-server", client.kafka["bootstrap.servers"]]
+        if client.kafka.get("security.protocol", "plaintext").strip().lower() != "plaintext":
+            words += ["--command-config", "admin.properties"]
         count = 1 if each.alone else partitions
         options = ["--create", "--if-not-exists", "--topic", each.topic]
         options += ["--partitions", str(count)] if count is not None else []

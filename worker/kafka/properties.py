@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from confluent_kafka import Consumer, KafkaException, Producer, ShareConsumer
 
 from worker.errors import ConfigError, Mistake
+from worker.kafka.clusters import clusters_of
 from worker.kafka.library import known_properties, property_fault
 from worker.settings.checks import TRANSACTION_TIMEOUT_MS
 from worker.topics import is_pattern
@@ -242,7 +243,7 @@ def client_id(client: Client) -> str:
     return client.kafka.get("client.id") or f"{client.name}-{socket.gethostname()}-{os.getpid()}"
 
 
-def check_properties(properties: Mapping[str, str]) -> None:
+def check_properties(properties: Mapping[str, str], section: str = "kafka") -> None:
     """Check names and values of client properties without a client or a broker.
 
     Raises:
@@ -250,20 +251,20 @@ def check_properties(properties: Mapping[str, str]) -> None:
             objection to the value.
     """
     found = [
-        Mistake(f"kafka.{name}: {wrong}")
+        Mistake(f"{section}.{name}: {wrong}")
         for name, value in properties.items()
-        if (wrong := _wrong(name, value)) is not None
+        if (wrong := _wrong(name, value, section)) is not None
     ]
     if found:
         raise ConfigError.of(found)
 
 
-def _wrong(name: str, value: str) -> str | None:
+def _wrong(name: str, value: str, section: str) -> str | None:
     """What is wrong with a client property; None if nothing is."""
     known = known_properties()
     if known and name not in known:
         near = difflib.get_close_matches(name.replace("_", "."), known, n=1)
-        return "librdkafka knows no such property" + (f"; did you mean kafka.{near[0]}?" if near else "")
+        return "librdkafka knows no such property" + (f"; did you mean {section}.{near[0]}?" if near else "")
     fault = property_fault(name, value)
     if fault is None:
         return None
@@ -290,10 +291,14 @@ def check_clients(settings: Settings) -> str:
         else (Consumer, consumer_properties(settings)),
         (Producer, producer_properties(settings, transactional_id=transactional_id)),
     ]
+    for each in clusters_of(settings):
+        check_properties(each.settings.kafka, each.section)
+        clients.append((Producer, producer_properties(each.settings)))
     for client, properties in clients:
         del properties["bootstrap.servers"]
         build(client, {**properties, "log_level": 0})
-    return f"{len(settings.kafka)} client properties"
+    count = len(settings.kafka) + sum(len(each.settings.kafka) for each in clusters_of(settings))
+    return f"{count} client properties"
 
 
 def build(client: Callable[[dict[str, Any]], _Client], properties: dict[str, Any]) -> _Client:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # re-exported without saying so
 
-from worker.errors import Mistake, NotReady, StartError
+from worker.errors import ConfigError, Mistake, NotReady, StartError
 from worker.kafka.admin import EMBEDDED_CLUSTER, Admin
+from worker.kafka.clusters import clusters_of
 from worker.kafka.properties import check_properties, client_limit
 from worker.kafka.rights import Rights, find_rights
 from worker.kafka.rules import Rules, Times, by_hand, check_control, check_letters_fit, compacted
@@ -18,7 +19,7 @@ from worker.kafka.share_group import describe_group
 from worker.kafka.uses import Use, expanded, uses_of
 
 if TYPE_CHECKING:
-    from worker.settings import Settings
+    from worker.settings import PipelineSettings, Settings
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Topics:
     """Topics written to whose ``cleanup.policy`` includes ``compact``: they refuse records without a key."""
     rights_told: bool = False
     """Whether the broker says what this client may do."""
+    rules: Mapping[str, Rules] = field(default_factory=dict)
+    """Topic written to -> what it takes."""
 
     def keeping(self, topic: str) -> Callable[[int], bool]:
         """Whether the topic accepts and keeps a record of a timestamp (Unix milliseconds)."""
@@ -73,6 +76,8 @@ def check_broker(settings: Settings) -> list[tuple[str, str]]:
     """
     topics = open_topics(settings, make=False)
     found = [("broker", topics.broker), ("topics", topics.describe()), ("limits", topics.describe_limits())]
+    for section, there in open_elsewhere(settings, topics, make=False).items():
+        found.append(("results", f"{section}: {there.broker}; {there.describe()}; {there.describe_limits()}"))
     if not topics.embedded:
         told = (
             "READ and WRITE where the worker needs them" if topics.rights_told else "the broker does not tell"
@@ -96,10 +101,51 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
         ConfigError: a client property is unknown or wrong.
         StartError: the broker cannot be reached or refuses us; a topic is missing or has too few partitions.
     """
-    check_properties(settings.kafka)
-    with Admin(settings) as admin:
+    uses = [use for use in uses_of(settings) if not use.cluster]
+    topics = _inspect(settings, "kafka", uses, make, settings.kafka["group.id"])
+    _check_partitions(topics.partitions, topics.partitions, settings.pipelines.values())
+    check_letters_fit(settings, topics.rules, topics.limits)
+    if settings.control is not None:
+        name = settings.control.topic
+        check_control(name, topics.partitions, topics.rules[name], settings.kafka["bootstrap.servers"])
+    return topics
+
+
+def open_elsewhere(settings: Settings, home: Topics, make: bool = True) -> dict[str, Topics]:
+    """As :func:`open_topics`, for the topics of ``output.kafka``: by the setting that names their cluster.
+
+    Args:
+        home: the topics of the input's cluster.
+
+    Raises:
+        ConfigError: a client property is unknown or wrong; results would be read again.
+        StartError: as there.
+    """
+    found = {}
+    for each in clusters_of(settings):
+        uses = [use for use in uses_of(settings) if use.cluster == each.section]
+        found[each.section] = topics = _inspect(each.settings, each.section, uses, make, None)
+        theirs = [
+            pipeline for pipeline in settings.pipelines.values() if pipeline.output.topic in each.topics
+        ]
+        _check_partitions(home.partitions, topics.partitions, theirs, each.section)
+        read = [
+            topic for topic in each.topics if any(topic in p.input.names for p in settings.pipelines.values())
+        ]
+        if read and topics.broker.partition(",")[0] == home.broker.partition(",")[0]:
+            raise ConfigError(
+                f"{each.section}: is the cluster of kafka under another address, and the topic {read[0]} is read there; "
+                "expected another topic"
+            )
+    return found
+
+
+def _inspect(settings: Settings, section: str, uses: Sequence[Use], make: bool, group: str | None) -> Topics:
+    """What one cluster says of its topics."""
+    check_properties(settings.kafka, section)
+    with Admin(settings, section) as admin:
         cluster = admin.cluster()
-        uses = [*expanded(uses_of(settings), cluster.topics)]
+        uses = [*expanded(uses, cluster.topics)]
         embedded = str(cluster.cluster_id).startswith(EMBEDDED_CLUSTER)
         missing = [use for use in uses if use.topic not in cluster.topics]
         planned: dict[str, int] = {}
@@ -109,33 +155,29 @@ def open_topics(settings: Settings, make: bool = True) -> Topics:
                 cluster = admin.cluster()
             else:
                 planned = {use.topic: use.partitions for use in missing if use.create is not None}
-        rights = Rights() if embedded else find_rights(admin, uses, settings.kafka["group.id"])
+        rights = Rights() if embedded else find_rights(admin, uses, group)
         wrong = {**rights.missing}
         partitions = _partitions(uses, cluster, planned, admin.bootstrap, wrong)
         if wrong:
             raise NotReady.of([*wrong.values()])
-        _check_partitions(settings, partitions)
         written = list(dict.fromkeys(use.topic for use in uses if use.written))
         rules = dict.fromkeys(written, Rules())
         there = [topic for topic in written if topic not in planned]
         if there and not embedded:
             rules |= admin.rules(there)
-        limits = {topic: min(each.max_bytes, client_limit(settings)) for topic, each in rules.items()}
-        check_letters_fit(settings, rules, limits)
-        if settings.control is not None:
-            check_control(
-                settings.control.topic, partitions, rules.pop(settings.control.topic), admin.bootstrap
-            )
+        control = {use.topic for use in uses if use.control}
+        answered = {topic: each for topic, each in rules.items() if topic not in control}
         return Topics(
             f"cluster {cluster.cluster_id}, {len(cluster.brokers)} node{'s' * (len(cluster.brokers) != 1)}",
             embedded,
             partitions,
-            limits,
-            {topic: rules[topic].times for topic in there if topic in rules} if not embedded else {},
+            {topic: min(each.max_bytes, client_limit(settings)) for topic, each in rules.items()},
+            {topic: answered[topic].times for topic in there if topic in answered} if not embedded else {},
             rights.ids,
             frozenset(planned),
-            compacted(rules),
+            compacted(answered),
             rights.told,
+            rules,
         )
 
 
@@ -163,14 +205,25 @@ def _partitions(
     return partitions
 
 
-def _check_partitions(settings: Settings, partitions: dict[str, int]) -> None:
-    for pipeline in settings.pipelines.values():
-        if pipeline.output.partition != "input":
+def _check_partitions(
+    read: Mapping[str, int],
+    written: Mapping[str, int],
+    pipelines: Iterable[PipelineSettings],
+    section: str = "",
+) -> None:
+    """Refuse ``output.partition: input`` where the results' topic has fewer partitions.
+
+    Args:
+        read: partitions of input topics. written: those of the topics of one cluster.
+        section: the setting that names that cluster; empty: that of ``kafka``.
+    """
+    for pipeline in pipelines:
+        if pipeline.output.partition != "input" or (pipeline.output.kafka is not None) != bool(section):
             continue
         output = pipeline.output.topic
-        for topic in (topic for topic in partitions if topic in pipeline.input.names):
-            if partitions[output] < partitions[topic]:
+        for topic in (topic for topic in read if topic in pipeline.input.names):
+            if written[output] < read[topic]:
                 raise StartError(
                     f"output.partition: input needs at least as many partitions in {output} "
-                    f"({partitions[output]}) as in {topic} ({partitions[topic]})"
+                    f"({written[output]}) as in {topic} ({read[topic]})"
                 )

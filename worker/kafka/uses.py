@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from worker.kafka.clusters import clusters_of
 from worker.topics import is_pattern, matches
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class Use:
     """The setting that names the topic; empty if the command line names it."""
     written: bool
     create: CreateSettings | None = None
+    cluster: str = ""
+    """The setting that names the cluster of its topic; empty: that of ``kafka``."""
     control: bool = False
     """It has one partition and is compacted."""
 
@@ -61,12 +64,14 @@ def uses_of(settings: Settings) -> Iterator[Use]:
     """Every topic that the worker reads or writes, with the setting that names it."""
     alone = len(settings.pipelines) == 1
     create = None
+    elsewhere = clusters_of(settings)
     for name, pipeline in settings.pipelines.items():
         prefix = "" if alone else f"pipelines.{name}."
         for topic in pipeline.input.topics:
             yield Use(topic, f"{prefix}input.topics", written=False)
         create = create or pipeline.output.create
-        yield Use(pipeline.output.topic, f"{prefix}output.topic", True, pipeline.output.create)
+        cluster = next((each.section for each in elsewhere if pipeline.output.topic in each.topics), "")
+        yield Use(pipeline.output.topic, f"{prefix}output.topic", True, pipeline.output.create, cluster)
         if pipeline.rollout is not None and pipeline.rollout.topic is not None:
             yield Use(pipeline.rollout.topic, f"{prefix}rollout.topic", True, pipeline.output.create)
     yield Use(settings.dead_letter.topic, "dead_letter.topic", True, create)

@@ -22,6 +22,7 @@ from worker.kafka.uses import uses_of
 from worker.topics import is_pattern
 
 if TYPE_CHECKING:
+    from worker.kafka.clusters import Cluster
     from worker.settings import Settings
 
 WATCH_S = 2.0
@@ -36,6 +37,7 @@ class TopicWatch:
     Args:
         ids: topic -> its id at start, where the broker told it.
         followed: topics that are read now. One that only a pattern names may be deleted.
+        cluster: look at the topics of this other cluster instead.
         every_s: between two questions.
         clock: monotonic seconds.
     """
@@ -45,17 +47,22 @@ class TopicWatch:
         settings: Settings,
         ids: Mapping[str, str] | None = None,
         followed: Callable[[], Iterable[str]] = tuple,
+        cluster: Cluster | None = None,
         every_s: float = WATCH_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        uses = list(uses_of(settings))
+        section = cluster.section if cluster is not None else ""
+        uses = [use for use in uses_of(settings) if use.cluster == section]
+        self.away = ""
+        """The setting that names the cluster while no broker of it answers; else empty."""
+        self._section = section or "kafka"
         self._inputs = {use.topic: use.field for use in uses if not use.written and not is_pattern(use.topic)}
         self._outputs = {
             use.topic: use.field
             for use in uses
             if use.written and use.topic != settings.metrics.topic  # records of it may be lost
         }
-        self._client = build(AdminClient, admin_properties(settings))
+        self._client = build(AdminClient, admin_properties(cluster.settings if cluster else settings))
         self._every_s = every_s
         self._clock = clock
         self._next_s = clock()
@@ -72,6 +79,7 @@ class TopicWatch:
         """
         if self._asked and all(answer.done() for answer in self._asked.values()):
             answers, self._asked = self._asked, {}
+            self.away = self._section if all(map(_unanswered, answers.values())) else ""
             for topic, answer in answers.items():
                 self._take(topic, answer)
         if not self._asked and self._clock() >= self._next_s:
@@ -99,6 +107,12 @@ class TopicWatch:
         del self._missed[topic]
         if topic not in self._outputs and found != self._ids.setdefault(topic, found):
             raise made_anew(self._inputs.get(topic, "input.topics"), topic)
+
+
+def _unanswered(answer: Future[Any]) -> bool:
+    """Whether the client failed without an answer of any broker."""
+    failure = answer.exception(timeout=0)
+    return isinstance(failure, KafkaException) and failure.args[0].code() < 0
 
 
 def made_anew(field: str, topic: str) -> ClientFatal:

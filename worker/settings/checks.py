@@ -8,7 +8,7 @@ from typing import Any
 from worker.errors import ConfigError, Mistake
 from worker.registry import CONTENTS, INPUT_FORMATS, OUTPUT_FORMATS, POSTPROCESSES
 from worker.settings.drift_checks import check_drift
-from worker.settings.kafka_checks import check_kafka
+from worker.settings.kafka_checks import check_kafka, check_results_clusters
 from worker.settings.kinds import MIB
 from worker.settings.label_checks import check_labels
 from worker.settings.model_checks import check_model
@@ -95,6 +95,7 @@ def mistakes_together(settings: Settings) -> list[Mistake]:
         return True
 
     passes(check_kafka, settings)
+    passes(check_results_clusters, settings)
     for check in (
         _check_names,
         _check_transactions,
@@ -144,6 +145,12 @@ def _check_transactions(settings: Settings) -> None:
         )
 
 
+def _is_elsewhere(settings: Settings, pipeline: PipelineSettings) -> bool:
+    """Whether results go to another cluster, where a topic may have the name of an input topic."""
+    there = pipeline.output.kafka
+    return there is not None and there.get("bootstrap.servers") != settings.kafka.get("bootstrap.servers")
+
+
 def _check_topics(settings: Settings) -> None:
     """Nothing the worker writes may be read by it again; pipelines that share a topic start at one place."""
     read_by: dict[str, str] = {}
@@ -159,6 +166,7 @@ def _check_topics(settings: Settings) -> None:
     written = {
         settings.key(name, "output.topic"): pipeline.output.topic
         for name, pipeline in settings.pipelines.items()
+        if not _is_elsewhere(settings, pipeline)
     }
     written |= {
         "dead_letter.topic": settings.dead_letter.topic,

@@ -73,3 +73,33 @@ def kafka_mistakes(
         reason = "it loads code into the worker" if name.startswith("ssl.engine.") else _REFUSED.get(name)
         if reason:
             yield f"{section}.{name}: expected not to be set, because {reason}"
+
+
+def check_results_clusters(settings: Settings) -> None:
+    """The clusters of ``output.kafka``: what is missing there, and what cannot hold across two clusters."""
+    found: list[str] = []
+    places: dict[str, tuple[str, dict[str, str] | None]] = {
+        settings.dead_letter.topic: ("dead_letter.topic", None)
+    }
+    for name, pipeline in settings.pipelines.items():
+        properties, section = pipeline.output.kafka, settings.key(name, "output.kafka")
+        topic, key = pipeline.output.topic, settings.key(name, "output.topic")
+        other, there = places.setdefault(topic, (key, properties))
+        if there != properties:
+            found.append(
+                f"{key}: got '{topic}', expected another name than that of {other}, which is on another cluster"
+            )
+        if properties is None:
+            continue
+        if settings.delivery == "exactly_once":
+            found.append(
+                f"{section}: does not go with delivery: exactly_once, because a transaction belongs to one cluster; expected "
+                "delivery: at_least_once"
+            )
+        found += kafka_mistakes(properties, section, ("bootstrap.servers",))
+        found += exposures(properties, section, settings.security.allow_plaintext)
+        for refused, why in (("group.id", "nothing is read there"), ("client.id", "kafka.client.id counts")):
+            if refused in properties:
+                found.append(f"{section}.{refused}: expected not to be set, because {why}")
+    if found:
+        raise ConfigError.of([Mistake(sentence) for sentence in found])

@@ -68,6 +68,8 @@ def _reasons(settings: Settings, name: str) -> Iterator[str]:
         yield f"output.format '{pipeline.output.format}', expected json"
     if pipeline.output.body is not None:
         yield "output.body, expected none"
+    if pipeline.output.kafka is not None:
+        yield "output.kafka, expected results on the cluster of the labels"
     if pipeline.output.wrap:
         yield "output.wrap, expected none"
     if pipeline.steps is not None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from worker.settings.source import SECRET
+from worker.settings.source import hides
 from worker.settings.yaml_text import Key, describe, dotted
 
 
@@ -69,7 +69,7 @@ def _fault(place: Key, details: Sequence[Any], document: Any, known: set[Key], h
     if first["type"] == "missing":
         return Fault(place, f"{name} is required", missing=True)
     message = _message(details)
-    if message.startswith("expected ") and place[:1] not in SECRET:  # what is there may be a secret
+    if message.startswith("expected ") and not hides(place):  # what is there may be a secret
         message = f"got {describe(first['input'])}, {message}"
     return Fault(place, f"{name}: {message}" if name else message)
 

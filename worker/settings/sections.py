@@ -436,6 +436,59 @@ class DriftSettings(Section):
     """Seconds of the last records that are compared; longer than what repeats by itself, such as the shifts of a day."""
 
 
+_FILE_PROPERTIES = (".location", ".keytab", ".file")
+"""How the names of client properties end whose values are files (or ``probe``: look in the usual places)."""
+
+
+_OTHER_NAMES = {
+    "metadata.broker.list": "bootstrap.servers",
+    "sasl.mechanism": "sasl.mechanisms",
+    "sasl.oauthbearer.client.credentials.client.id": "sasl.oauthbearer.client.id",
+    "sasl.oauthbearer.client.credentials.client.secret": "sasl.oauthbearer.client.secret",
+    "auto.commit.enable": "enable.auto.commit",
+    "fetch.message.max.bytes": "max.partition.fetch.bytes",
+    "max.in.flight": "max.in.flight.requests.per.connection",
+    "queue.buffering.max.ms": "linger.ms",
+    "message.send.max.retries": "retries",
+    "compression.codec": "compression.type",
+    "request.required.acks": "acks",
+    "delivery.timeout.ms": "message.timeout.ms",
+}
+"""librdkafka's alias of a property -> the name used here (see "Alias for" in its CONFIGURATION.md). If both are set,
+librdkafka uses the last one, so an alias could bypass every check of the other name."""
+
+
+def with_own_names(properties: Mapping[str, T]) -> dict[str, T]:
+    """Client properties by the names that the worker uses."""
+    return {_OTHER_NAMES.get(name, name): value for name, value in properties.items()}
+
+
+def aliases(name: str) -> list[str]:
+    """Other names of a client property."""
+    return [other for other, own in _OTHER_NAMES.items() if own == name]
+
+
+def _as_properties(properties: Any, info: ValidationInfo) -> Any:
+    """librdkafka takes text: true -> "true". Nothing = not set; a list or mapping is a mistake, never shown."""
+    if not isinstance(properties, dict):
+        return properties
+    texts: dict[str, str] = {}
+    for given, value in properties.items():
+        name = _OTHER_NAMES.get(str(given), str(given))
+        if name != str(given) and properties.get(name) is not None:
+            raise ValueError(f"expected only one of {name} and {given}, which are one property")
+        if isinstance(value, dict | list):
+            kind = "mapping" if isinstance(value, dict) else "list"
+            raise ValueError(
+                f"the property {dotted([str(given)])} is a {kind}, expected one value, such as group.id: digits"
+            )
+        if name.endswith(_FILE_PROPERTIES) and value not in ("probe", "", None):
+            texts[name] = str(from_file(Path(str(value)), info))
+        elif value is not None:
+            texts[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return texts
+
+
 class OutputSettings(Section):
     """Where results go and what they are."""
 
@@ -461,6 +514,21 @@ class OutputSettings(Section):
     """Write large results to a store, and send a small one that names the object."""
     create: CreateSettings | None = None
     """Create missing output, dead-letter and metrics topics; without it they must exist."""
+    kafka: (
+        Annotated[
+            dict[str, str],
+            BeforeValidator(_as_properties),
+            WithJsonSchema(
+                {
+                    "type": "object",
+                    "additionalProperties": {"type": ["string", "number", "boolean"]},
+                    "required": ["bootstrap.servers"],
+                }
+            ),
+        ]
+        | None
+    ) = None
+    """Client properties of another cluster to which results go, by their librdkafka names; at least once only. Everything else stays on the cluster of `kafka`."""
 
 
 def _raw() -> Chosen:
@@ -738,59 +806,6 @@ class SecuritySettings(Section):
     """Allow SASL PLAIN over an unencrypted connection to another host."""
 
 
-_FILE_PROPERTIES = (".location", ".keytab", ".file")
-"""How the names of client properties end whose values are files (or ``probe``: look in the usual places)."""
-
-
-_OTHER_NAMES = {
-    "metadata.broker.list": "bootstrap.servers",
-    "sasl.mechanism": "sasl.mechanisms",
-    "sasl.oauthbearer.client.credentials.client.id": "sasl.oauthbearer.client.id",
-    "sasl.oauthbearer.client.credentials.client.secret": "sasl.oauthbearer.client.secret",
-    "auto.commit.enable": "enable.auto.commit",
-    "fetch.message.max.bytes": "max.partition.fetch.bytes",
-    "max.in.flight": "max.in.flight.requests.per.connection",
-    "queue.buffering.max.ms": "linger.ms",
-    "message.send.max.retries": "retries",
-    "compression.codec": "compression.type",
-    "request.required.acks": "acks",
-    "delivery.timeout.ms": "message.timeout.ms",
-}
-"""librdkafka's alias of a property -> the name used here (see "Alias for" in its CONFIGURATION.md). If both are set,
-librdkafka uses the last one, so an alias could bypass every check of the other name."""
-
-
-def with_own_names(properties: Mapping[str, T]) -> dict[str, T]:
-    """Client properties by the names that the worker uses."""
-    return {_OTHER_NAMES.get(name, name): value for name, value in properties.items()}
-
-
-def aliases(name: str) -> list[str]:
-    """Other names of a client property."""
-    return [other for other, own in _OTHER_NAMES.items() if own == name]
-
-
-def _as_properties(properties: Any, info: ValidationInfo) -> Any:
-    """librdkafka takes text: true -> "true". Nothing = not set; a list or mapping is a mistake, never shown."""
-    if not isinstance(properties, dict):
-        return properties
-    texts: dict[str, str] = {}
-    for given, value in properties.items():
-        name = _OTHER_NAMES.get(str(given), str(given))
-        if name != str(given) and properties.get(name) is not None:
-            raise ValueError(f"expected only one of {name} and {given}, which are one property")
-        if isinstance(value, dict | list):
-            kind = "mapping" if isinstance(value, dict) else "list"
-            raise ValueError(
-                f"the property {dotted([str(given)])} is a {kind}, expected one value, such as group.id: digits"
-            )
-        if name.endswith(_FILE_PROPERTIES) and value not in ("probe", "", None):
-            texts[name] = str(from_file(Path(str(value)), info))
-        elif value is not None:
-            texts[name] = str(value).lower() if isinstance(value, bool) else str(value)
-    return texts
-
-
 class Settings(Section):
     """A worker's configuration."""
 
@@ -904,6 +919,11 @@ class Settings(Section):
         if self.encryption is not None:
             plain["encryption"] = self.encryption.redacted()
         for pipeline in plain["pipelines"].values():
+            if pipeline["output"].get("kafka"):
+                pipeline["output"]["kafka"] = {
+                    name: "[redacted]" if is_secret(name) else value
+                    for name, value in pipeline["output"]["kafka"].items()
+                }
             for section in (pipeline["input"].get("reference"), pipeline["output"].get("offload")):
                 if section is not None:
                     section["options"] = redacted(section["options"])
@@ -921,7 +941,8 @@ class Settings(Section):
         """
         values = {
             part
-            for name, value in self.kafka.items()
+            for properties in (self.kafka, *(each.output.kafka or {} for each in self.pipelines.values()))
+            for name, value in properties.items()
             if is_secret(name) and name not in _NAMES
             for part in (value, *value.splitlines())
             if part.strip()

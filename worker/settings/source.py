@@ -18,6 +18,7 @@ from worker.settings.yaml_text import Key, check_size, describe, dotted, parse
 
 FLAT: tuple[Key, ...] = (("kafka",), ("registry",))
 """Sections whose keys hold dots of their own."""
+RESULTS_CLUSTER: Key = ("output", "kafka")
 SECRET: tuple[Key, ...] = (*FLAT, ("encryption",))
 """Sections whose values no message shows."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -96,7 +97,7 @@ def _override(document: dict[str, Any], override: str) -> tuple[Key, Any]:
             at[key] = {}
         if not isinstance(at[key], dict):
             parent = dotted([name.removesuffix(f".{rest}")])
-            found = "one value" if (name.partition(".")[0],) in SECRET else describe(at[key])
+            found = "one value" if hides(tuple(name.split("."))) else describe(at[key])
             raise ConfigError(f"{option}: {parent} is {found}, not a mapping")
         at = at[key]
 
@@ -116,7 +117,18 @@ def _check_pipeline(document: Mapping[str, Any], name: str, option: str) -> None
 
 
 def _is_flat(mapping: Mapping[str, Any], document: Mapping[str, Any]) -> bool:
+    pipelines = document.get("pipelines")
+    several = [*pipelines.values()] if isinstance(pipelines, dict) else []
+    for pipeline in (document, *several):
+        output = pipeline.get("output") if isinstance(pipeline, dict) else None
+        if isinstance(output, dict) and mapping is output.get("kafka"):
+            return True
     return any(mapping is document.get(section) for (section, *_) in FLAT)
+
+
+def hides(key: Key) -> bool:
+    """Whether the value of a setting may be a secret, which no message shows."""
+    return key[:1] in SECRET or any(key[at : at + 2] == RESULTS_CLUSTER for at in range(len(key)))
 
 
 def _split(name: str, mapping: Mapping[str, Any], whole: bool) -> tuple[str, str]:
@@ -164,7 +176,7 @@ def _expand(value: Any, key: Key, document: Document) -> Any:
         document.mistakes[key] = document.origins.mistake(sentence, key)
         return value
     result: Any = expanded
-    if (key[0],) not in SECRET and _VARIABLE.fullmatch(value) and _MORE_THAN_TEXT.fullmatch(expanded):
+    if not hides(key) and _VARIABLE.fullmatch(value) and _MORE_THAN_TEXT.fullmatch(expanded):
         with suppress(ConfigError):
             result = parse(expanded)
     document.origins.note(key, result, " ".join(dict.fromkeys(used)))

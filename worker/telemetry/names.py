@@ -224,7 +224,10 @@ ASSIGNED_PARTITIONS = Metric(
     "Partitions assigned to this process. Lag series exist for these only: alert on the sum over the group, too.",
 )
 BROKER_AVAILABLE = Metric(
-    "broker_available", "gauge", "", "1 while the consumer is connected to any broker, else 0."
+    "broker_available",
+    "gauge",
+    "",
+    "1 while the consumer is connected to any broker and each cluster of `output.kafka` answers, else 0.",
 )
 OUTSIDE_AVAILABLE = Metric(
     "outside_available",

@@ -104,6 +104,9 @@ class Vitals:
         self._standing: Callable[[], str | None] = lambda: None
         self._reach: Mapping[Partition, Reach] = {}
         self._reading = Reading({})
+        self.elsewhere_away: Callable[[], str] = str
+        """Set by whoever watches other clusters: the setting that names one of which no broker answers, else empty."""
+        self._away = ""
         self._brokerless: tuple[int, float] | None = None
         """When the last connection to a broker was lost: monotonic ns and Unix s; None while a broker is connected."""
         self._was_member = False
@@ -180,7 +183,7 @@ class Vitals:
         if self._brokerless is None:
             return None
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._brokerless[1]))
-        return f"waiting for brokers since {since}"
+        return f"waiting for brokers{' of ' * bool(self._away)}{self._away} since {since}"
 
     def waits_outside(self) -> str | None:
         """A sentence while a partition waits for someone outside who is away."""
@@ -227,7 +230,8 @@ class Vitals:
         loop, source, pool = self._parts
         self._reach = source.lag()
         self._was_member = self._was_member or loop.joined
-        if source.brokers_up:
+        self._away = self.elsewhere_away() if source.brokers_up else ""
+        if source.brokers_up and not self._away:
             self._brokerless = None
         elif self._brokerless is None:
             self._brokerless = (self._clock_ns(), self._wall_s())
