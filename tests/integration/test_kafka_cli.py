@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -305,6 +306,39 @@ def test_tail_prints_readable_lines(cluster: Cluster, run: Run) -> None:
     first, second = out.splitlines()
     assert first.endswith(f"  {topic}/0/0  key=k  a\\x1b[2J\\nb")
     assert second == f"{microseconds} ms  {topic}/0/1  h\\x1b=v  <2 bytes>"  # no such year: as it is
+
+
+def test_tail_finds_one_record_and_some_records(cluster: Cluster, run: Run) -> None:
+    """--at is one record of any topic; --key, --partition and a time choose among the records of a topic."""
+    topic = cluster.topic(2)
+    old, now = 1_763_676_000_123, int(time.time() * 1000)
+    cluster.produce(
+        topic,
+        [
+            {"value": b"old", "key": b"a", "partition": 0, "timestamp": old},
+            {"value": b"new", "key": b"b", "partition": 0, "timestamp": now},
+            {"value": b"other", "key": b"a", "partition": 1, "timestamp": now},
+        ],
+    )
+    where = ["--topic", topic, "--bootstrap", cluster.bootstrap, "--json", "--timeout"]
+
+    def values(*options: str) -> list[str]:
+        code, out, error = run("tail", *where, 8 if "--at" in options else 1.5, *options)
+        assert (code, error) == (0, "")
+        return sorted(json.loads(line)["value"]["base64"] for line in out.splitlines())
+
+    assert values("--at", f"{topic}/0/1") == ["bmV3"]
+    assert values("--key", "a") == ["b2xk", "b3RoZXI="]
+    assert values("--partition", "1") == ["b3RoZXI="]
+    assert values("--from", "10m") == ["b3RoZXI=", "bmV3"]
+    for options, code, said in (
+        (["--at", f"{topic}/0/9"], 3, f"there is no record {topic}/0/9"),
+        (["--at", f"{topic}/7/0"], 3, "has no partition 7; expected 0 to 1"),
+        (["--at", f"{topic}/0/0", "--key", "a"], 2, "--key: expected without --at"),
+        (["--from", "tomorrow"], 2, "--from: expected so long ago"),
+    ):
+        assert (found := run("tail", *where, 1, *options))[0] == code
+        assert said in found[2]
 
 
 def test_tail_ends_by_time(cluster: Cluster, run: Run) -> None:

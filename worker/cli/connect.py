@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
+import time
+from datetime import datetime
 
 from worker.batch import Partition
 from worker.dead_letters.read import Source
@@ -69,3 +72,24 @@ def place(text: str) -> Source:
     if len(numbers) != 2 or not topic or not all(number.isdecimal() for number in numbers):
         raise argparse.ArgumentTypeError(f"expected TOPIC/PARTITION/OFFSET, got {text}")
     return Source(Partition(topic, int(numbers[0])), int(numbers[1]))
+
+
+_AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def since(text: str) -> int:
+    """``10m`` ago, or a time in ISO 8601 (without a zone: of this machine), as Unix milliseconds, for argparse."""
+    if ago := _AGO.fullmatch(text.strip()):
+        return int((time.time() - float(ago[1]) * _SECONDS[ago[2]]) * 1000)
+    try:
+        return int(datetime.fromisoformat(text).timestamp() * 1000)
+    except (ValueError, OverflowError, OSError):
+        raise argparse.ArgumentTypeError(
+            f"expected so long ago (90s, 10m, 2h, 3d) or a time such as 2026-03-01T14:05, got {text}"
+        ) from None
+
+
+def beginning(text: str) -> str | int:
+    """``earliest``, ``latest``, or what :func:`since` takes, for argparse."""
+    return text if text in ("earliest", "latest") else since(text)

@@ -7,29 +7,31 @@ import base64
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 
 import orjson
 
 from worker import settings as configuration
-from worker.cli.connect import above_zero, add_property_option, at_least_one, connection
+from worker.cli.connect import above_zero, add_property_option, at_least_one, beginning, connection, place
 from worker.cli.main import add_set_option
 from worker.cli.payloads import Read, reader_of_results, unwrapped
+from worker.cli.record_text import Lines
 from worker.cli.registered import Unframer, registry_settings
-from worker.cli.text import json_value, moment
+from worker.cli.text import json_value
 from worker.errors import ConfigError, StartError
 from worker.kafka.clusters import clusters_of
 from worker.kafka.tools import Record, TopicReader
 from worker.settings import Settings
-from worker.text import printable
 
 TICK_S = 0.1
+AT_S = 10.0
+"""How long a record in one place is waited for."""
 
 EXAMPLE = """\
 examples:
   streaminfer tail digits.yaml
-  streaminfer tail digits.yaml --what dead-letter --from earliest
+  streaminfer tail digits.yaml --what dead-letter --from 10m
+  streaminfer tail digits.yaml --at digits/3/1042 --full
   streaminfer tail --topic digits.predictions --bootstrap localhost:9092 --count 10 --timeout 30 --json"""
 
 
@@ -47,9 +49,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="start",
-        choices=["earliest", "latest"],
+        type=beginning,
+        metavar="WHEN",
         default="earliest",
-        help="begin with the oldest record, or with what comes from now on (default: earliest)",
+        help="earliest (the default), latest for what comes from now on, so long ago (90s, 10m, 2h, 3d), or a time such "
+        "as 2026-03-01T14:05",
+    )
+    parser.add_argument(
+        "--at",
+        metavar="TOPIC/PARTITION/OFFSET",
+        type=place,
+        help="this one record, of any topic of the broker: also an input record that a message names",
+    )
+    parser.add_argument("--key", help="only records with this key")
+    parser.add_argument("--partition", type=int, metavar="N", help="only this partition of each topic")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="more lines for each record: boxes, classes, latencies by stage and headers",
     )
     parser.add_argument("--count", type=at_least_one, metavar="N", help="end after this many records")
     parser.add_argument("--timeout", type=above_zero, metavar="S", help="end after this many seconds")
@@ -75,6 +92,9 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: options that do not go together.
         StartError: no broker, no such topic, or fewer records than asked for in time.
     """
+    for option, given in (("--key", args.key), ("--partition", args.partition), ("--count", args.count)):
+        if args.at is not None and given is not None:
+            raise ConfigError(f"{option}: expected without --at, which is one record")
     topics, settings = _topics(args)
     read = _unwrapping(args, settings)
     registry = registry_settings(args.registry, settings)
@@ -82,13 +102,20 @@ def run(args: argparse.Namespace) -> int:
     where = _cluster(args, settings)
     client = connection("streaminfer-tail", args.bootstrap, args.properties, where)
     deadline = time.monotonic() + args.timeout if args.timeout is not None else None
-    reader = TopicReader(client, topics, args.start)
+    partition = args.partition
+    if args.at is not None:
+        topics, partition = [args.at.partition.topic], args.at.partition.number
+        deadline = time.monotonic() + (args.timeout or AT_S)
+    offset = args.at.offset if args.at is not None else None
+    reader = TopicReader(client, topics, args.start, partition=partition, offset=offset)
     try:
         seen = _print(reader, args, deadline, read, plain)
     finally:
         reader.close()
         if plain is not None:
             plain.close()
+    if args.at is not None and not seen:
+        raise StartError(f"--at: there is no record {args.at}: it is not written yet, or deleted")
     if args.count is not None and seen < args.count:
         raise StartError(f"{seen} of {args.count} records came within {args.timeout:g} s")
     return 0
@@ -113,16 +140,20 @@ def _print(
     plain: Unframer | None,
 ) -> int:
     """Print what comes; returns how many records that were."""
-    show = _json_line if args.json else _readable_line
+    show = _json_line if args.json else _readable_lines(args.full)
+    wanted, most = _wanted(args), 1 if args.at is not None else args.count
     out = sys.stdout.buffer
     seen = 0
-    while args.count is None or seen < args.count:
+    while most is None or seen < most:
         left_s = TICK_S if deadline is None else deadline - time.monotonic()
         if left_s <= 0:
             break
         records = reader.read(min(left_s, TICK_S))
-        if args.count is not None:
-            records = records[: args.count - seen]
+        if args.at is not None and records and records[0].offset != args.at.offset:
+            break  # the broker goes on with what is there
+        records = [record for record in records if wanted(record)]
+        if most is not None:
+            records = records[: most - seen]
         for record in records:
             value = unwrapped(read(record.topic), record.value, record.headers)
             if plain is not None:
@@ -190,25 +221,17 @@ def _text(value: bytes | None) -> str | dict[str, str] | None:
         return {"base64": base64.b64encode(value).decode()}
 
 
-def _readable_line(record: Record) -> bytes:
-    parts = [moment(record.timestamp_ms, _time_of_day), f"{record.topic}/{record.partition}/{record.offset}"]
-    if record.key is not None:
-        parts.append(f"key={_readable(record.key)}")
-    parts += [f"{printable(name)}={_readable(value)}" for name, value in record.headers]
-    parts.append(_readable(record.value))
-    return "  ".join(parts).encode() + b"\n"
+def _wanted(args: argparse.Namespace) -> Callable[[Record], bool]:
+    """Whether a record is one of those that were asked for."""
+    key = args.key.encode() if args.key is not None else None
+    since = args.start if isinstance(args.start, int) and args.at is None else None
+
+    def wanted(record: Record) -> bool:
+        return (key is None or record.key == key) and (since is None or record.timestamp_ms >= since)
+
+    return wanted
 
 
-def _time_of_day(when: datetime) -> str:
-    return when.strftime("%H:%M:%S.%f")[:-3]
-
-
-def _readable(value: bytes | None) -> str:
-    """Text on one line; what is none, by its size."""
-    if value is None:
-        return "null"
-    try:
-        text = value.decode()
-    except UnicodeDecodeError:
-        return f"<{len(value)} bytes>"
-    return printable(text)
+def _readable_lines(full: bool) -> Callable[[Record], bytes]:
+    lines = Lines(full)
+    return lambda record: "".join(f"{line}\n" for line in lines.of(record)).encode()

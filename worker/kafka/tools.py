@@ -115,23 +115,42 @@ class TopicReader:
     Args:
         start: ``earliest``, ``latest`` for records that arrive after construction, or the Unix milliseconds from
             which on records are read.
+        partition: only this one of each topic.
+        offset: where to begin in place of ``start``.
 
     Raises:
         ConfigError: a client property is wrong.
-        StartError: the broker does not answer or refuses us; a topic does not exist.
+        StartError: the broker does not answer or refuses us; a topic or the partition does not exist.
     """
 
-    def __init__(self, client: Client, topics: list[str], start: str | int) -> None:
+    def __init__(
+        self,
+        client: Client,
+        topics: list[str],
+        start: str | int,
+        *,
+        partition: int | None = None,
+        offset: int | None = None,
+    ) -> None:
         check_properties(client.kafka)
         partitions, embedded = look_up(client, topics, written=False)
+        if offset is not None:
+            start = "earliest"
+        if partition is not None:
+            for topic, count in partitions.items():
+                if not 0 <= partition < count:
+                    raise StartError(f"topic {topic} has no partition {partition}; expected 0 to {count - 1}")
         self._consumer = build(Consumer, reader_properties(client, embedded, isinstance(start, int)))
         named = {"earliest": OFFSET_BEGINNING, "latest": OFFSET_END}
         by_time = isinstance(start, int) and not embedded
-        offset = start if isinstance(start, int) else named[start]
+        first = start if isinstance(start, int) else named[start]
         if isinstance(start, int) and embedded:
-            offset = OFFSET_TAIL - EMBEDDED_TAIL  # that broker finds no offset by its time
+            first = OFFSET_TAIL - EMBEDDED_TAIL  # that broker finds no offset by its time
         places = [
-            TopicPartition(topic, n, offset) for topic, count in partitions.items() for n in range(count)
+            TopicPartition(topic, n, first if offset is None else offset)
+            for topic, count in partitions.items()
+            for n in range(count)
+            if partition in (None, n)
         ]
         if start == "latest" or by_time:  # look the ends up now, so that no record from now on is missed
             try:
