@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import orjson
 import pytest
 import sounds
 import text_models
+from structlog.testing import capture_logs
 from text_support import Pipeline
 
 from worker.batch import Array, Batch
@@ -233,6 +235,56 @@ def test_figures_of_predictions(tmp_path: Path) -> None:
     nested = {"first": {"label": "a", "top": [{"label": "a"}]}, "second": None, "flag": True}
     assert dict(_figures(nested, "p")) == {"p.first.label": "a", "p.flag": "true"}
     assert dict(_figures([1, 2.5], "p")) == {"p[0]": 1, "p[1]": 2.5}
+
+
+def test_of_several_items_the_first_is_measured(tmp_path: Path) -> None:
+    """A record with a batch dimension of its own counts once, with its first item and that one's prediction."""
+    models.write(tmp_path, models.identity(shape=("N", 2)))
+    made = Figures(tmp_path, input={"format": "npy"})
+    found = made.of(npy([[1, 2], [3, 4]]), npy([[5, 6]]))
+    assert not made.refused, made.refused
+    assert found["prediction.outputs.y[0]"] == [1, 5]
+    assert found["x[1]"] == [2, 6]
+
+
+def npy(rows: list[list[float]]) -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.array(rows, np.float32))
+    return out.getvalue()
+
+
+def test_of_several_windows_the_first_is_measured(tmp_path: Path) -> None:
+    """A sound that is cut into windows counts once, as a whole, with the prediction for its first window."""
+    models.write(tmp_path, models.identity(shape=("N", 4000)))
+    made = Figures(
+        tmp_path,
+        input={"format": "audio"},
+        preprocess={"audio": {"rate": 8000, "window_s": 0.5, "pad": True}},
+    )
+    speech = sounds.speech(1.2, 8000)
+    found = made.of(sounds.file(speech, 8000, "wav float"))
+    assert not made.refused, made.refused
+    assert found["sound.length"] == [1.2]
+    assert found["output.y.mean"] == pytest.approx([speech[:4000].mean()], rel=1e-4)
+
+
+def test_a_fault_while_measuring_costs_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong while a record is measured, it has its answer, and the log says so once."""
+    models.write(tmp_path, models.mlp(4))
+    made = Figures(tmp_path, input={"format": "json"}, postprocess={"classification": {}})
+    record = b'{"features": [1, 2, 3, 4]}'
+
+    def fails(*_: Any) -> None:
+        raise ValueError("what the record holds")
+
+    monkeypatch.setattr(made.measures, "of_run", fails)
+    with capture_logs() as lines:
+        found = [made.of(record) for _ in range(3)]
+    assert found == [{}, {}, {}]
+    assert made.batch.outcomes is not None
+    assert made.batch.outcomes.bodies[0]
+    assert [line["event"] for line in lines] == ["some records cannot be measured"]
+    assert "holds" not in str(lines)
 
 
 def test_nobody_is_measured_unless_asked(tmp_path: Path) -> None:

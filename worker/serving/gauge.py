@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import structlog
 
 from worker.batch import Batch, Looked, Run
 from worker.drift.measured import Measured
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from worker.records import Decoder
     from worker.settings import PipelineSettings
 
+
+log = structlog.get_logger()
 
 RECORDS_MAX = 64
 """Records of one batch that are measured."""
@@ -48,6 +52,8 @@ class Gauge:
     every: bool = False
     """Batches that no loop made count, too."""
     cpu_ns: Callable[[], int] = time.thread_time_ns
+    _told: set[str] = field(default_factory=set)
+    """Kinds of faults that were told."""
 
     def begin(self, batch: Batch) -> None:
         """Choose the rows of a batch that is about to be decoded.
@@ -75,42 +81,64 @@ class Gauge:
 
     def decoded(self, batch: Batch, start: int, stop: int) -> None:
         """Measure the files of the chosen rows among ``start..stop``, which were just decoded, and let them go."""
-        looked, feed = batch.looked, batch.feed
+        looked = batch.looked
         if looked is None or not self.measures.files:
             return
-        assert feed is not None
-        if feed.opened is None:
-            return
         started_ns = self.cpu_ns()
+        try:
+            self._measure_files(batch, looked, start, stop)
+        except Exception as error:
+            self._leave(batch, error)
+        looked.cost_ns += self.cpu_ns() - started_ns
+
+    def _measure_files(self, batch: Batch, looked: Looked, start: int, stop: int) -> None:
+        feed = batch.feed
+        if feed is None or feed.opened is None:
+            return
         for row in looked.rows:
             if start <= row < stop:
                 if row not in feed.rejected:
                     looked.files[row] = self.measures.of_files(feed.opened[row])
                 if looked.lets_go:
                     feed.opened[row].clear()
-        looked.cost_ns += self.cpu_ns() - started_ns
 
     def answered(self, batch: Batch, run: Run, fragments: Sequence[Any]) -> None:
         """Measure the chosen rows that a run has answered."""
         looked = batch.looked
         assert looked is not None
         started_ns = self.cpu_ns()
-        ours = set(run.rows)
-        rows = [row for row in looked.rows if row in ours]
+        try:
+            measured = self._measured(batch, looked, run, fragments)
+        except Exception as error:
+            self._leave(batch, error)
+            return
+        if measured.records:
+            cost_ns, looked.cost_ns = looked.cost_ns + self.cpu_ns() - started_ns, 0
+            self.comparer.add(measured, cost_ns)
+
+    def _measured(self, batch: Batch, looked: Looked, run: Run, fragments: Sequence[Any]) -> Measured:
         refused = {
             row
             for row, fragment in zip(run.rows, fragments, strict=True)
             if isinstance(fragment, Rejection | Postponed)
         }
-        rows = [row for row in rows if row not in refused]
-        if not rows:
-            return
+        ours = {*run.rows} - refused
+        rows = [row for row in looked.rows if row in ours]
         measured = Measured(len(rows))
-        if looked.files:
+        if rows and looked.files:
             measured.put([looked.files.get(row, {}) for row in rows])
-        self.measures.of_run(batch, run, fragments, rows, measured)
-        cost_ns, looked.cost_ns = looked.cost_ns + self.cpu_ns() - started_ns, 0
-        self.comparer.add(measured, cost_ns)
+        if rows:
+            self.measures.of_run(batch, run, fragments, rows, measured)
+        return measured
+
+    def _leave(self, batch: Batch, error: Exception) -> None:
+        """Nothing of this batch is measured: whatever a record or custom code holds, its answer must not suffer."""
+        batch.looked = None
+        kind = type(error).__name__
+        if kind not in self._told:
+            self._told.add(kind)
+            # its text may quote the record, which may be encrypted
+            log.warning("some records cannot be measured", pipeline=batch.route.name, why=kind)
 
 
 class _Some:

@@ -98,7 +98,7 @@ class Measures:
         if self._predicts and all(
             isinstance(text, bytes) and len(text) <= PREDICTION_BYTES for text in texts
         ):
-            measured.put([dict(_figures(_first(orjson.loads(text)), "prediction")) for text in texts])
+            measured.put([dict(_figures(_read(text), "prediction")) for text in texts])
         else:
             _outputs(run, at, measured)
 
@@ -271,13 +271,10 @@ def _positions(rows: Sequence[int], wanted: Sequence[int]) -> list[int]:
     return [places[row] for row in wanted]
 
 
-def _first(prediction: Any) -> Any:
-    """Of a record with several items the prediction of the first."""
-    return (
-        prediction[0]
-        if isinstance(prediction, list) and prediction and _is_dict(prediction[0])
-        else prediction
-    )
+def _read(text: bytes) -> Any:
+    """A prediction; of a record with several items, whose predictions are joined by commas, that of the first."""
+    predictions = orjson.loads(b"[%b]" % text)
+    return predictions[0] if predictions else None
 
 
 def _is_dict(value: Any) -> bool:
