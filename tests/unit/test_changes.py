@@ -57,6 +57,11 @@ LIVE: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "model": ({}, {"model": {"path": "two.onnx"}}, "model.path"),
     "traces": ({"tracing": {"sample": 0.1}}, {"tracing": {"sample": 0.5}}, "tracing.sample"),
     "tests": ({}, {"tests": [{"name": "a", "record": {"value": "{}"}, "expect": {"label": "x"}}]}, "tests"),
+    "labels": (
+        {"postprocess": "regression", "labels": {"topic": "labels"}},
+        {"postprocess": "regression", "labels": {"topic": "labels", "wait_s": 60}},
+        "labels.wait_s",
+    ),
     "version in a repository": (
         {"model": REPOSITORY},
         {"model": {**REPOSITORY, "version": "stable"}},

@@ -132,8 +132,8 @@ class Session:
         self._stop = threading.Event()
         self._view: View = View()
         self._joined = False
-        self._ending = False
-        """Whether what is published now is the last."""
+        self._leaving = False
+        """Whether the partitions leave, so that nothing of them begins anew."""
         self._publishing = False
         self._turned_s = time.monotonic()
         self._stall_s = settings.limits.stall_s
@@ -190,15 +190,16 @@ class Session:
                 break
             if self._once and not self._joined and now_s > give_up_s:
                 raise StartError(f"kafka: the group {self.info.group} gave no partitions in {SILENT_S:.0f} s")
-        self._ending = True
+        self._stop.set()
         self._expire()
         self._publish()
         self._look()
         return self._view
 
     def close(self) -> None:
-        """Leave the group."""
-        self._ending = True
+        """Leave the group; what can be published was."""
+        self._stop.set()
+        self._scorer.disown()
         self._topics.close()
         if self._http is not None:
             self._http.close()
@@ -251,7 +252,7 @@ class Session:
             places = self._topics.publish(publications)
             if places is not None:
                 self._scorer.published(places)
-            elif not self._ending:
+            elif not self._leaving and not self._stop.is_set():
                 self._scorer.disown()
                 self._topics.begin_anew()
         finally:
@@ -296,16 +297,16 @@ class Session:
 
     def stopping(self) -> bool:
         """See :class:`worker.kafka.scored.Owner`."""
-        return self._ending or self._stop.is_set()
+        return self._stop.is_set()
 
     def on_leave(self) -> None:
         """See :class:`worker.kafka.scored.Owner`."""
-        self._ending, before = True, self._ending
+        self._leaving = True
         try:
             self._publish()
         except ClientFatal as error:
             self._log.warning("the partitions leave without a last commit", because=str(error))
-        self._ending = before
+        self._leaving = False
         self._scorer.disown()
 
     def on_lost(self) -> None:

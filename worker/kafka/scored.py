@@ -8,8 +8,8 @@ are one transaction; where there is no topic for the records, positions are comm
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,8 +36,10 @@ BATCH = 2_000
 LOOKUP_S = 10.0
 AGAIN_S = 1.0
 """Between two questions for committed positions while no broker answers."""
+AWAY_S = 10.0
+"""After a question for a partition's end that no broker answered, none is asked for so long."""
 FAILURES_MAX = 3
-"""Commits in a row that failed; then the process ends, to be started again."""
+"""After so many commits in a row that failed, over ``limits.stall_s``, the process ends, to be started again."""
 
 log = structlog.get_logger(module=__name__)
 
@@ -95,7 +97,12 @@ class ScoredTopics:
         self._topics = list(topics)
         self._embedded = found.embedded
         self._owner = owner
+        self._stall_s = settings.limits.stall_s
         self._failures = 0
+        self._failing_s = 0.0
+        """When the first of the failures was."""
+        self._ask_again_s = 0.0
+        """No broker answered: none is asked for a partition's end before this time (monotonic seconds)."""
         self._epoch = 0
         """Counts how often reading began anew."""
         self._paused: set[tuple[str, int]] = set()
@@ -165,11 +172,12 @@ class ScoredTopics:
     def really_ended(self, number: int, topic: str) -> bool:
         """Whether a partition that was read to its end still ends there: the broker is asked."""
         place = (topic, number)
-        if place not in self.at_end:
+        if place not in self.at_end or time.monotonic() < self._ask_again_s:
             return False
         try:
             _, high = self._consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=2.0)
         except KafkaException:
+            self._ask_again_s = time.monotonic() + AWAY_S
             return False
         return high is not None and high <= self.ends[place]
 
@@ -277,10 +285,11 @@ class ScoredTopics:
             else:
                 self._commit(publications, places := {})
         except (TransactionFailed, KafkaException) as failure:
+            self._failing_s = self._failing_s if self._failures else time.monotonic()
             self._failures += 1
             log.warning("quality records are not published: the partitions begin anew", error=str(failure))
-            if self._failures >= FAILURES_MAX:
-                raise ClientFatal(f"{FAILURES_MAX} commits in a row failed: {failure}") from None
+            if self._failures >= FAILURES_MAX and time.monotonic() - self._failing_s > self._stall_s:
+                raise ClientFatal(f"{self._failures} commits in a row failed: {failure}") from None
             if self.quality is not None and not self._owner.stopping():
                 self.quality.abort()
             return None
@@ -346,12 +355,24 @@ def find_topics(settings: Settings, results: Sequence[str], labels: str, metrics
             partitions.
     """
     check_properties(settings.kafka)
-    found, embedded = look_up(settings, [*results, labels], written=False)
+    with _naming({labels: "labels.topic", **dict.fromkeys(results, "output.topic")}):
+        found, embedded = look_up(settings, [*results, labels], written=False)
     for topic in results:
         if found[topic] != found[labels]:
             raise StartError(
                 f"labels.topic: topic {labels} has {found[labels]} partitions, expected as many as the results in "
                 f"{topic} have ({found[topic]}): a label must be in the partition of its result"
             )
-    written = look_up(settings, [metrics], written=True)[0] if metrics is not None else {}
+    with _naming({metrics or "": "metrics.topic"}):
+        written = look_up(settings, [metrics], written=True)[0] if metrics is not None else {}
     return Topics("", embedded, {**found, **written}, dict.fromkeys(written, DEFAULT_TOPIC_LIMIT))
+
+
+@contextmanager
+def _naming(fields: Mapping[str, str]) -> Iterator[None]:
+    """Put the setting that names a topic before a sentence about the topic."""
+    try:
+        yield
+    except StartError as error:
+        field = next((field for topic, field in fields.items() if f"topic {topic} " in f"{error} "), None)
+        raise StartError(f"{field}: {error}" if field else str(error)) from None
