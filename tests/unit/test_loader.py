@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from fakes import columns_of
 from onnx import helper
+from stream import wait_for
 
 from worker.batch import Batch, Partition
 from worker.cli.check_figures import memory as memory_sum
@@ -296,3 +297,27 @@ def test_check_counts_the_version_beside_the_one_that_answers(tmp_path: Path) ->
     assert measured.endswith(" + model.swap_bytes of digits 100")
     given = Place(tmp_path / "given", model={"swap_bytes": 200 << 20})
     assert memory_sum(given.settings, {"digits": 100 << 20}).endswith(" + model.swap_bytes of digits 200")
+
+
+def test_changed_settings_are_followed_at_once(tmp_path: Path) -> None:
+    """Another alias, and a version that was refused under a tolerance that is larger now: at the next look, whatever `poll_s` is."""
+    place = Place(tmp_path, model={"version": "1", "poll_s": 1000.0})
+    golden = {"value": {"features": [1, 2, 3, 4]}, "prediction": {"outputs": {"y": [3, 4, 5, 6.5]}}}
+    place.put("2", golden__jsonl=json.dumps(golden))
+
+    def follow(**model: Any) -> None:
+        (name, before) = next(iter(place.settings.pipelines.items()))
+        changed = before.model_copy(update={"model": before.model.model_copy(update=model)})
+        place.loader.follow(place.settings.model_copy(update={"pipelines": {name: changed}}))
+
+    def turned() -> list[Any]:
+        return [*wait_for(place.loader.turn, "something to happen")]
+
+    place.loader.look()
+    follow(version="2")
+    assert turned() == [Refusal(place.rollout.route.name, "golden")]
+    follow(version="2", tolerance=1.0)
+    (swap,) = turned()
+    assert isinstance(swap, Swap)
+    assert place.answer() == ("2", [3.0, 4.0, 5.0, 6.0])
+    place.loader.close()

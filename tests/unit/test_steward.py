@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rollout_support import FIRST, Topic, Worker, put
+from rollout_support import FIRST, Topic, Worker, put, settings_in
 
 from worker.batch import Partition
 from worker.errors import StartError
@@ -58,6 +58,23 @@ def test_a_new_version_is_tried_and_promoted_on_every_replica(tmp_path: Path, to
         "promoted",
     ]
     assert [each.state for each in other.turned] == ["running", "promoted"]
+
+
+def test_the_next_rollout_follows_changed_settings(tmp_path: Path, topic: Topic) -> None:
+    """Without rules nobody tries a version; with rules that came while the worker runs it is tried, by them."""
+    owner = Worker(tmp_path, topic, "r1", (FIRST,), rollout=None)
+    put(tmp_path, "2")
+    owner.look()
+    assert topic.decisions("running") == []
+    changed = settings_in(tmp_path, rollout={"share": 0.25, "min_records": 5, "for_s": 0.001})
+    owner.steward.follow(changed)
+    owner.loader.follow(changed)
+    owner.look()
+    assert [each.share for each in topic.decisions("running")] == [0.25]
+    assert owner.answers == ("1", "2")
+    owner.saw(6)
+    owner.look()
+    assert owner.answers == ("2", None)
 
 
 def test_any_replica_rolls_back_what_breaks_a_limit(tmp_path: Path, topic: Topic) -> None:

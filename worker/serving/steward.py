@@ -25,6 +25,7 @@ from worker.serving.moves import Action, Begin, Close, Drop, Free, Grow, Order, 
 from worker.serving.rollout import Plan, Rollout
 from worker.serving.servable import Servable
 from worker.settings import Settings
+from worker.settings.rollout import RolloutSettings
 
 READ_S = 0.05
 """Longest wait for the next record of the topic: so soon a replica also looks at its own figures."""
@@ -152,6 +153,8 @@ class Steward:
         }
         self._topics = {name: settings.pipelines[name].input.names for name in books}
         self._first = {name: Partition(settings.pipelines[name].input.topics[0], 0) for name in books}
+        self._rules: dict[str, RolloutSettings | None] = {}
+        """Of pipelines, how new versions are tried from the next look on."""
         self._waiting: dict[str, Servable] = {}
         """Servables that are loaded and in no rollout yet."""
         self._heard: deque[tuple[str, str, str]] = deque()
@@ -212,9 +215,8 @@ class Steward:
         return found
 
     def follow(self, settings: Settings) -> None:
-        """Try new versions by these settings from now on. A rollout that runs keeps to the limits with which it began."""
-        for name, keeper in self._keepers.items():
-            keeper.rules = settings.pipelines[name].rollout
+        """Try new versions by these settings from the next look on. A rollout that runs keeps to the limits with which it began."""
+        self._rules = {name: settings.pipelines[name].rollout for name in self._keepers}
 
     def _sick(self, rollout: Rollout, why: str) -> None:
         """The candidate was taken back, and the loop says so."""
@@ -225,6 +227,9 @@ class Steward:
 
     def look(self, wait_s: float = READ_S) -> None:
         """Read on, and do what is to be done."""
+        while self._rules:
+            name, rules = self._rules.popitem()
+            self._keepers[name].rules = rules
         self._take(self._control.read(wait_s))
         self._catch_up()
         while self._heard:
