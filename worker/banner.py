@@ -9,6 +9,7 @@ from typing import Any
 
 from worker import __version__, native
 from worker.settings import Settings
+from worker.settings.current import DIGITS
 from worker.telemetry.topic import WorkerInfo
 
 
@@ -37,6 +38,7 @@ def banner(
         "dead_letters": settings.dead_letter.topic,
         "metrics": url,
         "config": settings.origins.file or None,
+        "digest": settings.origins.digest[:DIGITS] if settings.origins.files else None,
         "client_id": info.id,
         "pipelines": len(settings.pipelines),
         "delivery": settings.delivery,
