@@ -48,7 +48,7 @@ CASES = (
 
 def measure(work: Workload, folder: Path, rounds: int) -> Iterator[tuple[Case, list[float], list[float]]]:
     """CPU microseconds per record of interleaved rounds, without traces and with them."""
-    with _collector() as address:
+    with collector() as address:
         for case in CASES:
             section = TracingSettings.model_validate({"otlp": address, "sample": case.sample})
             how = tracing_of(section, {})
@@ -71,7 +71,7 @@ def measure(work: Workload, folder: Path, rounds: int) -> Iterator[tuple[Case, l
 
 
 @contextmanager
-def _collector() -> Iterator[str]:
+def collector() -> Iterator[str]:
     """Address of a collector that takes spans and forgets them."""
     process = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

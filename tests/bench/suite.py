@@ -287,12 +287,16 @@ class Suite:
         self.report.at_least(title, "records/s over one by one", ratio, 600)
 
     def telemetry(self) -> None:
-        """Metrics topic and HTTP on against off."""
+        """Metrics topic and HTTP on against off; then with traces of 1 % besides."""
         work = self._workload("json")
-        on = self._worker(work, "on")
-        on.metrics = True
-        found = self._compare("telemetry", [self._worker(work, "off"), on])
-        self.report.at_most("telemetry", "CPU, on over off", found["on"].cpu_us / found["off"].cpu_us, 1.05)
+        with spans.collector() as address:
+            on = self._worker(work, "on")
+            traced = self._worker(work, "on, traces", tracing={"otlp": address, "sample": 0.01})
+            on.metrics = traced.metrics = True
+            found = self._compare("telemetry", [self._worker(work, "off"), on, traced])
+        for name in ("on", "on, traces"):
+            ratio = found[name].cpu_us / found["off"].cpu_us
+            self.report.at_most("telemetry", f"CPU, {name} over off", ratio, 1.05)
 
     def traces(self) -> None:
         """Traces on against off, in the loop without a broker: the dearest case there is, as for a rollout."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
+import orjson
 import pytest
 from fakes import FakeTransactions, Message
 from otlp_receiver import Receiver, attributes, receiver
 from trace_support import BAD, FINE, SAMPLED, SPAN, TRACE, UNSAMPLED, Done, Traced
 from world import Figures
 
+from worker.errors import Retry
 from worker.loop.exactly_once import ExactlyOnce
 from worker.settings.tracing import TracingSettings, tracing_of
 
@@ -323,6 +328,104 @@ def test_batches_that_leave_before_their_turn_are_traced_once(collector: Receive
     assert sorted(carried) == sorted(sent)
     linked = [link.span_id for each in collector.named("batch") for link in each.links]
     assert sorted(linked) == sorted(each.span_id for each in collector.named("process"))
+
+
+def durations(spans: list[Any], process: Any) -> dict[str, float]:
+    """Milliseconds of the stages of a record."""
+    return {
+        span.name: (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
+        for span in spans
+        if span.parent_span_id == process.span_id and span.name in STAGES
+    }
+
+
+def test_stages_last_as_long_as_the_result_says(collector: Receiver, tmp_path: Path) -> None:
+    """Whether a record was run, answered from memory or equal to another one, its spans have the stages of its result."""
+    traced = Traced(tmp_path, collector, cache={}, batching={"max_size": 4, "max_wait_ms": 1})
+    for number in range(24):
+        traced.append(b'{"features": [%d, 2, 3, 4]}' % (number % 5), SAMPLED)
+    messages = traced.answer()
+    traced.close()
+    results = {
+        result["source"]["offset"]: result for result in (orjson.loads(m.value or b"") for m in messages)
+    }
+    assert {"cached" in result for result in results.values()} == {True, False}
+    assert len(collector.named("process")) == 24
+    for process in collector.named("process"):
+        told = durations(collector.spans, process)
+        said = results[attributes(process)["messaging.kafka.offset"]]["latency_ms"]
+        assert told.pop("hold") >= 0
+        assert told == pytest.approx({stage: said[stage] for stage in told})
+        assert list(told) == STAGES[:-1]
+
+
+def test_the_span_of_a_record_begins_when_it_was_taken_itself(collector: Receiver, tmp_path: Path) -> None:
+    """Of two records that run together the second was taken 30 ms later: so much later its span begins."""
+    traced = Traced(tmp_path, collector, batching={"max_size": 64, "max_wait_ms": 1000})
+    conductor, opened = traced.world.conductor, traced.world.intakes[0].open
+    conductor.turn()  # joins the group
+    for records in (1, 2):
+        traced.append(FINE, SAMPLED)
+        conductor.take()
+        assert len(opened) == records
+        traced.clock.advance(0.03)
+    later_ms = (traced.clock() - opened.first_ns) / 1e6
+    traced.answer()
+    traced.close()
+    first, second = collector.named("process")
+    apart_ms = (second.start_time_unix_nano - first.start_time_unix_nano) / 1e6
+    assert 30 <= apart_ms <= later_ms
+    assert len(collector.named("batch")) == 1
+
+
+def test_a_record_that_is_tried_again_has_the_stages_of_its_last_try(
+    collector: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Custom code wants the second of three records again: each has one process span, with the stages of its own result."""
+    asked: list[bytes] = []
+
+    def decode(value: bytes, headers: Any) -> dict[str, Any]:
+        asked.append(value)
+        if value == b"later" and asked.count(value) == 1:
+            raise Retry("away", 1.0)
+        return {"x": np.zeros(4, np.float32)}
+
+    module: Any = ModuleType("users_code")
+    module.decode = decode
+    monkeypatch.setitem(sys.modules, "users_code", module)
+    traced = Traced(tmp_path, collector, input={"topics": ["in"], "format": "users_code:decode"})
+    for value in (b"now", b"later", b"now"):
+        traced.append(value, SAMPLED)
+    messages = traced.answer(5000)
+    assert traced.close()["sent"] == 3 * 8 + 1
+    assert asked.count(b"later") == 2
+    results = {
+        result["source"]["offset"]: result for result in (orjson.loads(m.value or b"") for m in messages)
+    }
+    for process in collector.named("process"):
+        offset = attributes(process)["messaging.kafka.offset"]
+        told = durations(collector.spans, process)
+        del told["hold"]
+        assert told == pytest.approx({stage: results[offset]["latency_ms"][stage] for stage in told})
+        assert (told["queue"] > 900) == (offset == 1)
+
+
+def test_the_batch_says_what_each_step_did(collector: Receiver, tmp_path: Path) -> None:
+    """With two steps the span of the batch has items, runs and time of both, which sum to the stage infer."""
+    steps = [{"name": name, "model": {"path": "model.onnx", "threads": 0}} for name in ("first", "second")]
+    traced = Traced(tmp_path, collector, steps=steps)
+    for _ in range(3):
+        traced.append(FINE, SAMPLED)
+    traced.answer()
+    traced.close()
+    (batch,) = collector.named("batch")
+    its = attributes(batch)
+    for name in ("first", "second"):
+        assert (its[f"streaminfer.step.{name}.items"], its[f"streaminfer.step.{name}.runs"]) == (3, 1)
+    told = durations(collector.spans, collector.named("process")[0])
+    both = its["streaminfer.step.first.ms"] + its["streaminfer.step.second.ms"]
+    assert both == pytest.approx(told["infer"])
+    assert both > 0
 
 
 def test_a_transaction_ends_the_spans_of_its_records(collector: Receiver, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ P = Partition("in", 0)
 FINE, BAD = b'{"features": [1, 2, 3, 4]}', b'{"features": [1]}'
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED: Headers = [("traceparent", f"00-{TRACE}-{SPAN}-01".encode()), ("tracestate", b"vendor=1")]
+MODEL = {"path": "model.onnx", "threads": 0, "name": "net", "version": "7"}
 UNSAMPLED: Headers = [("traceparent", f"00-{TRACE}-{SPAN}-00".encode())]
 
 
@@ -66,7 +67,7 @@ class Traced:
         document = {
             "name": "worker",
             "input": {"topics": ["in"], "format": "json"},
-            "model": {"path": "model.onnx", "threads": 0, "name": "net", "version": "7"},
+            **({} if "steps" in settings else {"model": MODEL}),
             "output": {"topic": "results"},
             "dead_letter": {"topic": "dead-letters"},
             "kafka": {"bootstrap.servers": "nobody:9", "group.id": "group"},
@@ -78,12 +79,17 @@ class Traced:
         self.exporter = SpanExporter(Collector(how, [("service.name", "worker")]), how.url, every_s=0.01)
         self.clock = FakeClock()
         self.clock.advance(1)
+
+        def ticking() -> int:
+            self.clock.advance(0.000_017)
+            return self.clock()
+
         here = Here("group", "client", "worker", "dead-letters")
         self.tracer = RecordTracer(how, self.exporter, here, self.clock, Random(7))
         self.kafka = FakeKafka(self.clock, {"in": 2})
         source, sink = FakeSource(self.kafka), FakeSink(self.kafka)
         self.sink = sink
-        pool = InlinePool(Engine(self.clock, 60.0), Mailbox(), self.clock)
+        pool = InlinePool(Engine(ticking, 60.0), Mailbox(), self.clock)
         rollouts: Any = [*load(validate(document, folder)).values()]
         make: Callable[[Caution], Delivery] | None = None
         if delivery is not None:

@@ -25,6 +25,8 @@ AGAIN = frozenset(
     }
 )
 """Answers after which a client may send the same again; no others, says the protocol."""
+FAULTS = (OSError, http.client.HTTPException, UnicodeError)
+"""What a request may end in; the last one comes of a host name that cannot be one."""
 ANSWER_BYTES = 65_536
 """Most that is read of an answer."""
 SCOPE = ("streaminfer", __version__)
@@ -80,13 +82,13 @@ class Collector:
         kept = self._connection is not None
         try:
             return self._asked(body)
-        except (OSError, http.client.HTTPException) as error:
+        except FAULTS as error:
             self.close()
             if not kept or isinstance(error, TimeoutError):
                 raise Unsent(_one_line(error), again=True) from None
         try:
             return self._asked(body)
-        except (OSError, http.client.HTTPException) as error:
+        except FAULTS as error:
             self.close()
             raise Unsent(_one_line(error), again=True) from None
 

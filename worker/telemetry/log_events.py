@@ -117,16 +117,16 @@ dead letters cannot be read now | warning | error | `dlq` asks again. | #kafka-e
 the control topic cannot be read | warning | topic, error | Decisions about versions do not arrive. | guides/rollout.md
 the control topic cannot be read to its end: new partitions are read with what is known | warning | | The same. | guides/rollout.md
 the control topic cannot be written | warning | topic, error | A decision could not be written; it is tried again. | guides/rollout.md
-spans are not sent, records go on | warning | collector, why | The collector of traces is away, busy or refuses spans; these are tried again for a few seconds, then given up. | #spans-are-not-sent
-spans are sent again | info | collector | The collector of traces takes spans. |
 
-== Stores, registries and windows
+== Stores, registries, collectors and windows
 away | warning | place, error, first | A store or registry does not answer: records that need it wait. | #a-store-or-registry-is-away
 back | info | place, away_s | It answers again. |
 the schema registry does not answer | warning | schema, error | Records with this schema wait. | #a-store-or-registry-is-away
 the schema registry answers again | info | | It is over. |
 windows_rebuilt | info | partition, read_again, incomplete | The samples of unfinished windows were read again. |
 windows_wait | warning | error | They cannot be read yet. | #kafka-errors
+spans are not sent, records go on | warning | collector, why | The collector of traces is away, busy or refuses spans; these are tried again for a few seconds, then given up. | #spans-are-not-sent
+spans are sent again | info | collector | The collector of traces takes spans. |
 
 == Models
 model ready | info | pipeline, model, provider, batchable, max_size, threads, slab_records, (figures) | A model is loaded and warm. |

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 KEY_BYTES = 256
 """A longer key of a record is not told."""
+MOST_PASS_BY = 1e18
+"""Rows between two that are drawn; only a ratio near zero comes so far."""
 NOT_HERE = frozenset({"broker", "total"})
 """Stages of a result that are no part of the time that its record spends here."""
 
@@ -97,7 +99,7 @@ class Draw:
         """Rows before the next one that is chosen: geometrically distributed."""
         if not 0 < self._ratio < 1:
             return 0
-        return int(math.log(1 - self._random.random()) / math.log1p(-self._ratio))
+        return int(min(math.log(1 - self._random.random()) / math.log1p(-self._ratio), MOST_PASS_BY))
 
 
 class RecordTracer:
