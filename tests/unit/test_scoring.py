@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,6 +246,37 @@ def test_what_cannot_be_read_is_counted(message: Message, what: str) -> None:
     scorer.take([message])
     assert scorer.counts() == {what: 1}
     assert positions(scorer) == ((1, 0) if message.log == OUT else (0, 1))
+
+
+def test_no_record_stops_it() -> None:
+    """Two thousand records of arbitrary JSON, as predictions, models, ids and labels, are each scored, left out or waiting."""
+    rng = random.Random(8)
+    scorer = scoring(max_pending=50)
+    for at in range(2_000):
+        key = rng.choice(["a", "b", "c", str(at), None])
+        if rng.random() < 0.5:
+            odd = {
+                name: anything(rng) for name in ("prediction", "model", "predictions") if rng.random() < 0.4
+            }
+            scorer.take([result(at, key, seconds=rng.choice([0, at, 1e12]), **odd)])
+        else:
+            scorer.take([label(at, key, anything(rng), rng.choice([0, at, 1e12]))])
+        if at % 50 == 0:
+            scorer.expire(0, at * 1000, always)
+            for due in scorer.due(at):
+                assert due.value is None or before(due.value, 0) is not None
+    assert scorer.totals()
+    assert "\n".join(table(View(scorer.totals(), scorer.windows(), scorer.counts(), scorer.waiting())))
+
+
+def anything(rng: random.Random, depth: int = 2) -> Any:
+    """Some JSON value, often in a form that predictions have."""
+    plain: list[Any] = [None, True, -1, 7, 2.5, 1e300, "", "7", "\u0000", "x" * 300, [], {}]
+    if depth == 0 or rng.random() < 0.4:
+        return rng.choice(plain)
+    inner = [anything(rng, depth - 1) for _ in range(rng.randrange(4))]
+    names = ["label", "value", "values", "boxes", "xyxy", "score", "text", "anomaly", "name", "version"]
+    return rng.choice([inner, {rng.choice(names): each for each in inner}])
 
 
 def test_windows_are_of_the_results_time() -> None:
