@@ -329,7 +329,7 @@ class _Parts:
         )
 
     def _last_report(self) -> None:
-        self._story.look()
+        self._story.close()
         self._report()
 
     def _report(self) -> None:

@@ -47,6 +47,7 @@ class World:
         self.partitions: Mapping[Partition, PartitionState] | None = None
         self.errors: Counter[str] = Counter()
         self.draining = False
+        self.last: Scene | None = None
 
     def seconds(self, count: int) -> Iterator[None]:
         """A look after each of so many seconds; the caller changes what happens in each."""
@@ -54,17 +55,16 @@ class World:
             yield
             self.now_s += 1
             state = PartitionState(self.done, self.done, self.end)
-            self.teller.look(
-                Scene(
-                    self.now_s,
-                    self.brokers,
-                    {P: state} if self.partitions is None else self.partitions,
-                    {"inc": self.counts},
-                    self.errors,
-                    "1.2.3.4:9092: refused (after 0ms in state CONNECT)",
-                    self.draining,
-                )
+            self.last = Scene(
+                self.now_s,
+                self.brokers,
+                {P: state} if self.partitions is None else self.partitions,
+                {"inc": self.counts},
+                self.errors,
+                "1.2.3.4:9092: refused (after 0ms in state CONNECT)",
+                self.draining,
             )
+            self.teller.look(self.last)
 
     def wait(self, count: int) -> None:
         for _ in self.seconds(count):

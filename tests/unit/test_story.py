@@ -10,7 +10,7 @@ from worker.telemetry.backlog import Backlog
 from worker.telemetry.letters_told import LettersTold
 from worker.telemetry.meters import ModelLabel, PartitionState
 from worker.telemetry.slowness import Slowness
-from worker.telemetry.story import Brokers, Heartbeat
+from worker.telemetry.story import Brokers, Heartbeat, Story
 
 
 @pytest.fixture
@@ -101,6 +101,24 @@ def test_dead_letters_without_end_are_a_line_a_minute_that_leaves_none_out(log: 
     told = log.fields("dead letters")
     assert 6 <= len(told) <= 14
     assert sum(each["invalid"] for each in told) == 600 == log.fields("dead letters ended")[0]["records"]
+
+
+def test_the_last_look_tells_what_the_pace_held_back(log: Told) -> None:
+    """Dead letters shortly before the end are counted in a last line, however soon it follows the one before."""
+    world = World(LettersTold(log))
+    assert isinstance(world.teller, LettersTold)
+    story = Story([world.teller], lambda: world.last)
+    refuse(world, world.teller, 1)
+    world.wait(1)
+    refuse(world, world.teller, 2)
+    refuse(world, world.teller, 3)
+    world.wait(1)
+    assert len(log.events) == 1
+    story.close()
+    assert [(each["invalid"], each["first"]) for each in log.fields("dead letters")] == [
+        (1, "inc/0/1"),
+        (2, "inc/0/2"),
+    ]
 
 
 def test_custom_code_that_fails_shows_its_line_once_and_then_counts(log: Told) -> None:

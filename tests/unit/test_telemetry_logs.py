@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -210,6 +213,23 @@ def test_the_end_is_a_sentence_and_for_a_collector_an_event(
     assert last == sentence
     logs.configure(environ={"LOG_FORMAT": "console"})
     assert said() == [sentence]
+
+
+@pytest.mark.parametrize("arguments", [["run", "nowhere.yaml"], ["run", "nowhere.yaml", "--bogus"], []])
+def test_with_json_asked_for_a_mistake_is_json_too(arguments: list[str], tmp_path: Path) -> None:
+    """Every line on standard error parses, also if the process ends before logging is set up; the last one is the event `fatal`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "worker", *arguments],
+        env={**os.environ, "LOG_FORMAT": "json"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    *_, last = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (last["event"], last["exit_code"]) == ("fatal", 2)
+    assert last["reason"]
 
 
 def test_what_is_printed_to_standard_error_is_an_event_of_its_own(bound: None) -> None:

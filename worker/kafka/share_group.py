@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
+import structlog
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without saying so
     AdminClient,
@@ -25,7 +25,7 @@ ANSWER_S = 5.0
 DEFAULT_LOCK_S = 30.0
 LOCK = "share.record.lock.duration.ms"
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 def wanted(settings: Settings) -> dict[str, str]:
@@ -85,11 +85,10 @@ def prepare_group(settings: Settings, change: bool = True) -> float:
         found = {name: entry.value for name, entry in answer.result(timeout=0).items()}
     except (KafkaException, TimeoutError) as error:
         log.warning(
-            "the settings of the share group %s cannot be read (%s); if they were never set, it begins at the end of the "
-            "topics and reads aborted transactions: %s",
-            group,
-            error,
-            by_hand(settings),
+            "the settings of the share group cannot be read: those of the broker hold",
+            share_group=group,
+            error=str(error),
+            set_by=by_hand(settings),
         )
         return DEFAULT_LOCK_S
     if LOCK not in found:
@@ -109,5 +108,5 @@ def prepare_group(settings: Settings, change: bool = True) -> float:
             f"delivery: queue: the share group {group} is not set as this configuration needs it, and cannot be set by this "
             f"client ({error}); set it by {by_hand(settings)}"
         ) from None
-    log.info("the share group %s is set to %s", group, differing)
+    log.info("the share group is set", share_group=group, settings=differing)
     return lock_s

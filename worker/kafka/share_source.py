@@ -12,7 +12,6 @@ before the broker gives it up in silence.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter, deque
@@ -21,6 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import structlog
 from confluent_kafka import AcknowledgeType, KafkaException, ShareConsumer
 
 from worker.batch import COUNTED, LENT_OFTEN, Columns, Partition, Span
@@ -41,7 +41,7 @@ LOCK_SHARE = 0.7
 """Of the time for which records are lent: those that are not begun by then are given back."""
 COMMIT_TIMEOUT_S = 5.0
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(module=__name__)
 
 
 class ShareSource:
@@ -192,7 +192,7 @@ class ShareSource:
         closing.start()
         closing.join(timeout_s)
         if closing.is_alive():
-            log.warning("the consumer did not leave the group within %.1f s", timeout_s)
+            log.warning("the consumer did not leave the group in time", after_s=timeout_s)
 
     # -- lending ---------------------------------------------------------------------------------------------
 
@@ -264,7 +264,7 @@ class ShareSource:
             return
         for message in self._waiting:
             self._settle((message.topic(), message.partition(), message.offset()), "released")
-        log.info("%d records that were not begun are given back to the group", len(self._waiting))
+        log.info("records that were not begun are given back to the group", records=len(self._waiting))
         self._waiting.clear()
         self._send(wait=True)
 
@@ -273,7 +273,9 @@ class ShareSource:
             self._consumer.acknowledge_offset(*name, _VERDICTS[verdict])
         except Exception as error:  # its lock has ended: the group lends it out again
             self.lent["refused"] += 1
-            log.warning("%s/%d/%d cannot be %s any more: %s", *name, verdict, error)
+            topic, partition, offset = name
+            record = f"{topic}/{partition}/{offset}"
+            log.debug("the lock of a record has ended", record=record, verdict=verdict, error=str(error))
             return False
         self.lent[verdict] += 1
         return True
@@ -291,7 +293,7 @@ class ShareSource:
         if error is not None:
             count = sum(len(each) for each in offsets.values())
             self.lent["refused"] += count
-            log.warning("the broker does not take the answer for %d records: %s", count, error)
+            log.warning("the broker does not take the answer for records", records=count, error=str(error))
 
     def _on_statistics(self, text: str) -> None:
         self.health.on_statistics(orjson.loads(text).get("brokers", {}))

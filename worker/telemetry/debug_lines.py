@@ -28,9 +28,10 @@ class SlabLines(Unconcerned):
     def counted(
         self, pipeline: str, ok: int = 0, dead_letter: int = 0, dropped: int = 0, version: str = ""
     ) -> None:
-        self._log.debug(
-            "slab acknowledged", pipeline=pipeline, ok=ok, dead_letter=dead_letter, dropped=dropped
-        )
+        if ok or dead_letter or dropped:
+            self._log.debug(
+                "slab acknowledged", pipeline=pipeline, ok=ok, dead_letter=dead_letter, dropped=dropped
+            )
 
     def rebalance(self) -> None:
         self._log.debug("rebalance")

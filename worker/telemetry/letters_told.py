@@ -68,7 +68,7 @@ class LettersTold:
         run = self._runs.setdefault(pipeline, _Run(scene.now_s))
         run.last_s = scene.now_s
         pace = self._paces.setdefault(pipeline, Pace())
-        if not pace.due(scene.now_s):
+        if not pace.due(scene.now_s) and not scene.ending:
             return
         pace.told(scene.now_s)
         self._told[pipeline] = errors.copy()

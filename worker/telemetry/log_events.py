@@ -109,6 +109,11 @@ the new producer failed too | warning | error | It is tried again. | #rewind
 a metrics record was lost | warning | error | The metrics topic took one record less. | #kafka-errors
 metrics records could not be sent in time | warning | records | The same at the end of the process. | #kafka-errors
 limits of topics cannot be read: Kafka's defaults are assumed | warning | max_message_bytes, topics | The right DESCRIBE_CONFIGS is missing, or the broker is old. | guides/security.md#rights
+the share group is set | info | share_group, settings | The group of `delivery: queue` has the settings that the worker needs. |
+the settings of the share group cannot be read: those of the broker hold | warning | share_group, error, set_by | If they were never set, the group begins at the end of the topics and reads aborted transactions; `set_by` says how to set them. | explanation/queues.md
+records that were not begun are given back to the group | info | records | Others are lent them. |
+the lock of a record has ended | debug | record, verdict, error | The group lends the record out again. |
+the broker does not take the answer for records | warning | records, error | The group lends them out again. | explanation/queues.md
 no topic matches yet: those that are made later are read | warning | setting, pattern | A pattern of `input.topics` has no topic now. | guides/clusters.md#topics-by-pattern
 the topic is compacted: it takes records with a key only | warning | topic, without_key | Results without a key become dead letters. | guides/send-and-read.md
 the connection to Kafka is not encrypted | warning | hosts, protocol | Others on the way can read the records. | guides/security.md

@@ -7,7 +7,7 @@ one kind of trouble: it says when the trouble begins, now and then that it goes 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from worker.batch import Partition
@@ -51,6 +51,8 @@ class Scene:
     draining: bool = False
     waits: str | None = None
     """What records wait for, if that is unusual."""
+    ending: bool = False
+    """This is the last look: what is not told now is never told."""
 
 
 class Teller(Protocol):
@@ -69,9 +71,15 @@ class Story:
 
     def look(self) -> None:
         """Look once; nothing is to be told while the worker is not complete yet."""
-        scene = self._scene()
-        if scene is None:
-            return
+        if (scene := self._scene()) is not None:
+            self._tell(scene)
+
+    def close(self) -> None:
+        """Look for the last time."""
+        if (scene := self._scene()) is not None:
+            self._tell(replace(scene, draining=True, ending=True))
+
+    def _tell(self, scene: Scene) -> None:
         for teller in self._tellers:
             teller.look(scene)
 
