@@ -45,7 +45,6 @@ def banner(
         "batch_path": native.batch_path,
         "producer": "compiled" if compiled_producer else "python",
         "in_flight_bytes": limits.in_flight_bytes,
-        "drain_s": limits.drain_s,
         "version": __version__,
         "python": platform.python_version(),
         **_versions(),

