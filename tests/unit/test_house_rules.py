@@ -6,9 +6,11 @@ import ast
 import re
 from pathlib import Path
 
+import log_calls
 import pytest
 
 import worker
+from worker.telemetry.log_events import events
 
 PACKAGE = Path(worker.__file__).parent
 ROOT = PACKAGE.parent
@@ -56,6 +58,12 @@ def test_every_package_and_module_says_what_it_is() -> None:
         if module.body and ast.get_docstring(module) is None:
             silent.append(str(path.relative_to(ROOT)))
     assert silent == []
+
+
+def test_every_event_of_the_log_is_in_its_table() -> None:
+    """Each log call has a constant event that `telemetry/log_events.py` knows, at its level, with its fields."""
+    assert len(log_calls.ALL) > 100
+    assert [found for call in log_calls.ALL if (found := log_calls.wrong(call, events()))] == []
 
 
 def test_users_read_one_word_for_one_thing() -> None:

@@ -76,6 +76,7 @@ still behind | warning | lag, in_per_s, out_per_s, drains, for_s | It goes on. |
 caught up | info | after_s, lag, in_per_s, out_per_s | It is over. |
 model slow | warning | pipeline, p50_ms, was_ms, for_s | Half of the model runs take longer than `p50_ms`, five times as long as in this process before. | #slow
 records differ from the profile | warning | pipeline, psi, features | Drift: what comes is no longer like the profile. | guides/drift.md
+some records cannot be measured | warning | pipeline, why | Drift leaves them out; their answers are not touched. | guides/drift.md
 records are like the profile again | info | pipeline, features, drifted | It is over. |
 model at speed again | info | pipeline, after_s, p50_ms, was_ms | It is over. |
 decode slow | warning | pipeline, p50_ms, was_ms, for_s | The same of decoding. | #slow
