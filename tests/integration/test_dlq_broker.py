@@ -117,13 +117,23 @@ def test_list_counts_by_pipeline_reason_and_stage(topics: Topics, capsys: pytest
     for offset, reason in enumerate(["undecodable", "too_large", "undecodable"]):
         topics.fail(offset, reason=reason)
     lines = [json.loads(line) for line in run(capsys, "list", topics.config, "--json").splitlines()]
-    assert lines == [
-        {"pipeline": "digits", "reason": "undecodable", "stage": "decode", "count": 2},
-        {"pipeline": "digits", "reason": "too_large", "stage": "decode", "count": 1},
+    assert [(line["pipeline"], line["reason"], line["stage"], line["count"]) for line in lines] == [
+        ("digits", "undecodable", "decode", 2),
+        ("digits", "too_large", "decode", 1),
     ]
+    assert lines[0]["example"] == {"source": f"{topics.source}/2/2", "message": r"no\x1b[2J image"}
     heading, only = run(capsys, "list", topics.config, "--where", "reason=too_large").splitlines()
-    assert heading.split() == ["pipeline", "reason", "stage", "count"]
-    assert only.split() == ["digits", "too_large", "decode", "1"]
+    assert heading.split() == [
+        *("pipeline", "reason", "stage", "count", "records", "replayed", "first", "last", "example")
+    ]
+    assert only.split()[:6] == ["digits", "too_large", "decode", "1", "1", "0"]
+    assert "\x1b" not in only
+    by_partition = run(capsys, "list", topics.config, "--by", "partition", "--json")
+    assert [json.loads(line)["partition"] for line in by_partition.splitlines()] == [f"{topics.source}/2"]
+    assert "no dead letters" in run(capsys, "list", topics.config, "--until", "1h")
+    assert len(run(capsys, "list", topics.config, "--since", "1h").splitlines()) == 3
+    assert cli.main(["dlq", "list", topics.config, "--where", "reason=undecodeable"]) == 2
+    assert "there is no reason undecodeable; did you mean undecodable?" in capsys.readouterr().err
 
 
 def test_show_finds_a_letter_by_either_place(topics: Topics, capsys: pytest.CaptureFixture[str]) -> None:

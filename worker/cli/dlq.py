@@ -4,49 +4,49 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from worker.cli.connect import place
-from worker.cli.letter_text import as_dict, in_full
+from worker.cli.connect import place, since
+from worker.cli.dlq_list import GROUPS, as_object, grouped, table
+from worker.cli.dlq_show import chooses
+from worker.cli.dlq_show import show as show_letters
+from worker.cli.dlq_wait import Back
 from worker.cli.main import add_set_option
-from worker.cli.payloads import reader_of_requests, unwrapped
-from worker.cli.registered import Unframer
-from worker.dead_letters.read import CONDITIONS, Letter, Source, matcher, original
+from worker.dead_letters.read import CONDITIONS, Letter, matcher, original
 from worker.errors import ConfigError, StartError
 from worker.settings import Settings, load
 from worker.telemetry import logs
-from worker.text import printable
 from worker.topics import Topics
 
 if TYPE_CHECKING:
     from worker.kafka.letters import LetterReader, Returns
 
+WAIT_S = 60.0
 SETTLE_RECORDS = 500
 SETTLE_S = 1.0
 """Progress is committed after this many records or seconds: an interrupted replay may send that much twice."""
 
+LIST_EXAMPLE = """\
+examples:
+  streaminfer dlq list digits.yaml
+  streaminfer dlq list digits.yaml --by message --since 2h"""
 EXAMPLE = """\
 examples:
   streaminfer dlq list digits.yaml
-  streaminfer dlq show digits.yaml --where reason=model_error
+  streaminfer dlq show digits.yaml --where reason=model_error --since 10m
   streaminfer dlq replay digits.yaml --rate 100"""
 REPLAY_NOTES = """\
 A replayed record has its old bytes, key, headers, timestamp and partition, and one header more: streaminfer.replay,
 how many times it has been replayed. One without an id of its own (ce_id, x-request-id or in the request) gets the
 place it was first read at as x-request-id, so that its result has the id it would have had.
 
-Each run goes on where the last one without --where stopped; how far that was is kept as the offsets of the group
-<group.id>.dlq-replay. A run with --where keeps nothing: the same command sends the same records again, and so does
+Each run goes on where the last one without --where, --since and --until stopped; how far that was is kept as the offsets of the group
+<group.id>.dlq-replay. A run with one of these keeps nothing: the same command sends the same records again, and so does
 a later run without --where. Run one replay at a time.
 
 example: streaminfer dlq replay digits.yaml --where reason=model_error --rate 100"""
@@ -73,14 +73,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
             metavar="K=V",
             action="append",
             default=[],
-            help=f"only letters with this {' or '.join(CONDITIONS)}; repeat for more conditions, "
-            "or the same name for alternatives",
+            help=f"only letters with this {', '.join([*CONDITIONS][:-1])}, or with this in their message; repeat for more "
+            "conditions, or the same name for alternatives",
         )
+        added.add_argument(
+            "--since",
+            metavar="WHEN",
+            type=since,
+            help="only of records from so long ago on (10m, 2h), or from a time on",
+        )
+        added.add_argument("--until", metavar="WHEN", type=since, help="only of records before that")
         added.add_argument("--json", action="store_true", help="one JSON object per line and nothing else")
         return added
 
-    action("list", _list, "count dead letters by pipeline, reason and stage", EXAMPLE)
-    show = action("show", _show, "show dead letters in full, the oldest first", EXAMPLE)
+    listing = action("list", _list, "count dead letters by pipeline, reason and stage", LIST_EXAMPLE)
+    listing.add_argument(
+        "--by",
+        choices=[*GROUPS],
+        default="reason",
+        help="count by this instead: by message, those that differ in numbers and quotations only are one "
+        "(default: reason, which is pipeline, reason and stage)",
+    )
+    show = action("show", show_letters, "show dead letters in full, the oldest first", EXAMPLE)
     show.add_argument(
         "--at",
         metavar="TOPIC/PARTITION/OFFSET",
@@ -89,11 +103,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     show.add_argument("--count", metavar="N", type=_positive(int), default=1, help="how many (default 1)")
     show.add_argument(
+        "--out", metavar="FILE", type=Path, help="write the value of one letter to a file, all of its bytes"
+    )
+    show.add_argument(
         "--unwrap",
         action="store_true",
         help="show values as they are inside input.unwrap, with the keys of CONFIG",
     )
-    replay = action("replay", _replay, "send records back to the topics they came from", REPLAY_NOTES)
+    _add_replay_options(
+        action("replay", _replay, "send records back to the topics they came from", REPLAY_NOTES)
+    )
+
+
+def _add_replay_options(replay: argparse.ArgumentParser) -> None:
     replay.add_argument("--rate", metavar="R", type=_positive(float), help="at most R records a second")
     replay.add_argument("--count", metavar="N", type=_positive(int), help="at most N records")
     replay.add_argument(
@@ -103,6 +125,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--now",
         action="store_true",
         help="with the present as their timestamp: a record that expired would expire again",
+    )
+    replay.add_argument(
+        "--wait",
+        metavar="S",
+        nargs="?",
+        const=WAIT_S,
+        type=_positive(float),
+        help=f"then wait until each record is answered or a dead letter again, for at most S seconds (default {WAIT_S:g}), "
+        "and say what came back",
     )
     replay.add_argument("--dry-run", action="store_true", help="send nothing, say what would be sent")
 
@@ -114,7 +145,9 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: arguments or configuration.
         StartError: the broker does not answer or refuses us; a topic does not exist.
     """
-    matches = matcher(args.where)
+    matches = matcher(args.where, args.since, args.until)
+    if getattr(args, "out", None) is not None and (args.count != 1 or args.json):
+        raise ConfigError("--out: expected one letter, without --json and --count")
     settings = load(args.config, args.overrides)
     logs.configure(settings.secrets())
     from worker.kafka.letters import LetterReader
@@ -130,76 +163,16 @@ def run(args: argparse.Namespace) -> int:
 def _list(
     args: argparse.Namespace, settings: Settings, reader: LetterReader, matches: Callable[[Letter], bool]
 ) -> int:
-    counts = Counter(
-        (letter.pipeline, letter.reason, letter.stage) for letter in reader.read({}) if matches(letter)
-    )
-    rows = [(*classes, count) for classes, count in counts.most_common()]
-    names = ("pipeline", "reason", "stage", "count")
+    groups = grouped((letter for letter in reader.read({}) if matches(letter)), args.by)
     if args.json:
-        for row in rows:
-            print(json.dumps(dict(zip(names, row, strict=True))))
-    elif rows:
-        cells = [names, *([printable(str(cell) or "?") for cell in row] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for *classes, count in cells:
-            print("  ".join([*map(str.ljust, classes, widths), count.rjust(widths[-1])]))
+        for names, group in groups:
+            print(json.dumps(as_object(args.by, names, group), ensure_ascii=False))
+    elif groups:
+        for line in table(args.by, groups):
+            print(line)
     else:
-        print(f"no dead letters in {settings.dead_letter.topic}" + " that match" * bool(args.where))
+        print(f"no dead letters in {settings.dead_letter.topic}" + " that match" * chooses(args))
     return 0
-
-
-# show
-
-
-def _show(
-    args: argparse.Namespace, settings: Settings, reader: LetterReader, matches: Callable[[Letter], bool]
-) -> int:
-    shown = 0
-    letters = (letter for letter in _candidates(args.at, reader) if matches(letter))
-    for letter in _readable(letters, args.unwrap, settings):
-        if args.json:
-            print(orjson.dumps(as_dict(letter)).decode())
-        else:
-            print("\n" * bool(shown) + in_full(letter))
-        shown += 1
-        if shown == (1 if args.at else args.count):
-            return 0
-    if args.at:
-        raise ConfigError(f"--at: no dead letter for {args.at} in {settings.dead_letter.topic}")
-    if not shown:
-        print(
-            f"no dead letters in {settings.dead_letter.topic}" + " that match" * bool(args.where),
-            file=sys.stderr,
-        )
-    return 0
-
-
-def _readable(letters: Iterator[Letter], unwraps: bool, settings: Settings) -> Iterator[Letter]:
-    """These letters with values for people: unwrapped where that is wanted, and as JSON where they name a schema."""
-    read = reader_of_requests(settings) if unwraps else None
-    plain = Unframer(settings.registry) if settings.registry is not None else None
-    try:
-        for letter in letters:
-            value = letter.value
-            if read is not None and letter.source is not None:
-                inside = read(letter.pipeline, letter.source.partition.topic)
-                value = unwrapped(inside, value, letter.headers)
-            if plain is not None:
-                value = plain.json(value, letter.headers)
-            yield replace(letter, value=value)
-    finally:
-        if plain is not None:
-            plain.close()
-
-
-def _candidates(place: Source | None, reader: LetterReader) -> Iterator[Letter]:
-    """All letters, or only those that match a place."""
-    if place is None:
-        return reader.read({})
-    if place.partition.topic != reader.topic:
-        return (letter for letter in reader.read({}) if letter.source == place)
-    starts = {place.partition.number: place.offset}
-    return (letter for letter in reader.read(starts) if (letter.partition, letter.offset) == place)
 
 
 # replay
@@ -211,14 +184,19 @@ def _replay(
     from worker.kafka.letters import Returns
 
     topics = Topics(topic for pipeline in settings.pipelines.values() for topic in pipeline.input.topics)
+    if args.wait is not None and args.dry_run:
+        raise ConfigError("--wait: expected without --dry-run, which sends nothing")
     reader.check_replay(topics)
+    back = Back(settings) if args.wait is not None else None  # it listens before anything is sent
     replay = Replay(
         reader,
-        None if args.dry_run else Returns(settings, reader.partitions),
+        None
+        if args.dry_run
+        else Returns(settings, reader.partitions, back.expect if back is not None else None),
         topics=topics,
         rate=args.rate,
         keep_time=not args.now,
-        keep_progress=not args.where,
+        keep_progress=not chooses(args),
     )
     starts = {} if args.all else reader.progress()
     try:
@@ -230,9 +208,11 @@ def _replay(
     except BaseException:
         with suppress(StartError):  # the first error says more than this one
             replay.settle()
-        _report(args, replay)
+        _report(args, replay, None)
         raise
-    _report(args, replay)
+    if back is not None:
+        back.wait(args.wait)
+    _report(args, replay, back)
     return 0
 
 
@@ -326,10 +306,11 @@ class Replay:
             returns.wait(left_s)
 
 
-def _report(args: argparse.Namespace, replay: Replay) -> None:
+def _report(args: argparse.Namespace, replay: Replay, back: Back | None) -> None:
     if args.json:
         skipped = {"trimmed": replay.trimmed, "foreign": replay.foreign}
-        print(json.dumps({"replayed": replay.sent, "skipped": skipped, "dry_run": args.dry_run}))
+        came = {"back": back.as_object()} if back is not None else {}
+        print(json.dumps({"replayed": replay.sent, "skipped": skipped, "dry_run": args.dry_run, **came}))
         return
     print(f"{'would replay' if args.dry_run else 'replayed'} {replay.sent} record{'s' * (replay.sent != 1)}")
     if replay.trimmed:
@@ -338,8 +319,13 @@ def _report(args: argparse.Namespace, replay: Replay) -> None:
         )
     if replay.foreign:
         print(f"left out {replay.foreign}: not from one of input.topics")
-    if args.where and replay.sent and not args.dry_run:
-        print("with --where no progress is kept: the same command would send them again")
+    if back is not None and replay.sent:
+        print(back.describe(args.wait))
+    if chooses(args) and replay.sent and not args.dry_run:
+        given = [name for name in ("where", "since", "until") if getattr(args, name)]
+        print(
+            f"with {' and '.join(f'--{name}' for name in given)} no progress is kept: the same command would send them again"
+        )
 
 
 # arguments

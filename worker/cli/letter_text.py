@@ -11,7 +11,9 @@ from worker.dead_letters.compose import CONNECT
 from worker.dead_letters.read import Letter, Source
 from worker.text import printable
 
-PREVIEW_CHARACTERS = 2000
+_TOLD = ("topic", "partition", "offset", "stage", "connector.name", "exception.message")
+"""Headers that stand in lines of their own."""
+PREVIEW_CHARACTERS = 2048
 LINE_BREAK = "\n"
 PREVIEW_BYTES = 256
 
@@ -23,12 +25,16 @@ def in_full(letter: Letter) -> str:
         ("dead letter", str(Source(letter.partition, letter.offset))),
         ("from", str(letter.source or "unknown")),
         ("timestamp", when),
+        ("pipeline", letter.pipeline or "unknown"),
         ("reason", f"{letter.reason or '?'} in stage {letter.stage or '?'}"),
         ("message", letter.text(CONNECT + "exception.message")),
         ("key", "none" if letter.key is None else _preview(letter.key)),
     ]
+    told = {CONNECT + name for name in _TOLD} | {"streaminfer.error.reason"}
     lines += [
-        (f"header {name}", "none" if value is None else _preview(value)) for name, value in letter.headers
+        (f"header {name}", "none" if value is None else _preview(value))
+        for name, value in letter.headers
+        if name not in told
     ]
     if letter.trimmed:
         lines.append(("value", "not here: it did not fit the dead-letter topic, or could not be read"))
@@ -44,8 +50,12 @@ def _preview(value: bytes) -> str:
     try:
         text = value.decode()
     except UnicodeDecodeError:
-        return value[:PREVIEW_BYTES].hex(" ") + " ..." * (len(value) > PREVIEW_BYTES)
-    return text[:PREVIEW_CHARACTERS] + " ..." * (len(text) > PREVIEW_CHARACTERS)
+        return value[:PREVIEW_BYTES].hex(" ") + _more(len(value), PREVIEW_BYTES)
+    return text[:PREVIEW_CHARACTERS] + _more(len(text), PREVIEW_CHARACTERS)
+
+
+def _more(length: int, shown: int) -> str:
+    return " ... (--out FILE writes all of it)" if length > shown else ""
 
 
 def as_dict(letter: Letter) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from difflib import get_close_matches
+from typing import NamedTuple, get_args
 
 from worker.batch import LENT_OFTEN, RENAMED_HEADERS, UNREAD_RECORD, Headers, Partition
 from worker.dead_letters.compose import CONNECT, KEY_ADDED, OURS, TIMESTAMP, TRIMMED
-from worker.errors import ConfigError
+from worker.errors import ConfigError, Reason, Stage
 
 REPLAY = "streaminfer.replay"
 """Header of a replayed record: how many times it has been replayed."""
@@ -117,20 +118,50 @@ CONDITIONS: dict[str, Callable[[Letter], str]] = {
     "stage": lambda letter: letter.stage,
     "pipeline": lambda letter: letter.pipeline,
     "topic": lambda letter: letter.topic,
+    "partition": lambda letter: str(letter.source.partition.number) if letter.source else "",
+    "key": lambda letter: (letter.key or b"").decode(errors="replace"),
+    "message": lambda letter: letter.text(CONNECT + "exception.message"),
 }
 """Names that ``--where`` accepts."""
+CLOSED: dict[str, tuple[str, ...]] = {"reason": get_args(Reason), "stage": get_args(Stage)}
+"""Conditions whose values are known: another one can only be a slip."""
 
 
-def matcher(conditions: Iterable[str]) -> Callable[[Letter], bool]:
+def matcher(
+    conditions: Iterable[str], since_ms: int | None = None, until_ms: int | None = None
+) -> Callable[[Letter], bool]:
     """A function that says whether a letter meets every condition ``name=value``. Values of one name are alternatives.
 
+    A message meets a condition that it contains, in any case of its letters; anything else must be equal.
+
+    Args:
+        since_ms: the record's timestamp is this or later, in Unix milliseconds.
+        until_ms: it is earlier than this.
+
     Raises:
-        ConfigError: a condition has another form, or another name.
+        ConfigError: a condition has another form, another name, or a value that none can have.
     """
     wanted: dict[str, set[str]] = {}
     for condition in conditions:
         name, equals, value = condition.partition("=")
         if not equals or name not in CONDITIONS:
             raise ConfigError(f"--where: got {condition}, expected {'=..., '.join(CONDITIONS)}=...")
-        wanted.setdefault(name, set()).add(value)
-    return lambda letter: all(CONDITIONS[name](letter) in values for name, values in wanted.items())
+        if name in CLOSED and value not in CLOSED[name]:
+            near = get_close_matches(value, CLOSED[name], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(CLOSED[name])}"
+            raise ConfigError(f"--where: there is no {name} {value}; {hint}")
+        wanted.setdefault(name, set()).add(value.lower() if name == "message" else value)
+    contained = wanted.pop("message", None)
+
+    def matches(letter: Letter) -> bool:
+        if since_ms is not None and letter.timestamp_ms < since_ms:
+            return False
+        if until_ms is not None and letter.timestamp_ms >= until_ms:
+            return False
+        if contained is not None:
+            message = CONDITIONS["message"](letter).lower()
+            if not any(part in message for part in contained):
+                return False
+        return all(CONDITIONS[name](letter) in values for name, values in wanted.items())
+
+    return matches

@@ -11,7 +11,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from worker.batch import Partition
-from worker.dead_letters.read import Letter
+from worker.dead_letters.read import Letter, Source
 from worker.errors import StartError
 from worker.kafka.admin import EMBEDDED_CLUSTER, Admin
 from worker.kafka.headers import readable_headers
@@ -178,15 +178,22 @@ class Returns:
 
     Args:
         partitions: topic -> number of partitions.
+        landed: called with the place of each record that the broker has acknowledged.
     """
 
-    def __init__(self, settings: Settings, partitions: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        partitions: Mapping[str, int],
+        landed: Callable[[Source], None] | None = None,
+    ) -> None:
         properties = producer_properties(settings)
         properties |= {
             "message.timeout.ms": int(ANSWER_S * 1000),
             "message.max.bytes": LARGEST_CLIENT_LIMIT,  # the topic had the record before, so it fits
         }
         self._partitions = partitions
+        self._landed = landed
         self._producer = build(Producer, properties)
         self._failure: str | None = None
 
@@ -234,6 +241,8 @@ class Returns:
     def _on_delivery(self, arrived: Callable[[], None], error: KafkaError | None, message: Any) -> None:
         if error is None:
             arrived()
+            if self._landed is not None:
+                self._landed(Source(Partition(message.topic(), message.partition()), message.offset()))
         elif self._failure is None:
             self._failure = f"topic {message.topic()} did not take a record: {error.str()}"
 
