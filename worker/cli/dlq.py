@@ -94,7 +94,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="count by this instead: by message, those that differ in numbers and quotations only are one "
         "(default: reason, which is pipeline, reason and stage)",
     )
-    show = action("show", show_letters, "show dead letters in full, the oldest first", EXAMPLE)
+    _add_show_options(action("show", show_letters, "show dead letters in full, the oldest first", EXAMPLE))
+    _add_replay_options(
+        action("replay", _replay, "send records back to the topics they came from", REPLAY_NOTES)
+    )
+
+
+def _add_show_options(show: argparse.ArgumentParser) -> None:
     show.add_argument(
         "--at",
         metavar="TOPIC/PARTITION/OFFSET",
@@ -109,9 +115,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--unwrap",
         action="store_true",
         help="show values as they are inside input.unwrap, with the keys of CONFIG",
-    )
-    _add_replay_options(
-        action("replay", _replay, "send records back to the topics they came from", REPLAY_NOTES)
     )
 
 
