@@ -75,13 +75,16 @@ def test_numbers_are_scored_as_scikit_learn_does() -> None:
 
 
 def test_boxes_are_scored_as_written_out_by_hand() -> None:
-    """mAP at 0.5 and mean IoU of 60 pictures of random boxes equal those of a plain COCO evaluation."""
+    """mAP at 0.5, COCO's mAP over ten thresholds and mean IoU of 60 pictures of random boxes equal those of a plain COCO evaluation."""
     rng = random.Random(3)
     pictures = [picture(rng) for _ in range(60)]
     found = figures(tally_of([({"boxes": said}, true) for said, true in pictures]))
-    expected_map, expected_iou = plain_coco(pictures)
+    expected_map, expected_iou = plain_coco(pictures, 0.5)
     assert 0.2 < expected_map < 0.9
     assert found["map_50"] == pytest.approx(expected_map, abs=1e-9)
+    every = [plain_coco(pictures, 0.5 + step / 20)[0] for step in range(10)]
+    assert max(every) > min(every) + 0.2
+    assert found["map_50_95"] == pytest.approx(np.mean(every), abs=1e-9)
     assert found["mean_iou"] == pytest.approx(expected_iou)
 
 
@@ -108,8 +111,8 @@ def picture(rng: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, An
     return said, true
 
 
-def plain_coco(pictures: list[Any]) -> tuple[float, float]:
-    """(mAP at an IoU of 0.5, mean IoU of matches), by arrays of all detections of a class, as pycocotools does it."""
+def plain_coco(pictures: list[Any], least: float) -> tuple[float, float]:
+    """(mAP at an IoU, mean IoU of matches), by arrays of all detections of a class, as pycocotools does it."""
     precisions, ious = [], []
     for label in "ab":
         scores: list[float] = []
@@ -120,7 +123,7 @@ def plain_coco(pictures: list[Any]) -> tuple[float, float]:
             truths += len(gts)
             taken = [False] * len(gts)
             for box in sorted((b for b in said if b["label"] == label), key=lambda b: -b["score"]):
-                best, at = 0.5, -1
+                best, at = least, -1
                 for number, gt in enumerate(gts):
                     cover = plain_iou(box["xyxy"], gt)
                     if not taken[number] and cover >= best:
@@ -153,7 +156,8 @@ def test_one_true_box_matches_once() -> None:
     """Of two boxes over one true box only the one with the higher score matches; boxes without area match nothing."""
     here = (0.0, 0.0, 10.0, 10.0)
     counts = compare([Box("a", 0.5, here), Box("a", 0.9, here)], [Box("a", 1, here)])["a"]
-    assert (counts.truths, counts.matched, counts.scores) == (1, 1, {900: [1, 1], 500: [1, 0]})
+    assert (counts.truths, counts.matched) == (1, 1)
+    assert counts.plain()["scores"] == [[500, 1], [900, 1, *[1] * 10]]
     assert iou((5, 5, 5, 9), (0, 0, 9, 9)) == 0.0
 
 

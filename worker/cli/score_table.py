@@ -68,7 +68,9 @@ def _headline(found: dict[str, Any]) -> tuple[str, str]:
         return f"MAE {found['mae']:.5g}, RMSE {found['rmse']:.5g}", f"{lower:.5g}..{upper:.5g}"
     if found.get("map_50") is not None:
         iou = found["mean_iou"]
-        return f"mAP@0.5 {found['map_50']:.4f}" + (f", IoU {iou:.3f}" if iou is not None else ""), DASH
+        return f"mAP {found['map_50_95']:.4f}, at 0.5 {found['map_50']:.4f}" + (
+            f", IoU {iou:.3f}" if iou is not None else ""
+        ), DASH
     return DASH, DASH
 
 

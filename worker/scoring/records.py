@@ -126,8 +126,9 @@ def _lean(document: dict[str, Any]) -> dict[str, Any]:
 def _coarse(scores: list[list[int]]) -> list[list[int]]:
     """Scores in steps of a twentieth."""
     merged: dict[int, list[int]] = {}
-    for score, found, matched in scores:
-        kept = merged.setdefault(round(score / 50) * 50, [0, 0])
-        kept[0] += found
-        kept[1] += matched
+    for score, *counts in scores:
+        kept = merged.setdefault(round(score / 50) * 50, [])
+        kept += [0] * (len(counts) - len(kept))
+        for at, count in enumerate(counts):
+            kept[at] += count
     return [[score, *counts] for score, counts in sorted(merged.items())]

@@ -152,6 +152,8 @@ def figures(tally: Tally) -> dict[str, Any]:
     if tally.boxes:
         matched = sum(its.matched for its in tally.boxes.values())
         found["map_50"] = boxes.mean_average_precision(tally.boxes.values())
+        every = range(len(boxes.THRESHOLDS))
+        found["map_50_95"] = boxes.mean_average_precision(tally.boxes.values(), every)
         found["mean_iou"] = sum(its.iou_sum for its in tally.boxes.values()) / matched if matched else None
         found["box_classes"] = {label: _box_class(its) for label, its in sorted(tally.boxes.items())}
     if tally.delays:

@@ -353,6 +353,13 @@ QUALITY_MAP = Metric(
     "Mean over the classes of the average precision of boxes, at an intersection over union of 0.5 (101 points, as COCO).",
     _OF_VERSION,
 )
+QUALITY_MAP_ALL = Metric(
+    "quality_map_50_95",
+    "gauge",
+    "",
+    "The same, and mean over intersections over union of 0.5, 0.55 ... 0.95: COCO's mAP.",
+    _OF_VERSION,
+)
 QUALITY_IOU = Metric(
     "quality_mean_iou", "gauge", "", "Mean intersection over union of the boxes that match.", _OF_VERSION
 )
@@ -389,6 +396,7 @@ QUALITY = (
     QUALITY_RMSE,
     QUALITY_BIAS,
     QUALITY_MAP,
+    QUALITY_MAP_ALL,
     QUALITY_IOU,
     QUALITY_DELAY,
     QUALITY_WAITING,

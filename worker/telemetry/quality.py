@@ -132,6 +132,7 @@ def _of_version(version: tuple[str, str], tally: Tally) -> Iterator[Sample]:
         names.QUALITY_RMSE: "rmse",
         names.QUALITY_BIAS: "bias",
         names.QUALITY_MAP: "map_50",
+        names.QUALITY_MAP_ALL: "map_50_95",
         names.QUALITY_IOU: "mean_iou",
     }
     for metric, key in single.items():
