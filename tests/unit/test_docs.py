@@ -24,7 +24,8 @@ from worker import errors, settings
 from worker.cli.main import COMMANDS, Parser, main
 from worker.cli.sample import answer
 from worker.serving.load import load
-from worker.telemetry.names import METRICS, PREFIX, QUALITY
+from worker.telemetry.names import METRICS, PREFIX
+from worker.telemetry.quality_names import QUALITY
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "digits.yaml"

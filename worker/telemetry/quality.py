@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 from worker.scoring.joiner import Group
 from worker.scoring.records import Totals, described
 from worker.scoring.tally import Tally, figures
-from worker.telemetry import names
-from worker.telemetry.names import Metric
+from worker.telemetry import quality_names as names
+from worker.telemetry.names import PREFIX, Metric
 from worker.telemetry.prometheus import CONTENT_TYPE
 from worker.telemetry.routes import Answer, Route
 
@@ -97,7 +97,7 @@ class _Collector(Collector):
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         families = {
-            metric: GaugeMetricFamily(names.PREFIX + metric.name, metric.help, labels=metric.labels)
+            metric: GaugeMetricFamily(PREFIX + metric.name, metric.help, labels=metric.labels)
             for metric in names.QUALITY
         }
         for metric, labels, value in _samples(self._look()):
