@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from worker.serving.rollout import Rollout
-from worker.settings import Settings
+from worker.settings import Settings, memory_bound
 from worker.telemetry import logs, page
 from worker.telemetry.access import Access
 from worker.telemetry.follower import Follower
@@ -98,7 +98,6 @@ def _trials(rollouts: Sequence[Rollout]) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def _about(settings: Settings, info: WorkerInfo) -> About:
-    limits = settings.limits
     return About(
         info,
         {name: each.input.topics for name, each in settings.pipelines.items()},
@@ -107,8 +106,8 @@ def _about(settings: Settings, info: WorkerInfo) -> About:
         settings.metrics.topic,
         settings.kafka["bootstrap.servers"],
         settings.metrics.interval_s,
-        limits.in_flight_bytes,
-        limits.in_flight_bytes + limits.prefetch_bytes + limits.output_bytes + settings.largest_record(),
+        settings.limits.in_flight_bytes,
+        memory_bound(settings),
         settings.page.samples,
     )
 

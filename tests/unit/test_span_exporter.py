@@ -19,7 +19,7 @@ from worker import native
 from worker.settings.tracing import TracingSettings, tracing_of
 from worker.telemetry import otlp, span_exporter, spans
 from worker.telemetry.collector import Collector
-from worker.telemetry.span_exporter import QUEUE_SPANS, SpanExporter, Unsent
+from worker.telemetry.span_exporter import QUEUE_RECORDS, SpanExporter, Unsent
 from worker.telemetry.spans import Link, Span
 
 TRACE, ID = bytes(range(16)), bytes(range(1, 9))
@@ -31,6 +31,11 @@ SPAN = Span(
 @dataclass
 class Parcel:
     count: int = 1
+    size: int = 1
+
+    def first(self, records: int) -> Parcel:
+        each = self.count // self.size
+        return Parcel(each * records, records)
 
     def spans(self) -> list[Span]:
         return [SPAN] * self.count
@@ -126,12 +131,22 @@ def test_spans_beyond_the_queue_are_dropped_and_nothing_waits(collector: Receive
     ours = exporter(collector)
     ours.offer(Parcel(10))
     wait_for(lambda: collector.asked == 1)
-    for _ in range(20):
-        ours.offer(Parcel(QUEUE_SPANS // 10))
-    assert ours.counts()["dropped_full"] == 10 * (QUEUE_SPANS // 10)
+    for _ in range(QUEUE_RECORDS + 100):
+        ours.offer(Parcel(2))
+    ours.offer(Parcel(60, 30))
+    assert ours.counts()["dropped_full"] == 260
     collector.hold.set()
     ours.close(10.0)
-    assert ours.counts()["sent"] == 10 + 10 * (QUEUE_SPANS // 10) == len(collector.spans)
+    assert ours.counts()["sent"] == 10 + 2 * QUEUE_RECORDS == len(collector.spans)
+
+
+def test_of_more_records_than_there_is_room_for_the_first_are_kept(collector: Receiver) -> None:
+    """One slab with more traced records than may wait is told in part."""
+    ours = exporter(collector)
+    ours.offer(Parcel(3 * (QUEUE_RECORDS + 5), QUEUE_RECORDS + 5))
+    ours.close(10.0)
+    assert ours.counts()["sent"] == 3 * QUEUE_RECORDS
+    assert ours.counts()["dropped_full"] == 15
 
 
 def test_closing_ends_in_its_budget_and_counts_what_is_left(collector: Receiver) -> None:

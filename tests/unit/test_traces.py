@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import threading
+import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +23,8 @@ from world import Figures
 
 from worker.errors import Retry
 from worker.loop.exactly_once import ExactlyOnce
-from worker.settings.tracing import TracingSettings, tracing_of
+from worker.settings.tracing import WAITING_BYTES, TracingSettings, tracing_of
+from worker.telemetry.span_exporter import QUEUE_RECORDS
 
 CONSUMER, PRODUCER, INTERNAL, ERROR = 5, 4, 1, 2
 STAGES = ["queue", "decode", "wait", "infer", "encode", "hold"]
@@ -279,6 +284,37 @@ def test_records_over_the_rate_have_no_spans_and_are_counted(collector: Receiver
     assert counts["dropped_rate"] == 27 * 8 + 3 * 2
     later = [message for message in messages if message.topic == "results"][18:]
     assert [message.headers for message in later] == [SAMPLED] * 27
+
+
+@pytest.mark.slow
+def test_what_waits_for_the_collector_fits_into_what_check_says(collector: Receiver, tmp_path: Path) -> None:
+    """While the collector does not answer, records with the longest keys, states and reasons that are told wait, as many
+    as may: they take less than the memory sum has for them, and the spans of all others are dropped."""
+    collector.hold.clear()
+    traced = Traced(tmp_path, collector, {"max_per_s": 1_000_000})
+    state = ("tracestate", b"vendor=" + b"x" * 1000)
+    traced.append(FINE, SAMPLED)
+    traced.answer()
+    while not collector.asked:
+        time.sleep(0.005)
+    records = QUEUE_RECORDS + 100
+    for number in range(records):
+        traced.append(b'{"features": ["%s"]}' % (b"n" * 2000), [SAMPLED[0], state], key=b"%0256d" % number)
+    tracemalloc.start()
+    traced.answer(5000)
+    traced.kafka.landed.clear()
+    gc.collect()
+    with_spans = tracemalloc.get_traced_memory()[0]
+    assert traced.exporter.counts()["dropped_full"] == 2 * 100 + 1  # the last batch has only such
+    traced.exporter.close(0.01)
+    gc.collect()
+    waited = with_spans - tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert QUEUE_RECORDS * 1000 < waited < WAITING_BYTES
+    assert traced.exporter.counts()["failed"] == 9 + 2 * QUEUE_RECORDS + 1
+    collector.hold.set()
+    while any(thread.name == "spans" for thread in threading.enumerate()):
+        time.sleep(0.005)
 
 
 def test_the_rate_comes_back_with_time(collector: Receiver, tmp_path: Path) -> None:

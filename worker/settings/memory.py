@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from worker.settings.sections import Settings
+from worker.settings.tracing import WAITING_BYTES
 
 
 def memory_parts(settings: Settings) -> dict[str, int]:
@@ -15,7 +16,11 @@ def memory_parts(settings: Settings) -> dict[str, int]:
         "largest record": settings.largest_record(),
     }
     kept = sum(each.cache.bytes for each in settings.pipelines.values() if each.cache is not None)
-    return {**parts, "cache": kept} if kept else parts
+    if kept:
+        parts["cache"] = kept
+    if settings.tracing is not None:
+        parts["spans"] = WAITING_BYTES
+    return parts
 
 
 def memory_bound(settings: Settings) -> int:

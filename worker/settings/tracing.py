@@ -23,6 +23,8 @@ DEFAULT_URL = "http://localhost:4318"
 DEFAULT_TIMEOUT_MS = "10000"
 PATH = "/v1/traces"
 """Where a collector takes spans, below its address (OTLP 1.0)."""
+WAITING_BYTES = 8 << 20
+"""Most memory of spans that wait for the collector."""
 _EXPORTER = "OTEL_EXPORTER_OTLP_"
 
 

@@ -16,8 +16,8 @@ EVERY_S = 1.0
 REQUEST_SPANS = 256
 """A request is sent as soon as so many wait, and has a few more at most. Writing it takes 1 ms of the interpreter's lock, for
 which the loop has to wait: a larger one would show in the latency of records."""
-QUEUE_SPANS = 16_384
-"""Most spans that wait, about 8 MB."""
+QUEUE_RECORDS = 2048
+"""Most records whose spans wait: each takes 4 KB at most, which makes :data:`worker.settings.tracing.WAITING_BYTES`."""
 PAUSES_S = (1.0, 2.0, 4.0)
 """Waits before a request is tried again that the collector could not take now."""
 OUTCOMES = ("sent", "failed", "dropped_rate", "dropped_full")
@@ -34,6 +34,13 @@ class Parcel(Protocol):
     @property
     def count(self) -> int:
         """How many spans it stands for."""
+
+    @property
+    def size(self) -> int:
+        """Of how many records."""
+
+    def first(self, records: int) -> Parcel:
+        """The part of it of the first records."""
 
     def spans(self) -> Sequence[Span]:
         """The spans; called on the exporter's thread."""
@@ -82,6 +89,8 @@ class SpanExporter:
         self._queue: deque[Parcel] = deque()
         self._waiting = 0
         """Spans in the queue."""
+        self._records = 0
+        """Records in the queue."""
         self._sending = 0
         """Spans of the request that is under way."""
         self._closing = self._closed = False
@@ -93,11 +102,15 @@ class SpanExporter:
     def offer(self, parcel: Parcel) -> None:
         """Take spans to be sent, or drop them where too many wait."""
         with self._changed:
-            if self._closing or self._waiting + parcel.count > QUEUE_SPANS:
-                self._counts["dropped_full"] += parcel.count
+            whole, room = parcel.count, 0 if self._closing else QUEUE_RECORDS - self._records
+            if parcel.size > room:
+                parcel = parcel.first(room)
+                self._counts["dropped_full"] += whole - parcel.count
+            if not parcel.size:
                 return
             self._queue.append(parcel)
             self._waiting += parcel.count
+            self._records += parcel.size
             if self._waiting >= REQUEST_SPANS:
                 self._changed.notify_all()
 
@@ -142,6 +155,7 @@ class SpanExporter:
         while self._queue and self._sending < REQUEST_SPANS:
             parcels.append(self._queue.popleft())
             self._sending += parcels[-1].count
+            self._records -= parcels[-1].size
         self._waiting -= self._sending
         return parcels
 

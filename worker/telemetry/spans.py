@@ -14,8 +14,8 @@ TRACESTATE = "tracestate"
 SAMPLED = 0x01
 KNOWN_FLAGS = 0x03
 """Sampled, and random (level 2 of the standard); a participant clears the others."""
-STATE_CHARACTERS = 4096
-"""A longer tracestate is not told; the standard asks for 512 at least."""
+STATE_CHARACTERS = 1024
+"""A longer tracestate is not told in spans; the standard asks for 512 at least. The result keeps it."""
 INTERNAL, PRODUCER, CONSUMER = 1, 4, 5
 """Kinds of spans, by their numbers in OTLP."""
 

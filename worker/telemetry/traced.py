@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from worker.batch import Batch
 from worker.errors import Rejection
 from worker.telemetry.spans import CONSUMER, INTERNAL, PRODUCER, Context, Link, Span
 
+MESSAGE_CHARACTERS = 500
+"""Of a dead letter's reason; the letter itself has all of it."""
 Told = list[tuple[str, str | int | float | bool]]
 """Attributes of a span."""
 
@@ -70,6 +73,20 @@ class TracedBatch:
         return cls(place, f"batch {batch.route.name}", batch.decode_started_ns, batch.finished_ns, told)
 
 
+class Failure(NamedTuple):
+    """Why a record became a dead letter."""
+
+    reason: str
+    stage: str
+    message: str
+
+    @classmethod
+    def of(cls, why: Rejection, redact: Callable[[str], str]) -> Failure:
+        """What spans tell of a rejection: a message may be of any length, and hold what UTF-8 cannot encode."""
+        text = redact(why.message)[:MESSAGE_CHARACTERS]
+        return cls(why.reason, why.stage, text.encode("utf-8", "replace").decode())
+
+
 @dataclass(slots=True)
 class Traced:
     """A traced record. Times are monotonic nanoseconds."""
@@ -99,10 +116,10 @@ class Traced:
     """Length of its result."""
     batch: TracedBatch | None
     """None where the record never was in one."""
-    why: Rejection | None
-    """Why it became a dead letter."""
     dropped: bool
     """It has no output."""
+    why: Failure | None = None
+    """Why it became a dead letter; known when its output is acknowledged."""
 
     @property
     def count(self) -> int:
@@ -128,6 +145,14 @@ class Settled:
     ended_ns: int
     """Monotonic clock."""
     here: Here
+
+    @property
+    def size(self) -> int:
+        return len(self.records)
+
+    def first(self, records: int) -> Settled:
+        """The part of it of the first records."""
+        return replace(self, records=self.records[:records])
 
     @property
     def count(self) -> int:
@@ -158,8 +183,7 @@ class Settled:
             *_keyed(record),
         ]
         if why is not None:
-            # The text of an exception may hold characters that UTF-8 cannot encode.
-            error = f"{why.reason}: {here.redact(why.message)}".encode("utf-8", "replace").decode()
+            error = f"{why.reason}: {why.message}"
             told += [("error.type", why.reason), ("streaminfer.stage", why.stage)]
         return Span(
             record.trace_id,

@@ -32,7 +32,7 @@ from worker.telemetry.spans import (
     tracestate,
     written,
 )
-from worker.telemetry.traced import Here, Settled, Traced, TracedBatch, model_of
+from worker.telemetry.traced import Failure, Here, Settled, Traced, TracedBatch, model_of
 
 if TYPE_CHECKING:
     from worker.loop.laying import Sheet
@@ -150,7 +150,7 @@ class RecordTracer:
                 traced.batch = known[id(its)]
             slab.traced.append(traced)
             route = sheet.routes[row]
-            if route is not None and not traced.dropped and traced.why is None:
+            if route is not None and not traced.dropped and row not in sheet.outcomes.rejected:
                 _lead_on(sheet.outcomes, row, traced, route.envelope)
 
     def settled(self, slab: Slab, spans: Sequence[Rows]) -> None:
@@ -158,8 +158,9 @@ class RecordTracer:
         records = [each for each in slab.traced if any(span.start <= each.row < span.stop for span in spans)]
         slab.traced = []
         for record in records:  # an output may have been refused since
-            record.why = slab.rejected.get(record.row)
-            record.dropped = record.why is None and record.row in slab.dropped
+            why = slab.rejected.get(record.row)
+            record.why = Failure.of(why, self._here.redact) if why is not None else None
+            record.dropped = why is None and record.row in slab.dropped
         if records:
             unix_ns = round(slab.taken_ms * 1e6) - slab.taken_ns
             self._exporter.offer(Settled(records, unix_ns, self._clock_ns(), self._here))
@@ -208,7 +209,6 @@ class RecordTracer:
             self._key(columns.keys[row]),
             len(outcomes.bodies[row] or b""),
             None,
-            outcomes.rejected.get(row),
             row in outcomes.dropped,
         )
 
