@@ -181,6 +181,7 @@ class _Parts:
         source, sink = self._clients.source, self._clients.sink
         vitals.attach(self._conductor, source, self._pool, lambda: (source.errors, sink.errors))
         vitals.last_error = lambda: source.health.last_error or sink.last_error
+        vitals.throttled_s = lambda: source.health.throttled_s
         watched, awake = self._ways_to_be_stuck()
         self._watchdog = self._watch(watched, awake)
         self.in_force = InForce(self._conductor, engine, vitals, watched, traces)

@@ -14,6 +14,8 @@ from worker.errors import ClientFatal, StartError
 
 BROKERLESS_S = 20.0
 """The client is given up after it has known no broker for this long."""
+THROTTLING_TOLD_S = 60.0
+"""Between two lines about quotas."""
 REFUSALS = {
     KafkaError._AUTHENTICATION: "kafka: authentication failed",
     KafkaError._SSL: "kafka: TLS failed",
@@ -64,6 +66,9 @@ class ClientHealth:
         self._joined = False
         self._failure: Exception | None = None
         self._had_brokers_s = clock()
+        self.throttled_s = 0.0
+        """Seconds for which brokers have held back answers so far, because of a quota."""
+        self._throttling_told_s = float("-inf")
 
     def joined(self) -> None:
         """The client is a member of its group: it was let in, so refusals from now on may pass."""
@@ -120,6 +125,7 @@ class ClientHealth:
             brokers: the ``brokers`` object of librdkafka's statistics.
         """
         now = self._clock()
+        self._note_throttling(sum(each.get("throttle", {}).get("sum", 0) for each in brokers.values()), now)
         # the group coordinator is listed a second time, as a broker with source "logical"
         listed = [broker for broker in brokers.values() if broker.get("source") != "logical"]
         self.brokers_up = sum(broker.get("state") == "UP" for broker in listed)
@@ -129,4 +135,16 @@ class ClientHealth:
             self._failure = ClientFatal(
                 f"the Kafka consumer has had no broker to ask for {BROKERLESS_S:.0f} s and does not look for one; "
                 "a new process begins with kafka.bootstrap.servers"
+            )
+
+    def _note_throttling(self, held_ms: float, now_s: float) -> None:
+        """Count what brokers held back since the last statistics, and say so now and then."""
+        if held_ms <= 0:
+            return
+        self.throttled_s += held_ms / 1000
+        if now_s - self._throttling_told_s >= THROTTLING_TOLD_S:
+            self._throttling_told_s = now_s
+            log.warning(
+                "kafka: the broker slows this client down, because a quota is used up: answers were held back by %.0f ms",
+                held_ms,
             )

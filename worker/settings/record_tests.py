@@ -12,6 +12,7 @@ from worker.errors import ConfigError, Reason, Stage
 from worker.settings.kinds import File, Text
 from worker.settings.plain import AnyValue
 from worker.settings.section import Section
+from worker.topics import Topics
 
 if TYPE_CHECKING:
     from worker.settings.sections import Settings
@@ -123,7 +124,7 @@ def check_tests(settings: Settings) -> None:
     Raises:
         ConfigError: names the first of them.
     """
-    topics = {topic: None for pipeline in settings.pipelines.values() for topic in pipeline.input.topics}
+    topics = Topics(topic for pipeline in settings.pipelines.values() for topic in pipeline.input.topics)
     names: set[str] = set()
     for index, test in enumerate(settings.tests):
         place = f"tests.{index} ({test.name})"
@@ -136,7 +137,7 @@ def check_tests(settings: Settings) -> None:
             raise ConfigError(f"{place}.record.file: {file} {found}; expected a file with one record")
         if test.record.topic is not None and test.record.topic not in topics:
             raise ConfigError(
-                f"{place}.record.topic: got '{test.record.topic}', expected one of {', '.join(topics)}"
+                f"{place}.record.topic: got '{test.record.topic}', expected one of {', '.join(sorted(topics))}"
             )
         if test.expect.pipeline is not None and test.expect.pipeline not in settings.pipelines:
             raise ConfigError(

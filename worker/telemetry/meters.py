@@ -75,6 +75,8 @@ class KafkaState:
     """Name of librdkafka's error code -> errors of the clients since the start."""
     outside: bool = True
     """Whether everyone outside for whom records wait, such as a store, can be reached."""
+    throttled_s: float = 0.0
+    """Seconds for which brokers have held back answers to the consumer, because of a quota."""
 
 
 @dataclass(slots=True)

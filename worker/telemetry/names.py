@@ -235,6 +235,12 @@ OUTSIDE_AVAILABLE = Metric(
     "",
     "0 while a store or a schema registry that records wait for does not answer, else 1.",
 )
+KAFKA_THROTTLED = Metric(
+    "kafka_throttled_seconds_total",
+    "counter",
+    "seconds",
+    "Time for which brokers held back answers to the consumer, because a quota was used up.",
+)
 KAFKA_ERRORS = Metric(
     "kafka_errors_total",
     "counter",
@@ -292,6 +298,7 @@ METRICS = (
     ASSIGNED_PARTITIONS,
     BROKER_AVAILABLE,
     OUTSIDE_AVAILABLE,
+    KAFKA_THROTTLED,
     KAFKA_ERRORS,
     SPANS,
     LOG_LINES_DROPPED,

@@ -102,6 +102,7 @@ def _samples(snapshot: Snapshot) -> Iterator[Sample]:
     yield names.ASSIGNED_PARTITIONS, (), snapshot.kafka.assigned
     yield names.BROKER_AVAILABLE, (), snapshot.kafka.available
     yield names.OUTSIDE_AVAILABLE, (), snapshot.kafka.outside
+    yield names.KAFKA_THROTTLED, (), snapshot.kafka.throttled_s
     for code, errors in snapshot.kafka.errors.items():
         yield names.KAFKA_ERRORS, (code,), errors
     for outcome, spans in snapshot.spans.items():

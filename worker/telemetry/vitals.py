@@ -104,6 +104,8 @@ class Vitals:
         self._standing: Callable[[], str | None] = lambda: None
         self._reach: Mapping[Partition, Reach] = {}
         self._reading = Reading({})
+        self.throttled_s: Callable[[], float] = float
+        """Set by whoever has the consumer: for how long a quota has held back its answers so far."""
         self.elsewhere_away: Callable[[], str] = str
         """Set by whoever watches other clusters: the setting that names one of which no broker answers, else empty."""
         self._away = ""
@@ -270,7 +272,11 @@ class Vitals:
             partitions[partition] = state._replace(drain_s=self._rates.seconds(partition, state.lag))
         errors = sum(self._errors(), Counter())
         kafka = KafkaState(
-            self._brokerless is None, len(loop.window.owned), errors, self.waits_outside() is None
+            self._brokerless is None,
+            len(loop.window.owned),
+            errors,
+            self.waits_outside() is None,
+            self.throttled_s(),
         )
         return self._meters.snapshot(loop.budget.held, partitions, kafka)
 
