@@ -144,7 +144,4 @@ class ClientHealth:
         self.throttled_s += held_ms / 1000
         if now_s - self._throttling_told_s >= THROTTLING_TOLD_S:
             self._throttling_told_s = now_s
-            log.warning(
-                "kafka: the broker slows this client down, because a quota is used up: answers were held back by %.0f ms",
-                held_ms,
-            )
+            log.warning("the broker slows this client down: a quota is used up", held_back_ms=round(held_ms))

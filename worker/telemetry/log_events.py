@@ -86,6 +86,7 @@ postprocess at speed again | info | pipeline, after_s, p50_ms, was_ms | It is ov
 
 == Kafka
 broker lost | warning | brokers, error | No broker is connected any more. | #broker-lost
+the broker slows this client down: a quota is used up | warning | held_back_ms | It held back answers to the consumer for so long in the last second. Told once a minute. | guides/clusters.md#quotas
 still without broker | warning | for_s | After 30 s, then once a minute. | #broker-lost
 broker back | info | after_s | A broker is connected again. |
 kafka errors | warning | errors, last | Errors of the clients while a broker is connected, by librdkafka's name of the code. | #kafka-errors
