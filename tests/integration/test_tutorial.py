@@ -67,7 +67,9 @@ def test_every_step_of_the_tutorial_works(broker_port: int, background: ExitStac
                 wait_for(lambda: refused(environment), "the dead letter")
     assert said["produce examples/frames --topic digits --config examples/digits.yaml --key name"]
     assert len(said["tail examples/digits.yaml --count 10"].splitlines()) == 10
-    assert re.search(r"undecodable +decode +1$", said["dlq list examples/digits.yaml"], re.MULTILINE)
+    assert re.search(
+        r"undecodable +decode +1 +1 +0 .*not a JPEG", said["dlq list examples/digits.yaml"], re.MULTILINE
+    )
     metrics = json.loads(said["tail examples/digits.yaml --what metrics --count 1 --json"])
     assert metrics["value"]["type"] == "streaminfer.metrics"
 
