@@ -6,6 +6,7 @@ import base64
 import gzip
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -90,7 +91,7 @@ def _with_base64(part: Any) -> Any:
 
 
 @contextmanager
-def receiver(port: int = 0) -> Iterator[Receiver]:
+def receiver(port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     """A receiver on a port of this machine."""
     ours = Receiver()
     connections: list[socket.socket] = []
@@ -130,9 +131,11 @@ def receiver(port: int = 0) -> Iterator[Receiver]:
 
     with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         server.daemon_threads = True
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
-        ours.url = f"http://127.0.0.1:{server.server_port}"
+        ours.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_port}"
         try:
             yield ours
         finally:

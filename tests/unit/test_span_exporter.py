@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,10 @@ from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from otlp_receiver import Receiver, attributes, read, receiver, trace_pb2
+from secured import USER, make_certificates
 
 from worker import native
+from worker.errors import ConfigError
 from worker.settings.tracing import TracingSettings, tracing_of
 from worker.telemetry import otlp, span_exporter, spans
 from worker.telemetry.collector import Collector
@@ -218,6 +222,33 @@ def test_a_request_is_what_the_environment_asks_for(collector: Receiver) -> None
     assert headers["content-type"] == "application/json"
     assert collector.spans[0].name == "process in"
     assert "secret" not in repr(tracing_of(TracingSettings(), {"OTEL_EXPORTER_OTLP_HEADERS": "a=secret"}))
+
+
+def test_https_checks_the_collector_and_shows_the_clients_certificate(tmp_path: Path) -> None:
+    """A collector of a known authority that asks for a certificate gets the spans; a stranger gets none; a key under a
+    password is one sentence."""
+    make_certificates(tmp_path)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tmp_path / "ca.pem")
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.load_cert_chain(tmp_path / "broker.pem")
+    known = {"OTEL_EXPORTER_OTLP_CERTIFICATE": str(tmp_path / "ca.pem")}
+    own = {"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(tmp_path / "broker.pem")}
+    with receiver(tls=server) as collector:
+        ours = sender(collector.url, **known, **own)
+        ours.send([SPAN])
+        ours.close()
+        assert len(collector.spans) == 1
+        strange = {"OTEL_EXPORTER_OTLP_CERTIFICATE": str(tmp_path / "strange-ca.pem")}
+        stranger = sender(collector.url, **strange, **own)
+        with pytest.raises(Unsent, match="certificate verify failed"):
+            stranger.send([SPAN])
+        stranger.close()
+        locked = {
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(tmp_path / f"{USER}.pem"),
+            "OTEL_EXPORTER_OTLP_CLIENT_KEY": str(tmp_path / f"{USER}.key"),
+        }
+        with pytest.raises(ConfigError, match=r"^a certificate for https://.* cannot be used: "):
+            sender(collector.url, **known, **locked)
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
