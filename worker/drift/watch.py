@@ -29,14 +29,14 @@ LEAST_RECORDS = 100
 """With fewer in the window nothing is said: what chance adds would be as large as the threshold."""
 SLICES = 6
 """The window moves on in steps of one of so many parts."""
-CPU_SHARE = 0.015
+CPU_SHARE = 0.01
 """Of the processor time of the process, for all its pipelines together."""
 RATE = 256
 """Most records that are measured in a second, on average."""
 GATHER = 512
 """Records whose figures are sorted into bins together."""
-_MOST_NS = 150_000_000
-"""Processor time that may be spent at the beginning, and that is saved up at most: a thousand records, about."""
+_MOST_NS = 80_000_000
+"""Processor time that may be spent at the beginning, and that is saved up at most: some hundred records, about."""
 _LATER_NS = 20_000_000
 """When nothing may be spent now, that is asked again after so long."""
 _ROW_NS = 500_000
