@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 from kafka_support import Cluster
 from stream import read_all
 
+from worker.cli import produce
 from worker.cli.main import main
 from worker.kafka.broker import EmbeddedBroker
 
@@ -245,6 +247,26 @@ def test_a_mistake_is_one_sentence(
     assert (code, out) == (2, "")
     assert sentence in error
     assert error.count("\n") == 1
+
+
+def test_an_interrupted_produce_says_how_much_it_sent(
+    cluster: Cluster, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C is exit 130; what was handed over before is waited for and counted."""
+    topic = cluster.topic(1)
+    source = tmp_path / "rows.jsonl"
+    source.write_text("1\n2\n3\n")
+    sent = produce._repeated
+
+    def interrupted(*arguments: Any) -> Iterator[Any]:
+        items = sent(*arguments)
+        yield from (next(items), next(items))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(produce, "_repeated", interrupted)
+    code, out, _ = run("produce", source, "--topic", topic, "--bootstrap", cluster.bootstrap)
+    assert (code, out) == (130, f"2 records sent to {topic} before it was interrupted\n")
+    assert len(read_all(cluster.bootstrap, topic)) == 2
 
 
 def test_a_missing_topic_cannot_start(cluster: Cluster, run: Run, tmp_path: Path) -> None:

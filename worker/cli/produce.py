@@ -15,15 +15,16 @@ from typing import cast
 from worker import settings as configuration
 from worker.batch import Headers
 from worker.cli.connect import above_zero, add_property_option, at_least_one, connection, pair
-from worker.cli.main import add_set_option
+from worker.cli.main import INTERRUPTED, add_set_option
 from worker.cli.payloads import sent_to
 from worker.cli.registered import Framer, add_registry_options, expects_schemas, registry_settings
 from worker.cli.shelf import shelf_of
-from worker.cli.sources import Item, Source, opened
+from worker.cli.sources import Item, Source, opened_all
 from worker.errors import ConfigError
 from worker.kafka.tools import TopicWriter
 from worker.payload.wrapping import Wrapping
 from worker.settings import Settings
+from worker.text import printable
 
 PACE_S = 0.1
 """Acknowledgements are served at least this often while waiting for the next record's turn."""
@@ -32,6 +33,7 @@ EXAMPLE = """\
 examples:
   streaminfer produce frames/ --topic digits --bootstrap localhost:9092 --rate 20
   streaminfer produce rows.csv --topic houses --config houses.yaml --key id --header source=test
+  streaminfer produce cameras/ --recursive --topic digits --bootstrap localhost:9092
   streaminfer produce clips/ --raw --topic clips --bootstrap localhost:9092
   streaminfer produce rows.csv --topic readings --bootstrap localhost:9092 --registry http://localhost:8081
   cat records.jsonl | streaminfer produce - --topic houses --bootstrap localhost:9092"""
@@ -41,10 +43,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Send files, the frames of a video, rows of a table or lines of text to a topic."
     parser.epilog = EXAMPLE
     parser.add_argument(
-        "source",
+        "sources",
         metavar="SOURCE",
+        nargs="+",
         help="an image, a sound, .npy or .json file, or a folder of them or of .txt files (each file one record); a video (its frames as JPEG); "
-        ".csv or .tsv (each row a JSON object); .jsonl or .txt (each line as it is); or - (lines of standard input)",
+        ".csv or .tsv (each row a JSON object); .jsonl or .txt (each line as it is); or - (lines of standard input). "
+        "Several are sent one after the other; 'frames/*.png' stands for files",
     )
     parser.add_argument("--topic", required=True)
     parser.add_argument("--bootstrap", metavar="H:P", help="the broker")
@@ -62,6 +66,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=at_least_one,
         metavar="N",
         help="how many records; a shorter source is repeated (default: the source once)",
+    )
+    parser.add_argument(
+        "--recursive", action="store_true", help="of a folder, also the files of the folders inside it"
     )
     parser.add_argument(
         "--raw",
@@ -102,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.bootstrap is None) == (args.config is None):
         raise ConfigError("produce: expected one of --bootstrap and --config")
     headers: Headers = [(name, value.encode()) for name, value in (pair("--header", h) for h in args.headers)]
-    source = opened(args.source, args.key, args.raw)
+    source = opened_all(args.sources, args.key, args.raw, args.recursive)
     items = _repeated(source, args.count)
     items = chain([next(items)], items)  # a source that cannot be read is found before the broker is asked
     settings = configuration.load(args.config, args.overrides) if args.config is not None else None
@@ -115,8 +122,11 @@ def run(args: argparse.Namespace) -> int:
     writer = TopicWriter(client, args.topic)
     if source.left_out:
         print(f"{source.name}: {source.left_out}", file=sys.stderr)
+    for note in source.notes:
+        print(printable(note), file=sys.stderr)
     mistake: ConfigError | None = None
-    with _progress(args.count) as show:
+    interrupted = False
+    with _progress(args.count or source.total) as show:
         try:
             sent_items = items if wrapping is None else _wrapped(items, wrapping)
             if shelf is not None:
@@ -124,12 +134,17 @@ def run(args: argparse.Namespace) -> int:
             _send(writer, sent_items, headers, args.rate, show)
         except ConfigError as error:
             mistake = error  # what was sent before it is on its way: wait for it and say how much that is
+        except KeyboardInterrupt:
+            interrupted = True  # the same
         for _left in writer.finish():
             show(writer.acknowledged)
         show(writer.acknowledged)
     sent = f"{writer.acknowledged} record{'s' * (writer.acknowledged != 1)} sent to {args.topic}"
     if mistake is not None:
         raise ConfigError(f"{mistake}; {sent} before that")
+    if interrupted:
+        print(f"{sent} before it was interrupted")
+        return INTERRUPTED
     print(sent)
     return 0
 
@@ -206,14 +221,30 @@ def _repeated(source: Source, count: int | None) -> Iterator[Item]:
 
 @contextmanager
 def _progress(count: int | None) -> Iterator[Callable[[int], None]]:
-    """Shows how many records are acknowledged; nothing unless standard error is a terminal."""
+    """Shows how many records are acknowledged, how many a second, and the time that is left where the number of records is
+    known; nothing unless standard error is a terminal."""
     if not sys.stderr.isatty() or "NO_COLOR" in os.environ:
         yield lambda acknowledged: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn()]
+    if count is not None:
+        columns += [TextColumn("left"), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=count)
-        yield lambda acknowledged: bar.update(task, completed=acknowledged)
+        task = bar.add_task("", total=count, rate="")
+        started = time.monotonic()
+
+        def show(acknowledged: int) -> None:
+            rate = acknowledged / max(1e-3, time.monotonic() - started)
+            bar.update(task, completed=acknowledged, rate=f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
+
+        yield show

@@ -6,12 +6,13 @@ A kind of file is one entry of ``KINDS``: the endings it has and the function th
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -55,15 +56,51 @@ class Source(NamedTuple):
     left_out: str = ""
     """Which files of a folder are not sent, as a sentence; empty when all are."""
     repeats: bool = True
+    total: int | None = None
+    """How many records it has; None where nobody knows before it is read."""
+    notes: tuple[str, ...] = ()
+    """How it is understood, where that may be wrong; a sentence each."""
 
 
-def opened(name: str, key: str | None, raw: bool = False) -> Source:
+def opened_all(names: Sequence[str], key: str | None, raw: bool = False, recursive: bool = False) -> Source:
+    """Several sources as one, in their order; a name with ``*``, ``?`` or ``[...]`` stands for files.
+
+    Raises:
+        ConfigError: as :func:`opened`, or a pattern that no file matches.
+    """
+    sources = [opened(each, key, raw, recursive) for name in names for each in _matching(name)]
+    if len(sources) == 1:
+        return sources[0]
+    totals = [each.total for each in sources]
+    left_out = "; ".join(f"{each.name}: {each.left_out}" for each in sources if each.left_out)
+    return Source(
+        f"{len(sources)} sources",
+        lambda: (item for each in sources for item in each.read()),
+        left_out,
+        all(each.repeats for each in sources),
+        None if None in totals else sum(total for total in totals if total is not None),
+        tuple(note for each in sources for note in each.notes),
+    )
+
+
+def _matching(name: str) -> list[str]:
+    """The files of a pattern that the shell has left as it is; anything else itself."""
+    if name == "-" or not glob.has_magic(name) or os.path.exists(name):
+        return [name]
+    found = sorted(glob.glob(name, recursive=True))
+    if not found:
+        raise ConfigError(f"{name}: no file matches")
+    return found
+
+
+def opened(name: str, key: str | None, raw: bool = False, recursive: bool = False) -> Source:
     """What ``name`` stands for.
 
     Args:
         name: a path, or ``-`` for standard input.
         key: the column, field or ``name`` that becomes the key of each record.
         raw: send every file as one record, whatever its ending is.
+        recursive: of a folder, also the files of the folders inside it.
 
     Raises:
         ConfigError: it does not exist or is of no known kind. Faults inside are raised while reading.
@@ -78,23 +115,30 @@ def opened(name: str, key: str | None, raw: bool = False) -> Source:
         )
     path = Path(name)
     if path.is_dir():
-        return _folder(path, key, raw)
+        return _folder(path, key, raw, recursive)
     if not path.is_file():
         raise ConfigError(f"{name}: no such file or folder")
     if raw:
-        return Source(name, lambda: iter([_whole(path, key)]))
+        return Source(name, lambda: iter([_whole(path, key)]), total=1)
     for endings, read in KINDS.items():
         if path.suffix.lower() in endings:
-            return Source(name, partial(read, path, key))
+            total = 1 if any(endings <= whole for whole in WHOLE) and endings != TEXTS else None
+            notes = _table_notes(path) if endings == TABLES else ()
+            return Source(name, partial(read, path, key), total=total, notes=notes)
     known = ", ".join(sorted(ENDINGS))
     raise ConfigError(
         f"{name}: expected a folder, - or a file that ends in one of {known}; --raw sends any file as it is"
     )
 
 
-def _folder(path: Path, key: str | None, raw: bool) -> Source:
+def _folder(path: Path, key: str | None, raw: bool, recursive: bool) -> Source:
     """The files of a folder that are one record each, in the order of their names."""
-    there = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    inside = path.rglob("*") if recursive else path.iterdir()
+    there = sorted(
+        file
+        for file in inside
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
     files = there
     if not raw:
         by_kind = ([f for f in there if f.suffix.lower() in endings] for endings in WHOLE)
@@ -106,8 +150,12 @@ def _folder(path: Path, key: str | None, raw: bool) -> Source:
             else f"images, sounds or other files of one record each ({_whole_endings()})"
         )
         hint = "" if raw else "; --raw sends every file as it is"
+        if not recursive and any(each.is_dir() for each in path.iterdir()):
+            hint += "; --recursive looks into its folders, too"
         raise ConfigError(f"{path}: expected {expected} in the folder, found none{hint}")
-    return Source(str(path), lambda: (_whole(file, key) for file in files), _left_out(there, files))
+    return Source(
+        str(path), lambda: (_whole(file, key) for file in files), _left_out(there, files), total=len(files)
+    )
 
 
 def _left_out(there: list[Path], files: list[Path]) -> str:
@@ -168,6 +216,28 @@ def _frames(path: Path, key: str | None) -> Iterator[Item]:
             number += 1
     finally:
         video.release()
+
+
+def _table_notes(path: Path) -> tuple[str, ...]:
+    """What is taken for the separator and the names of a table, where the first line leaves a doubt."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = file.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError):
+        return ()  # reading the rows says what is wrong
+    separator = max(DELIMITERS, key=first.count)
+    names = next(csv.reader([first], delimiter=separator), [])
+    shown = {"\t": "tab"}.get(separator, separator)
+    notes = []
+    if names and all(JSON_NUMBER.fullmatch(name.strip()) for name in names):
+        notes.append(
+            f"{path}: the first line has numbers only, and is taken for the names of the columns: {', '.join(names)}"
+        )
+    if first and not first.count(separator):
+        notes.append(f"{path}: one column, {names[0]}: the first line has none of , ; tab |")
+    elif first and separator != ",":
+        notes.append(f"{path}: {len(names)} columns separated by {shown}: {', '.join(names)}")
+    return tuple(notes)
 
 
 def _rows(path: Path, key: str | None) -> Iterator[Item]:
