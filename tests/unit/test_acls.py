@@ -159,3 +159,13 @@ def test_a_token_comes_over_an_encrypted_connection(url: str, allowed: bool, ref
     except ConfigError as error:
         found = str(error)
     assert ("kafka.sasl.oauthbearer.token.endpoint.url: expected" in found) is refused
+
+
+def test_late_labels_need_rights_of_their_own() -> None:
+    """With `labels` the rights of `streaminfer score` are listed as optional: its group, the labels and the results."""
+    found = rights_of(
+        settings(postprocess={"classification": {}}, labels={"topic": "truth", "id": "key", "label": "y"})
+    )
+    for_score = {(r.kind, r.name) for r in found if "score" in r.optional}
+    assert for_score == {("topic", "truth"), ("topic", "out"), ("group", "g.score")}
+    assert needed(found) == AT_LEAST_ONCE

@@ -18,6 +18,7 @@ from worker.errors import StartError
 from worker.kafka.admin import EMBEDDED_CLUSTER, Admin
 from worker.kafka.properties import Client, build, producer_properties
 from worker.kafka.uses import uses_of
+from worker.settings.label_checks import scored_pipelines
 from worker.topics import is_pattern, prefix
 
 if TYPE_CHECKING:
@@ -79,7 +80,18 @@ def rights_of(settings: Settings, cluster: str = "") -> list[Right]:
     if cluster:
         return [*found.values()]
     group = settings.kafka["group.id"]
-    rights = [*found.values(), Right("READ", "group", group, "kafka.group.id")]
+    if settings.labels is not None:
+        read = {settings.labels.topic: "labels.topic"} | dict.fromkeys(
+            scored_pipelines(settings)[0], "labels"
+        )
+        for topic, field in read.items():
+            found[topic, "READ"] = Right("READ", "topic", topic, field, optional=_FOR_SCORE)
+    rights = [
+        *sorted(found.values(), key=lambda right: right.name),
+        Right("READ", "group", group, "kafka.group.id"),
+    ]
+    if settings.labels is not None:
+        rights.append(Right("READ", "group", f"{group}.score", "labels", optional=_FOR_SCORE))
     if settings.delivery == "queue":
         rights += [
             Right(operation, "group", group, "delivery: queue", optional=_BY_HAND)
@@ -93,6 +105,7 @@ def rights_of(settings: Settings, cluster: str = "") -> list[Right]:
 
 
 _WITHOUT_CONFIGS = "without it the topic's limits are not known and Kafka's defaults are assumed"
+_FOR_SCORE = "only streaminfer score needs it"
 _BY_HAND = "without it the group's settings are to be made by hand"
 _IF_THERE = "only needed where the topic does not exist"
 
