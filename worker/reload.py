@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol
 
 from worker.errors import WorkerError
+from worker.filesystem import LIST_MAX, read_bytes
 from worker.serving.successor import Refused
 from worker.settings import Settings
 from worker.settings.changes import Changes, changes
@@ -202,7 +203,7 @@ def _mark(settings: Settings, pipeline: str) -> tuple[Any, ...]:
         return ()
     try:
         found = wanted.model.file.stat()
-        labels = wanted.label_file.read_bytes() if wanted.label_file is not None else b""
+        labels = read_bytes(wanted.label_file, LIST_MAX) if wanted.label_file is not None else b""
     except OSError:
         return (None,)
     return found.st_mtime_ns, found.st_size, sha256(labels).hexdigest()

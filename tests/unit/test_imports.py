@@ -34,6 +34,7 @@ SHARED = (
     "frames",
     "outside",
     "extras",
+    "filesystem",
     "registry",
     "sending",
     "sizes",

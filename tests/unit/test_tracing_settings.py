@@ -115,7 +115,10 @@ def test_the_exporter_and_the_resource_follow_the_environment() -> None:
         ({"OTEL_EXPORTER_OTLP_TIMEOUT": "10s"}, "OTEL_EXPORTER_OTLP_TIMEOUT is '10s', expected whole mill"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT: expected an addr"),
         ({"OTEL_EXPORTER_OTLP_COMPRESSION": "zstd"}, "OTEL_EXPORTER_OTLP_COMPRESSION is 'zstd'"),
-        ({"OTEL_EXPORTER_OTLP_CERTIFICATE": "/no/ca.pem"}, "OTEL_EXPORTER_OTLP_CERTIFICATE: /no/ca.pem is n"),
+        (
+            {"OTEL_EXPORTER_OTLP_CERTIFICATE": "/no/ca.pem"},
+            "OTEL_EXPORTER_OTLP_CERTIFICATE: /no/ca.pem does n",
+        ),
         ({"OTEL_EXPORTER_OTLP_HEADERS": "token"}, "OTEL_EXPORTER_OTLP_HEADERS: expected name=value"),
         ({"OTEL_EXPORTER_OTLP_HEADERS": "a=b%0d%0ac"}, "OTEL_EXPORTER_OTLP_HEADERS: expected names and val"),
     ],

@@ -16,6 +16,7 @@ from worker import __version__
 from worker.bench.trial import Trial
 from worker.bench.usage import Usage
 from worker.errors import ConfigError
+from worker.filesystem import read_bytes
 from worker.settings import Settings
 
 TYPE = "streaminfer.capacity"
@@ -143,7 +144,7 @@ def read_capacity(path: Path) -> Capacity:
         ConfigError: it is missing, or nothing that a search wrote.
     """
     try:
-        found = orjson.loads(path.read_bytes())
+        found = orjson.loads(read_bytes(path))
     except FileNotFoundError:
         raise ConfigError(f"--capacity: {path} does not exist; {HOW}") from None
     except OSError as error:

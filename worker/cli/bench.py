@@ -18,6 +18,7 @@ from worker.cli.main import add_set_option
 from worker.cli.registered import Framer, expects_schemas
 from worker.cli.sources import ENDINGS, opened
 from worker.errors import ConfigError, StartError
+from worker.filesystem import is_dir, is_file
 from worker.registry import OUTPUT_FORMATS
 from worker.settings import PipelineSettings, Settings, load
 from worker.telemetry import logs
@@ -137,7 +138,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--capacity: goes with --search")
     places = {"--json": args.json, "--capacity": (args.capacity or Path(FILE)) if args.search else None}
     for option, path in places.items():
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        if path is not None and (is_dir(path) or not is_dir(path.parent)):
             raise ConfigError(f"{option}: {path} cannot be written; expected a file in a folder that exists")
 
 
@@ -156,7 +157,7 @@ def _values(source: str) -> list[bytes]:
         ConfigError: it is missing, cannot be read, or holds no record.
     """
     path = Path(source)
-    raw = path.is_file() and path.suffix.lower() not in ENDINGS  # such as one raw tensor
+    raw = is_file(path) and path.suffix.lower() not in ENDINGS  # such as one raw tensor
     values: list[bytes] = []
     size = 0
     for item in opened(source, None, raw).read():

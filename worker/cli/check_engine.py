@@ -14,6 +14,7 @@ from worker.cli.check_models import model_lines, model_rows, models_line, speeds
 from worker.cli.check_report import Report
 from worker.cli.prediction_text import result_text
 from worker.errors import ConfigError, Reject
+from worker.filesystem import RECORD_MAX, read_bytes
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def samples_of(report: Report, settings: Settings, options: Sequence[str]) -> li
 
 def _read_sample(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, RECORD_MAX)
     except FileNotFoundError:
         raise ConfigError(f"--sample: {path} does not exist; expected a file with one record") from None
     except IsADirectoryError:

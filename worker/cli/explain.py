@@ -18,6 +18,7 @@ from worker.cli.payloads import keys_of
 from worker.dead_letters.compose import CONNECT
 from worker.dead_letters.read import Letter, Source, failed
 from worker.errors import ConfigError, StartError
+from worker.filesystem import is_dir
 from worker.settings import Settings
 from worker.telemetry import logs
 from worker.topics import Topics
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.place}: {args.config} does not read {topic}; expected {', '.join(sorted(inputs))}, or "
             f"dead_letter.topic {settings.dead_letter.topic}"
         )
-    if args.html is not None and not args.html.parent.is_dir():
+    if args.html is not None and not is_dir(args.html.parent):
         raise ConfigError(
             f"--html: {args.html.parent} is no folder; expected one to write {args.html.name} into"
         )

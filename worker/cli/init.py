@@ -15,6 +15,7 @@ from worker.cli.init_flow import Found, Sample, asked, read_sample
 from worker.cli.init_text import Names, configuration, custom_code
 from worker.cli.schema import FILE as SCHEMA
 from worker.errors import ConfigError, StartError, WorkerError
+from worker.filesystem import exists, is_dir, is_file
 from worker.telemetry import logs
 
 if TYPE_CHECKING:
@@ -114,19 +115,19 @@ def _name_of(model: Path) -> str:
     path = model.resolve()
     stem = (
         path.parent.name
-        if path.stem == "model" and path.is_file()
+        if path.stem == "model" and is_file(path)
         else path.stem
-        if path.is_file()
+        if is_file(path)
         else path.name
     )
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "model"
 
 
 def _free(out: Path, custom: Path | None, force: bool) -> None:
-    if out.is_dir() or not out.absolute().parent.is_dir():
+    if is_dir(out) or not is_dir(out.absolute().parent):
         raise ConfigError(f"--out: {out} cannot be written; expected a file in a folder that exists")
     for path in (out, custom):
-        if path is not None and path.exists() and not force:
+        if path is not None and exists(path) and not force:
             raise ConfigError(f"{path} is there already; expected --out FILE, or --force to write over it")
 
 
@@ -156,7 +157,7 @@ def _written(
 
 def _schema() -> str:
     """Where the schema is, for the first line of the file: an absolute path, since it belongs to the installation."""
-    return str(SCHEMA.resolve()) if SCHEMA.exists() else "config.schema.json"
+    return str(SCHEMA.resolve()) if exists(SCHEMA) else "config.schema.json"
 
 
 def _save(path: Path, text: str) -> None:

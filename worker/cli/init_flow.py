@@ -14,6 +14,7 @@ from worker.cli.init_predictions import RAW, label_file, postprocess
 from worker.cli.init_text import Names, configuration
 from worker.cli.sources import ENDINGS, opened
 from worker.errors import ConfigError, WorkerError
+from worker.filesystem import is_dir, is_file, read_text
 from worker.local.answers import Answer
 from worker.local.pipeline import Pipeline
 from worker.model.session import Model
@@ -40,11 +41,11 @@ def read_sample(name: str) -> Sample:
         ConfigError: it is missing, cannot be read, or holds no record.
     """
     path = Path(name)
-    raw = path.is_file() and path.suffix.lower() not in ENDINGS
+    raw = is_file(path) and path.suffix.lower() not in ENDINGS
     first = next(iter(opened(name, None, raw).read()), None)
     if first is None:
         raise ConfigError(f"--sample: {name} holds no record; expected at least one")
-    whole = path.is_file() and path.stat().st_size == len(first.value)
+    whole = is_file(path) and path.stat().st_size == len(first.value)
     return Sample(first.value, path if whole else None)
 
 
@@ -83,8 +84,8 @@ class Found:
         """
         base = out.absolute().parent
         settings = ModelSettings.model_validate({"path": model}, context={"base": Path.cwd()})
-        if not settings.file.is_file():
-            wrong = "holds no model.onnx" if model.is_dir() else "does not exist"
+        if not is_file(settings.file):
+            wrong = "holds no model.onnx" if is_dir(model) else "does not exist"
             raise ConfigError(
                 f"--model: {model} {wrong}; expected an ONNX file or a folder in Hugging Face's layout"
             )
@@ -93,10 +94,10 @@ class Found:
             signature = loaded.described or loaded.signature
             folder = settings.file.parent
             tokenizer = folder / "tokenizer.json"
-            outside = _relative(tokenizer, base) if tokenizer.is_file() and settings.folder is None else None
+            outside = _relative(tokenizer, base) if is_file(tokenizer) and settings.folder is None else None
             made = guess(signature, sample.value if sample is not None else None, outside)
             file = labels if labels is not None else _labels_beside(signature, settings.file)
-            if file is not None and not file.is_file():
+            if file is not None and not is_file(file):
                 raise ConfigError(
                     f"--labels: {file} does not exist; expected a text file with one label per line"
                 )
@@ -181,7 +182,7 @@ class Found:
 
     def topic(self, out: Path) -> str:
         """The input topic as it was written."""
-        document = parse(out.read_text(encoding="utf-8"))
+        document = parse(read_text(out))
         return str(document["input"]["topics"][0])
 
 

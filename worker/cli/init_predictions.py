@@ -9,6 +9,7 @@ import numpy as np
 
 from worker.cli.init_guess import Guess
 from worker.errors import ConfigError, Reject
+from worker.filesystem import is_file
 from worker.model.signature import Signature, TensorSpec
 from worker.postprocess.labels import own_names
 from worker.postprocess.layouts import LAYOUTS, layout_of
@@ -153,7 +154,7 @@ def label_file(folder: Path, stem: str, classes: int | None) -> Path | None:
     )
     for place in places:
         try:
-            if place.is_file() and place.stat().st_size < 1 << 20:
+            if is_file(place) and place.stat().st_size < 1 << 20:
                 lines = place.read_text(encoding="utf-8").rstrip("\n").split("\n")
                 if len(lines) == classes and all(line.strip() for line in lines):
                     return place

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from worker.cli.main import add_set_option
 from worker.cli.quantize import at_least, image_settings, pipeline_of
 from worker.errors import ConfigError, StartError
+from worker.filesystem import exists, is_dir, is_file
 from worker.optimize.table import METHODS
 from worker.settings import labels_of, load
 
@@ -138,11 +139,11 @@ def run(args: argparse.Namespace) -> int:
 def _check_arguments(args: argparse.Namespace) -> None:
     if args.overrides and args.config is None:
         raise ConfigError("--set goes with --config")
-    if args.out.exists() and not args.out.is_dir():
+    if exists(args.out) and not is_dir(args.out):
         raise ConfigError(f"--out: {args.out} is a file, expected a folder")
     if (args.out / "model.onnx").absolute() == _file(args.model).absolute():
         raise ConfigError(f"--out: got {args.out}, where MODEL itself is; expected another folder")
-    if not args.data.exists():
+    if not exists(args.data):
         raise ConfigError(f"--data: {args.data} does not exist; expected a folder or a file")
 
 
@@ -182,10 +183,10 @@ def _methods(text: str) -> tuple[str, ...]:
 
 def _file(model: Path) -> Path:
     """The .onnx file of MODEL, which may be a folder in Hugging Face's layout."""
-    if not model.is_dir():
+    if not is_dir(model):
         return model
     places = (model / "model.onnx", model / "onnx" / "model.onnx")
-    return next((place for place in places if place.is_file()), model)
+    return next((place for place in places if is_file(place)), model)
 
 
 def _optimize(args: argparse.Namespace, pipeline: Pipeline, folder: Path) -> int:

@@ -13,6 +13,7 @@ from worker.bench.capacity import FILE, HOW, digest_of, read_capacity
 from worker.cli.connect import above_zero
 from worker.cli.main import add_set_option
 from worker.errors import ConfigError, StartError
+from worker.filesystem import is_file
 from worker.settings import Settings, memory_bound
 from worker.telemetry import logs
 
@@ -117,7 +118,7 @@ def _place(given: Path | None, config: Path) -> Path:
     if given is not None:
         return given
     places = (Path(FILE), config.parent / FILE)
-    found = next((place for place in places if place.is_file()), None)
+    found = next((place for place in places if is_file(place)), None)
     if found is None:
         raise ConfigError(f"--capacity: there is no {FILE} here or beside {config}; {HOW}")
     return found

@@ -22,6 +22,7 @@ from worker.cli.main import add_set_option
 from worker.cli.sources import opened
 from worker.cli.spans import is_span, span_of
 from worker.errors import ConfigError, Reject
+from worker.filesystem import is_dir
 from worker.settings import Settings
 from worker.telemetry import logs
 
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     """
     settings = configuration.load(args.config, args.overrides)
     name = _pipeline(settings, args.pipeline)
-    if not args.out.absolute().parent.is_dir():
+    if not is_dir(args.out.absolute().parent):
         raise ConfigError(
             f"--out: {args.out.absolute().parent} is no folder; expected one to write {args.out.name} into"
         )

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from worker.cli.main import add_set_option
 from worker.errors import ConfigError, StartError, WorkerError
 from worker.features.picture import ImageSettings
+from worker.filesystem import is_dir
 from worker.settings import PipelineSettings, labels_of, load
 from worker.settings.mistakes import sentence
 from worker.settings.yaml_text import Key, describe
@@ -89,9 +90,9 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.fold_preprocess and args.kind != "static":
         raise ConfigError(f"--fold-preprocess goes with --kind static, got {args.kind}")
-    if not args.out.absolute().parent.is_dir():
+    if not is_dir(args.out.absolute().parent):
         raise ConfigError(f"--out: the folder {args.out.absolute().parent} does not exist")
-    if args.out.is_dir() or args.out.absolute() == args.model.absolute():
+    if is_dir(args.out) or args.out.absolute() == args.model.absolute():
         raise ConfigError(f"--out: got {args.out}, expected a file other than MODEL")
     wanted = _wanted(args)
     _require_onnx()

@@ -15,6 +15,7 @@ import orjson
 
 from worker.batch import Headers
 from worker.errors import ConfigError, Reject, StartError, WorkerError
+from worker.filesystem import is_file, read_text
 from worker.registry import INPUT_FORMATS
 from worker.schema_registry.book import UnknownSchema, one_line
 from worker.schema_registry.client import RegistryClient, schema_in, sources
@@ -109,10 +110,10 @@ class Framer:
 def _schema_file(file: Path) -> Schema:
     if file.suffix == ".proto":
         try:
-            return Schema("PROTOBUF", file.read_text(encoding="utf-8"))
+            return Schema("PROTOBUF", read_text(file))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--schema: {file} cannot be read: {one_line(error)}") from None
-    if not file.is_file():
+    if not is_file(file):
         raise ConfigError(f"--schema: {file} does not exist; expected a schema")
     return schema_in(file)
 

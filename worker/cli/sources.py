@@ -21,6 +21,7 @@ import orjson
 
 from worker.batch import Headers
 from worker.errors import ConfigError, Reject
+from worker.filesystem import RECORD_MAX, is_dir, is_file, read_bytes
 from worker.records import paths
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -114,9 +115,9 @@ def opened(name: str, key: str | None, raw: bool = False, recursive: bool = Fals
             "standard input", lambda: _lines(sys.stdin.buffer, "standard input", key), repeats=False
         )
     path = Path(name)
-    if path.is_dir():
+    if is_dir(path):
         return _folder(path, key, raw, recursive)
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(f"{name}: no such file or folder")
     if raw:
         return Source(name, lambda: iter([_whole(path, key)]), total=1)
@@ -137,7 +138,7 @@ def _folder(path: Path, key: str | None, raw: bool, recursive: bool) -> Source:
     there = sorted(
         file
         for file in inside
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        if is_file(file) and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
     files = there
     if not raw:
@@ -150,7 +151,7 @@ def _folder(path: Path, key: str | None, raw: bool, recursive: bool) -> Source:
             else f"images, sounds or other files of one record each ({_whole_endings()})"
         )
         hint = "" if raw else "; --raw sends every file as it is"
-        if not recursive and any(each.is_dir() for each in path.iterdir()):
+        if not recursive and any(is_dir(each) for each in path.iterdir()):
             hint += "; --recursive looks into its folders, too"
         raise ConfigError(f"{path}: expected {expected} in the folder, found none{hint}")
     return Source(
@@ -175,7 +176,7 @@ def _whole_endings() -> str:
 def _whole(path: Path, key: str | None) -> Item:
     """One file as one record."""
     try:
-        return Item(path.read_bytes(), _name_key(path, key))
+        return Item(read_bytes(path, RECORD_MAX), _name_key(path, key))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -17,6 +17,7 @@ import orjson
 from worker import settings as configuration
 from worker.cli.main import add_set_option
 from worker.errors import ConfigError
+from worker.filesystem import is_dir
 from worker.telemetry import logs
 from worker.text import printable
 
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_tests(settings)
     chosen = _chosen(settings, args.only, args.config)
-    if args.junit is not None and (args.junit.is_dir() or not args.junit.parent.is_dir()):
+    if args.junit is not None and (is_dir(args.junit) or not is_dir(args.junit.parent)):
         raise ConfigError(f"--junit: {args.junit} cannot be written; expected a file in a folder that exists")
     say = _json_line if args.json else _text_lines
     timed: list[tuple[Outcome, float]] = []

@@ -15,6 +15,7 @@ from worker.batch import Array
 from worker.drift.bins import Bins, NumberBins, TextBins
 from worker.drift.measured import Gathered
 from worker.errors import ConfigError
+from worker.filesystem import MADE_MAX, read_bytes
 
 TYPE = "streaminfer.profile"
 SCHEMA = 1
@@ -107,7 +108,7 @@ class Profile:
             ConfigError: there is none, or it is no profile that this version reads.
         """
         try:
-            document = orjson.loads(path.read_bytes())
+            document = orjson.loads(read_bytes(path, MADE_MAX))
         except FileNotFoundError:
             raise ConfigError(
                 f"{path} does not exist; expected a file that streaminfer profile has written"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from worker import extras
 from worker.errors import ConfigError, Reject
+from worker.filesystem import MADE_MAX, read_text
 
 if TYPE_CHECKING:
     from worker.features.text import TextSettings
@@ -330,7 +331,7 @@ def load(options: TextSettings, folder: Path, fixed: int | None, key: str) -> To
 
 def _read(library: Any, path: Path, key: str) -> Any:
     try:
-        return library.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return library.Tokenizer.from_str(read_text(path, MADE_MAX))
     except FileNotFoundError:
         raise ConfigError(
             f"{key}: {path} does not exist; expected a tokenizer.json of HuggingFace tokenizers"
@@ -347,7 +348,7 @@ def _read(library: Any, path: Path, key: str) -> Any:
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object beside the tokenizer; empty if there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path, MADE_MAX))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from worker.filesystem import exists
 from worker.local.answers import Answer, HeadersLike
 from worker.local.pipeline import Pipeline
 
@@ -49,7 +50,7 @@ def kept(
 ) -> Pipeline:
     """The pipeline of a configuration file, loaded now or earlier."""
     path = Path(config).absolute()
-    changed_ns = path.stat().st_mtime_ns if path.exists() else 0
+    changed_ns = path.stat().st_mtime_ns if exists(path) else 0
     key = (str(path), changed_ns, tuple(overrides), pipeline)
     found = _kept.get(key)
     if found is None:

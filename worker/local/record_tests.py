@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.errors import ConfigError
+from worker.filesystem import RECORD_MAX, read_bytes
 from worker.local.answers import Answer, Record
 from worker.local.pipeline import Pipeline
 from worker.serving.differences import differences, shown
@@ -46,7 +47,7 @@ def record_of(wanted: TestRecordSettings, place: str) -> Record:
     value: Any = wanted.value
     if wanted.file is not None:
         try:
-            value = wanted.file.read_bytes()
+            value = read_bytes(wanted.file, RECORD_MAX)
         except OSError as error:
             raise ConfigError(
                 f"{place}.record.file: {wanted.file} cannot be read: {error.strerror}"

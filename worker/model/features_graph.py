@@ -9,6 +9,7 @@ import numpy as np
 
 from worker.batch import Array
 from worker.errors import ConfigError
+from worker.filesystem import instead_of_file, is_file
 from worker.model.opening import import_runtime, one_line, open_session
 
 PROBE_SAMPLES = 16_000
@@ -32,8 +33,8 @@ class FeaturesGraph:
 
     def __init__(self, path: Path, key: str) -> None:
         runtime = import_runtime()
-        if not path.is_file():
-            raise ConfigError(f"{key}: {path} does not exist; expected an ONNX file")
+        if not is_file(path):
+            raise ConfigError(f"{key}: {path} {instead_of_file(path)}; expected an ONNX file")
         self._session: Any = open_session(runtime, path, ["cpu"], [("CPUExecutionProvider", {})])
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         floats = [value.name for value in inputs if value.type == "tensor(float)"]

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from worker.filesystem import MADE_MAX, read_text
+
 _MODES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -40,7 +42,7 @@ def _json(folder: Path | None, name: str) -> dict[str, Any]:
     if folder is None:
         return {}
     try:
-        found = json.loads((folder / name).read_text(encoding="utf-8"))
+        found = json.loads(read_text(folder / name, MADE_MAX))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -20,6 +20,7 @@ from pathlib import Path
 import yaml
 
 from worker.errors import StartError
+from worker.filesystem import read_bytes
 from worker.model.fingerprint import external_locations, model_sha256
 from worker.model.versions import Version, version_of
 
@@ -211,7 +212,7 @@ class Repository(Versions):
 
     def alias_file(self) -> bytes:
         try:
-            return (self.folder / ALIASES).read_bytes()
+            return read_bytes(self.folder / ALIASES)
         except FileNotFoundError:
             return b""
         except OSError as error:

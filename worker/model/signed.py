@@ -17,6 +17,7 @@ import orjson
 
 from worker import extras
 from worker.errors import ConfigError, StartError
+from worker.filesystem import read_bytes
 
 SIGNATURE, SUM = "model.sig", "model.sha256"
 NOT_SIGNED = frozenset({SIGNATURE, SUM})
@@ -46,7 +47,7 @@ class PublicKey:
         hashes = extras.load("cryptography.hazmat.primitives.hashes", extra="signing", why=why)
         self._invalid = extras.load("cryptography.exceptions", extra="signing", why=why).InvalidSignature
         try:
-            self._key = serialization.load_pem_public_key(path.read_bytes())
+            self._key = serialization.load_pem_public_key(read_bytes(path))
         except OSError as error:
             raise ConfigError(f"{key}: {path} cannot be read: {error.strerror}") from None
         except Exception:  # the library has many; none of their texts helps

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from worker.filesystem import is_file
 from worker.model.fingerprint import external_locations
 from worker.model.opening import one_line
 from worker.model.session import Model
@@ -143,7 +144,7 @@ def other_signature(original: Model, model: Model) -> str:
 def nbytes(path: Path) -> int:
     """Bytes of a model file with its external data."""
     external = (path.parent / location for location in external_locations(path))
-    return sum(file.stat().st_size for file in (path, *external) if file.is_file())
+    return sum(file.stat().st_size for file in (path, *external) if is_file(file))
 
 
 def timed(models: Mapping[str, Model], items: Sequence[Item], clock: Callable[[], float]) -> dict[str, Times]:

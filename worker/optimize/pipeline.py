@@ -11,6 +11,7 @@ from typing import Any
 from worker.encode import Encoder
 from worker.encode import encoder as make_encoder
 from worker.errors import ConfigError
+from worker.filesystem import exists, is_dir, is_file
 from worker.model.session import Model
 from worker.model.session import load as load_model
 from worker.optimize import reading
@@ -78,7 +79,7 @@ class Pipeline:
     ) -> Pipeline:
         """For data without a configuration: pictures, texts, lines of JSON."""
         ending = data.suffix.lower()
-        if data.is_dir():
+        if is_dir(data):
             files = sorted(
                 path.suffix.lower() for path in data.rglob("*") if path.suffix.lower() in reading.WHOLE
             )
@@ -119,7 +120,7 @@ class Pipeline:
         Raises:
             ConfigError: data that cannot be read, or that the pipeline refuses.
         """
-        if data.is_file() and data.suffix.lower() in reading.TENSORS:
+        if is_file(data) and data.suffix.lower() in reading.TENSORS:
             return reading.tensors(data, model, most)
         found = reading.records(data, label_field, most)
         decoder = make_decoder(self.settings, model.signature, self.limits)
@@ -144,9 +145,9 @@ class Pipeline:
         if self.given or self.settings.model.folder is not None:
             wanted |= {name: source / name for name in BESIDE if name not in wanted}
         for name, path in wanted.items():
-            if path.is_file():
+            if is_file(path):
                 (folder / name).parent.mkdir(exist_ok=True)
-                if not (folder / name).exists() or not (folder / name).samefile(path):
+                if not exists(folder / name) or not (folder / name).samefile(path):
                     shutil.copyfile(path, folder / name)
                 copied.append(name)
         return copied

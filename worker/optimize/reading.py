@@ -12,6 +12,7 @@ import orjson
 
 from worker.batch import Array, Batch, Columns, Feed, Partition
 from worker.errors import ConfigError, Reject
+from worker.filesystem import is_dir, is_file
 from worker.model.session import Model
 from worker.model.signature import TensorSpec
 from worker.optimize.items import Item, Tensors
@@ -110,9 +111,9 @@ def records(data: Path, label_field: str | None, most: int) -> list[Record]:
     Raises:
         ConfigError: there is nothing to read, or a line has no such field.
     """
-    if data.is_dir():
+    if is_dir(data):
         return _folder(data, most)
-    if not data.is_file():
+    if not is_file(data):
         raise ConfigError(f"--data: {data} does not exist; expected a folder or a file")
     if data.suffix.lower() in LINES:
         return _lines(data, label_field, most)
@@ -122,7 +123,7 @@ def records(data: Path, label_field: str | None, most: int) -> list[Record]:
 
 
 def _folder(folder: Path, most: int) -> list[Record]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in WHOLE and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in WHOLE and is_file(path))
     if len(found) < 2:
         raise ConfigError(
             f"--data: {folder} has {len(found)} records ({', '.join(WHOLE)}); "

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from worker.batch import Array
 from worker.errors import ConfigError, Reject, Rejection
+from worker.filesystem import LIST_MAX, read_text
 from worker.model.signature import Signature
 from worker.postprocess import rendering
 from worker.postprocess.labels import own_names
@@ -140,7 +141,7 @@ def _alphabet(given: Path | Sequence[str] | None, signature: Signature) -> list[
     if not isinstance(given, Path):
         return [*given]
     try:
-        lines = given.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(given, LIST_MAX, "utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(
             f"{_FIELD}.alphabet: {given} cannot be read ({error}); expected a text file with one character per line"

@@ -14,6 +14,7 @@ from worker.errors import ConfigError, Reject
 from worker.features.opencv import cv2
 from worker.features.picture import ImageSettings
 from worker.features.pixels import ImagePreprocess
+from worker.filesystem import exists, is_dir
 from worker.model.signature import TensorSpec
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -115,8 +116,8 @@ def load(folder: Path, preparation: Preparation, names: Sequence[str] | None, mo
     Raises:
         ConfigError: no such folder, no picture in it, a picture that cannot be read, a class without a label.
     """
-    if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
+    if not is_dir(folder):
+        found = "is a file" if exists(folder) else "does not exist"
         raise ConfigError(f"--data: {folder} {found}; expected a folder of pictures")
     found_files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if len(found_files) < 2:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from worker import extras
 from worker.errors import ConfigError, StartError
+from worker.filesystem import is_dir, is_file, read_bytes, read_text
 from worker.schema_registry.book import Schemas, Source, UnknownSchema, one_line
 from worker.schema_registry.frame import SchemaKey
 from worker.schema_registry.schema import MOST_REFERENCES, Kind, Schema, rules_of
@@ -145,7 +146,7 @@ class Folder:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
+        if not is_dir(folder):
             raise ConfigError(f"registry.folder: {folder} is no folder")
         self._folder = folder
 
@@ -153,7 +154,7 @@ class Folder:
         """See :class:`worker.schema_registry.book.Source`."""
         for ending in _ENDINGS:
             path = self._folder / f"{key}{ending}"
-            if path.is_file():
+            if is_file(path):
                 return schema_in(path)
         raise UnknownSchema(f"{self._folder} has no file {key}.*")
 
@@ -169,8 +170,8 @@ def schema_in(path: Path) -> Schema:
         raise ConfigError(f"{path}: expected a file that ends in {', '.join(_ENDINGS)}")
     try:
         if kind != "PROTOBUF":
-            return Schema(kind, path.read_text(encoding="utf-8"))
-        return _descriptor_set(path.read_bytes())
+            return Schema(kind, read_text(path))
+        return _descriptor_set(read_bytes(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {one_line(error)}") from None
 

@@ -13,6 +13,7 @@ import orjson
 
 from worker.batch import Batch, Columns, Headers, Partition
 from worker.errors import Reject, StartError
+from worker.filesystem import RECORD_MAX, read_bytes
 from worker.serving.differences import differences
 from worker.serving.engine import Engine
 from worker.serving.route import Route
@@ -89,7 +90,7 @@ def _entry(line: bytes, folder: Path, where: str) -> tuple[bytes, Headers | None
             raise StartError(f"{where}: base64: expected base64 text") from None
     else:
         try:
-            value = (folder / given).read_bytes()
+            value = read_bytes(folder / given, RECORD_MAX)
         except OSError as error:
             raise StartError(f"{where}: {folder / given} cannot be read: {error.strerror}") from None
     headers = entry.get("headers") or {}

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, model_validator
 
 from worker.errors import ConfigError
+from worker.filesystem import read_text
 from worker.settings.section import Section
 
 FILE = "file:"
@@ -75,7 +76,7 @@ def _read(name: str, text: str) -> bytes:
         path = Path(text.removeprefix(FILE))
         where = f"{where}: {path}"
         try:
-            text = path.read_text(encoding="ascii")
+            text = read_text(path, encoding="ascii")
         except OSError as error:
             found = error.strerror or type(error).__name__
             raise ConfigError(f"{where}: cannot be read ({found}); expected a file with a key") from None

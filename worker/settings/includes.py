@@ -10,10 +10,12 @@ from __future__ import annotations
 import glob
 import os
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from worker.errors import ConfigError, Mistake
+from worker.filesystem import TooLarge, instead_of_file, is_file, read_bytes
 from worker.settings.origins import Origins
 from worker.settings.sections import PipelineSettings
 from worker.settings.yaml_text import (
@@ -28,6 +30,8 @@ from worker.settings.yaml_text import (
 )
 
 _PATTERN = re.compile(r"[*?\[]")
+FILES_MAX = 1_000
+"""Files that one pattern of ``include`` may match: one such as ``/**/*`` would search the whole machine."""
 _PIPELINE = ("input", "model", "output", "steps")
 """Keys of which one at the top of an included file says that it is a single pipeline."""
 
@@ -86,11 +90,13 @@ def _breaks_at_variable(text: str, error: NotYaml) -> bool:
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except FileNotFoundError:
         problem = "no such file; expected a YAML configuration"
     except IsADirectoryError:
         problem = "is a directory; expected a YAML configuration file"
+    except TooLarge as error:
+        problem = f"{error}; expected a YAML configuration"
     except (OSError, ValueError) as error:
         problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
     raise ConfigError.of([Mistake(problem, str(path), str(path))])
@@ -161,15 +167,16 @@ def _files(pattern: Any, path: Path, key: str) -> list[Path]:
         raise ConfigError(f"{key}: got {describe(pattern)}, expected a file")
     place = Path(os.path.normpath(path.parent / pattern))
     if not _PATTERN.search(pattern):
-        if not place.is_file():
-            found = "is a directory" if place.is_dir() else "does not exist"
+        if not is_file(place):
             raise ConfigError(
-                f"{key}: {place} {found}; expected a YAML file, or a pattern such as pipelines/*.yaml"
+                f"{key}: {place} {instead_of_file(place)}; expected a YAML file, or a pattern such as pipelines/*.yaml"
             )
         return [place]
-    named = glob.glob(pattern, root_dir=path.parent, recursive=True)
+    named = [*islice(glob.iglob(pattern, root_dir=path.parent, recursive=True), FILES_MAX + 1)]
+    if len(named) > FILES_MAX:
+        raise ConfigError(f"{key}: more than {FILES_MAX:,} files match {place}; expected a narrower pattern")
     files = [Path(os.path.normpath(path.parent / name)) for name in sorted(named)]
-    files = [file for file in files if file.is_file() and _same(file) != _same(path)]
+    files = [file for file in files if is_file(file) and _same(file) != _same(path)]
     if not files:
         raise ConfigError(f"{key}: no file matches {place}")
     return files

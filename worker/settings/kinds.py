@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
+from worker.filesystem import PATH_MAX
 from worker.registry import CUSTOM_CODE, INPUT_FORMATS, OUTPUT_FORMATS, PAYLOAD_FILTERS
 from worker.settings.choice import NameIn
 from worker.topics import is_pattern, pattern_fault
@@ -31,8 +32,18 @@ def _topic_or_pattern(name: str) -> str:
 
 
 def from_file(path: Path, info: ValidationInfo) -> Path:
-    """Relative to the configuration file, whatever the working directory is."""
-    return Path(os.path.abspath(info.context["base"] / path)) if info.context else path
+    """Relative to the configuration file, whatever the working directory is.
+
+    Raises:
+        ValueError: no file can have this path.
+    """
+    whole = Path(os.path.abspath(info.context["base"] / path)) if info.context else path
+    if "\0" in str(path):
+        raise ValueError("expected a path without NUL characters")
+    nbytes = len(os.fsencode(whole))
+    if nbytes > PATH_MAX:
+        raise ValueError(f"expected a path of at most {PATH_MAX:,} bytes, this one has {nbytes:,}")
+    return whole
 
 
 def _custom_code(name: str) -> str:

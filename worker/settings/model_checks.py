@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from worker.errors import ConfigError, StartError
+from worker.filesystem import exists, instead_of_file, is_dir, is_file
 from worker.settings.repository import registered
 from worker.settings.sections import PipelineSettings, Settings
 
@@ -16,14 +17,15 @@ def check_model_file(settings: Settings, pipeline: str) -> None:
     for prefix, part in settings.pipelines[pipeline].parts.items():
         path, code = part.model.file, part.model.code
         if code is not None:
-            if not path.exists():
+            if not exists(path):
                 key = settings.key(pipeline, f"{prefix}model.path")
-                raise StartError(f"{key}: {path} does not exist; expected a file or a folder for {code}")
-        elif not path.is_file():
-            found = "is a directory" if path.is_dir() else "does not exist"
-            also = ", or a folder with model.onnx" if path.is_dir() else ""
+                raise StartError(
+                    f"{key}: {path} {instead_of_file(path)}; expected a file or a folder for {code}"
+                )
+        elif not is_file(path):
+            also = ", or a folder with model.onnx" if is_dir(path) else ""
             key = settings.key(pipeline, f"{prefix}model.path")
-            raise StartError(f"{key}: {path} {found}; expected an ONNX file{also}")
+            raise StartError(f"{key}: {path} {instead_of_file(path)}; expected an ONNX file{also}")
 
 
 def check_model(pipeline: PipelineSettings, key: str) -> None:

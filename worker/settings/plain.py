@@ -14,6 +14,7 @@ from pydantic import BeforeValidator
 
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None, ".nan": math.nan, ".inf": math.inf}
 _WHOLE = re.compile(r"[-+]?[0-9]{1,300}")
+_HALF = re.compile("[\ud800-\udfff]")
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,3})?")
 
 
@@ -24,8 +25,16 @@ class Plain(str):
 
 
 def plain_or_text(_loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
-    """The constructor for a loader whose scalars are all text."""
+    """The constructor for a loader whose scalars are all text.
+
+    Raises:
+        yaml.constructor.ConstructorError: an escape such as ``\\ud800`` stands for half of a character.
+    """
     text: str = node.value
+    if _HALF.search(text):
+        raise yaml.constructor.ConstructorError(
+            None, None, "a text has half of a surrogate pair, expected whole characters", node.start_mark
+        )
     return Plain(text) if node.style is None else text
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from worker.errors import ConfigError, Reason, Stage
+from worker.filesystem import instead_of_file, is_file
 from worker.settings.kinds import File, Text
 from worker.settings.plain import AnyValue
 from worker.settings.section import Section
@@ -132,9 +133,10 @@ def check_tests(settings: Settings) -> None:
             raise ConfigError(f"{place}.name: another test has this name; expected a name of its own")
         names.add(test.name)
         file = test.record.file
-        if file is not None and not file.is_file():
-            found = "is a directory" if file.is_dir() else "does not exist"
-            raise ConfigError(f"{place}.record.file: {file} {found}; expected a file with one record")
+        if file is not None and not is_file(file):
+            raise ConfigError(
+                f"{place}.record.file: {file} {instead_of_file(file)}; expected a file with one record"
+            )
         if test.record.topic is not None and test.record.topic not in topics:
             raise ConfigError(
                 f"{place}.record.topic: got '{test.record.topic}', expected one of {', '.join(sorted(topics))}"

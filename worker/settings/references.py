@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.errors import ConfigError
+from worker.filesystem import LIST_MAX, TooLarge, read_text
 from worker.registry import CUSTOM_CODE
 from worker.settings.yaml_text import describe
 
@@ -19,10 +20,10 @@ def labels_of(path: Path, key: str = "labels") -> list[str]:
         key: the setting that names it, for the error's sentence.
 
     Raises:
-        ConfigError: missing, a directory, not UTF-8 or empty.
+        ConfigError: missing, a directory, not UTF-8, larger than 16 MiB or empty.
     """
     try:
-        labels = path.read_text(encoding="utf-8-sig").splitlines()
+        labels = read_text(path, LIST_MAX, "utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError, ValueError) as error:
         found = (
             "does not exist"
@@ -31,7 +32,9 @@ def labels_of(path: Path, key: str = "labels") -> list[str]:
             if isinstance(error, IsADirectoryError)
             else "is not UTF-8 text"
             if isinstance(error, UnicodeDecodeError)
-            else f"cannot be read ({error})"
+            else str(error)
+            if isinstance(error, TooLarge)
+            else f"cannot be read ({error.strerror if isinstance(error, OSError) else error})"
         )
         raise ConfigError(f"{key}: {path} {found}; expected a text file with one label per line") from None
     while labels and not labels[-1].strip():

@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from worker.filesystem import is_dir, is_file
 from worker.registry import CONTENTS, INPUT_FORMATS, PAYLOAD_FILTERS, POSTPROCESSES
 from worker.settings.choice import INLINE, ChoiceOf, Chosen
 from worker.settings.encryption import EncryptionSettings
@@ -366,14 +367,14 @@ class ModelSettings(Section):
         if self.folder is None:
             return self.path  # of custom code: a file, or a folder of any layout
         places = (self.folder / "model.onnx", self.folder / "onnx" / "model.onnx")
-        return next((place for place in places if place.is_file()), self.path)
+        return next((place for place in places if is_file(place)), self.path)
 
     @property
     def folder(self) -> Path | None:
         """The folder in Hugging Face's layout, if the path is one."""
         if self.path is None or self.code is not None:
             return None
-        return self.path if self.path.is_dir() else None
+        return self.path if is_dir(self.path) else None
 
 
 class BatchingSettings(Section):

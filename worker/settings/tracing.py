@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from pydantic import AfterValidator
 
 from worker.errors import ConfigError
+from worker.filesystem import instead_of_file, is_file
 from worker.settings.kinds import Fraction, Positive
 from worker.settings.section import Section
 
@@ -186,8 +187,8 @@ def _file(environ: Mapping[str, str], which: str) -> Path | None:
     name, text = _exporter(environ, which, "")
     if not text:
         return None
-    if not Path(text).is_file():
-        raise ConfigError(f"{name}: {text} is not there; expected a PEM file")
+    if not is_file(Path(text)):
+        raise ConfigError(f"{name}: {text} {instead_of_file(Path(text))}; expected a PEM file")
     return Path(text)
 
 

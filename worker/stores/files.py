@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 from worker.errors import Reject
+from worker.filesystem import is_dir
 from worker.outside import Away
 from worker.stores import Denied, Missing, Opened
 from worker.stores.options import StoreOptions
@@ -102,5 +103,5 @@ class Files:
     def _look_at_root(self, path: Path) -> None:
         """A share that is not mounted now is away; that says nothing of the file."""
         roots = [root for root in self._roots if path.is_relative_to(root)]
-        if roots and not any(root.is_dir() for root in roots):
+        if roots and not any(is_dir(root) for root in roots):
             raise Away("the folder is not there")

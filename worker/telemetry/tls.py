@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from worker.errors import ConfigError
+from worker.filesystem import read_bytes
 from worker.telemetry import logs
 
 LOOK_EVERY_S = 5.0
@@ -71,7 +72,7 @@ class Tls:
         certificate, key = self._files
         for name, file in (("certificate", certificate), ("key", key)):
             try:
-                file.read_bytes()
+                read_bytes(file)
             except OSError as error:
                 why = error.strerror or type(error).__name__
                 raise ConfigError(
