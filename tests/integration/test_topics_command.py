@@ -127,6 +127,28 @@ def test_commands_are_printed_without_a_broker(tmp_path: Path, capsys: pytest.Ca
     assert "--command-config admin.properties" in first
 
 
+def test_the_topic_of_labels_is_needed_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where `labels` is configured, the topic that `score` reads has a row, with the setting that names it."""
+    path = configuration(tmp_path, "here:1")
+    assert (
+        main(
+            [
+                "topics",
+                path,
+                "commands",
+                "--json",
+                "--set",
+                "labels={topic: truth}",
+                "--set",
+                "postprocess=regression",
+            ]
+        )
+        == 0
+    )
+    found = {each["topic"]: each for each in listed(capsys)}
+    assert (found["truth"]["settings"], found["truth"]["use"]) == (["labels.topic"], "read")
+
+
 def test_the_broker_makes_the_topics_of_a_configuration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

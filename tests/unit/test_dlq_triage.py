@@ -256,3 +256,6 @@ def test_results_that_do_not_name_their_record_cannot_be_waited_for(
     monkeypatch.setattr(dlq_wait, "TopicReader", lambda *_: None)
     with pytest.raises(ConfigError, match="do not say which record they are of"):
         Back(validate(CONFIG | {"output": output}, Path("/")))
+    elsewhere = {"topic": "out", "kafka": {"bootstrap.servers": "elsewhere:9092"}}
+    with pytest.raises(ConfigError, match="are on another cluster"):
+        Back(validate(CONFIG | {"output": elsewhere}, Path("/")))

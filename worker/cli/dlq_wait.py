@@ -32,6 +32,8 @@ class Back:
     def __init__(self, settings: Settings) -> None:
         for name, pipeline in settings.pipelines.items():
             output = pipeline.output
+            if output.kafka is not None:
+                raise ConfigError(f"--wait: results of {name} are on another cluster, which is not read")
             if output.body is not None or (output.format != "json" and output.headers == "none"):
                 raise ConfigError(
                     f"--wait: results of {name} do not say which record they are of; expected no output.body, "

@@ -63,10 +63,16 @@ class Needed:
 def needed(settings: Settings) -> list[Needed]:
     """Every topic of the settings once, in their order. Patterns are left out: nobody can say what they stand for."""
     found: dict[tuple[str, str], list[Use]] = {}
-    for use in uses_of(settings):
+    for use in (*uses_of(settings), *_of_labels(settings)):
         if not is_pattern(use.topic):
             found.setdefault((use.cluster, use.topic), []).append(use)
     return [Needed(tuple(uses)) for uses in found.values()]
+
+
+def _of_labels(settings: Settings) -> Iterator[Use]:
+    """What ``streaminfer score`` reads besides."""
+    if settings.labels is not None:
+        yield Use(settings.labels.topic, "labels.topic", written=False)
 
 
 def looked_up(settings: Settings) -> tuple[list[Needed], bool]:
