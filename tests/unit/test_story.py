@@ -50,6 +50,18 @@ def test_a_broker_that_is_away_for_a_second_is_no_news(log: Told) -> None:
     assert log.events == []
 
 
+def test_a_broker_that_acknowledges_is_there(log: Told) -> None:
+    """While results are acknowledged no outage is told, whatever the client says of its connections."""
+    world = World(Brokers(log, "kafka:9092"))
+    world.wait(5)
+    world.brokers = False
+    for _ in world.seconds(30):
+        world.counts.ok += 10
+    assert log.events == []
+    world.wait(5)
+    assert log.events == ["broker lost"]
+
+
 def test_errors_with_a_broker_in_sight_are_counted_ever_more_rarely(log: Told) -> None:
     """Errors every second for an hour are at most 20 lines, whose counts leave out none but the last."""
     world = World(Brokers(log, "kafka:9092"))

@@ -121,6 +121,8 @@ class Brokers:
         self._log = log
         self._brokers = brokers
         self._was_up = False
+        self._answered = 0
+        """Records that were answered up to the last look."""
         self._away_s: float | None = None
         self._told = False
         self._said_s = 0.0
@@ -135,7 +137,11 @@ class Brokers:
     def look(self, scene: Scene) -> None:
         if scene.draining:
             return
-        if scene.brokers:
+        answered = sum(counts.ok + counts.dead_letter for counts in scene.pipelines.values())
+        acknowledged, self._answered = answered > self._answered, answered
+        if (
+            scene.brokers or acknowledged
+        ):  # whoever acknowledges is there, whatever the client's statistics say
             if self._told and self._away_s is not None:
                 self._log.info("broker back", after_s=round(scene.now_s - self._away_s))
                 self._back_s = scene.now_s
