@@ -125,6 +125,15 @@ def test_the_snapshot_tells_of_brokers_and_partitions() -> None:
     assert kafka.errors == {"_TRANSPORT": 3, "_ALL_BROKERS_DOWN": 1}
 
 
+def test_a_lost_partition_has_no_lag() -> None:
+    """Between the loss of a partition and the next look, no snapshot tells of it: its committed position is forgotten."""
+    stage = Stage().attach()
+    assert stage.vitals.take_snapshot().partitions[P].lag == 7
+    stage.loop.window.owned.clear()
+    stage.source.lag = dict
+    assert stage.vitals.take_snapshot().partitions == {}
+
+
 def test_progress_is_fed_with_what_is_acknowledged() -> None:
     """The position is the acknowledged one, not the one read; what is in flight leaves a mark that follows its outputs."""
     stage = Stage()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +33,9 @@ CHUNK_ROWS = 1000
 OnDelivery = Callable[..., None]
 """Called per row with (error or None, message or None), or with (error or None, None, number of rows)."""
 log = structlog.get_logger(module=__name__)
+
+QUIET_S = 10.0
+"""Between two lines about lost metrics records."""
 
 
 class Handle(Protocol):
@@ -245,28 +250,45 @@ class KafkaSink(Outputs[Producer]):
 
 
 class MetricsProducer:
-    """A small separate producer for the metrics topic: it may lose a record and never blocks the worker."""
+    """A small separate producer for the metrics topic: it may lose a record and never blocks the worker.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: whose properties it uses.
+        clock: seconds; tells when losses were last logged.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._producer = build(Producer, metrics_properties(settings))
+        self._clock = clock
+        self._lost = 0
+        """Records lost since the log last said so."""
+        self._quiet_until_s = 0.0
 
     def send(self, topic: str, key: bytes | str, value: bytes) -> None:
         self._producer.poll(0)
         try:
             self._producer.produce(topic, value, key, on_delivery=self._on_delivery)
         except (BufferError, KafkaException) as error:
-            log.warning("a metrics record was lost", error=str(error))
+            self._lose(str(error))
 
     def close(self, budget_s: float) -> None:
         """Send queued records for at most ``budget_s``, then close the client."""
-        if left := self._producer.flush(budget_s):
+        left = self._producer.flush(budget_s) + self._lost
+        self._quiet_until_s = math.inf  # those that are thrown away with the client are in this line
+        if left:
             log.warning("metrics records could not be sent in time", records=left)
         _let_go(self._producer, budget_s)
 
-    @staticmethod
-    def _on_delivery(error: KafkaError | None, _message: object) -> None:
+    def _on_delivery(self, error: KafkaError | None, _message: object) -> None:
         if error is not None:
-            log.warning("a metrics record was lost", error=error.str())
+            self._lose(error.str())
+
+    def _lose(self, why: str) -> None:
+        """Count a lost record; an outage loses one in each interval, and one line in ten seconds is enough."""
+        self._lost += 1
+        if self._clock() >= self._quiet_until_s:
+            log.warning("metrics records were lost", records=self._lost, error=why)
+            self._lost, self._quiet_until_s = 0, self._clock() + QUIET_S
 
 
 def _messages(values: Sequence[bytes | None], keys: Sequence[bytes | None]) -> list[dict[str, Any]]:

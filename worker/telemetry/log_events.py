@@ -108,7 +108,7 @@ fetching a record ends a process | warning | partition, offset | The client cann
 careful reading is not possible | warning | partition, why | The partition is read as usual. | #a-replica-died
 an abort failed: the producer is replaced | warning | error | A transaction could not be aborted. | #rewind
 the new producer failed too | warning | error | It is tried again. | #rewind
-a metrics record was lost | warning | error | The metrics topic took one record less. | #kafka-errors
+metrics records were lost | warning | records, error | The metrics topic took these fewer since the last such line; at most one line in 10 s. | #kafka-errors
 metrics records could not be sent in time | warning | records | The same at the end of the process. | #kafka-errors
 limits of topics cannot be read: Kafka's defaults are assumed | warning | max_message_bytes, topics | The right DESCRIBE_CONFIGS is missing, or the broker is old. | guides/security.md#rights
 the share group is set | info | share_group, settings | The group of `delivery: queue` has the settings that the worker needs. |

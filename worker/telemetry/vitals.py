@@ -283,6 +283,8 @@ class Vitals:
     def _partitions(self, loop: Loop, reach: Mapping[Partition, Reach]) -> dict[Partition, PartitionState]:
         window, partitions = loop.window, {}
         for partition, read in reach.items():
+            if partition not in window.owned:  # lost since the last look: its positions are forgotten
+                continue
             position = window.position(partition)
             if position is None:
                 position = read.start  # nothing is acknowledged yet
