@@ -204,7 +204,7 @@ class ConfigError(WorkerError):
 
 
 class StartError(WorkerError):
-    """Cannot start: broker, topic, authorisation, model, provider, port."""
+    """Cannot start: broker, topic, authorisation, model, provider, port, a limit of the system; or a command cannot write its output."""
 
     exit_code = 3
 

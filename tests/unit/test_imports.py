@@ -37,6 +37,7 @@ SHARED = (
     "filesystem",
     "registry",
     "sending",
+    "shortage",
     "sizes",
     "text",
     "topics",

@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 
 from worker import __version__
+from worker.cli import standard
 from worker.cli.parser import Parser
-from worker.errors import WorkerError
+from worker.errors import StartError, WorkerError
 
 COMMANDS = {
     "init": "write a configuration for a model, and try a record",
@@ -68,23 +69,20 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code. A user's mistake is one sentence on standard error."""
+    standard.fill_closed()
     try:
         code = _dispatch(sys.argv[1:] if argv is None else list(argv))
-        if sys.stdout is not None:  # it may be closed from the start
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code
     except WorkerError as error:
         return _fail(error.lines, error.exit_code)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError as error:
-        if not _nobody_reads_stdout():
-            return _report_bug(error)
-        # The reader closed our output. The interpreter flushes it again at exit: give it a place to write to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
-        return _report_bug(error)
+        return _unforeseen(error)
+    finally:
+        if standard.unwritten() is not None:
+            standard.let_go()
 
 
 def add_set_option(parser: argparse.ArgumentParser) -> None:
@@ -149,10 +147,21 @@ def _concise() -> str:
     )
 
 
+def _unforeseen(error: Exception) -> int:
+    """What no command expects: the reader of our output is gone, the system refuses something, or there is a bug."""
+    if isinstance(error, BrokenPipeError) and _nobody_reads_stdout():
+        return 0
+    if isinstance(error, OSError) and error.errno is not None and standard.refuses(error):
+        return _fail([f"standard output cannot be written: {os.strerror(error.errno)}"], StartError.exit_code)
+    from worker.shortage import shortage
+
+    if (sentence := shortage(error)) is not None:
+        return _fail([sentence], StartError.exit_code)
+    return _report_bug(error)
+
+
 def _nobody_reads_stdout() -> bool:
     """Whether standard output is a pipe or a socket whose other end is closed."""
-    if sys.stdout is None:
-        return False
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, Producer, ShareConsumer
 
-from worker.errors import ConfigError, Mistake
+from worker.errors import ConfigError, Mistake, StartError
 from worker.kafka.clusters import clusters_of
 from worker.kafka.library import known_properties, property_fault
 from worker.settings.checks import TRANSACTION_TIMEOUT_MS
+from worker.shortage import shortage
 from worker.topics import is_pattern
 
 if TYPE_CHECKING:
@@ -306,10 +307,13 @@ def build(client: Callable[[dict[str, Any]], _Client], properties: dict[str, Any
 
     Raises:
         ConfigError: properties that contradict each other, a missing certificate file, ...
+        StartError: the system gives the client no thread or no memory.
     """
     try:
         return client(properties)
     except KafkaException as error:
+        if (sentence := shortage(error)) is not None:
+            raise StartError(sentence) from None
         raise ConfigError(f"kafka: {error.args[0].str()}") from None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from worker.errors import StartError
 from worker.model.providers import fallback_refused
 from worker.model.signature import TensorSpec
+from worker.shortage import check_address_space, shortage
 
 _SOURCE_LINE = re.compile(r"/onnxruntime_src/\S+:\d+ ")
 _SIGNATURE_GOES_ON = re.compile(
@@ -32,9 +33,12 @@ def import_runtime() -> Any:
     Raises:
         StartError: it is not installed, or does not load.
     """
+    check_address_space()
     try:
         import onnxruntime
     except ImportError as error:
+        if (sentence := shortage(error)) is not None:
+            raise StartError(sentence) from error
         raise StartError(
             f"ONNX Runtime cannot be imported ({one_line(str(error))}): install streaminfer[cpu] or streaminfer[gpu]"
         ) from error

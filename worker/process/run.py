@@ -9,6 +9,10 @@ from typing import Protocol
 from worker.errors import Recycled, WorkerError
 from worker.process import runtime
 from worker.process.signals import SIGNALS, Stop
+from worker.shortage import shortage
+from worker.telemetry import logs
+
+log = logs.get("worker")
 
 
 class Worker(Protocol):
@@ -68,6 +72,11 @@ def run(index: int | None, build: Build, stop: Stop) -> int:
     except WorkerError:
         worker.give_up()
         raise
+    except Exception as error:
+        if (sentence := shortage(error)) is None:
+            raise
+        log.error("the system gave no more", exc_info=error)
+        raise WorkerError(sentence) from error  # as after a bug, a restart may help
     finally:
         worker.close()
     if (why := worker.recycles) is not None:

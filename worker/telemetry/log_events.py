@@ -34,6 +34,7 @@ counted | info | client_id, taken, ok, dead_letter, dropped, in_flight, commits_
 fatal | critical | exit_code, reason, mistakes | Why the process ends. On a terminal it is the last sentence. | #the-process-ended
 stuck | error | reason, state, stacks | The watchdog ends the process: its state, and the calls of each thread. | #the-process-ended
 bug | error | exception | An error that nobody foresaw, with its traceback. | #the-process-ended
+the system gave no more | error | exception | Memory, threads, files or room on a disk ran out during the run; `fatal` says which. | #the-process-ended
 a thread died | error | thread, exception | A bug ended one thread. | #the-process-ended
 an exception was ignored | error | where, exception | Python could not raise an exception, as in the destructor of an object. | #the-process-ended
 configuration changed | info | digest, changed, models | The configuration was read again: these settings changed and are in force now. |
