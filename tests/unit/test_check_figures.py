@@ -14,8 +14,10 @@ from worker.settings import load
 MODEL = Path(__file__).parents[2] / "worker" / "demo_data" / "digits.onnx"
 
 
-def settings_of(tmp_path: Path, **pipelines: dict[str, Any]) -> Any:
-    """Settings with these pipelines, each on a topic of its own."""
+def settings_of(tmp_path: Path, **sections: dict[str, Any]) -> Any:
+    """Settings with these pipelines, each on a topic of its own; `control` and `page` are sections beside them."""
+    beside = {name: sections[name] for name in ("control", "page") if name in sections}
+    pipelines = {name: section for name, section in sections.items() if name not in beside}
     made = {
         name: {
             "input": {"topics": [name], "format": "image"},
@@ -27,6 +29,7 @@ def settings_of(tmp_path: Path, **pipelines: dict[str, Any]) -> Any:
     }
     file = tmp_path / "worker.yaml"
     document = {
+        **beside,
         "pipelines": made,
         "dead_letter": {"topic": "dead"},
         "kafka": {"bootstrap.servers": "localhost:9092", "group.id": "g"},
@@ -70,6 +73,35 @@ def test_a_cache_is_shown_and_part_of_the_sum(tmp_path: Path) -> None:
     ]
     assert memory(settings, {}).endswith("+ largest record 8 + cache 65")
     assert memory(settings, {}).startswith("warm process + 409 MiB")
+
+
+def test_rollouts_and_samples_are_shown(tmp_path: Path) -> None:
+    """How a new version is tried, what becomes of it, and that the page shows content of records."""
+    folder = tmp_path / "models" / "m" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(MODEL.read_bytes())
+    model = {"path": None, "repository": str(tmp_path / "models"), "name": "m"}
+    shadow = {"mode": "shadow", "then": "wait", "min_records": 5, "for_s": 1}
+    settings = settings_of(
+        tmp_path,
+        first={"model": model, "rollout": {"share": 0.25}},
+        second={"model": model, "rollout": shadow},
+        control={"topic": "control"},
+        page={"samples": 3},
+    )
+    assert [*figures(settings)] == [
+        (
+            "rollout",
+            "first: a new version answers 25 % of the keys first; within its limits it is promoted after 1,000 "
+            "records and 600 s",
+        ),
+        (
+            "rollout",
+            "second: a new version runs beside the one that answers; within its limits it waits after 5 records "
+            "and 1 s for `streaminfer model`",
+        ),
+        ("page", "shows the last 3 results with their pictures, up to 16 MiB"),
+    ]
 
 
 def test_devices_are_shown(tmp_path: Path) -> None:

@@ -37,6 +37,16 @@ def test_an_error_with_a_fatal_code_ends_the_client_without_the_fatal_flag(code:
         health.raise_failure()
 
 
+def test_a_pattern_without_a_topic_is_no_error() -> None:
+    """A pattern that matches nothing yet is not counted; a topic with a name that is gone is."""
+    health = ClientHealth()
+    gone = KafkaError.UNKNOWN_TOPIC_OR_PART
+    health.on_error(KafkaError(gone, "Subscribed topic not available: ^(cam-.*)$: Broker: Unknown topic"))
+    assert not health.errors
+    health.on_error(KafkaError(gone, "Subscribed topic not available: cam: Broker: Unknown topic"))
+    assert health.errors == {"UNKNOWN_TOPIC_OR_PART": 1}
+
+
 def test_an_error_with_the_fatal_flag_ends_the_client_whatever_its_code() -> None:
     """The error callback tells a fatal error by its flag."""
     health = ClientHealth()

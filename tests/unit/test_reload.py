@@ -83,11 +83,15 @@ class Place:
 
     def reload(self) -> list[Any]:
         """What is logged of it: the loader's lines left out."""
+        return [line for line in self.logged() if line["event"].startswith("configuration")]
+
+    def logged(self) -> list[Any]:
+        """Everything that is logged of a reload."""
         with structlog.testing.capture_logs() as lines:
             self.reloader.look()
             self.reloader.turn()
             self.loader.turn()
-        return [line for line in lines if line["event"].startswith("configuration")]
+        return [*lines]
 
     @property
     def added(self) -> float:
@@ -170,6 +174,24 @@ def test_labels_that_change_in_their_file_are_taken_over(place: Place) -> None:
     labels.write_text("e\nf\ng\nh\n")
     assert place.reload()[0]["models"] == ["test"]
     assert place.reload()[0]["event"] == "configuration read again, nothing changed"
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"model": {"path": "two.onnx"}}, "another model version answers"),
+        (
+            {"postprocess": {"classification": {"top_k": 2}}},
+            "the same model version answers with changed settings",
+        ),
+    ],
+)
+def test_the_log_tells_a_new_version_from_changed_settings(
+    place: Place, section: dict[str, Any], told: str
+) -> None:
+    """Another file is another version; the same file with other settings is not."""
+    place.write(**section)
+    assert [line["event"] for line in place.logged() if "answers" in line["event"]] == [told]
 
 
 def test_the_old_model_is_closed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

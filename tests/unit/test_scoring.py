@@ -324,6 +324,7 @@ def test_the_table_and_the_metrics_say_the_same() -> None:
     shown = "\n".join(table(view))
     assert "accuracy 87.500 %" in shown
     assert "waiting: 0 results, 0 labels" in shown
+    assert "waiting: 1 result, 2 labels" in table(View(waiting=(1, 2)))
     window, total, summary = lines(view, WINDOW_S * 1000)
     assert (window["correct"], total["correct"], total["accuracy"]) == (7, 7, 0.875)
     assert summary["waiting"] == {"results": 0, "labels": 0}

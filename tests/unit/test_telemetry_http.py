@@ -186,6 +186,13 @@ def test_what_is_not_asked_for_is_refused(server: HttpServer) -> None:
     assert ask(server, "/livez?verbose")[0] == 200
 
 
+def test_head_is_answered_as_get_without_a_body(server: HttpServer) -> None:
+    """Status and length are those of GET, so a health check may ask for the head alone."""
+    for path, status in (("/livez", 200), ("/metrics", 200), ("/nothing", 404)):
+        assert ask(server, path, "HEAD") == (status, b"")
+        assert ask(server, path)[0] == status
+
+
 def test_progress_says_what_it_waits_for(server: HttpServer, provider: Provider) -> None:
     """The body of /progressz names a partition that stands, or since when no broker can be reached."""
     provider.now = Health(True, True, True, waits="waiting for brokers since 2026-11-30T10:00:00Z")

@@ -230,7 +230,8 @@ def _config_row(settings: Settings) -> str:
     if count > 1:
         return f"{count} pipelines"
     (pipeline,) = settings.pipelines.values()
-    return f"1 pipeline, reads {', '.join(pipeline.input.topics)}, writes {pipeline.output.topic}"
+    once = ", exactly once" if settings.delivery == "exactly_once" else ""
+    return f"1 pipeline, reads {', '.join(pipeline.input.topics)}, writes {pipeline.output.topic}{once}"
 
 
 def _nothing(_: object) -> str:

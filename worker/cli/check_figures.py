@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from worker.settings import MIB, Settings, memory_parts
+from worker.settings.rollout import RolloutSettings
 from worker.settings.sections import ModelSettings
 
 
@@ -41,6 +42,18 @@ def figures(settings: Settings) -> Iterator[tuple[str, str]]:
             age = "of any age" if pipeline.cache.ttl_s is None else f"for {pipeline.cache.ttl_s:g} s"
             kept = _mib(pipeline.cache.bytes)
             yield "cache", f"{name}: equal payloads are answered from memory, {age}, up to {kept} MiB"
+        if pipeline.rollout is not None:
+            yield "rollout", f"{name}: {_rollout(pipeline.rollout)}"
+    if settings.page.samples:
+        yield "page", f"shows the last {settings.page.samples} results with their pictures, up to 16 MiB"
+
+
+def _rollout(rollout: RolloutSettings) -> str:
+    share = f"a new version answers {100 * rollout.share:g} % of the keys first"
+    how = share if rollout.mode == "canary" else "a new version runs beside the one that answers"
+    after = f"after {rollout.min_records:,} records and {rollout.for_s:g} s"
+    then = f"is promoted {after}" if rollout.then == "promote" else f"waits {after} for `streaminfer model`"
+    return f"{how}; within its limits it {then}"
 
 
 def _devices(model: ModelSettings) -> str:

@@ -92,7 +92,7 @@ def _classes(by_class: dict[str, dict[str, Any]]) -> list[str]:
 def _rest(view: View) -> Iterator[str]:
     results, labels = view.waiting
     yield ""
-    yield f"waiting: {results} results, {labels} labels"
+    yield f"waiting: {_counted(results, 'result')}, {_counted(labels, 'label')}"
     if counts := {name: count for name, count in sorted(view.counts.items()) if count}:
         yield "no pair: " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items())
 
@@ -102,6 +102,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s'[: count != 1]}"
 
 
 def _seconds(seconds: float | None) -> str:

@@ -42,6 +42,8 @@ while its ``fatal()`` is false: only an error callback sets that flag."""
 NOT_CONVERTED = "ConsumerGroupHeartbeat fatal error: Broker: The group id does not exist"
 """Kafka (4.2) answers so where the members of the classic protocol say things to one another that the newer protocol has no
 place for, as those of librdkafka's cooperative-sticky do. The group must be empty once."""
+NO_MATCH = "Subscribed topic not available: ^"
+"""librdkafka says so of a pattern that matches no topic, with the code of a topic that does not exist."""
 
 log = structlog.get_logger(module=__name__)
 
@@ -97,6 +99,8 @@ class ClientHealth:
     def on_error(self, error: KafkaError) -> None:
         """An error of the client, from its error callback or in place of a record."""
         code = error.code()
+        if code == KafkaError.UNKNOWN_TOPIC_OR_PART and NO_MATCH in error.str():
+            return  # that a pattern matches no topic yet is no error, and was told at start
         self.errors[error.name()] += 1
         if code != KafkaError._ALL_BROKERS_DOWN or not self.last_error:  # others give the reason for this one
             self.last_error = error.str()

@@ -350,11 +350,13 @@ class Loader:
         ordered = self._ordered.get(name)
         if ordered is not None and (loaded := ordered.loaded.get(rollout.stable.model_version)) is not None:
             next(each for each in self._watched if each.name == name).answers = loaded
+        if rollout.stable.label == before.label:  # by a changed configuration
+            log.info(
+                "the same model version answers with changed settings", pipeline=name, model=before.label
+            )
+            return
         log.info(
-            "another model version answers",
-            pipeline=rollout.route.name,
-            model=rollout.stable.label,
-            before=before.label,
+            "another model version answers", pipeline=name, model=rollout.stable.label, before=before.label
         )
 
     def _retire(self, _rollout: Rollout, servable: Servable) -> None:

@@ -216,7 +216,7 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """One GET per connection, answered from the server's paths."""
+    """One GET or HEAD per connection, answered from the server's paths."""
 
     server: _Server
     server_version = "streaminfer"
@@ -233,6 +233,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         complete = super().parse_request() and not self._request.ended  # a cut request gets no answer
         self.server.complete(self.connection)
         return complete
+
+    def do_HEAD(self) -> None:
+        """The head of what GET answers: some health checks ask for nothing more."""
+        self.do_GET()
 
     def do_GET(self) -> None:
         if not self._request.left:
@@ -273,7 +277,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name, value in {**headers, **_EVERY_ANSWER, **answer.headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(answer.body)
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
 
     def _stream(self, stream: Stream) -> None:
         self.server.streams(self.connection)
@@ -287,7 +292,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             for name, value in {**headers, **_EVERY_ANSWER}.items():
                 self.send_header(name, value)
             self.end_headers()
-            for part in stream.parts():
+            for part in stream.parts() if self.command != "HEAD" else ():
                 self.wfile.write(part)
         finally:
             stream.close()

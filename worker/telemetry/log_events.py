@@ -141,6 +141,7 @@ model ready | info | pipeline, model, provider, batchable, max_size, threads, sl
 steps ready | info | pipeline, steps, slab_records, reserve_bytes | All steps of a pipeline are. |
 model version loaded | info | pipeline, model, seconds | A new version is loaded beside the old one. |
 another model version answers | info | pipeline, model, before | It answers from now on. |
+the same model version answers with changed settings | info | pipeline, model | A changed configuration counts from now on. |
 model version refused | error | pipeline, version, reason, message, answers | It is not taken over; the old one answers. | #a-model-version-was-refused
 the model repository is away, the version that answers goes on | warning | pipeline, reason | New versions are not seen. | guides/models.md
 the model repository is back | info | pipeline | It is over. |
