@@ -16,12 +16,13 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from random import Random
 
+import fuzz_sanitized  # noqa: F401 - before the package: it may bring compiled modules of its own
 from fuzz_mutate import LARGEST, mutated
 from fuzz_targets import TARGETS, Target
 
@@ -50,7 +51,14 @@ def inputs(name: str) -> list[bytes]:
     return [*TARGETS[name].seeds, *(path.read_bytes() for path in kept)]
 
 
-def run(name: str, cases: int | None, seconds: float | None, seed: int, corpus: Path = CORPUS) -> Findings:
+def run(
+    name: str,
+    cases: int | None,
+    seconds: float | None,
+    seed: int,
+    corpus: Path = CORPUS,
+    environment: Mapping[str, str] | None = None,
+) -> Findings:
     """Fuzz one target in a process of its own, which may die of it.
 
     Args:
@@ -59,6 +67,7 @@ def run(name: str, cases: int | None, seconds: float | None, seed: int, corpus: 
         seconds: longest time; None = no bound.
         seed: the same seed gives the same inputs.
         corpus: where inputs with findings go.
+        environment: of the process; default: this one's.
     """
     with tempfile.NamedTemporaryFile(prefix="streaminfer-fuzz-") as shared:
         shared.truncate(LARGEST + 8)
@@ -69,6 +78,7 @@ def run(name: str, cases: int | None, seconds: float | None, seed: int, corpus: 
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
+            env=environment,
         )
         try:
             said, errors = process.communicate(timeout=seconds + START_S if seconds else None)
@@ -79,7 +89,8 @@ def run(name: str, cases: int | None, seconds: float | None, seed: int, corpus: 
             return Findings(**json.loads(said))
         current = shared.read()
         data = current[8 : 8 + int.from_bytes(current[:8], "little")]
-        end = (errors.strip().splitlines() or ["no last words"])[-1]
+        last = errors.strip().splitlines() or ["no last words"]
+        end = next((line for line in last if "Sanitizer: " in line or "runtime error: " in line), last[-1])
         return Findings(found={f"ended with {process.returncode}: {end} ({keep(data, corpus / name)})": 1})
 
 
