@@ -1,11 +1,16 @@
-"""A model's outputs as its answers have shown them."""
+"""What made-up items have shown of a model: its outputs, and what users should know."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import structlog
+
+from worker.model.opening import one_line
 from worker.model.probe import Probe
 from worker.model.signature import TensorSpec
+
+log = structlog.get_logger()
 
 
 def as_observed(outputs: tuple[TensorSpec, ...], found: Probe) -> tuple[TensorSpec, ...]:
@@ -26,3 +31,18 @@ def _observed(spec: TensorSpec, answered: tuple[int, ...], batchable: bool) -> T
     if batchable and shape:
         shape[0] = None
     return replace(spec, shape=tuple(shape))
+
+
+def warn(name: str, found: Probe) -> None:
+    """Say in the log what the made-up items showed that users should know."""
+    if found.item is None:
+        log.warning(
+            "the model refuses the made-up warm-up items: records run one at a time",
+            model=name,
+            reason=one_line(found.refusal),
+        )
+    elif not found.repeatable:
+        log.warning(
+            "the model answers the same item differently each time: records run one at a time, its health is not checked",
+            model=name,
+        )

@@ -15,6 +15,7 @@ from worker.batch import Array
 from worker.errors import StartError
 from worker.model import folder
 from worker.model.backend import Backend, Opened, Opening, Sessions, Tensors
+from worker.model.bounded import Bounds
 from worker.model.compare import difference, same
 from worker.model.cpu import Cpu
 from worker.model.devices import OpenedOnDevices
@@ -22,7 +23,7 @@ from worker.model.fingerprint import model_sha256
 from worker.model.gpu import Cuda
 from worker.model.graph import read_graph
 from worker.model.made_up import batch_of
-from worker.model.observed import as_observed
+from worker.model.observed import as_observed, warn
 from worker.model.opening import import_runtime, one_line, specs_of
 from worker.model.probe import Probe, beside_variants, probe
 from worker.model.providers import check_providers, preload_libraries, provider_in_use
@@ -247,6 +248,7 @@ def load(
     shapes: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({}),
     devices: Sequence[int] = (0,),
     described_by: Path | None = None,
+    bounds: Bounds = Bounds(),  # noqa: B008 - frozen
 ) -> Model:
     """Load a model file and find out what it takes, what it gives and whether items may share a run.
 
@@ -266,6 +268,7 @@ def load(
         shapes: ``model.shapes``: by input, shapes of an item's tensor for the made-up items.
         devices: numbers of the GPUs among the visible ones, each of which runs the whole model.
         described_by: a folder in Hugging Face's layout whose files say how classes are called and tokens are pooled.
+        bounds: of made-up items and their runs.
 
     Raises:
         StartError: no runtime, no such file, another SHA-256, not loadable, a provider that is not there, an
@@ -275,8 +278,7 @@ def load(
     runtime = import_runtime()
     digest = _checked_sha256(path, sha256)
     check_providers(providers, runtime.get_available_providers())
-    if missing := preload_libraries(runtime, providers):
-        log.warning("the runtime found no CUDA libraries beside it", reason=missing)
+    _preload(runtime, providers)
     backend = BACKENDS[providers[0]]
     opening = Opening(
         runtime, path, providers, digest, instances, max_size, one_shape, few_shapes, devices[0]
@@ -285,7 +287,7 @@ def load(
     try:
         wiring = constants, state or {}
         identity = name or path.stem, version or digest[:8]
-        return _probed(backend, opened, opening, *identity, sizes, wiring, shapes, described_by)
+        return _probed(backend, opened, opening, *identity, sizes, wiring, shapes, described_by, bounds)
     except BaseException:
         opened.close()
         raise
@@ -301,6 +303,7 @@ def _probed(
     wiring: tuple[Constants | None, Mapping[str, str]],
     shapes: Mapping[str, Sequence[Sequence[int]]],
     described_by: Path | None,
+    bounds: Bounds,
 ) -> Model:
     """The model behind an opened file, once made-up items have shown what it does.
 
@@ -318,8 +321,9 @@ def _probed(
     sessions = opened.bind(inputs, outputs)
     try:
         sessions, inputs, outputs, constants = wired(sessions, inputs, outputs, *wiring)
+        bounded = bounds.over(sessions, (*inputs, *outputs))
         found = probe(
-            sessions.run,
+            bounded.run,
             inputs,
             tolerance=backend.tolerance,
             max_size=opening.max_size,
@@ -327,6 +331,7 @@ def _probed(
             shapes=known,
             mixes=graph.mixes,
         )
+        bounded.check(path)
         if wiring[1] and found.batchable and found.item is not None and isinstance(sessions, WiredSessions):
             found = replace(found, reason=why_apart(sessions, found.item, backend.tolerance))
         if found.item is None and backend.refuses_the_model(found.refusal):
@@ -334,20 +339,14 @@ def _probed(
     except BaseException:
         sessions.close()
         raise
-    _warn(name, found)
+    warn(name, found)
     run_each(sessions.run, inputs, known[1:], name)
     metadata = described.get_modelmeta().custom_metadata_map
     class_names = graph.class_names or folder.class_names(described_by)
     shown = Shown(found.answers, metadata, found.answer_share, class_names, folder.pooling(described_by))
     inputs = with_suggested_size(inputs, metadata)
-    signature = Signature(
-        inputs,
-        as_observed(outputs, found),
-        found.batchable,
-        constants=constants,
-        states=tuple(wiring[1]),
-        shown=shown,
-    )
+    seen, states = as_observed(outputs, found), tuple(wiring[1])
+    signature = Signature(inputs, seen, found.batchable, constants=constants, states=states, shown=shown)
     return Model(sessions, backend, signature, found, name=name, version=version, sha256=opening.sha256)
 
 
@@ -382,18 +381,9 @@ def _fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
     return size if size is not None and size > 1 else None
 
 
-def _warn(name: str, found: Probe) -> None:
-    if found.item is None:
-        log.warning(
-            "the model refuses the made-up warm-up items: records run one at a time",
-            model=name,
-            reason=one_line(found.refusal),
-        )
-    elif not found.repeatable:
-        log.warning(
-            "the model answers the same item differently each time: records run one at a time, its health is not checked",
-            model=name,
-        )
+def _preload(runtime: Any, providers: Sequence[str]) -> None:
+    if missing := preload_libraries(runtime, providers):
+        log.warning("the runtime found no CUDA libraries beside it", reason=missing)
 
 
 def _copied(tensors: Tensors) -> Tensors:

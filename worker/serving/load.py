@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Literal
 
 import structlog
@@ -11,6 +12,7 @@ from worker.batch import Lane
 from worker.drift.watch import CPU_SHARE
 from worker.encode import encoder as make_encoder
 from worker.errors import ConfigError
+from worker.model.bounded import Bounds
 from worker.model.headroom import resident_bytes
 from worker.model.session import LARGEST_UNKNOWN_SIZE, Model
 from worker.model.session import load as load_model
@@ -133,6 +135,7 @@ def _opened(settings: Settings, pipeline: str) -> Model:
         constants=constants_of(wanted, settings.limits),
         state=wanted.model.state,
         devices=wanted.model.devices or (0,),
+        bounds=Bounds(settings.limits.batch_timeout_s, partial(check_budget, settings, pipeline)),
     )
 
 
