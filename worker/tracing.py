@@ -94,7 +94,7 @@ def described(settings: Settings, offline: bool, environ: Mapping[str, str] = os
         return "off, by the environment (OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER or OTEL_TRACES_SAMPLER)"
     which = "all records" if tracing.everything else "records with a sampled traceparent"
     if tracing.ratio and not tracing.everything:
-        which += f" and {tracing.ratio:.4g} of those without one"
+        which += f" and {100 * tracing.ratio:.4g} % of those without one"
     said = f"{which}, at most {tracing.max_per_s}/s, to {tracing.url} ({tracing.protocol})"
     collector = Collector(tracing, [])
     if offline:

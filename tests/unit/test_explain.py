@@ -270,7 +270,7 @@ def test_a_record_is_opened_as_the_worker_opens_it(stand: Stand) -> None:
 @pytest.mark.parametrize(
     ("place", "more", "code", "said"),
     [
-        ("{source}/0/5", (), 3, "not there yet; the partition ends at offset 0"),
+        ("{source}/0/5", (), 3, "not there yet; the newest record of the partition is at offset 0"),
         ("{source}/1/0", (), 3, "there is no record in partition 1"),
         ("{source}/9/0", (), 3, "has 2 partitions, expected one of 0 to 1"),
         ("other/0/0", (), 2, "does not read other; expected {source}, or dead_letter.topic {dead}"),

@@ -6,6 +6,7 @@ import json
 import platform
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -24,6 +25,8 @@ from worker.bench.trial import Trial
 from worker.bench.usage import Interval, Usage, interval_of, usage_of
 from worker.cli.bench_usage import Measured
 from worker.cli.main import main
+from worker.errors import StartError
+from worker.kafka import measuring
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "examples" / "digits.yaml"
@@ -254,6 +257,35 @@ def test_new_versions_of_models_take_memory(
     document = json.loads(capsys.readouterr().out)
     assert document["replica"]["memory_bound_bytes"] == before + bytes_more
     assert any("a new version of a model takes more" in note for note in document["notes"]) == noted
+
+
+class OneTopic:
+    """Stands for a broker that has one topic of two partitions."""
+
+    bootstrap = "here:1"
+
+    def __init__(self, _settings: Any) -> None:
+        pass
+
+    def __enter__(self) -> OneTopic:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def cluster(self) -> Any:
+        return SimpleNamespace(topics={"cam-1": SimpleNamespace(partitions=[0, 1])})
+
+
+def test_partitions_are_those_of_all_topics_that_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pattern stands for the topics that are there; one sentence says that none is."""
+    monkeypatch.setattr(measuring, "Admin", OneTopic)
+    configured: Any = None
+    assert measuring.partitions_of(configured, ["^cam-.*"]) == {"cam-1": 2}
+    with pytest.raises(StartError, match=r"^no topic on here:1 matches \^mic-\.\*$"):
+        measuring.partitions_of(configured, ["cam-1", "^mic-.*"])
+    with pytest.raises(StartError, match=r"^topic cam does not exist on here:1$"):
+        measuring.partitions_of(configured, ["cam"])
 
 
 def test_a_measurement_of_something_else_is_said(capacity: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from worker.errors import StartError
 from worker.kafka.admin import Admin
 from worker.kafka.properties import admin_properties, build, consumer_properties
 from worker.kafka.tools import range_of
+from worker.topics import is_pattern, matches
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -67,17 +68,25 @@ class LoadProducer:
 
 
 def partitions_of(settings: Settings, topics: Sequence[str]) -> dict[str, int]:
-    """How many partitions each of these topics has.
+    """How many partitions each of these topics has, and each topic that a pattern matches.
 
     Raises:
-        StartError: the broker does not answer, or a topic does not exist.
+        StartError: the broker does not answer, a topic does not exist, or a pattern matches none.
     """
     with Admin(settings) as admin:
         known = admin.cluster().topics
-        missing = [topic for topic in topics if topic not in known]
-        if missing:
-            raise StartError(f"topic {missing[0]} does not exist on {admin.bootstrap}")
-        return {topic: len(known[topic].partitions) for topic in topics}
+        found: list[str] = []
+        for topic in topics:
+            if is_pattern(topic):
+                there = [name for name in known if matches(topic, name)]
+                if not there:
+                    raise StartError(f"no topic on {admin.bootstrap} matches {topic}")
+                found += there
+            elif topic in known:
+                found.append(topic)
+            else:
+                raise StartError(f"topic {topic} does not exist on {admin.bootstrap}")
+        return {topic: len(known[topic].partitions) for topic in found}
 
 
 def members_with(settings: Settings, topic: str) -> int | None:

@@ -63,7 +63,9 @@ class RecordReader:
                 f"{where}: no longer there; the oldest record of the partition is at offset {low}"
             )
         if offset >= high:
-            raise StartError(f"{where}: not there yet; the partition ends at offset {high - 1}")
+            raise StartError(
+                f"{where}: not there yet; the newest record of the partition is at offset {high - 1}"
+            )
         self._consumer.assign([TopicPartition(topic, number, offset)])
         found = self._in_place(offset, where)
         if found is None:

@@ -134,13 +134,19 @@ class TopicReader:
     ) -> None:
         check_properties(client.kafka)
         partitions, embedded = look_up(client, topics, written=False)
+        self._offset = offset
         if offset is not None:
             start = "earliest"
         if partition is not None:
             for topic, count in partitions.items():
                 if not 0 <= partition < count:
                     raise StartError(f"topic {topic} has no partition {partition}; expected 0 to {count - 1}")
-        self._consumer = build(Consumer, reader_properties(client, embedded, isinstance(start, int)))
+        properties = reader_properties(client, embedded, isinstance(start, int))
+        if (
+            offset is not None
+        ):  # else the client would begin anew, with a warning, and read all of the partition
+            properties["auto.offset.reset"] = "error"
+        self._consumer = build(Consumer, properties)
         named = {"earliest": OFFSET_BEGINNING, "latest": OFFSET_END}
         by_time = isinstance(start, int) and not embedded
         first = start if isinstance(start, int) else named[start]
@@ -163,7 +169,8 @@ class TopicReader:
         """The records that have arrived; waits up to ``timeout_s`` for the first.
 
         Raises:
-            StartError: the broker refuses us. Errors that the client recovers from are ignored.
+            StartError: the broker refuses us, or has nothing at ``offset``. Errors that the client recovers from are
+                ignored.
         """
         first = self._consumer.poll(timeout_s)
         messages: list[Any] = [] if first is None else [first, *self._consumer.consume(100, 0)]
@@ -175,6 +182,9 @@ class TopicReader:
                 records.append(Record(*place, message.key(), message.value(), readable_headers(message)))
             elif error.fatal() or error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
                 raise StartError(f"kafka: {error.str()}")
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET and self._offset is not None:
+                wanted = f"{message.topic()}/{message.partition()}/{self._offset}"
+                raise StartError(f"there is no record {wanted}: it is not written yet, or deleted")
         return records
 
     def close(self) -> None:
