@@ -8,11 +8,13 @@ import time
 from datetime import datetime
 from typing import Any
 
+import orjson
 import pytest
 
 from worker.batch import Headers
 from worker.cli.connect import beginning, since
 from worker.cli.record_text import Lines
+from worker.cli.text import harmless, json_value
 from worker.kafka.tools import Record
 
 STAMP = 1_763_676_000_123
@@ -133,3 +135,15 @@ def test_times_are_so_long_ago_or_a_date() -> None:
     for wrong in ("ten minutes", "10", "-5m", "", "99999-01-01"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected so long ago"):
             beginning(wrong)
+
+
+@pytest.mark.parametrize(
+    "steers", ["\x7f", "\x9b31m", "\x85", "\u202e", "\u200b", "\u2028", "\ufeff"], ids=ascii
+)
+def test_json_lines_cannot_steer_a_terminal_and_say_the_same(steers: str) -> None:
+    """A record's text with 8-bit control, bidirectional or invisible characters is shown as escapes, equal when parsed."""
+    value = f'{{"label": "a{steers}\u00e9\u3000b"}}'.encode()
+    line = harmless(orjson.dumps({"key": steers, "value": json_value(value)}))
+    assert not set(line.decode()) & set(steers.strip("31m"))
+    assert "\u00e9\u3000b" in line.decode()
+    assert orjson.loads(line) == {"key": steers, "value": orjson.loads(value)}

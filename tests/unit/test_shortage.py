@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from worker import extras
-from worker.cli import check, standard
+from worker.cli import check, init, standard
 from worker.cli import main as cli
 from worker.errors import StartError, WorkerError
 from worker.process.run import run as run_worker
@@ -208,6 +208,19 @@ def test_limits_are_named_where_they_are_set(monkeypatch: pytest.MonkeyPatch) ->
     limits.clear()
     assert "container" in str(shortage(MemoryError()))
     assert "pids.max" in str(shortage(RuntimeError("can't start new thread")))
+
+
+def test_a_configuration_that_finds_no_room_leaves_no_half_file(tmp_path: Path) -> None:
+    """`init` says that the file cannot be written and takes away what it made; the next try is not told that it exists."""
+    path = tmp_path / "made.yaml"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(StartError, match=r"made\.yaml cannot be written: File too large"):
+            init._save(path, "x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not path.exists()
 
 
 def test_an_extra_that_finds_no_memory_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:

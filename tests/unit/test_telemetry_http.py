@@ -193,6 +193,50 @@ def test_head_is_answered_as_get_without_a_body(server: HttpServer) -> None:
         assert ask(server, path)[0] == status
 
 
+_HOST = b"Host: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /livez\r\n\r\n", b"200"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"505"),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n", b"431"),
+        (bytes(range(256)) * 10, b"400"),
+        (b"GET / HTTP/" + b"9" * 5000 + b".1\r\n\r\n", b"400"),
+        (b"GET /livez HTTP/1.1\r\n" + b"X: a\r\n" * 500 + b"\r\n", b"431"),
+        ((b"GET /livez HTTP/1.1\r\n" + _HOST + b"\r\n") * 20, b"200"),
+        (
+            b"GET /livez HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            b"GET /metrics HTTP/1.1\r\n\r\n",
+            b"200",
+        ),
+        (b"GET /metrics HTTP/1.1\r\n" + _HOST + b"Host: evil.example\r\n\r\n", b"421"),
+        (b"GET /metrics HTTP/1.1\r\n" + _HOST + b" folded: evil.example\r\n\r\n", b"421"),
+        (b"GET http://evil.example/metrics HTTP/1.1\r\n" + _HOST + b"\r\n", b"404"),
+        (b"GET /../../etc/passwd HTTP/1.1\r\n" + _HOST + b"\r\n", b"404"),
+        (b"GET /\x1b]0;x\x07<script> HTTP/1.1\r\n" + _HOST + b"\r\n", b"404"),
+        (b"CONNECT evil.example:443 HTTP/1.1\r\n\r\n", b"501"),
+    ],
+    ids=lambda value: value.decode("latin-1")[:24].encode("unicode_escape").decode(),
+)
+def test_a_hostile_request_gets_one_answer_and_nothing_that_follows_it(
+    server: HttpServer, request_bytes: bytes, status: bytes
+) -> None:
+    """Whatever comes, there is one answer with a status line, and the connection ends: a request behind another gets none."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(request_bytes)
+        answer = b""
+        with suppress(ConnectionResetError):  # what nobody read makes the end of the connection a reset
+            while part := connection.recv(65536):
+                answer += part
+    assert answer.startswith(b"HTTP/1.0 " + status)
+    assert answer.count(b"HTTP/1.") == 1
+    assert b"\x1b" not in answer
+    assert b"<script>" not in answer
+    assert ask(server, "/livez")[0] == 200
+
+
 def test_progress_says_what_it_waits_for(server: HttpServer, provider: Provider) -> None:
     """The body of /progressz names a partition that stands, or since when no broker can be reached."""
     provider.now = Health(True, True, True, waits="waiting for brokers since 2026-11-30T10:00:00Z")

@@ -14,6 +14,7 @@ import orjson
 from worker.cli.letter_text import as_dict, in_full
 from worker.cli.payloads import reader_of_requests, unwrapped
 from worker.cli.registered import Unframer
+from worker.cli.text import harmless
 from worker.dead_letters.read import Letter, Source
 from worker.errors import ConfigError
 from worker.settings import Settings
@@ -34,7 +35,7 @@ def show(
     letters = (letter for letter in _candidates(args.at, reader) if matches(letter))
     for letter in _readable(letters, args.unwrap, settings):
         if args.json:
-            print(orjson.dumps(as_dict(letter)).decode())
+            print(harmless(orjson.dumps(as_dict(letter))).decode())
         else:
             print("\n" * bool(shown) + in_full(letter))
         if args.out is not None:

@@ -15,6 +15,7 @@ from worker import settings as configuration
 from worker.cli.connect import add_property_option, connection, place
 from worker.cli.main import add_set_option
 from worker.cli.payloads import keys_of
+from worker.cli.text import harmless
 from worker.dead_letters.compose import CONNECT
 from worker.dead_letters.read import Letter, Source, failed
 from worker.errors import ConfigError, StartError
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         _write_page(args.html, explained)
     if args.json:
-        print(orjson.dumps(explained.report, option=orjson.OPT_NON_STR_KEYS).decode())
+        print(harmless(orjson.dumps(explained.report, option=orjson.OPT_NON_STR_KEYS)).decode())
     else:
         from worker.cli.explain_text import in_words
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,9 +161,13 @@ def _schema() -> str:
 
 
 def _save(path: Path, text: str) -> None:
+    there = exists(path)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
+        if not there:  # half a file would be in the way of the next try
+            with suppress(OSError):
+                path.unlink()
         raise StartError(f"{path} cannot be written: {error.strerror}") from None
 
 

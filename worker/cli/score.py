@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, stop: Stop) -> int:
     import orjson
 
+    from worker.cli.text import harmless
     from worker.process import runtime
     from worker.settings import load
     from worker.telemetry import logs, quality
@@ -86,7 +87,7 @@ def _run(args: argparse.Namespace, stop: Stop) -> int:
     window_ms = int(settings.labels.window_s * 1000)
     if args.json:
         for line in quality.lines(view, window_ms):
-            sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
+            sys.stdout.buffer.write(harmless(orjson.dumps(line)) + b"\n")
     else:
         from worker.cli.score_table import table
 

@@ -17,7 +17,7 @@ from worker.cli.main import add_set_option
 from worker.cli.payloads import Read, reader_of_results, unwrapped
 from worker.cli.record_text import Lines
 from worker.cli.registered import Unframer, registry_settings
-from worker.cli.text import json_value
+from worker.cli.text import harmless, json_value
 from worker.errors import ConfigError, StartError
 from worker.kafka.clusters import clusters_of
 from worker.kafka.tools import Record, TopicReader
@@ -198,7 +198,7 @@ def _cluster(args: argparse.Namespace, settings: Settings | None) -> Settings | 
 
 
 def _json_line(record: Record) -> bytes:
-    return orjson.dumps(
+    line = orjson.dumps(
         {
             "topic": record.topic,
             "partition": record.partition,
@@ -210,6 +210,7 @@ def _json_line(record: Record) -> bytes:
         },
         option=orjson.OPT_APPEND_NEWLINE,
     )
+    return harmless(line)
 
 
 def _text(value: bytes | None) -> str | dict[str, str] | None:

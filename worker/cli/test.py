@@ -16,6 +16,7 @@ import orjson
 
 from worker import settings as configuration
 from worker.cli.main import add_set_option
+from worker.cli.text import harmless
 from worker.errors import ConfigError
 from worker.filesystem import is_dir
 from worker.telemetry import logs
@@ -135,7 +136,7 @@ def _json_line(outcome: Outcome) -> str:
         and {"reason": rejected.reason, "stage": rejected.stage, "message": rejected.message},
         "dropped": answer.dropped,
     }
-    return orjson.dumps(told, default=str, option=orjson.OPT_APPEND_NEWLINE).decode()
+    return harmless(orjson.dumps(told, default=str, option=orjson.OPT_APPEND_NEWLINE)).decode()
 
 
 def _summary(count: int, failed: int) -> str:

@@ -17,6 +17,7 @@ import orjson
 from worker import settings as configuration
 from worker.cli.connect import above_zero, connection
 from worker.cli.main import add_set_option
+from worker.cli.text import harmless
 from worker.cli.top_view import lines
 from worker.errors import ConfigError
 from worker.kafka.tools import TopicReader
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         once = args.json or args.once or not (sys.stdout.isatty() and sys.stdin.isatty())
         _catch_up(reader, view, settings.metrics.interval_s if once else 0.0)
         if args.json:
-            sys.stdout.buffer.write(orjson.dumps(_state(view, settings)) + b"\n")
+            sys.stdout.buffer.write(harmless(orjson.dumps(_state(view, settings))) + b"\n")
         elif once:
             width = shutil.get_terminal_size((100, 24)).columns
             print("\n".join(lines(_state(view, settings), width, False)))

@@ -221,6 +221,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
     server_version = "streaminfer"
     sys_version = ""
+    default_request_version = (
+        "HTTP/1.0"  # until a request says more: a refusal of a broken one has a status line, too
+    )
 
     def setup(self) -> None:
         super().setup()
@@ -255,7 +258,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._stream(answer)
 
     def _answer(self, path: str) -> Answer | Stream:
-        refusal = self.server.access.refusal(path, self.headers["Host"], self.headers["Authorization"])
+        names = self.headers.get_all("Host")  # one of several may be what a proxy in front has looked at
+        host = ", ".join(names) if names else None
+        refusal = self.server.access.refusal(path, host, self.headers["Authorization"])
         route = self.server.paths.get(path)
         if refusal is not None:
             headers = {"WWW-Authenticate": 'Bearer realm="streaminfer"'}
