@@ -47,6 +47,7 @@ class World:
         self.partitions: Mapping[Partition, PartitionState] | None = None
         self.errors: Counter[str] = Counter()
         self.draining = False
+        self.away = ""
         self.last: Scene | None = None
 
     def seconds(self, count: int) -> Iterator[None]:
@@ -63,6 +64,7 @@ class World:
                 self.errors,
                 "1.2.3.4:9092: refused (after 0ms in state CONNECT)",
                 self.draining,
+                away=self.away,
             )
             self.teller.look(self.last)
 

@@ -36,6 +36,15 @@ def test_an_outage_is_told_at_its_begin_after_30_s_each_minute_and_at_its_end(lo
     assert log.fields("broker back") == [{"after_s": 130}]
 
 
+def test_the_cluster_of_results_is_named_when_it_is_the_one_that_is_away(log: Told) -> None:
+    """The line names the settings of the cluster that is lost, and not the brokers that answer."""
+    world = World(Brokers(log, "kafka:9092"))
+    world.wait(5)
+    world.brokers, world.away = False, "output.kafka"
+    world.wait(5)
+    assert [each["brokers"] for each in log.fields("broker lost")] == ["output.kafka"]
+
+
 def test_a_broker_that_is_away_for_a_second_is_no_news(log: Told) -> None:
     """A connection that is made anew within two seconds, and the start before the first one, are not told."""
     world = World(Brokers(log, "kafka:9092"))

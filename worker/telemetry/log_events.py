@@ -86,7 +86,7 @@ postprocess slow | warning | pipeline, p50_ms, was_ms, for_s | The same of the p
 postprocess at speed again | info | pipeline, after_s, p50_ms, was_ms | It is over. |
 
 == Kafka
-broker lost | warning | brokers, error | No broker is connected any more. | #broker-lost
+broker lost | warning | brokers, error | No broker is connected any more: of `kafka.bootstrap.servers`, or of the `output.kafka` that is named. | #broker-lost
 the broker slows this client down: a quota is used up | warning | held_back_ms | It held back answers to the consumer for so long in the last second. Told once a minute. | guides/clusters.md#quotas
 still without broker | warning | for_s | After 30 s, then once a minute. | #broker-lost
 broker back | info | after_s | A broker is connected again. |

@@ -53,6 +53,8 @@ class Scene:
     """What records wait for, if that is unusual."""
     ending: bool = False
     """This is the last look: what is not told now is never told."""
+    away: str = ""
+    """The settings of the cluster for results that cannot be reached, such as `output.kafka`; empty: none, or that of `kafka`."""
 
 
 class Teller(Protocol):
@@ -158,7 +160,9 @@ class Brokers:
         if not self._told:
             if away_s >= LOST_AFTER_S:
                 self._told, self._said_s = True, 0.0
-                self._log.warning("broker lost", brokers=self._brokers, error=_brief(scene.last_error))
+                self._log.warning(
+                    "broker lost", brokers=scene.away or self._brokers, error=_brief(scene.last_error)
+                )
             return
         due_s = next((s for s in STILL_AFTER_S if s > self._said_s), self._said_s + STILL_AFTER_S[-1])
         if away_s >= due_s:

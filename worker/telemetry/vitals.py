@@ -259,6 +259,7 @@ class Vitals:
             self.last_error(),
             loop.draining or loop.stop_requested,
             self.waits_outside(),
+            away=self._away,
         )
 
     def take_snapshot(self) -> Snapshot:
