@@ -19,6 +19,7 @@ from worker.loop.delivery import Annotate
 from worker.loop.series import Rules
 from worker.loop.series_source import SeriesSource
 from worker.loop.window import Window
+from worker.topics import ByTopic
 
 
 class FakeReader:
@@ -99,7 +100,8 @@ class WindowedSchedule(Schedule):
         return SeriesSource(source, readers, {}, 1 << 40, committed, NullLog())
 
     def _built(self, between: Any, world: World) -> None:
-        self._claims[world.window] = between.claims["in"] = world.intakes[0].share.claim()
+        claim = self._claims[world.window] = world.intakes[0].share.claim()
+        between.claims = ByTopic({"in": claim})
 
     def kept_bytes(self, replica: Replica) -> int:
         return int(self._claims[replica.window].nbytes)

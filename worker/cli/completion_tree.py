@@ -95,6 +95,8 @@ def _command(parser: argparse.ArgumentParser, path: tuple[str, ...], line: str) 
 def _value(action: argparse.Action) -> Value:
     if action.choices is not None:
         return Value("words", tuple(map(str, action.choices)))
+    if action.dest == "start":  # or a time
+        return Value("words", ("earliest", "latest"))
     if action.dest == "overrides":
         return Value("setting")
     if action.metavar == "CONFIG":

@@ -215,7 +215,7 @@ class Admission:
             value = columns.values[row]
             if not headers or not value or len(value) > EVENT_BYTES_MAX:
                 continue
-            routes = self._by_topic.get(columns.partitions[row].topic, ())
+            routes = self._by_topic[columns.partitions[row].topic]
             opening = routes[0].opening if routes else None
             if opening is None or not opening.is_event(headers):
                 continue
