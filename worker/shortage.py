@@ -24,9 +24,10 @@ _NO_MEMORY = (
 
 _MANY_THREADS = 10_000
 """A higher limit of threads is the default of the system, and never the reason."""
-LEAST_ADDRESS_SPACE = 1 << 30
-"""ONNX Runtime, OpenCV and a Kafka client with their threads take more (measured: 1.5 GiB on two cores). Where they get
-no more, they do not always say so: some of them end the process with a signal or wait for a thread that never starts."""
+LEAST_ADDRESS_SPACE = 1536 << 20
+"""ONNX Runtime, OpenCV and a Kafka client with their threads take more (measured on two cores: 1.5 to 1.7 GiB). Where they
+get no more, they do not always say so. Some end the process with a signal. librdkafka, when it is refused a thread while a
+client is made, may wait for another of its threads for ever, and Python with it: then no signal is obeyed."""
 
 
 def check_address_space() -> None:

@@ -125,10 +125,10 @@ def test_a_small_address_space_is_refused_before_libraries_take_it(monkeypatch: 
 
     limited_to(800 << 20)
     with pytest.raises(
-        StartError, match=r"limited to 800 MiB of memory \(ulimit -v\), expected at least 1024"
+        StartError, match=r"limited to 800 MiB of memory \(ulimit -v\), expected at least 1536"
     ):
         check_address_space()
-    for enough in (1 << 30, 8 << 30, resource.RLIM_INFINITY):
+    for enough in (1536 << 20, 8 << 30, resource.RLIM_INFINITY):
         limited_to(enough)
         check_address_space()
 
