@@ -77,12 +77,21 @@ def test_a_failure_is_raised_once() -> None:
     health.raise_failure()
 
 
+def test_a_connection_to_the_group_coordinator_alone_counts() -> None:
+    """A member without partitions may keep no other connection: it is not without a broker."""
+    health = ClientHealth()
+    for state, up in (("UP", 1), ("INIT", 0)):
+        coordinator = {"GroupCoordinator": {"source": "logical", "state": state}}
+        health.on_statistics(coordinator | {"a:1/1": {"source": "learned", "state": "INIT"}})
+        assert health.brokers_up == up
+
+
 def test_a_client_without_any_broker_is_given_up_after_a_while() -> None:
     """librdkafka may forget its last broker for good; in an outage it still lists those it started with."""
     now = 0.0
     health = ClientHealth(lambda: now)
     coordinator = {"GroupCoordinator": {"source": "logical", "state": "UP"}}
-    health.on_statistics(coordinator | {"a:1": {"source": "configured", "state": "DOWN"}})
+    health.on_statistics({"a:1": {"source": "configured", "state": "DOWN"}})
     assert health.brokers_up == 0
     health.on_statistics(coordinator | {"a:1/1": {"source": "learned", "state": "UP"}})
     assert health.brokers_up == 1

@@ -130,9 +130,11 @@ class ClientHealth:
         """
         now = self._clock()
         self._note_throttling(sum(each.get("throttle", {}).get("sum", 0) for each in brokers.values()), now)
-        # the group coordinator is listed a second time, as a broker with source "logical"
+        # the group coordinator is listed a second time, as a broker with source "logical" and a connection of its own
         listed = [broker for broker in brokers.values() if broker.get("source") != "logical"]
-        self.brokers_up = sum(broker.get("state") == "UP" for broker in listed)
+        up = sum(broker.get("state") == "UP" for broker in listed)
+        # A member that fetches nothing may have no other connection: librdkafka opens them when it needs them.
+        self.brokers_up = up or int(any(broker.get("state") == "UP" for broker in brokers.values()))
         if listed:
             self._had_brokers_s = now
         elif now - self._had_brokers_s > BROKERLESS_S:
