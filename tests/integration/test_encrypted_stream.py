@@ -85,6 +85,7 @@ def test_keys_change_under_load(kafka: str, tmp_path: Path, delivery: str) -> No
     try:
         wait_for(lambda: worker.text().count('"assigned"') >= 2, "both replicas")
         sent += produce(kafka, requests, encrypted(requests, "a", 2000, 0))
+        wait_for_outputs(kafka, [results, letters], 1, [worker])  # under the first key
         _change(worker, config, {"keys": {"a": "file:a.key", "b": "file:b.key"}, "use": "a"}, 1)
         steady = threading.Thread(
             target=lambda: sent.extend(
